@@ -1,0 +1,45 @@
+"""medgraft grafts small trained parts onto vision-language backbones for medical image captioning.
+
+Importing it is cheap: torch and transformers are loaded by the first function that needs them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medgraft.errors import MedgraftError
+from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, StrategySpec, hookimpl
+
+if TYPE_CHECKING:
+    from medgraft.api import caption, evaluate, load_adapter, load_backbone, run_suite, train
+
+__version__ = "0.1.0"
+
+_LAZY = ("caption", "evaluate", "load_adapter", "load_backbone", "run_suite", "train")
+
+__all__ = [
+    "BackboneSpec",
+    "DatasetSpec",
+    "MedgraftError",
+    "MetricSpec",
+    "StrategySpec",
+    "caption",
+    "evaluate",
+    "hookimpl",
+    "load_adapter",
+    "load_backbone",
+    "run_suite",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from medgraft import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'medgraft' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,154 @@
+"""Adapter packages: saved in PEFT's layout where PEFT can express them, checked and loaded onto the right base only.
+
+A package holds `adapter_model.safetensors` and `adapter_config.json` (PEFT's own) for what a PEFT method added,
+`trained_tensors.safetensors` for what was trained in place, the manifest `medgraft.json`, and a card.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from medgraft.adapter.card import write_card
+from medgraft.adapter.manifest import Manifest, file_entry, read_manifest, verify_files, write_manifest
+from medgraft.backbones import Backbone, get_backbone
+from medgraft.errors import AdapterError
+from medgraft.plugin import PluginManager
+from medgraft.strategies import Applied, Strategy, keep_unpacked, quantization_config
+
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+TENSORS = "trained_tensors.safetensors"
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """A backbone that carries an adapter. `manifest` is None for a plain PEFT folder."""
+
+    backbone: Backbone
+    model: nn.Module
+    manifest: Manifest | None
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that the adapter was trained behind."""
+        return self.manifest.prompt if self.manifest else ""
+
+
+def save_weights(folder: Path, applied: Applied, base: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Write the trained weights and nothing else; the names of the files written.
+
+    `base` holds the values that in-place parameters had before training: tensors still equal to them are left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[str] = []
+    if applied.strategy.uses_adapter:
+        # PEFT would ask the hub whether the vocabulary grew if it were left to decide on embeddings itself
+        applied.model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+        written += [ADAPTER_WEIGHTS, ADAPTER_CONFIG]
+    if applied.direct:
+        own = dict(_bare_model(applied.model).named_parameters())
+        current = {name: own[name].detach().cpu().contiguous() for name in applied.direct}
+        changed = {name: tensor for name, tensor in current.items() if not torch.equal(tensor, base[name])}
+        save_file(changed, folder / TENSORS, metadata={"format": "pt"})
+        written.append(TENSORS)
+    return tuple(written)
+
+
+def finish_package(folder: Path, manifest: Manifest, files: tuple[str, ...]) -> Manifest:
+    """Write manifest and card beside the weights; the manifest with the files' digests filled in."""
+    manifest = manifest.model_copy(update={"files": {name: file_entry(folder / name) for name in sorted(files)}})
+    write_card(folder, manifest)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def adapter_bytes(manifest: Manifest) -> int:
+    """Size of the weight files of a package."""
+    return sum(entry.bytes for name, entry in manifest.files.items() if name.endswith(".safetensors"))
+
+
+def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None = None) -> LoadedAdapter:
+    """The adapter in `folder` on its base; `backbone` (`NAME:SOURCE`) says where the base lies on this machine.
+
+    Logits are bit-identical to those at saving. Raises AdapterError if files are missing or altered, or if the base's
+    fingerprint is another. A folder with PEFT's files only is loaded too; then `backbone` must be given.
+    """
+    if not folder.is_dir():
+        raise AdapterError(f"There is no adapter folder {folder}.")
+    if not (folder / "medgraft.json").is_file() and (folder / ADAPTER_CONFIG).is_file():
+        return _load_plain_peft(folder, plugins, backbone)
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    loaded = load_base(backbone or manifest.backbone, manifest.strategy_settings, plugins=plugins)
+    found = loaded.fingerprint()
+    if found != manifest.base_fingerprint:
+        raise AdapterError(
+            f"{folder} was trained on another base: it wants {manifest.backbone} with weights {manifest.base_fingerprint[:12]}, "
+            f"but {loaded.source} has {found[:12]}. Pass the right one with --backbone NAME:SOURCE."
+        )
+    model: nn.Module = loaded.model
+    if ADAPTER_WEIGHTS in manifest.files:
+        model = _attach_peft(loaded, folder)
+    if TENSORS in manifest.files:
+        _restore(loaded.model, load_file(folder / TENSORS), folder)
+    return LoadedAdapter(loaded, model.eval(), manifest)
+
+
+def load_base(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backbone:
+    """The backbone `NAME[:SOURCE]`, held as `strategy` says."""
+    backbone_class, source = get_backbone(name, plugins=plugins)
+    config = quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
+    backbone = backbone_class.load(source, quantization=config)
+    keep_unpacked(backbone.model)
+    return backbone
+
+
+def in_place_values(applied: Applied) -> dict[str, torch.Tensor]:
+    """Copies of the parameters that are about to be trained in place."""
+    own = dict(_bare_model(applied.model).named_parameters())
+    return {name: own[name].detach().cpu().clone() for name in applied.direct}
+
+
+def _bare_model(model: nn.Module) -> nn.Module:
+    base = getattr(model, "get_base_model", None)
+    return base() if base is not None else model
+
+
+def _load_plain_peft(folder: Path, plugins: PluginManager, backbone: str | None) -> LoadedAdapter:
+    if backbone is None:
+        raise AdapterError(f"{folder} is a plain PEFT adapter and does not say which backbone it is for. Add --backbone NAME:SOURCE.")
+    loaded = load_base(backbone, Strategy(), plugins=plugins)
+    return LoadedAdapter(loaded, _attach_peft(loaded, folder).eval(), None)
+
+
+def _attach_peft(backbone: Backbone, folder: Path) -> nn.Module:
+    from peft import PeftModel
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model: Any = PeftModel.from_pretrained(backbone.model, str(folder))  # type: ignore[arg-type]
+        except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+            raise AdapterError(f"{folder} does not fit {backbone.source}: {str(error).splitlines()[0]}") from error
+    lost = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
+    if lost:
+        raise AdapterError(f"{folder} does not fit {backbone.source}: {lost[0][:200]}")
+    result: nn.Module = model
+    return result
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    own = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            found = f"has shape {tuple(own[name].shape)}" if name in own else "does not exist"
+            raise AdapterError(f"{folder / TENSORS}: {name} of shape {tuple(tensor.shape)} {found} in the base.")
+        own[name].copy_(tensor)

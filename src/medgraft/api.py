@@ -1,0 +1,126 @@
+"""What the command line does, for Python: the functions that `import medgraft` offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from medgraft import adapter as adapters
+from medgraft.adapter import LoadedAdapter
+from medgraft.backbones import Backbone
+from medgraft.benchmark import Record, execute
+from medgraft.benchmark import run_suite as run_suite_runs
+from medgraft.benchmark.evaluation import Evaluation, evaluate_examples, generation_of
+from medgraft.captioning import caption_images
+from medgraft.config import DataConfig, GenerationConfig, SuiteConfig, load_suite, run_config
+from medgraft.data import load_data
+from medgraft.errors import ConfigError
+from medgraft.plugin import PluginManager
+from medgraft.strategies import Strategy, get_strategy
+from medgraft.train import Clock, hardware
+from medgraft.types import GenerationOptions, Split
+
+
+def load_backbone(name: str, *, strategy: str | None = None, plugins: PluginManager | None = None) -> Backbone:
+    """The backbone `NAME` or `NAME:SOURCE`, a hub id or folder; held quantised if `strategy` says so."""
+    manager = plugins or PluginManager.from_environment()
+    held = get_strategy(strategy, plugins=manager) if strategy else Strategy()
+    return adapters.load_base(name, held, plugins=manager)
+
+
+def train(
+    *,
+    backbone: str,
+    strategy: str,
+    data: str,
+    out: str | Path,
+    seed: int = 0,
+    overrides: Iterable[str] = (),
+    max_images: int | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    plugins: PluginManager | None = None,
+) -> Record:
+    """Train, package and evaluate; `overrides` are as for `--set`, such as `"strategy.r=8"` or `"train.max_steps=100"`."""
+    config = run_config(
+        backbone=backbone, strategy=strategy, data=data, seed=seed, max_images=max_images, overrides=overrides
+    )
+    manager = plugins or PluginManager.from_environment()
+    return execute(config, Path(out), plugins=manager, resume=resume, progress=progress).record
+
+
+def load_adapter(folder: str | Path, *, backbone: str | None = None, plugins: PluginManager | None = None) -> LoadedAdapter:
+    """The adapter in `folder` on its base; `backbone` (`NAME:SOURCE`) says where the base lies here."""
+    return adapters.load_adapter(Path(folder), plugins=plugins or PluginManager.from_environment(), backbone=backbone)
+
+
+def caption(
+    images: Sequence[str | Path],
+    *,
+    adapter: LoadedAdapter | str | Path | None = None,
+    backbone: Backbone | str | None = None,
+    generation: GenerationConfig | None = None,
+    progress: bool = False,
+    plugins: PluginManager | None = None,
+) -> list[str]:
+    """One caption for each image file, by an adapter (an object or its folder) or by a bare backbone."""
+    model, loaded = _model(adapter, backbone, plugins or PluginManager.from_environment())
+    decoding = generation or (generation_of(loaded) if loaded else GenerationConfig())
+    return caption_images(
+        model,
+        [Path(image) for image in images],
+        options=GenerationOptions(**decoding.model_dump()),
+        prompt=loaded.prompt if loaded else "",
+        bf16=_bf16(loaded),
+        progress=progress,
+    )
+
+
+def evaluate(
+    data: str | DataConfig,
+    *,
+    adapter: LoadedAdapter | str | Path | None = None,
+    backbone: Backbone | str | None = None,
+    split: Split = "test",
+    metrics: tuple[str, ...] = ("bleu", "rouge_l", "cider"),
+    generation: GenerationConfig | None = None,
+    progress: bool = False,
+    plugins: PluginManager | None = None,
+) -> Evaluation:
+    """Caption a split of `NAME[:PATH]` and score it."""
+    manager = plugins or PluginManager.from_environment()
+    config = data if isinstance(data, DataConfig) else DataConfig.parse(data)
+    model, loaded = _model(adapter, backbone, manager)
+    examples = load_data(config, plugins=manager, splits=(split,)).split(split)
+    return evaluate_examples(
+        model, examples, generation=generation or (generation_of(loaded) if loaded else GenerationConfig()),
+        prompt=loaded.prompt if loaded else "", metrics=metrics, batch_size=32, bf16=_bf16(loaded), plugins=manager,
+        clock=Clock(), progress=progress,
+    )  # fmt: skip
+
+
+def run_suite(
+    suite: str | Path | SuiteConfig, out: str | Path, *, overrides: Iterable[str] = (), plugins: PluginManager | None = None
+) -> tuple[Record, ...]:
+    """Do every run of a suite (a TOML file) that has no record in `out` yet; all its records."""
+    config = suite if isinstance(suite, SuiteConfig) else load_suite(Path(suite), overrides)
+    return run_suite_runs(config, Path(out), plugins=plugins or PluginManager.from_environment())
+
+
+def _model(
+    adapter: LoadedAdapter | str | Path | None, backbone: Backbone | str | None, plugins: PluginManager
+) -> tuple[Backbone, LoadedAdapter | None]:
+    if isinstance(adapter, str | Path):
+        adapter = load_adapter(adapter, backbone=backbone if isinstance(backbone, str) else None, plugins=plugins)
+    if adapter is not None:
+        return adapter.backbone, adapter
+    if backbone is None:
+        raise ConfigError("Name an adapter or a backbone.")
+    return (load_backbone(backbone, plugins=plugins) if isinstance(backbone, str) else backbone), None
+
+
+def _bf16(loaded: LoadedAdapter | None) -> bool:
+    wanted = loaded.manifest.bf16 if loaded and loaded.manifest else True
+    return wanted and hardware.bf16_supported(hardware.device().type)
+
+

@@ -1,0 +1,7 @@
+"""Runs, grids of runs, and their records."""
+
+from medgraft.benchmark.record import Record, read_record, read_records, write_record
+from medgraft.benchmark.run import RunResult, execute
+from medgraft.benchmark.runner import plan, run_suite
+
+__all__ = ["Record", "RunResult", "execute", "plan", "read_record", "read_records", "run_suite", "write_record"]

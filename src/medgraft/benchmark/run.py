@@ -1,0 +1,201 @@
+"""One run, from its config to its record: load, apply, train, package, caption, score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from medgraft.adapter import Manifest, adapter_bytes, finish_package, in_place_values, load_base, save_weights
+from medgraft.backbones import Backbone
+from medgraft.benchmark.evaluation import Evaluation, evaluate_examples
+from medgraft.benchmark.record import Record, run_id
+from medgraft.config import RunConfig
+from medgraft.data import data_fingerprint, load_data
+from medgraft.errors import DataError
+from medgraft.plugin import PluginManager
+from medgraft.quiet import quiet_libraries
+from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy
+from medgraft.train import Clock, TrainResult, fit, hardware, uses_bf16
+from medgraft.types import SPLITS, CaptionData, Split
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its record, its captions, and the model that made them, still in memory."""
+
+    record: Record
+    evaluation: Evaluation | None
+    backbone: Backbone
+
+
+def execute(
+    config: RunConfig,
+    out: Path,
+    *,
+    plugins: PluginManager,
+    resume: bool = False,
+    evaluate: bool = True,
+    checkpoints: bool = True,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> RunResult:
+    """Do one run and leave its adapter package (unless nothing is trained) and `predictions.json` in `out`.
+
+    `say` is told in a line each what was loaded and what will be trained. Errors pass through; `failed_record` makes a
+    record of them.
+    """
+    clock = Clock()
+    transformers.set_seed(config.seed)
+    quiet_libraries()
+    with clock.phase("load"):
+        strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+        data = load_data(config.data, plugins=plugins, splits=needed_splits(config, strategy))
+        backbone = load_base(config.backbone, strategy, plugins=plugins)
+        base = backbone.fingerprint()
+        applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=backbone.source)
+        if strategy.trains and not data.split("train"):
+            raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
+    say(_data_line(data))
+    say(f"{config.strategy}: {applied.summary()}" if strategy.trains else "zero-shot: nothing is trained")
+    result = None
+    manifest = None
+    if strategy.trains:
+        before = in_place_values(applied)
+        result = fit(
+            backbone, applied, config, data.split("train"), data.split("validation"), out / "checkpoints", clock,
+            resume=resume, checkpoints=checkpoints, progress=progress,
+        )  # fmt: skip
+        with clock.phase("package"):
+            files = save_weights(out, applied, before)
+            manifest = finish_package(out, _manifest(config, backbone, applied, base, data, result, clock), files)
+    evaluation = _evaluate(config, backbone, data, plugins, clock, progress) if evaluate else None
+    if evaluation is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        pairs = {"predictions": evaluation.predictions, "references": evaluation.references}
+        (out / "predictions.json").write_text(json.dumps(pairs, indent=0, ensure_ascii=False), encoding="utf-8")
+        if manifest is not None:
+            done = {"images": len(evaluation.predictions), "split": config.eval_split}
+            done |= {"generation": config.generation.model_dump()}
+            manifest = manifest.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})
+            finish_package(out, manifest, tuple(manifest.files))
+    record = _record(config, applied, data, base, result, manifest, evaluation, clock)
+    return RunResult(record, evaluation, backbone)
+
+
+def needed_splits(config: RunConfig, strategy: Strategy) -> tuple[Split, ...]:
+    """The splits that a run reads: all of them if it trains, else the one that it captions."""
+    return SPLITS if strategy.trains else (config.eval_split,)
+
+
+def failed_record(config: RunConfig, error: str) -> Record:
+    """The record of a run that could not be done. Its id comes from the config alone, as data and base may be missing."""
+    versions = hardware.versions()
+    return Record(
+        run_id=run_id(config, "", "", versions), backbone=config.backbone, strategy=config.strategy, data=config.data.name,
+        seed=config.seed, status="failed", config=config.model_dump(mode="json"), versions=versions,
+        hardware=hardware.describe(), git=hardware.git_revision(), finished=_now(), error=error,
+    )  # fmt: skip
+
+
+def _evaluate(
+    config: RunConfig, backbone: Backbone, data: CaptionData, plugins: PluginManager, clock: Clock, progress: bool
+) -> Evaluation | None:
+    examples = data.split(config.eval_split)
+    if not examples:
+        return None
+    return evaluate_examples(
+        backbone, examples, generation=config.generation, prompt=config.train.prompt, metrics=config.metrics,
+        batch_size=config.train.per_device_eval_batch_size, bf16=uses_bf16(config), plugins=plugins, clock=clock,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _manifest(
+    config: RunConfig, backbone: Backbone, applied: Applied, base: str, data: CaptionData, result: TrainResult, clock: Clock
+) -> Manifest:
+    strategy: Strategy = applied.strategy
+    machine = hardware.describe()
+    training: dict[str, Any] = {
+        "steps": len(result.losses),
+        "seconds": clock.seconds["train"],
+        "images": len(data.split("train")),
+        "learning_rate": config.train.learning_rate or strategy.learning_rate,
+        "trainable_parameters": applied.trainable_parameters,
+        "matched_modules": len(applied.matched_modules),
+        "in_place": len(applied.direct),
+        "parts": list(backbone.anatomy.parts),
+        "final_loss": result.losses[-1] if result.losses else None,
+        "settings": config.train.model_dump(mode="json"),
+        "hardware": ", ".join([*map(str, machine["accelerators"]), f"{machine['cpu']}, {machine['threads']} threads"]),  # type: ignore[call-overload]
+    }
+    examples = (*data.split("train"), *data.split("validation"))
+    return Manifest(
+        backbone=config.backbone,
+        base_fingerprint=base,
+        strategy=config.strategy,
+        strategy_settings=strategy,
+        data={"name": config.data.name, "options": config.data.options, "fingerprint": data_fingerprint(examples)},
+        prompt=config.train.prompt,
+        max_text_tokens=config.train.max_text_tokens,
+        bf16=uses_bf16(config),
+        seed=config.seed,
+        training=training,
+        metrics={},
+        evaluation={},
+        versions=hardware.versions(),
+        files={},
+    )
+
+
+def _record(
+    config: RunConfig, applied: Applied, data: CaptionData, base: str, result: TrainResult | None,
+    manifest: Manifest | None, evaluation: Evaluation | None, clock: Clock,
+) -> Record:  # fmt: skip
+    versions, fingerprint = hardware.versions(), data_fingerprint(data.examples)
+    seconds = clock.seconds["train"] if result else 0.0
+    steps = len(result.losses) if result else 0
+    return Record(
+        run_id=run_id(config, fingerprint, base, versions),
+        backbone=config.backbone,
+        strategy=config.strategy,
+        data=config.data.name,
+        seed=config.seed,
+        status="ok",
+        training_seconds=seconds,
+        steps=steps,
+        seconds_per_step=seconds / steps if steps else None,
+        train_loss=result.losses if result else (),
+        validation_loss=result.validation_losses if result else (),
+        trainable_parameters=applied.trainable_parameters,
+        total_parameters=applied.total_parameters,
+        matched_modules=applied.matched_modules,
+        quantized_modules=len(applied.quantized),
+        peak_memory_bytes=hardware.peak_memory_bytes(),
+        adapter_bytes=adapter_bytes(manifest) if manifest else 0,
+        metrics=dict(evaluation.metrics) if evaluation else None,
+        images={split: len(data.split(split)) for split in ("train", "validation", "test")},
+        data_report={"missing": len(data.report.missing), "corrupt": len(data.report.corrupt), "uncaptioned": data.report.uncaptioned},
+        data_fingerprint=fingerprint,
+        base_fingerprint=base,
+        phase_seconds=dict(clock.seconds),
+        config=config.model_dump(mode="json"),
+        versions=versions,
+        hardware=hardware.describe(),
+        git=hardware.git_revision(),
+        finished=_now(),
+    )
+
+
+def _data_line(data: CaptionData) -> str:
+    counts = ", ".join(f"{len(data.split(s))} {s}" for s in ("train", "validation", "test") if data.split(s))
+    return f"{data.name}: {counts} ({data.report})"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

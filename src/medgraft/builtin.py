@@ -1,0 +1,62 @@
+"""What comes with medgraft, registered through the same hooks as everybody's; targets are strings, so nothing is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, StrategySpec, hookimpl
+
+_PRESETS = "medgraft.strategies.presets"
+
+
+@hookimpl
+def medgraft_backbones() -> Iterator[BackboneSpec]:
+    """The models of the paper."""
+    yield BackboneSpec("blip", "BLIP captioning checkpoints, blip:HUB_ID or blip:FOLDER", "medgraft.backbones.blip:BlipBackbone")
+
+
+@hookimpl
+def medgraft_strategies() -> Iterator[StrategySpec]:
+    """The presets; `peft:<METHOD>` reaches every other PEFT method."""
+    for name, summary, target in (
+        ("zero-shot", "nothing is trained", "ZERO_SHOT"),
+        ("full", "every parameter is trained", "TRAINED_FULL"),
+        ("encoder-frozen", "the decoder (and bridge) is trained, the vision tower frozen", "ENCODER_FROZEN"),
+        ("decoder-frozen", "the vision tower (and bridge) is trained, the decoder frozen", "DECODER_FROZEN"),
+        ("lora", "LoRA on the linear layers of every part", "LORA"),
+        ("lora-decoder", "LoRA on the linear layers of the decoder", "LORA_DECODER"),
+        ("qlora", "LoRA on every part, base held in 4-bit NF4", "QLORA"),
+        ("qlora-decoder", "LoRA on the decoder, base held in 4-bit NF4", "QLORA_DECODER"),
+        ("lora-int8", "LoRA on every part, base held in 8-bit integers", "LORA_INT8"),
+        ("dora", "weight-decomposed LoRA on every part", "DORA"),
+        ("ia3", "learned scales on attention and MLP activations", "IA3"),
+        ("bitfit", "biases only", "BITFIT"),
+        ("norm-tuning", "normalisation layers only", "NORM_TUNING"),
+    ):
+        yield StrategySpec(name, summary, f"{_PRESETS}:{target}")
+
+
+@hookimpl
+def medgraft_datasets() -> Iterator[DatasetSpec]:
+    """The layouts that captioned medical images come in, and the embedded phantoms."""
+    for name, summary, target in (
+        ("phantoms", "the embedded data set: synthetic radiology, made on first use", "medgraft.data.phantoms:Phantoms"),
+        ("roco", "ROCO v1 folder (train|validation|test/radiology/captions.txt)", "medgraft.data.roco:Roco"),
+        ("roco-kaggle", "ROCO as on Kaggle (all_data/)", "medgraft.data.roco:KaggleRoco"),
+        ("rocov2", "ROCOv2 folder (train_captions.csv, train_images/)", "medgraft.data.roco:Rocov2"),
+        ("imageclef", "ImageCLEFmedical caption files of 2022 to 2024", "medgraft.data.roco:ImageClef"),
+        ("csv", "comma-separated table with named columns", "medgraft.data.tables:CsvTable"),
+        ("tsv", "tab-separated table with named columns", "medgraft.data.tables:TsvTable"),
+        ("jsonl", "one JSON object a line", "medgraft.data.tables:JsonlTable"),
+        ("coco", "COCO captions JSON", "medgraft.data.coco:CocoCaptions"),
+        ("imagefolder", "Hugging Face imagefolder (metadata.csv or .jsonl)", "medgraft.data.tables:ImageFolder"),
+    ):
+        yield DatasetSpec(name, summary, target)
+
+
+@hookimpl
+def medgraft_metrics() -> Iterator[MetricSpec]:
+    """The COCO caption scores."""
+    yield MetricSpec("bleu", "BLEU-1..4 by COCO's rules", "medgraft.metrics.bleu:Bleu")
+    yield MetricSpec("rouge_l", "ROUGE-L by COCO's rules", "medgraft.metrics.rouge_l:RougeL")
+    yield MetricSpec("cider", "CIDEr-D by COCO's rules", "medgraft.metrics.cider:Cider")

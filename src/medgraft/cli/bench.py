@@ -1,0 +1,46 @@
+"""`medgraft bench`: a grid of runs, and its table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from medgraft.cli.options import add_json, add_set
+
+NAME = "bench"
+SUMMARY = "run a suite: every strategy on every backbone, with quality, time, memory and size in one table"
+EXAMPLE = "medgraft bench benchmarks/suites/quickstart.toml --out results"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See medgraft.cli."""
+    parser.add_argument("suite", type=Path, metavar="SUITE", help="a TOML file")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where records go (default: medgraft-results/SUITE's name)")
+    add_set(parser, "train.K=V, generation.K=V or data.K=V for every run, such as data.path=/data/roco")
+    parser.add_argument("--retry-failed", action="store_true", help="do runs again whose record says failed")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """See medgraft.cli."""
+    from medgraft.config import load_suite
+
+    suite = load_suite(arguments.suite, arguments.overrides)
+    from medgraft.benchmark import run_suite
+    from medgraft.plugin import PluginManager
+    from medgraft.report import as_json, example_captions, markdown, rows, terminal
+
+    out = arguments.out or Path("medgraft-results") / suite.name
+    records = run_suite(
+        suite, out, plugins=PluginManager.from_environment(), retry_failed=arguments.retry_failed,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    table = rows(records)
+    (out / "table.md").write_text(markdown(table) + "\n", encoding="utf-8")
+    (out / "table.json").write_text(as_json(table) + "\n", encoding="utf-8")
+    if arguments.json:
+        print("[" + ",\n".join(record.model_dump_json() for record in records) + "]")
+    else:
+        print(f"\n{example_captions(records, out)}\n\n{terminal(table)}\n\nRecords, tables and adapters are in {out}")
+    return 1 if any(record.status == "failed" for record in records) else 0

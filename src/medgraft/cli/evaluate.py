@@ -1,0 +1,47 @@
+"""`medgraft evaluate`: caption a split and score it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from medgraft.cli.options import add_generation, add_json, add_model, add_set
+
+NAME = "evaluate"
+SUMMARY = "caption a split of a data set with an adapter or a bare backbone, and score the captions"
+EXAMPLE = "medgraft evaluate --adapter my-adapter --data roco:/data/roco --split test"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See medgraft.cli."""
+    add_model(parser)
+    parser.add_argument("--data", required=True, metavar="NAME[:PATH]")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write {id: caption} there")
+    add_set(parser, "data.K=V, an option of the data set; may be repeated")
+    add_generation(parser)
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """See medgraft.cli."""
+    from medgraft import api
+    from medgraft.cli.models import generation, load_model
+    from medgraft.config import data_config
+
+    data = data_config(arguments.data, arguments.overrides, arguments.max_images)
+    adapter, backbone = load_model(arguments)
+    result = api.evaluate(
+        data, adapter=adapter, backbone=backbone, split=arguments.split, generation=generation(arguments, adapter), progress=True
+    )
+    if arguments.predictions:
+        arguments.predictions.write_text(json.dumps(result.predictions, indent=0, ensure_ascii=False), encoding="utf-8")
+    if arguments.json:
+        print(json.dumps({"images": len(result.predictions), "split": arguments.split, "metrics": result.metrics}, indent=2))
+    else:
+        print(f"{len(result.predictions)} images of {arguments.split}")
+        for name, value in result.metrics.items():
+            print(f"{name:<10} {value:.4f}")
+    return 0

@@ -1,0 +1,55 @@
+"""`medgraft`: parse, call the command's file, print one line for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import medgraft
+from medgraft.cli import bench, caption, evaluate, list_names, phantoms, plugins, report, score, train
+from medgraft.errors import MedgraftError
+from medgraft.quiet import quiet_libraries
+
+_COMMANDS = (list_names, plugins, phantoms, train, evaluate, caption, score, bench, report)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if it was done, 2 with one line on stderr if the user has to change something."""
+    arguments = _parser().parse_args(argv)
+    quiet_libraries()
+    try:
+        code: int = arguments.run(arguments)
+    except MedgraftError as error:
+        print(f"medgraft: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nmedgraft: stopped. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="medgraft",
+        description="Adapt vision-language models to medical image captioning, and know what each way of training costs and buys.",
+        epilog="example:\n  medgraft train --backbone blip-nano --strategy lora --data phantoms --out my-adapter",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"medgraft {medgraft.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        own = commands.add_parser(
+            command.NAME,
+            help=command.SUMMARY,
+            description=command.SUMMARY[0].upper() + command.SUMMARY[1:] + ".",
+            epilog=f"example:\n  {command.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(own)
+        own.set_defaults(run=command.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

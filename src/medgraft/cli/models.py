@@ -1,0 +1,30 @@
+"""From parsed options to models and decoding settings."""
+
+from __future__ import annotations
+
+import argparse
+
+from medgraft import api
+from medgraft.adapter import LoadedAdapter
+from medgraft.backbones import Backbone
+from medgraft.benchmark.evaluation import generation_of
+from medgraft.config import GenerationConfig, validated
+from medgraft.errors import ConfigError
+from medgraft.quiet import quiet_libraries
+
+
+def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, Backbone | None]:
+    """What --adapter and --backbone ask for."""
+    quiet_libraries()
+    if arguments.adapter is not None:
+        return api.load_adapter(arguments.adapter, backbone=arguments.backbone), None
+    if arguments.backbone is None:
+        raise ConfigError("Name the model: --adapter DIR or --backbone NAME[:SOURCE].")
+    return None, api.load_backbone(arguments.backbone)
+
+
+def generation(arguments: argparse.Namespace, adapter: LoadedAdapter | None) -> GenerationConfig:
+    """The adapter's decoding settings, changed by the options."""
+    base = (generation_of(adapter) if adapter else GenerationConfig()).model_dump()
+    given = {"num_beams": arguments.num_beams, "max_new_tokens": arguments.max_new_tokens}
+    return validated(GenerationConfig, base | {k: v for k, v in given.items() if v is not None}, "Options")

@@ -1,0 +1,28 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json"""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_set(parser: argparse.ArgumentParser, what: str) -> None:
+    """--set k=v"""
+    parser.add_argument("--set", action="append", default=[], metavar="K=V", dest="overrides", help=what)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--adapter and --backbone, of which at least one is needed."""
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="adapter folder made by `medgraft train`, or PEFT's")
+    parser.add_argument("--backbone", metavar="B", help="NAME or NAME:SOURCE; with --adapter, where its base lies")
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """How captions are decoded."""
+    parser.add_argument("--num-beams", type=int, metavar="N", help="beam search with N beams (default: greedy, or the adapter's)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest caption in word pieces")

@@ -1,0 +1,65 @@
+"""`medgraft train`: one run that ends in an adapter package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from medgraft.cli.options import add_json, add_set
+
+NAME = "train"
+SUMMARY = "train one strategy, package the adapter and evaluate it"
+EXAMPLE = "medgraft train --backbone blip-nano --strategy lora --data phantoms --out my-adapter --set strategy.r=8"
+_SHORT = {
+    "epochs": "num_train_epochs",
+    "max_steps": "max_steps",
+    "batch_size": "per_device_train_batch_size",
+    "learning_rate": "learning_rate",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See medgraft.cli."""
+    parser.add_argument("--backbone", required=True, metavar="B", help="NAME, NAME:HUB_ID or NAME:FOLDER")
+    parser.add_argument("--strategy", required=True, metavar="S", help="a preset, or peft:<METHOD>")
+    parser.add_argument("--data", required=True, metavar="NAME[:PATH]", help="such as phantoms or roco:/data/roco")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the adapter's folder")
+    add_set(parser, "strategy.K=V, train.K=V, data.K=V or generation.K=V; may be repeated")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--epochs", type=float, metavar="N")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="optimiser steps; overrides --epochs")
+    parser.add_argument("--batch-size", type=int, metavar="N")
+    parser.add_argument("--learning-rate", type=float, metavar="X", help="peak rate (default: the strategy's own)")
+    parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images of each split")
+    parser.add_argument("--no-eval", action="store_true", help="do not caption and score the test split afterwards")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """See medgraft.cli."""
+    from medgraft.config import run_config
+
+    given = [f"train.{key}={value}" for short, key in _SHORT.items() if (value := getattr(arguments, short)) is not None]
+    config = run_config(
+        backbone=arguments.backbone, strategy=arguments.strategy, data=arguments.data, seed=arguments.seed,
+        max_images=arguments.max_images, overrides=[*arguments.overrides, *given],
+    )  # fmt: skip
+    from medgraft.benchmark import execute, write_record
+    from medgraft.plugin import PluginManager
+
+    done = execute(
+        config, arguments.out, plugins=PluginManager.from_environment(), resume=arguments.resume,
+        evaluate=not arguments.no_eval, say=lambda text: print(text, file=sys.stderr),
+    )  # fmt: skip
+    record = done.record
+    write_record(record, arguments.out / "records")
+    if arguments.json:
+        print(record.model_dump_json(indent=1))
+        return 0
+    if record.steps:
+        print(f"{record.steps} steps in {record.training_seconds:.1f} s; adapter of {record.adapter_bytes:,} bytes in {arguments.out}")
+    if record.metrics:
+        print("  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items()))
+    return 0

@@ -1,0 +1,7 @@
+"""Images with captions, read from the layouts they come in."""
+
+from medgraft.data.base import Dataset, data_fingerprint, load_data
+from medgraft.data.images import open_image
+from medgraft.data.text import clean_caption
+
+__all__ = ["Dataset", "clean_caption", "data_fingerprint", "load_data", "open_image"]

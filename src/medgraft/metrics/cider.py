@@ -1,0 +1,72 @@
+"""CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726) as COCO computes it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import evaluate
+
+from medgraft.metrics.bleu import caption_metric_info
+from medgraft.metrics.coco import Ngrams, check_pairs, ngrams
+from medgraft.metrics.ptb import tokenize
+
+_SIGMA = 6.0
+
+
+@dataclass(frozen=True)
+class _Vector:
+    """tf-idf weights of one caption: by n-gram, with the norm for each n, and the number of its bigrams."""
+
+    weights: dict[tuple[str, ...], float]
+    norms: tuple[float, ...]
+    bigrams: int
+
+
+def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """For each prediction, 10 x the mean over n = 1..4 and over its references of the clipped tf-idf cosine, damped by
+    the difference in bigram count. Document frequencies are those of `references`, so the score depends on the set."""
+    check_pairs(predictions, references)
+    grams = [[ngrams(tokenize(text)) for text in texts] for texts in references]
+    frequency: Counter[tuple[str, ...]] = Counter()
+    for several in grams:
+        frequency.update(set().union(*several))
+    log_images = math.log(len(references))
+    idf = {gram: log_images - math.log(count) for gram, count in frequency.items()}
+    scores = []
+    for prediction, several in zip(predictions, grams, strict=True):
+        vector = _vector(ngrams(tokenize(prediction)), idf, log_images)
+        scores.append(10 * sum(_similarity(vector, _vector(g, idf, log_images)) for g in several) / len(several))
+    return scores
+
+
+def _vector(counts: Ngrams, idf: dict[tuple[str, ...], float], unseen: float) -> _Vector:
+    weights = {gram: count * idf.get(gram, unseen) for gram, count in counts.items()}
+    squares = [0.0] * 4
+    for gram, weight in weights.items():
+        squares[len(gram) - 1] += weight * weight
+    bigrams = sum(count for gram, count in counts.items() if len(gram) == 2)
+    return _Vector(weights, tuple(map(math.sqrt, squares)), bigrams)
+
+
+def _similarity(a: _Vector, b: _Vector) -> float:
+    products = [0.0] * 4
+    for gram, weight in a.weights.items():
+        other = b.weights.get(gram)
+        if other is not None:
+            products[len(gram) - 1] += min(weight, other) * other
+    cosines = (p / (x * y) if x and y else p for p, x, y in zip(products, a.norms, b.norms, strict=True))
+    return sum(cosines) / 4 * math.exp(-((a.bigrams - b.bigrams) ** 2) / (2 * _SIGMA**2))
+
+
+class Cider(evaluate.Metric):
+    """`cider`, the mean over images, between 0 and 10."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return caption_metric_info(cider.__doc__ or "", "Vedantam et al. 2015, CIDEr. pycocoevalcap's rules (CIDEr-D).")
+
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        scores = cider(predictions, references)
+        return {"cider": sum(scores) / len(scores)}

@@ -1,0 +1,27 @@
+"""Counting n-grams once for every COCO caption score."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from medgraft.errors import ScoringError
+
+Ngrams = Counter[tuple[str, ...]]
+
+
+def ngrams(tokens: Sequence[str], highest: int = 4) -> Ngrams:
+    """Counts of all n-grams up to `highest`, in the order of length."""
+    counts: Ngrams = Counter()
+    for n in range(1, highest + 1):
+        counts.update(zip(*(tokens[i:] for i in range(n)), strict=False))
+    return counts
+
+
+def check_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """ScoringError unless there is at least one prediction and each has references."""
+    if not predictions or len(predictions) != len(references):
+        raise ScoringError(f"{len(predictions)} predictions and {len(references)} lists of references cannot be scored.")
+    empty = next((i for i, texts in enumerate(references) if not texts), None)
+    if empty is not None:
+        raise ScoringError(f"Prediction {empty} has no reference.")

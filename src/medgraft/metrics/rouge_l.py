@@ -1,0 +1,52 @@
+"""ROUGE-L (Lin 2004) as COCO computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import evaluate
+
+from medgraft.metrics.bleu import caption_metric_info
+from medgraft.metrics.coco import check_pairs
+from medgraft.metrics.ptb import tokenize
+
+_BETA2 = 1.2**2
+
+
+def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """For each prediction: F with beta 1.2 of the best precision and the best recall over its references."""
+    check_pairs(predictions, references)
+    return [_score(tokenize(p) or [""], [tokenize(t) or [""] for t in ts]) for p, ts in zip(predictions, references, strict=True)]
+
+
+def _score(candidate: list[str], references: list[list[str]]) -> float:
+    common = [_lcs(candidate, reference) for reference in references]
+    precision = max(c / len(candidate) for c in common)
+    recall = max(c / len(reference) for c, reference in zip(common, references, strict=True))
+    if not precision or not recall:
+        return 0.0
+    return (1 + _BETA2) * precision * recall / (recall + _BETA2 * precision)
+
+
+def _lcs(a: list[str], b: list[str]) -> int:
+    """Length of the longest common subsequence, by bit-parallel rows (Hyyro 2004): one big-integer step a word of `b`."""
+    positions: dict[str, int] = {}
+    for i, word in enumerate(a):
+        positions[word] = positions.get(word, 0) | 1 << i
+    ones = (1 << len(a)) - 1
+    row = ones
+    for word in b:
+        matches = row & positions.get(word, 0)
+        row = ((row + matches) | (row - matches)) & ones
+    return len(a) - row.bit_count()
+
+
+class RougeL(evaluate.Metric):
+    """`rouge_l`, the mean over images, between 0 and 1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return caption_metric_info(rouge_l.__doc__ or "", "Lin 2004, ROUGE. pycocoevalcap's rules.")
+
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        scores = rouge_l(predictions, references)
+        return {"rouge_l": sum(scores) / len(scores)}

@@ -1,0 +1,20 @@
+"""Hooks, descriptors and the manager that brings them together."""
+
+from medgraft.plugin.manager import KINDS, Kind, LoadFailure, PluginInfo, PluginManager
+from medgraft.plugin.spec import hookimpl, hookspec
+from medgraft.plugin.types import BackboneSpec, DatasetSpec, MetricSpec, Spec, StrategySpec
+
+__all__ = [
+    "KINDS",
+    "BackboneSpec",
+    "DatasetSpec",
+    "Kind",
+    "LoadFailure",
+    "MetricSpec",
+    "PluginInfo",
+    "PluginManager",
+    "Spec",
+    "StrategySpec",
+    "hookimpl",
+    "hookspec",
+]

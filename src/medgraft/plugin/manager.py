@@ -1,0 +1,177 @@
+"""Finds plugins, keeps their failures, and answers which name means what."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import ModuleType
+from typing import Any, Literal
+
+import pluggy
+
+from medgraft.errors import PluginError, UnknownNameError, suggestion
+from medgraft.plugin import spec as hookspecs
+from medgraft.plugin.types import BackboneSpec, DatasetSpec, MetricSpec, Spec, StrategySpec, _first_line
+
+Kind = Literal["backbone", "strategy", "dataset", "metric"]
+KINDS: Mapping[Kind, tuple[str, type[Spec]]] = {
+    "backbone": ("medgraft_backbones", BackboneSpec),
+    "strategy": ("medgraft_strategies", StrategySpec),
+    "dataset": ("medgraft_datasets", DatasetSpec),
+    "metric": ("medgraft_metrics", MetricSpec),
+}
+BUILTIN = "medgraft"
+
+
+@dataclass(frozen=True)
+class LoadFailure:
+    """A plugin, or a part of one, that could not be used, and why."""
+
+    plugin: str
+    distribution: str
+    message: str
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """A loaded plugin and the names that it provides."""
+
+    plugin: str
+    distribution: str
+    version: str
+    provides: Mapping[Kind, tuple[str, ...]]
+
+
+@dataclass
+class PluginManager:
+    """All plugins of this interpreter: the built-ins, then every entry point of the group `medgraft`.
+
+    A plugin that fails is kept in `failures` and stops nothing else; with `strict` it raises PluginError instead.
+    """
+
+    disabled: frozenset[str] = frozenset()
+    strict: bool = False
+    failures: list[LoadFailure] = field(default_factory=list)
+
+    @classmethod
+    def from_environment(cls) -> PluginManager:
+        """Honour MEDGRAFT_DISABLE_PLUGINS (comma-separated names) and MEDGRAFT_STRICT_PLUGINS=1."""
+        disabled = os.environ.get("MEDGRAFT_DISABLE_PLUGINS", "")
+        return cls(
+            disabled=frozenset(name.strip() for name in disabled.split(",") if name.strip()),
+            strict=os.environ.get("MEDGRAFT_STRICT_PLUGINS") == "1",
+        )
+
+    def names(self, kind: Kind) -> tuple[str, ...]:
+        """All names of a kind, sorted."""
+        return tuple(sorted(self._specs[kind]))
+
+    def specs(self, kind: Kind) -> tuple[tuple[Spec, str], ...]:
+        """Every descriptor of a kind with the distribution that provides it, sorted by name."""
+        return tuple((s[0][0], s[0][1]) for _, s in sorted(self._specs[kind].items()))
+
+    def get(self, kind: Kind, name: str) -> Any:
+        """The object called `name`; UnknownNameError with suggestions, PluginError if two plugins claim the name."""
+        claims = self._specs[kind].get(name)
+        if claims is None:
+            raise UnknownNameError(self._unknown(kind, name))
+        if len(claims) > 1:
+            owners = " and ".join(sorted({owner for _, owner in claims}))
+            raise PluginError(f"{kind.capitalize()} {name!r} is provided by {owners}. Uninstall or disable one of them.")
+        return claims[0][0].resolve()
+
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """Every plugin that loaded."""
+        assert self._specs is not None
+        infos = []
+        for plugin, (_, distribution, version) in self._loaded.items():
+            provides = {
+                kind: tuple(sorted(name for name, claims in self._specs[kind].items() if (plugin in self._owners[kind, name])))
+                for kind in KINDS
+            }
+            infos.append(PluginInfo(plugin, distribution, version, provides))
+        return tuple(infos)
+
+    def _unknown(self, kind: Kind, name: str) -> str:
+        known = self.names(kind)
+        hint = suggestion(name, known) or f" Known: {', '.join(known)}."
+        failed = " ".join(f"Plugin {f.plugin} ({f.distribution}) failed to load: {f.message}" for f in self.failures)
+        return f"Unknown {kind} {name!r}.{hint}{' ' + failed if failed else ''}"
+
+    @cached_property
+    def _loaded(self) -> dict[str, tuple[ModuleType, str, str]]:
+        """Plugin name -> (module, distribution, version)."""
+        builtin = importlib.import_module("medgraft.builtin")
+        loaded = {BUILTIN: (builtin, "medgraft", _version("medgraft"))}
+        points = sorted(importlib.metadata.entry_points(group=hookspecs.GROUP), key=lambda point: point.name)
+        for point in points:
+            distribution = point.dist.name if point.dist else "?"
+            if point.name in self.disabled or distribution in self.disabled:
+                continue
+            try:
+                module = point.load()
+                if point.name in loaded:
+                    raise PluginError(f"the name {point.name!r} is taken by {loaded[point.name][1]}")
+            except Exception as error:
+                self._fail(point.name, distribution, error)
+                continue
+            loaded[point.name] = (module, distribution, point.dist.version if point.dist else "?")
+        return loaded
+
+    @cached_property
+    def _owners(self) -> dict[tuple[Kind, str], set[str]]:
+        return {}
+
+    @cached_property
+    def _specs(self) -> dict[Kind, dict[str, list[tuple[Spec, str]]]]:
+        table: dict[Kind, dict[str, list[tuple[Spec, str]]]] = {kind: {} for kind in KINDS}
+        for plugin, (module, distribution, _) in self._loaded.items():
+            for kind, spec in self._collect(plugin, module, distribution):
+                table[kind].setdefault(spec.name, []).append((spec, distribution))
+                self._owners.setdefault((kind, spec.name), set()).add(plugin)
+        return table
+
+    def _collect(self, plugin: str, module: ModuleType, distribution: str) -> Iterable[tuple[Kind, Spec]]:
+        """All descriptors of one plugin. A manager for each, since one raising hook would abort a shared call."""
+        manager = pluggy.PluginManager(hookspecs.GROUP)
+        manager.add_hookspecs(hookspecs)
+        found: list[tuple[Kind, Spec]] = []
+        try:
+            manager.register(module, name=plugin)
+            manager.check_pending()
+        except Exception as error:
+            self._fail(plugin, distribution, error)
+            return []
+        for kind, (hook, expected) in KINDS.items():
+            try:
+                given = [descriptor for result in getattr(manager.hook, hook)() for descriptor in result]
+                for descriptor in given:
+                    if not isinstance(descriptor, expected):
+                        raise PluginError(
+                            f"{hook} yields {expected.__name__}, but a {type(descriptor).__name__} came: {descriptor!r}"
+                        )
+            except Exception as error:
+                self._fail(plugin, distribution, error)
+                continue
+            found += [(kind, descriptor) for descriptor in given]
+        return found
+
+    def _fail(self, plugin: str, distribution: str, error: Exception) -> None:
+        failure = LoadFailure(plugin, distribution, _first_line(error))
+        if self.strict:
+            raise PluginError(f"Plugin {plugin} ({distribution}) failed to load: {failure.message}") from error
+        self.failures.append(failure)
+        if os.environ.get("MEDGRAFT_DEBUG"):
+            print(f"medgraft: plugin {plugin}: {error!r}", file=sys.stderr)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "0"

@@ -1,0 +1,150 @@
+"""Records as rows: seeds averaged, sorted, the best of each column marked; for a terminal, Markdown or JSON."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+from medgraft.benchmark import Record
+
+
+@dataclass(frozen=True)
+class Row:
+    """One strategy on one backbone and data set; numbers are means over its seeds, None where unknown."""
+
+    backbone: str
+    data: str
+    strategy: str
+    seeds: int
+    failed: int
+    cider: float | None
+    bleu_4: float | None
+    rouge_l: float | None
+    training_seconds: float | None
+    trainable_parameters: float | None
+    trainable_share: float | None
+    peak_memory_bytes: float | None
+    adapter_bytes: float | None
+
+
+# heading, field, how it is written, whether more is better (None: not marked)
+_COLUMNS = (
+    ("CIDEr", "cider", lambda v: f"{v:.3f}", True),
+    ("BLEU-4", "bleu_4", lambda v: f"{v:.3f}", True),
+    ("ROUGE-L", "rouge_l", lambda v: f"{v:.3f}", True),
+    ("train s", "training_seconds", lambda v: f"{v:,.1f}", False),
+    ("trained", "trainable_parameters", lambda v: _count(v), False),
+    ("share", "trainable_share", lambda v: f"{100 * v:.1f}%", False),
+    ("memory", "peak_memory_bytes", lambda v: _size(v), False),
+    ("adapter", "adapter_bytes", lambda v: _size(v), False),
+)
+
+
+def rows(records: Iterable[Record]) -> tuple[Row, ...]:
+    """One row for each backbone, data set and strategy, the highest CIDEr first, failed ones last."""
+    made = []
+    ordered = sorted(records, key=_key)
+    for (backbone, data, strategy), group in itertools.groupby(ordered, key=_key):
+        several = list(group)
+        done = [r for r in several if r.status == "ok"]
+        made.append(_row(backbone, data, strategy, several, done))
+    return tuple(sorted(made, key=lambda r: (r.backbone, r.data, r.cider is None, -(r.cider or 0))))
+
+
+def _key(record: Record) -> tuple[str, str, str]:
+    return record.backbone, record.data, record.strategy
+
+
+def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], done: Sequence[Record]) -> Row:
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return fmean(known) if known else None
+
+    def metric(name: str) -> float | None:
+        return mean((r.metrics or {}).get(name) for r in done)
+
+    return Row(
+        backbone=backbone,
+        data=data,
+        strategy=strategy,
+        seeds=len(done),
+        failed=len(several) - len(done),
+        cider=metric("cider"),
+        bleu_4=metric("bleu_4"),
+        rouge_l=metric("rouge_l"),
+        training_seconds=mean(r.training_seconds for r in done),
+        trainable_parameters=mean(r.trainable_parameters for r in done),
+        trainable_share=mean((r.trainable_parameters or 0) / r.total_parameters for r in done if r.total_parameters),
+        peak_memory_bytes=mean(r.peak_memory_bytes for r in done),
+        adapter_bytes=mean(r.adapter_bytes for r in done),
+    )
+
+
+def _cells(table: Sequence[Row], mark: str) -> list[list[str]]:
+    """Formatted cells of one backbone and data set; the best of each column among runs that trained gets `mark`."""
+    cells = [[row.strategy + ("" if not row.failed else f" ({row.failed} failed)")] for row in table]
+    for _, field, text, more in _COLUMNS:
+        values = [getattr(row, field) for row in table]
+        trained = [v for v, row in zip(values, table, strict=True) if v is not None and row.trainable_parameters]
+        best = (max if more else min)(trained) if trained and len(table) > 1 else None
+        for cell, value, row in zip(cells, values, table, strict=True):
+            shown = "-" if value is None else text(value)
+            cell.append(shown + (mark if value is not None and value == best and row.trainable_parameters else ""))
+    return cells
+
+
+def _groups(table: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
+    for (backbone, data), group in itertools.groupby(table, key=lambda r: (r.backbone, r.data)):
+        several = list(group)
+        seeds = max(row.seeds for row in several)
+        yield f"{backbone} on {data}" + (f", mean of {seeds} seeds" if seeds > 1 else ""), several
+
+
+def terminal(table: Sequence[Row]) -> str:
+    """A table at most 80 columns wide (longer strategy names aside), `*` at the best of each column among trained runs."""
+    blocks = []
+    for title, group in _groups(table):
+        cells = [["strategy", *(heading for heading, *_ in _COLUMNS)], *_cells(group, "*")]
+        widths = [max(len(row[i].rstrip("*")) for row in cells) for i in range(len(cells[0]))]
+        lines = []
+        for row in cells:
+            first = row[0].ljust(widths[0])
+            rest = [
+                cell.rstrip("*").rjust(width) + ("*" if cell.endswith("*") else " ")
+                for cell, width in zip(row[1:], widths[1:], strict=True)
+            ]
+            lines.append(f"{first} {''.join(rest)}".rstrip())
+        lines.insert(1, "-" * max(map(len, lines)))
+        blocks.append("\n".join([title, "", *lines]))
+    return "\n\n".join(blocks)
+
+
+def markdown(table: Sequence[Row]) -> str:
+    """The same as Markdown tables, the best in bold."""
+    blocks = []
+    for title, group in _groups(table):
+        lines = ["| strategy | " + " | ".join(h for h, *_ in _COLUMNS) + " |", "|---" + "|---:" * len(_COLUMNS) + "|"]
+        for row in _cells(group, "*"):
+            lines.append("| " + " | ".join(f"**{c[:-1]}**" if c.endswith("*") else c for c in row) + " |")
+        blocks.append("\n".join([f"**{title}**", "", *lines]))
+    return "\n\n".join(blocks)
+
+
+def as_json(table: Sequence[Row]) -> str:
+    """The rows as JSON."""
+    return json.dumps([asdict(row) for row in table], indent=2)
+
+
+def _count(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:.2f}M"
+    return f"{value / 1e3:.0f}k" if value >= 1e3 else f"{value:.0f}"
+
+
+def _size(value: float) -> str:
+    if value >= 2**30:
+        return f"{value / 2**30:.1f}GB"
+    return f"{value / 2**20:.0f}MB" if value >= 10 * 2**20 else f"{value / 2**10:.0f}KB"

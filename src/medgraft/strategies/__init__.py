@@ -1,0 +1,19 @@
+"""What is trained: strategies, and applying them to a model."""
+
+from medgraft.strategies.base import PartPlan, Strategy
+from medgraft.strategies.lookup import get_strategy
+from medgraft.strategies.parts import Applied, apply_strategy
+from medgraft.strategies.peft_methods import methods
+from medgraft.strategies.quantization import keep_unpacked, quantization_config, quantized_modules
+
+__all__ = [
+    "Applied",
+    "PartPlan",
+    "Strategy",
+    "apply_strategy",
+    "get_strategy",
+    "keep_unpacked",
+    "methods",
+    "quantization_config",
+    "quantized_modules",
+]

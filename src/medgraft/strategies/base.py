@@ -1,0 +1,94 @@
+"""The algebra of strategies: for each part frozen, full or adapter, and how the base is held."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue, field_validator
+
+from medgraft.config import StrictModel, validated
+from medgraft.errors import ConfigError
+from medgraft.types import PARTS, Part, Role
+
+Mode = Literal["frozen", "full", "adapter"]
+Quantization = Literal["none", "int8", "nf4", "fp4"]
+LINEAR_ROLES: tuple[Role, ...] = ("attn", "mlp", "cross")
+
+
+class PartPlan(StrictModel):
+    """What happens to one part. `roles` narrows full training or says where adapters go; `bias_only` trains biases."""
+
+    mode: Mode = "frozen"
+    roles: tuple[Role, ...] | None = None
+    bias_only: bool = False
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+FROZEN, FULL, ADAPTER = PartPlan(), PartPlan(mode="full"), PartPlan(mode="adapter")
+
+
+class Strategy(StrictModel):
+    """What is trained, and how the frozen base is held.
+
+    `method` is a PEFT type (`LORA`, `IA3`, ...) and `options` the fields of its config class, under PEFT's names.
+    `learning_rate` is the peak rate used unless the run names one.
+    """
+
+    vision: PartPlan = FROZEN
+    bridge: PartPlan = FROZEN
+    text: PartPlan = FROZEN
+    method: str = "LORA"
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    quantization: Quantization = "none"
+    double_quantization: bool = True
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    learning_rate: float = Field(default=5e-4, gt=0)
+
+    def plan(self, part: Part) -> PartPlan:
+        """What happens to `part`."""
+        plan: PartPlan = getattr(self, part)
+        return plan
+
+    @property
+    def plans(self) -> Mapping[Part, PartPlan]:
+        """What happens to each part."""
+        return {part: self.plan(part) for part in PARTS}
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained at all."""
+        return any(plan.mode != "frozen" for plan in self.plans.values())
+
+    @property
+    def uses_adapter(self) -> bool:
+        """Whether any part carries a PEFT method."""
+        return any(plan.mode == "adapter" for plan in self.plans.values())
+
+    def with_options(self, changes: Mapping[str, JsonValue]) -> Strategy:
+        """A copy with `--set strategy.KEY=VALUE` applied.
+
+        KEY is a field of Strategy, a part (`vision=frozen`), a part's field (`text.roles=attn,cross`), or a field of the
+        PEFT method's config, which is checked when the strategy is applied.
+        """
+        values = self.model_dump()
+        for key, value in changes.items():
+            head, _, tail = key.partition(".")
+            if head in PARTS:
+                values[head] = {**values[head], tail: value} if tail else {**values[head], "mode": value}
+            elif tail:
+                raise ConfigError(f"Strategy option {key!r}: {head!r} is not a part. Parts: {', '.join(PARTS)}.")
+            elif key in Strategy.model_fields:
+                values[key] = value
+            else:
+                values["options"] = {**values["options"], key: value}
+        changed = validated(Strategy, values, "Strategy")
+        if changed.options and not changed.uses_adapter:
+            raise ConfigError(
+                f"Strategy option {next(iter(changed.options))!r} belongs to a PEFT method, but this strategy has no adapter."
+            )
+        return changed

@@ -1,0 +1,23 @@
+"""A strategy by name, from the plugins or from PEFT's methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import JsonValue
+
+from medgraft.errors import PluginError
+from medgraft.plugin import PluginManager
+from medgraft.strategies.base import Strategy
+from medgraft.strategies.peft_methods import peft_strategy
+
+
+def get_strategy(name: str, options: Mapping[str, JsonValue] | None = None, *, plugins: PluginManager) -> Strategy:
+    """The strategy called `name` (or `peft:<METHOD>`), with `options` as in `--set strategy.KEY=VALUE`."""
+    if name.startswith("peft:"):
+        strategy = peft_strategy(name)
+    else:
+        strategy = plugins.get("strategy", name)
+        if not isinstance(strategy, Strategy):
+            raise PluginError(f"Strategy {name!r} is a {type(strategy).__name__}, not a medgraft.strategies.Strategy.")
+    return strategy.with_options(options or {})

@@ -1,0 +1,145 @@
+"""Applying a strategy: adapters first, then what is trained in full, then proof that nothing else is."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from medgraft.errors import ConfigError, StrategyError
+from medgraft.strategies.base import PartPlan, Strategy
+from medgraft.strategies.peft_methods import peft_config
+from medgraft.strategies.quantization import quantized_modules
+from medgraft.types import Anatomy, Part
+
+_WRAPPED = ("base_model.model.", "base_model.")
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A model that a strategy was applied to. `model` is the PeftModel, or the bare model where no adapter is used.
+
+    `direct` names the parameters trained in place; `adapter_parameters` those that a PEFT method added.
+    """
+
+    strategy: Strategy
+    model: nn.Module
+    matched_modules: tuple[str, ...]
+    quantized: tuple[str, ...]
+    direct: tuple[str, ...]
+    adapter_parameters: tuple[str, ...]
+    frozen_parts: tuple[Part, ...]
+    trainable_parameters: int
+    total_parameters: int
+
+    def summary(self) -> str:
+        """One line: what is trained, where, and how much of the whole it is."""
+        share = 100 * self.trainable_parameters / max(self.total_parameters, 1)
+        text = f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters trained ({share:.2f} %)"
+        if self.matched_modules:
+            text += f", {self.strategy.method} on {len(self.matched_modules)} modules"
+        if self.quantized:
+            text += f", {len(self.quantized)} modules held in {self.strategy.quantization}"
+        return text
+
+
+def apply_strategy(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: str | None = None) -> Applied:
+    """Change `model` so that exactly what `strategy` says is trainable; `base` is written into PEFT's config.
+
+    Raises StrategyError if a plan names a part that the backbone lacks, matches nothing, or trains quantised weights.
+    """
+    _check_parts(anatomy, strategy)
+    quantized = quantized_modules(model)
+    if strategy.quantization != "none" and not quantized:
+        raise StrategyError(f"The base was loaded without {strategy.quantization}; pass the strategy to load_backbone.")
+    model.requires_grad_(False)
+    before = {id(parameter) for parameter in model.parameters()}
+    wrapped: nn.Module = model
+    matched: tuple[str, ...] = ()
+    if strategy.uses_adapter:
+        wrapped, matched = _add_adapter(model, anatomy, strategy, base)
+    for name, parameter in _full_parameters(model, anatomy, strategy):
+        if not parameter.is_floating_point():
+            raise StrategyError(f"{name} is quantised and cannot be trained; freeze its part or give it an adapter.")
+        parameter.requires_grad_(True)
+    trained = {_bare(n): p for n, p in wrapped.named_parameters() if p.requires_grad}
+    direct = tuple(name for name, parameter in trained.items() if id(parameter) in before)
+    added = tuple(name for name, parameter in trained.items() if id(parameter) not in before)
+    _check_scope(anatomy, strategy, direct, added)
+    return Applied(
+        strategy=strategy,
+        model=wrapped,
+        matched_modules=matched,
+        quantized=quantized,
+        direct=direct,
+        adapter_parameters=added,
+        frozen_parts=tuple(p for p in anatomy.parts if strategy.plan(p).mode == "frozen"),
+        trainable_parameters=sum(p.numel() for p in trained.values()),
+        total_parameters=sum(_size(p) for p in wrapped.parameters()),
+    )
+
+
+def _check_parts(anatomy: Anatomy, strategy: Strategy) -> None:
+    if not strategy.trains:
+        return
+    if not any(strategy.plan(part).mode != "frozen" for part in anatomy.parts):
+        raise StrategyError(
+            f"The strategy trains only {', '.join(p for p, plan in strategy.plans.items() if plan.mode != 'frozen')}, "
+            f"but this backbone has {', '.join(anatomy.parts)}."
+        )
+
+
+def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: str | None) -> tuple[nn.Module, tuple[str, ...]]:
+    from peft import get_peft_model
+
+    config = peft_config(strategy, anatomy, model, base)
+    try:
+        with warnings.catch_warnings():
+            for expected in ("fan_in_fan_out", "Failed to load the CUDA extension", "Unsupported layer type.*LayerNorm", "Setting boft_n"):
+                warnings.filterwarnings("ignore", message=f".*{expected}")
+            peft_model = get_peft_model(model, config)  # type: ignore[arg-type]  # PEFT types it as PreTrainedModel
+    except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
+        held = f" on a base held in {strategy.quantization}" if strategy.quantization != "none" else ""
+        raise ConfigError(f"PEFT method {strategy.method} cannot be applied{held}: {error}") from error
+    return peft_model, tuple(peft_model.base_model.targeted_module_names)
+
+
+def _full_parameters(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that are trained in place. A part without a match is an error, since it would train nothing."""
+    for part in anatomy.parts:
+        plan = strategy.plan(part)
+        if plan.mode != "full":
+            continue
+        found = [(n, p) for n, p in model.named_parameters() if anatomy.part_of(n) == part and _wanted(n, anatomy, plan)]
+        if not found:
+            raise StrategyError(f"Nothing in part {part!r} matches roles={plan.roles} bias_only={plan.bias_only}.")
+        yield from found
+
+
+def _wanted(name: str, anatomy: Anatomy, plan: PartPlan) -> bool:
+    if plan.bias_only and not name.endswith("bias"):
+        return False
+    return plan.roles is None or anatomy.role_of(name) in plan.roles
+
+
+def _check_scope(anatomy: Anatomy, strategy: Strategy, direct: tuple[str, ...], added: tuple[str, ...]) -> None:
+    for mode, names in (("full", direct), ("adapter", added)):
+        for name in names:
+            part = anatomy.part_of(name)
+            if part is not None and strategy.plan(part).mode != mode:
+                raise StrategyError(f"{name} became trainable, but part {part!r} is {strategy.plan(part).mode!r}.")
+    assert not strategy.trains or direct or added, "a strategy that trains something made nothing trainable"
+
+
+def _bare(name: str) -> str:
+    for prefix in _WRAPPED:
+        if name.startswith(prefix):
+            return name[len(prefix) :]
+    return name
+
+
+def _size(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)  # bitsandbytes packs two 4-bit values into a byte
+    return int(state.shape.numel()) if state is not None else parameter.numel()

@@ -1,0 +1,104 @@
+"""PEFT's methods by name: their config classes, their fields, and where on an anatomy they go."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from pydantic import JsonValue
+from torch import nn
+
+from medgraft.errors import ConfigError, StrategyError, UnknownNameError, suggestion
+from medgraft.strategies.base import ADAPTER, LINEAR_ROLES, PartPlan, Strategy
+from medgraft.types import Anatomy, Role
+
+# methods whose config names target modules, but which do not train chosen linear layers of any model
+_UNSUITED = {
+    "ADAPTION_PROMPT": "works on LLaMA's attention only",
+    "FROD": "fails on layers that are not square in this version of PEFT",
+    "POLY": "needs a task id with every batch",
+    "SHADOW": "copies the layers of a language model",
+    "TRAINABLE_TOKENS": "trains rows of an embedding, not linear layers",
+    "XLORA": "mixes adapters that were trained before",
+}
+_OURS = ("target_modules", "feedforward_modules", "task_type", "peft_type", "inference_mode", "base_model_name_or_path")
+
+
+def methods() -> tuple[str, ...]:
+    """Every PEFT type that works on chosen linear layers (and LN_TUNING, which does the same for norms)."""
+    targeted = (t.value for t, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if "target_modules" in _fields(config))
+    return tuple(sorted(set(targeted) - set(_UNSUITED)))
+
+
+def peft_strategy(name: str) -> Strategy:
+    """The strategy `peft:<METHOD>`: that method with PEFT's defaults on the linear layers of every part."""
+    method = name.partition(":")[2].upper()
+    if method in _UNSUITED:
+        raise StrategyError(f"PEFT method {method} {_UNSUITED[method]}. Methods for linear layers: {', '.join(methods())}.")
+    if method not in methods():
+        raise UnknownNameError(
+            f"Unknown PEFT method {method!r} in {name!r}.{suggestion(method.lower(), [m.lower() for m in methods()])} "
+            f"Known: {', '.join(methods())}."
+        )
+    roles: tuple[Role, ...] | None = ("norm",) if method == "LN_TUNING" else None
+    plan = PartPlan(mode="adapter", roles=roles) if roles else ADAPTER
+    return Strategy(vision=plan, bridge=plan, text=plan, method=method, learning_rate=2e-3)
+
+
+def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module, base: str | None) -> PeftConfig:
+    """The method's config, aimed at `anatomy`'s modules by one regular expression. No task type: BLIP's forward
+    accepts none of PEFT's task wrappers."""
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[_peft_type(strategy.method)]
+    fields = _fields(config_class)
+    options = _checked_options(strategy, fields)
+    target = _target(strategy, anatomy, LINEAR_ROLES)
+    matched = [name for name, _ in model.named_modules() if re.fullmatch(target, name)]
+    if not matched:
+        near = ", ".join(name for name, module in model.named_modules() if isinstance(module, nn.Linear)) or "none"
+        raise StrategyError(f"The strategy's adapter matches no module of this backbone: {target!r}. Linear modules: {near[:300]}.")
+    extra: dict[str, Any] = {"target_modules": target}
+    if "feedforward_modules" in fields:  # IA3 scales inputs there instead of outputs
+        mlp = _target(strategy, anatomy, ("mlp",))
+        extra["feedforward_modules"] = mlp or []
+    if "base_model_name_or_path" in fields:
+        extra["base_model_name_or_path"] = base
+    if strategy.method == "ADALORA" and "total_step" not in options:
+        extra["total_step"] = 10_000  # set to the run's own number of steps when training begins
+    try:
+        return config_class(**extra, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"PEFT's {config_class.__name__} refuses these options {options}: {error}") from None
+
+
+def _target(strategy: Strategy, anatomy: Anatomy, roles: tuple[Role, ...]) -> str:
+    patterns = []
+    for part in anatomy.parts:
+        plan = strategy.plan(part)
+        if plan.mode == "adapter":
+            wanted = [role for role in (plan.roles or roles) if role in roles or plan.roles and roles is LINEAR_ROLES]
+            patterns.append(anatomy.pattern(part, wanted))
+    return "|".join(pattern for pattern in patterns if pattern)
+
+
+def _checked_options(strategy: Strategy, fields: Mapping[str, dataclasses.Field[Any]]) -> dict[str, JsonValue]:
+    for key in strategy.options:
+        if key not in fields or key in _OURS:
+            known = sorted(set(fields) - set(_OURS))
+            why = "is set by medgraft from the anatomy" if key in _OURS else "is no option of it"
+            raise ConfigError(f"PEFT method {strategy.method}: {key!r} {why}.{suggestion(key, known)} Options: {', '.join(known)}.")
+    return dict(strategy.options)
+
+
+def _fields(config: type[PeftConfig]) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(config) if field.init}
+
+
+def _peft_type(method: str) -> Any:
+    for kind in PEFT_TYPE_TO_CONFIG_MAPPING:
+        if kind.value == method.upper():
+            return kind
+    raise UnknownNameError(f"Unknown PEFT method {method!r}.{suggestion(method, methods())} Known: {', '.join(methods())}.")

@@ -1,0 +1,37 @@
+"""What AdaLoRA (Zhang et al. 2023, arXiv 2303.10512) needs of a training loop beyond a loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+def orthogonality(model: nn.Module) -> torch.Tensor:
+    """The regulariser of the paper's equation 4: how far each layer's two factors are from orthogonal, weighted."""
+    terms = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ("lora_A" in name or "lora_B" in name):
+            gram = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
+            terms.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype)))
+    weight: float = model.peft_config["default"].orth_reg_weight  # type: ignore[union-attr,index]
+    return weight * torch.stack(terms).mean()
+
+
+class RankAllocation(TrainerCallback):
+    """Tells PEFT how many steps there will be, and lets it move rank between layers after each."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        config = self.model.peft_config["default"]
+        config.total_step = state.max_steps
+        if config.tinit + config.tfinal >= state.max_steps:
+            config.tinit, config.tfinal = state.max_steps // 10, state.max_steps // 4
+        self.model.base_model.rankallocator.set_total_step(state.max_steps)
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.model.base_model.update_and_allocate(state.global_step)

@@ -1,0 +1,41 @@
+"""Where the time went: wall-clock seconds by phase, each second counted once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+Phase = Literal["load", "train", "validation", "checkpoint", "package", "generation", "scoring"]
+
+
+class Clock:
+    """Attributes time to the innermost phase that is open, so that nested phases do not count twice."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Phase, float] = dict.fromkeys(get_args(Phase), 0.0)
+        self._open: list[Phase] = []
+        self._since = 0.0
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Count the time inside the block as `name`."""
+        self._turn()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._turn()
+            self._open.pop()
+
+    def _turn(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self._seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    @property
+    def seconds(self) -> Mapping[Phase, float]:
+        """Seconds of every phase, closed ones and the open one up to its last turn."""
+        return dict(self._seconds)

@@ -1,0 +1,90 @@
+"""What this machine is, and which arithmetic it is good at."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import PartialState
+
+_PACKAGES = ("medgraft", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "evaluate", "tokenizers")
+
+
+def device() -> torch.device:
+    """The device that accelerate gives this process; MEDGRAFT_DEVICE=cpu keeps it on the CPU."""
+    return PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu").device
+
+
+def bf16_supported(kind: str) -> bool:
+    """Whether bf16 matrix products are computed by the hardware of a device type, not emulated."""
+    if kind == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return kind in ("xpu", "mps")
+
+
+def autocast(where: torch.device, enabled: bool) -> AbstractContextManager[object]:
+    """bf16 autocast on `where`, or nothing."""
+    return torch.autocast(where.type, torch.bfloat16) if enabled else nullcontext()
+
+
+def peak_memory_bytes() -> int:
+    """This process's highest resident set size, or the accelerator's highest allocation where there is one."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what a result depends on; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def describe() -> dict[str, object]:
+    """CPU, accelerators, memory and threads of this machine."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "accelerators": gpus,
+        "bf16": bf16_supported("cuda" if gpus else "cpu"),
+        "platform": platform.platform(),
+    }
+
+
+def git_revision() -> str | None:
+    """The commit of the source tree that this package runs from, `-dirty` if changed; None outside a checkout."""
+    try:
+        text = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return text.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

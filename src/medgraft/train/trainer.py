@@ -1,0 +1,222 @@
+"""transformers.Trainer with what captioning adapters add: small checkpoints, a loss for every step, a stop at NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from medgraft.backbones import Backbone
+from medgraft.config import RunConfig
+from medgraft.data.collate import CaptionPairs, Collator
+from medgraft.errors import TrainingError
+from medgraft.strategies import Applied
+from medgraft.train import hardware
+from medgraft.train.adalora import RankAllocation
+from medgraft.train.clock import Clock
+from medgraft.train.module import CaptioningModule
+from medgraft.types import Example
+
+_TRAINED, _LOSSES = "trained.safetensors", "train_loss.json"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training left behind: the loss of every optimiser step, and validation losses as (step, loss)."""
+
+    losses: tuple[float, ...]
+    validation_losses: tuple[tuple[int, float], ...]
+
+
+def fit(
+    backbone: Backbone,
+    applied: Applied,
+    config: RunConfig,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    folder: Path,
+    clock: Clock,
+    *,
+    resume: bool = False,
+    checkpoints: bool = True,
+    progress: bool = True,
+) -> TrainResult:
+    """Train `applied` in place. Checkpoints go to `folder`, which is removed at the end; `resume` goes on from its last.
+
+    Raises TrainingError if the loss becomes NaN or infinite.
+    """
+    module = CaptioningModule(backbone, applied)
+    settings = config.train
+    collator = Collator(backbone, settings.prompt, settings.max_text_tokens)
+    trainer = CaptionTrainer(
+        model=module,
+        args=_arguments(config, applied, folder, checkpoints, bool(validation)),
+        train_dataset=CaptionPairs(train),
+        eval_dataset=CaptionPairs(validation) if validation else None,
+        data_collator=collator,
+        clock=clock,
+    )
+    if progress:
+        trainer.add_callback(_Progress(trainer))
+    if applied.strategy.method == "ADALORA" and applied.adapter_parameters:
+        trainer.add_callback(RankAllocation(applied.model))
+    last = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
+    with clock.phase("train"):
+        trainer.train(resume_from_checkpoint=last)
+        losses = trainer.step_losses()
+    trainer.check_finite(losses)
+    module.eval()
+    shutil.rmtree(folder, ignore_errors=True)
+    evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
+    return TrainResult(losses, evaluations)
+
+
+def uses_bf16(config: RunConfig) -> bool:
+    """Whether this run computes under bf16 autocast on this machine."""
+    wanted = config.train.bf16
+    return hardware.bf16_supported(hardware.device().type) if wanted == "auto" else wanted
+
+
+def _arguments(config: RunConfig, applied: Applied, folder: Path, checkpoints: bool, validate: bool) -> TrainingArguments:
+    train = config.train
+    where = hardware.device().type
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=train.num_train_epochs,
+        max_steps=train.max_steps,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        per_device_eval_batch_size=train.per_device_eval_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        activation_checkpointing=train.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        learning_rate=train.learning_rate or applied.strategy.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim=train.optim,
+        bf16=uses_bf16(config),
+        seed=config.seed,
+        data_seed=config.seed,
+        save_strategy="no" if not checkpoints else "steps" if train.save_steps else "epoch",
+        save_steps=train.save_steps or 500,
+        save_total_limit=train.save_total_limit,
+        eval_strategy="epoch" if train.eval_during_training and validate else "no",
+        prediction_loss_only=True,
+        dataloader_num_workers=train.dataloader_num_workers,
+        dataloader_pin_memory=where == "cuda",
+        use_cpu=where == "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=list(train.report_to) or "none",
+    )
+
+
+class CaptionTrainer(Trainer):
+    """Checkpoints hold trained tensors only. Losses stay on the device until they are asked for."""
+
+    def __init__(self, *, clock: Clock, **options: Any):  # the rest is transformers.Trainer's own
+        super().__init__(**options)
+        self.clock = clock
+        self._losses: list[torch.Tensor | float] = []
+        self._parts: list[torch.Tensor] = []  # losses of the micro-batches of the step under way
+        self.add_callback(_CollectLosses(self))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the Trainer's; keeps the loss, and on a CPU, where looking costs nothing, checks it at once."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self._parts.append(loss)
+        if loss.device.type == "cpu" or self.state.global_step % 50 == 0:
+            self.check_finite([loss.item()])
+        return loss
+
+    def end_step(self) -> None:
+        """Add up the micro-batches of an optimiser step."""
+        self._losses.append(torch.stack(self._parts).sum())
+        self._parts.clear()
+
+    def step_losses(self) -> tuple[float, ...]:
+        """The loss of every optimiser step so far."""
+        self._losses = [float(loss) for loss in self._losses]
+        return tuple(float(loss) for loss in self._losses)
+
+    def check_finite(self, losses: Sequence[float]) -> None:
+        """TrainingError with what to try if a loss is NaN or infinite."""
+        if not all(math.isfinite(loss) for loss in losses):
+            raise TrainingError(
+                f"The loss became {next(x for x in losses if not math.isfinite(x))} near step {self.state.global_step + 1} "
+                f"at learning rate {self.args.learning_rate:g}. Try a smaller --learning-rate or --set train.max_grad_norm=0.5."
+            )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the Trainer's, on the clock as validation."""
+        with self.clock.phase("validation"):
+            result: dict[str, float] = super().evaluate(*args, **kwargs)
+        return result
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.clock.phase("checkpoint"):
+            super()._save_checkpoint(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's, without the closing summary, whose times are not ours."""
+        if "train_runtime" not in logs:
+            super().log(logs, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {n: p.detach().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / _TRAINED)
+        (folder / _LOSSES).write_text(json.dumps(self.step_losses()), encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        tensors = load_file(folder / _TRAINED)
+        wanted = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if set(tensors) != set(wanted):
+            raise TrainingError(f"{folder} was made by another strategy or backbone; train without --resume.")
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                parameter.copy_(tensors[name])
+        self._losses = list(json.loads((folder / _LOSSES).read_text(encoding="utf-8")))
+
+
+class _CollectLosses(TrainerCallback):
+    def __init__(self, trainer: CaptionTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.end_step()
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, trainer: CaptionTrainer):
+        self.trainer = trainer
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self.bar is not None
+        self.bar.update(state.global_step - self.bar.n)
+        if state.global_step % 10 == 0:
+            self.bar.set_postfix(loss=f"{self.trainer.step_losses()[-1]:.3f}")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()

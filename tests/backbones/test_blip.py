@@ -1,0 +1,178 @@
+"""BLIP against transformers' own forward and generation, and the properties that training relies on."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BlipForConditionalGeneration
+
+from medgraft.backbones.attention import SdpaBlipAttention, eager_attention, use_sdpa
+from medgraft.backbones.base import TextBatch
+from medgraft.backbones.blip import BlipBackbone
+from medgraft.errors import BackboneError
+from medgraft.types import GenerationOptions
+
+CAPTIONS = ["axial ct of the chest showing a nodule.", "normal brain mri in a 54-year-old man with headache (arrow)."]
+
+
+@pytest.fixture(scope="module")
+def backbone(blip_folder):
+    return BlipBackbone.load(str(blip_folder))
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)) for shape in ((50, 90, 3), (64, 64, 3))]
+
+
+@pytest.fixture(scope="module")
+def reference(blip_folder):
+    return BlipForConditionalGeneration.from_pretrained(blip_folder).eval()
+
+
+def test_rows_start_with_dec_end_with_sep_and_hide_padding(backbone):
+    text = backbone.text_batch(CAPTIONS, prompt="", max_tokens=64)
+    assert text.input_ids[:, 0].tolist() == [30522, 30522]
+    lengths = text.attention_mask.sum(1)
+    for row, length in zip(range(2), lengths, strict=True):
+        assert text.input_ids[row, length - 1] == 102
+        assert (text.labels[row, 1:length] == text.input_ids[row, 1:length]).all()
+        assert (text.labels[row, length:] == -100).all()
+        assert (text.input_ids[row, length:] == 0).all()
+    assert (text.labels[:, 0] == -100).all()
+
+
+def test_the_prompt_is_no_label(backbone):
+    plain = backbone.text_batch(["a nodule."], prompt="", max_tokens=64)
+    prompted = backbone.text_batch(["a nodule."], prompt="a picture of", max_tokens=64)
+    assert prompted.input_ids.shape[1] == plain.input_ids.shape[1] + 3
+    assert prompted.labels[0].tolist() == [-100] * 4 + plain.input_ids[0, 1:].tolist()
+
+
+def test_long_captions_are_cut_but_still_end(backbone):
+    text = backbone.text_batch(["word " * 900], prompt="", max_tokens=20)
+    assert text.input_ids.shape == (1, 20)
+    assert text.input_ids[0, -1] == 102
+    assert backbone.text_batch(["word " * 900], prompt="", max_tokens=9999).input_ids.shape == (1, 512)
+
+
+@torch.no_grad()
+def test_loss_does_not_depend_on_padding(backbone, images):
+    features = backbone.encode(backbone.pixel_values(images))
+    text = backbone.text_batch(CAPTIONS, prompt="", max_tokens=64)
+    extra = 17
+    padded = TextBatch(
+        torch.nn.functional.pad(text.input_ids, (0, extra)),
+        torch.nn.functional.pad(text.attention_mask, (0, extra)),
+        torch.nn.functional.pad(text.labels, (0, extra), value=-100),
+    )
+    torch.testing.assert_close(backbone.decode(features, text)[0], backbone.decode(features, padded)[0], rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_loss_and_logits_are_transformers_own(backbone, reference, images):
+    text = backbone.text_batch(CAPTIONS, prompt="", max_tokens=64)
+    pixels = backbone.pixel_values(images)
+    loss, logits = backbone.decode(backbone.encode(pixels), text)
+    expected = reference(pixel_values=pixels, input_ids=text.input_ids, attention_mask=text.attention_mask, labels=text.labels)
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@torch.no_grad()
+def test_generation_is_transformers_own(backbone, reference, images, beams):
+    pixels = backbone.pixel_values(images)
+    ids = reference.generate(pixel_values=pixels, max_new_tokens=12, num_beams=beams, do_sample=False)
+    expected = [text.strip() for text in backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    options = GenerationOptions(max_new_tokens=12, num_beams=beams)
+    assert backbone.generate(backbone.encode(pixels), options=options) == expected
+    alone = [backbone.generate(backbone.encode(pixels[i : i + 1]), options=options)[0] for i in range(2)]
+    assert alone == expected
+
+
+@torch.no_grad()
+def test_generation_goes_on_from_a_prompt_and_leaves_it_out(backbone, images):
+    features = backbone.encode(backbone.pixel_values(images))
+    texts = backbone.generate(features, prompt="a picture of", options=GenerationOptions(max_new_tokens=4))
+    assert all(not text.startswith("a picture of") for text in texts)
+    assert texts != backbone.generate(features, options=GenerationOptions(max_new_tokens=4))
+
+
+def test_fused_attention_has_the_same_gradients(blip_folder, images):
+    losses, gradients = [], []
+    for fused in (False, True):
+        backbone = BlipBackbone.load(str(blip_folder))
+        text = backbone.text_batch(CAPTIONS, prompt="", max_tokens=64)
+        if fused:
+            loss, _ = backbone.decode(backbone.encode(backbone.pixel_values(images)), text)
+        else:
+            with eager_attention(backbone.model):
+                loss, _ = backbone.decode(backbone.encode(backbone.pixel_values(images)), text)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: p.grad for name, p in backbone.model.named_parameters() if p.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-6)
+
+
+@torch.no_grad()
+def test_eager_attention_records_weights_and_is_undone(backbone, images):
+    features = backbone.encode(backbone.pixel_values(images))
+    text = backbone.text_batch(CAPTIONS, prompt="", max_tokens=64)
+    with eager_attention(backbone.model):
+        output = backbone.model.text_decoder(
+            input_ids=text.input_ids, attention_mask=text.attention_mask, encoder_hidden_states=features, output_attentions=True
+        )
+    for weights in output.cross_attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
+    assert isinstance(backbone.model.vision_model.encoder.layers[0].self_attn, SdpaBlipAttention)
+    assert use_sdpa(backbone.model) == 0
+
+
+def test_every_parameter_has_a_part_and_a_role(backbone):
+    for name, _ in backbone.model.named_parameters():
+        assert backbone.anatomy.part_of(name), name
+        assert backbone.anatomy.role_of(name), name
+    linear = [n for n, m in backbone.model.named_modules() if isinstance(m, torch.nn.Linear)]
+    assert {backbone.anatomy.role_of(name) for name in linear} == {"attn", "cross", "mlp", "head"}
+    assert backbone.anatomy.role_of("text_decoder.bert.encoder.layer.1.crossattention.self.key") == "cross"
+    assert backbone.anatomy.role_of("vision_model.post_layernorm.weight") == "norm"
+
+
+def test_fingerprint_is_of_the_weights(backbone, blip_folder, other_blip_folder, tmp_path):
+    again = tmp_path / "again"
+    backbone.model.save_pretrained(again, max_shard_size="200KB")
+    assert len(list(again.glob("*.safetensors"))) > 1
+    from medgraft.backbones.weights import fingerprint
+
+    assert fingerprint(str(again)) == backbone.fingerprint()
+    assert fingerprint(str(other_blip_folder)) != backbone.fingerprint()
+
+
+def test_a_folder_that_is_not_blip(tmp_path):
+    from transformers import BertConfig
+
+    with pytest.raises(BackboneError, match=r"There is no folder \./nowhere"):
+        BlipBackbone.load("./nowhere")
+    with pytest.raises(BackboneError, match="is no model folder"):
+        BlipBackbone.load(str(tmp_path))
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="is not BLIP: its config.json says model_type 'bert'"):
+        BlipBackbone.load(str(tmp_path))
+
+
+def test_a_checkpoint_without_a_decoder(blip_folder, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(blip_folder, tmp_path / "half")
+    weights = tmp_path / "half/model.safetensors"
+    kept = {k: v for k, v in load_file(weights).items() if k.startswith("vision_model")}
+    save_file(kept, weights, metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match="is not a BLIP captioning checkpoint: .* tensors are missing, such as text_decoder"):
+        BlipBackbone.load(str(tmp_path / "half"))

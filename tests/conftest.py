@@ -1,0 +1,76 @@
+"""What many tests share: small real models, small data, nothing from a network."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MEDGRAFT_DEVICE"] = "cpu"
+
+import pytest
+import torch
+
+from medgraft.data.phantoms import write_phantoms
+from medgraft.plugin import PluginManager
+from medgraft.quiet import quiet_libraries
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def _benchmark_module(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def pytest_configure(config):
+    torch.set_num_threads(2)
+    import transformers  # noqa: F401 - so that it is silenced too
+
+    quiet_libraries()
+
+
+@pytest.fixture
+def plugins() -> PluginManager:
+    return PluginManager()
+
+
+@pytest.fixture(scope="session")
+def blip_folder(tmp_path_factory) -> Path:
+    """A BLIP of real architecture and vocabulary, 2 layers, width 64, 64 px, random weights."""
+    write_blip = _benchmark_module("synthetic_blip").write_blip
+    return write_blip(tmp_path_factory.mktemp("blip") / "weights", layers=2, width=64, image_size=64)
+
+
+@pytest.fixture(scope="session")
+def other_blip_folder(tmp_path_factory) -> Path:
+    """The same shapes, other weights."""
+    write_blip = _benchmark_module("synthetic_blip").write_blip
+    return write_blip(tmp_path_factory.mktemp("other") / "weights", layers=2, width=64, image_size=64, seed=1)
+
+
+@pytest.fixture(scope="session")
+def phantoms_folder(tmp_path_factory) -> Path:
+    """60 phantoms in ROCO v1 layout."""
+    folder = tmp_path_factory.mktemp("data") / "phantoms"
+    write_phantoms(folder, count=60, seed=5)
+    return folder
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the shared real data are not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def full_size():
+    _benchmark_module("synthetic_blip")
+    return _benchmark_module("full_size")
