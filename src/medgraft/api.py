@@ -42,9 +42,7 @@ def train(
     plugins: PluginManager | None = None,
 ) -> Record:
     """Train, package and evaluate; `overrides` are as for `--set`, such as `"strategy.r=8"` or `"train.max_steps=100"`."""
-    config = run_config(
-        backbone=backbone, strategy=strategy, data=data, seed=seed, max_images=max_images, overrides=overrides
-    )
+    config = run_config(backbone=backbone, strategy=strategy, data=data, seed=seed, max_images=max_images, overrides=overrides)
     manager = plugins or PluginManager.from_environment()
     return execute(config, Path(out), plugins=manager, resume=resume, progress=progress).record
 
@@ -122,5 +120,3 @@ def _model(
 def _bf16(loaded: LoadedAdapter | None) -> bool:
     wanted = loaded.manifest.bf16 if loaded and loaded.manifest else True
     return wanted and hardware.bf16_supported(hardware.device().type)
-
-

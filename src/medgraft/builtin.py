@@ -12,7 +12,9 @@ _PRESETS = "medgraft.strategies.presets"
 @hookimpl
 def medgraft_backbones() -> Iterator[BackboneSpec]:
     """The models of the paper."""
-    yield BackboneSpec("blip", "BLIP captioning checkpoints, blip:HUB_ID or blip:FOLDER", "medgraft.backbones.blip:BlipBackbone")
+    yield BackboneSpec(
+        "blip", "BLIP captioning checkpoints, blip:HUB_ID or blip:FOLDER", "medgraft.backbones.blip:BlipBackbone"
+    )
 
 
 @hookimpl

@@ -161,7 +161,7 @@ def test_a_folder_that_is_not_blip(tmp_path):
     with pytest.raises(BackboneError, match="is no model folder"):
         BlipBackbone.load(str(tmp_path))
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match="is not BLIP: its config.json says model_type 'bert'"):
+    with pytest.raises(BackboneError, match=r"is not BLIP: its config.json says model_type 'bert'"):
         BlipBackbone.load(str(tmp_path))
 
 
@@ -174,5 +174,7 @@ def test_a_checkpoint_without_a_decoder(blip_folder, tmp_path):
     weights = tmp_path / "half/model.safetensors"
     kept = {k: v for k, v in load_file(weights).items() if k.startswith("vision_model")}
     save_file(kept, weights, metadata={"format": "pt"})
-    with pytest.raises(BackboneError, match="is not a BLIP captioning checkpoint: .* tensors are missing, such as text_decoder"):
+    with pytest.raises(
+        BackboneError, match=r"is not a BLIP captioning checkpoint: .* tensors are missing, such as text_decoder"
+    ):
         BlipBackbone.load(str(tmp_path / "half"))

@@ -56,13 +56,17 @@ def test_wheels_in_a_fresh_environment(tmp_path):
     site = next((tmp_path / "env/lib").glob("python*/site-packages"))
     # addsitedir, so that editable installs over there count as well
     (site / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", good, bad], check=True, capture_output=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", good, bad], check=True, capture_output=True
+    )
 
     def medgraft(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([python, "-m", "medgraft.cli.main", *words], capture_output=True, text=True)
 
     listed = json.loads(medgraft("list", "--json").stdout)
-    assert {"name": "blip-stranger", "summary": "BLIP by a stranger", "distribution": "medgraft-stranger"} in listed["backbones"]
+    assert {"name": "blip-stranger", "summary": "BLIP by a stranger", "distribution": "medgraft-stranger"} in listed[
+        "backbones"
+    ]
     assert "cross-only" in [entry["name"] for entry in listed["strategies"]]
     shown = medgraft("plugins")
     assert shown.returncode == 0

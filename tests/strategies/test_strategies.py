@@ -82,7 +82,7 @@ def test_every_peft_method_that_takes_linear_layers(method, blip_folder, plugins
 
 def test_options_reach_peft(blip_folder, plugins):
     strategy = get_strategy("lora", {"r": 3, "lora_alpha": 5, "text.roles": "cross"}, plugins=plugins)
-    backbone, applied = _apply(blip_folder, strategy, plugins)
+    _, applied = _apply(blip_folder, strategy, plugins)
     config = applied.model.peft_config["default"]
     assert (config.r, config.lora_alpha) == (3, 5)
     text = [name for name in applied.matched_modules if name.startswith("text")]

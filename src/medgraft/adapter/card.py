@@ -21,7 +21,11 @@ def write_card(folder: Path, manifest: Manifest) -> None:
     training, evaluation = manifest.training, manifest.evaluation
     settings = manifest.strategy_settings
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(manifest.metrics.items()))
-    scored = f"On {evaluation['images']} images of `{manifest.data['name']}`, split `{evaluation['split']}`:" if manifest.metrics else ""
+    scored = (
+        f"On {evaluation['images']} images of `{manifest.data['name']}`, split `{evaluation['split']}`:"
+        if manifest.metrics
+        else ""
+    )
     table = f"## Scores\n\n{scored}\n\n| metric | value |\n|---|---|\n{rows}\n\n" if manifest.metrics else ""
     where = ", ".join(f"{part} {plan.mode}" for part, plan in settings.plans.items() if part in training["parts"])
     held = f"; base held in {settings.quantization}" if settings.quantization != "none" else ""
@@ -39,7 +43,8 @@ Made by medgraft {manifest.versions.get("medgraft")}. Not a medical device: capt
 ## How it was made
 
 - Strategy `{manifest.strategy}`: {where}{held}.
-- {training["trainable_parameters"]:,} trained parameters, {training["steps"]} steps, peak learning rate {training["learning_rate"]:g}, seed {manifest.seed}.
+- {training["trainable_parameters"]:,} trained parameters, {training["steps"]} steps.
+- Peak learning rate {training["learning_rate"]:g}, seed {manifest.seed}.
 - Data `{manifest.data["name"]}`: {training["images"]} training images.
 - Training took {training["seconds"]:.0f} s on {training["hardware"]}.
 - Base weights `{manifest.base_fingerprint[:16]}` (SHA-256 over all tensors); another base is refused.

@@ -49,8 +49,11 @@ def save_weights(folder: Path, applied: Applied, base: Mapping[str, torch.Tensor
     folder.mkdir(parents=True, exist_ok=True)
     written: list[str] = []
     if applied.strategy.uses_adapter:
-        # PEFT would ask the hub whether the vocabulary grew if it were left to decide on embeddings itself
-        applied.model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+        with warnings.catch_warnings():
+            if applied.strategy.method == "ADALORA":  # which may rightly leave a layer no rank at all
+                warnings.filterwarnings("ignore", message=".*tensor.s. have invalid shape")
+            # PEFT would ask the hub whether the vocabulary grew if it were left to decide on embeddings itself
+            applied.model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
         written += [ADAPTER_WEIGHTS, ADAPTER_CONFIG]
     if applied.direct:
         own = dict(_bare_model(applied.model).named_parameters())
@@ -90,8 +93,9 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
     found = loaded.fingerprint()
     if found != manifest.base_fingerprint:
         raise AdapterError(
-            f"{folder} was trained on another base: it wants {manifest.backbone} with weights {manifest.base_fingerprint[:12]}, "
-            f"but {loaded.source} has {found[:12]}. Pass the right one with --backbone NAME:SOURCE."
+            f"{folder} was trained on another base: it wants {manifest.backbone} with weights "
+            f"{manifest.base_fingerprint[:12]}, but {loaded.source} has {found[:12]}. "
+            "Pass the right one with --backbone NAME:SOURCE."
         )
     model: nn.Module = loaded.model
     if ADAPTER_WEIGHTS in manifest.files:
@@ -123,7 +127,9 @@ def _bare_model(model: nn.Module) -> nn.Module:
 
 def _load_plain_peft(folder: Path, plugins: PluginManager, backbone: str | None) -> LoadedAdapter:
     if backbone is None:
-        raise AdapterError(f"{folder} is a plain PEFT adapter and does not say which backbone it is for. Add --backbone NAME:SOURCE.")
+        raise AdapterError(
+            f"{folder} is a plain PEFT adapter and does not say which backbone it is for. Add --backbone NAME:SOURCE."
+        )
     loaded = load_base(backbone, Strategy(), plugins=plugins)
     return LoadedAdapter(loaded, _attach_peft(loaded, folder).eval(), None)
 
@@ -134,7 +140,7 @@ def _attach_peft(backbone: Backbone, folder: Path) -> nn.Module:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            model: Any = PeftModel.from_pretrained(backbone.model, str(folder))  # type: ignore[arg-type]
+            model: Any = PeftModel.from_pretrained(backbone.model, str(folder))
         except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
             raise AdapterError(f"{folder} does not fit {backbone.source}: {str(error).splitlines()[0]}") from error
     lost = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]

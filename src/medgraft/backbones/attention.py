@@ -18,7 +18,6 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
-
 # On CPU the fused kernel's bf16 backward is slower than plain matrix products on short sequences: 45 ms against 10 ms
 # at [64, 6, 65, 32], 160 ms against 200 ms at [8, 12, 577, 64] (torch 2.13, AMX).
 _SHORT = 256
@@ -54,6 +53,7 @@ class SdpaBlipAttention(BlipAttention):
     """The vision tower's self-attention; returns (output [B, T, C], None)."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:  # transformers' signature
+        """As in transformers, without the weights."""
         batch, length, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, T, D]
@@ -74,6 +74,7 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
+        """As in transformers, without the weights."""
         batch, length, _ = hidden_states.shape
         query = self._heads(self.query(hidden_states))
         crossing = encoder_hidden_states is not None

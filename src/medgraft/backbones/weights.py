@@ -20,9 +20,10 @@ def weight_files(source: str) -> tuple[Path, ...]:
     from transformers.utils import cached_file
 
     def find(name: str) -> str | None:
-        return cached_file(
+        found: str | None = cached_file(
             source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
         )
+        return found
 
     for name in _SINGLE:
         if path := find(name):
@@ -48,7 +49,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():
+            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 yield name, file.get_tensor(name)
     else:
         yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()

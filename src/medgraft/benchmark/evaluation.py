@@ -55,4 +55,3 @@ def generation_of(adapter: LoadedAdapter) -> GenerationConfig:
     """The decoding that an adapter was evaluated with."""
     stored = adapter.manifest.evaluation.get("generation") if adapter.manifest else None
     return GenerationConfig(**stored) if stored else GenerationConfig()
-

@@ -12,7 +12,7 @@ from typing import Any
 import transformers
 
 from medgraft.adapter import Manifest, adapter_bytes, finish_package, in_place_values, load_base, save_weights
-from medgraft.backbones import Backbone
+from medgraft.backbones import Backbone, get_backbone, split_name
 from medgraft.benchmark.evaluation import Evaluation, evaluate_examples
 from medgraft.benchmark.record import Record, run_id
 from medgraft.config import RunConfig
@@ -55,10 +55,11 @@ def execute(
     quiet_libraries()
     with clock.phase("load"):
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+        get_backbone(config.backbone, plugins=plugins)  # a misspelt name is told before the data are read
         data = load_data(config.data, plugins=plugins, splits=needed_splits(config, strategy))
         backbone = load_base(config.backbone, strategy, plugins=plugins)
         base = backbone.fingerprint()
-        applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=backbone.source)
+        applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=_base_name(config))
         if strategy.trains and not data.split("train"):
             raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
     say(_data_line(data))
@@ -80,7 +81,7 @@ def execute(
         pairs = {"predictions": evaluation.predictions, "references": evaluation.references}
         (out / "predictions.json").write_text(json.dumps(pairs, indent=0, ensure_ascii=False), encoding="utf-8")
         if manifest is not None:
-            done = {"images": len(evaluation.predictions), "split": config.eval_split}
+            done: dict[str, Any] = {"images": len(evaluation.predictions), "split": config.eval_split}
             done |= {"generation": config.generation.model_dump()}
             manifest = manifest.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})
             finish_package(out, manifest, tuple(manifest.files))
@@ -101,6 +102,12 @@ def failed_record(config: RunConfig, error: str) -> Record:
         seed=config.seed, status="failed", config=config.model_dump(mode="json"), versions=versions,
         hardware=hardware.describe(), git=hardware.git_revision(), finished=_now(), error=error,
     )  # fmt: skip
+
+
+def _base_name(config: RunConfig) -> str:
+    """What PEFT's config calls the base: the hub id or folder, or the name of a backbone that brings its own weights."""
+    name, source = split_name(config.backbone)
+    return source or name
 
 
 def _evaluate(
@@ -180,7 +187,11 @@ def _record(
         adapter_bytes=adapter_bytes(manifest) if manifest else 0,
         metrics=dict(evaluation.metrics) if evaluation else None,
         images={split: len(data.split(split)) for split in ("train", "validation", "test")},
-        data_report={"missing": len(data.report.missing), "corrupt": len(data.report.corrupt), "uncaptioned": data.report.uncaptioned},
+        data_report={
+            "missing": len(data.report.missing),
+            "corrupt": len(data.report.corrupt),
+            "uncaptioned": data.report.uncaptioned,
+        },
         data_fingerprint=fingerprint,
         base_fingerprint=base,
         phase_seconds=dict(clock.seconds),

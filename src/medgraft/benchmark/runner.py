@@ -37,8 +37,11 @@ class PlannedRun:
 
 
 def plan(suite: SuiteConfig, *, plugins: PluginManager) -> tuple[PlannedRun, ...]:
-    """The suite's runs with their ids. Reads the data and the base weights, and raises what is wrong with any of them,
-    so that a misspelled name ends the suite before its first run and not after hours."""
+    """The suite's runs with their ids.
+
+    Reads the data and the base weights and raises what is wrong with any of them, so that a misspelled name ends the
+    suite before its first run and not after hours.
+    """
     versions = hardware.versions()
     bases: dict[str, str] = {}
     prints: dict[tuple[str, tuple[str, ...]], str] = {}
@@ -122,5 +125,3 @@ def _watch(command: list[str]) -> tuple[int, str]:
             raise
         code = process.wait()
     return code, " ".join("".join(recent).split())[-300:]
-
-

@@ -12,7 +12,9 @@ def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:
     """Every run of the grid; ConfigError if an override names a strategy that the suite does not have."""
     for name in suite.overrides:
         if name not in suite.strategies:
-            raise ConfigError(f"Suite {suite.name}: overrides for {name!r}, which is no strategy of it.{suggestion(name, suite.strategies)}")
+            raise ConfigError(
+                f"Suite {suite.name}: overrides for {name!r}, which is no strategy of it.{suggestion(name, suite.strategies)}"
+            )
     runs = []
     for backbone, data, seed, strategy in itertools.product(suite.backbones, suite.data, suite.seeds, suite.strategies):
         changes = suite.overrides.get(strategy, {})

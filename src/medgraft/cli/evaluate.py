@@ -34,7 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
     data = data_config(arguments.data, arguments.overrides, arguments.max_images)
     adapter, backbone = load_model(arguments)
     result = api.evaluate(
-        data, adapter=adapter, backbone=backbone, split=arguments.split, generation=generation(arguments, adapter), progress=True
+        data,
+        adapter=adapter,
+        backbone=backbone,
+        split=arguments.split,
+        generation=generation(arguments, adapter),
+        progress=True,
     )
     if arguments.predictions:
         arguments.predictions.write_text(json.dumps(result.predictions, indent=0, ensure_ascii=False), encoding="utf-8")

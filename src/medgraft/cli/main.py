@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medgraft",
-        description="Adapt vision-language models to medical image captioning, and know what each way of training costs and buys.",
+        description="Adapt vision-language models to medical image captioning; know what each way of training costs and buys.",
         epilog="example:\n  medgraft train --backbone blip-nano --strategy lora --data phantoms --out my-adapter",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

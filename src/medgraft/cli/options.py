@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """--json"""
+    """Machine-readable output."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def add_set(parser: argparse.ArgumentParser, what: str) -> None:
-    """--set k=v"""
+    """Any setting by name."""
     parser.add_argument("--set", action="append", default=[], metavar="K=V", dest="overrides", help=what)
 
 
@@ -24,5 +24,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """How captions are decoded."""
-    parser.add_argument("--num-beams", type=int, metavar="N", help="beam search with N beams (default: greedy, or the adapter's)")
+    parser.add_argument(
+        "--num-beams", type=int, metavar="N", help="beam search with N beams (default: greedy, or the adapter's)"
+    )
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest caption in word pieces")

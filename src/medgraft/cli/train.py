@@ -59,7 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(record.model_dump_json(indent=1))
         return 0
     if record.steps:
-        print(f"{record.steps} steps in {record.training_seconds:.1f} s; adapter of {record.adapter_bytes:,} bytes in {arguments.out}")
+        print(
+            f"{record.steps} steps in {record.training_seconds:.1f} s; "
+            f"adapter of {record.adapter_bytes:,} bytes in {arguments.out}"
+        )
     if record.metrics:
         print("  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items()))
     return 0

@@ -35,6 +35,7 @@ class Collator:
     max_tokens: int
 
     def __call__(self, pairs: Sequence[tuple[Example, str]]) -> dict[str, torch.Tensor]:
+        """See the class."""
         text = self.backbone.text_batch([caption for _, caption in pairs], prompt=self.prompt, max_tokens=self.max_tokens)
         return {
             "pixel_values": self.backbone.pixel_values([open_image(example.image) for example, _ in pairs]),

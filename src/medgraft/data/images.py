@@ -20,7 +20,8 @@ _QUIET_BELOW = 2000
 def open_image(path: Path) -> Image.Image:
     """The image at `path` as RGB; 16-bit greyscale is scaled to its own range. DataError if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as file:
+            image: Image.Image = file
             if image.mode.startswith(("I", "F")):
                 pixels = np.asarray(image, dtype=np.float32)
                 low, high = float(pixels.min()), float(pixels.max())

@@ -35,7 +35,9 @@ class Roco(Dataset):
         folders = [(split, root / split / subset) for split in SPLITS for subset in subsets]
         present = [(split, folder) for split, folder in folders if (folder / "captions.txt").is_file()]
         if not present:
-            raise DataError(f"{root} is not in ROCO v1 layout: no {{train,validation,test}}/{subsets[0]}/captions.txt is there.")
+            raise DataError(
+                f"{root} is not in ROCO v1 layout: no {{train,validation,test}}/{subsets[0]}/captions.txt is there."
+            )
         groups = read_groups(root / self.groups, self.group_column) if self.groups else {}
         for split, folder in present:
             yield from self._folder(split, folder, groups)
@@ -65,7 +67,8 @@ class KaggleRoco(Dataset):
         root = root / "all_data" if (root / "all_data").is_dir() else root
         subsets = ("radiology", "non-radiology") if self.subset == "all" else (self.subset,)
         found = False
-        for split, stem in (("train", "traindata"), ("validation", "valdata"), ("test", "testdata")):
+        stems: tuple[tuple[Split, str], ...] = (("train", "traindata"), ("validation", "valdata"), ("test", "testdata"))
+        for split, stem in stems:
             for subset in subsets:
                 tables = [f / f"{stem}.csv" for f in (root / split / subset, root / split)]
                 table = next((t for t in tables if t.is_file()), None)
@@ -89,7 +92,8 @@ class Rocov2(Dataset):
         """See Dataset.read."""
         root = require_folder(path, "rocov2", "the folder that holds train_captions.csv")
         found = False
-        for split, stem in (("train", "train"), ("validation", "valid"), ("test", "test")):
+        stems: tuple[tuple[Split, str], ...] = (("train", "train"), ("validation", "valid"), ("test", "test"))
+        for split, stem in stems:
             table = root / f"{stem}_captions.csv"
             if table.is_file():
                 found = True
@@ -115,16 +119,19 @@ class ImageClef(Dataset):
         """See Dataset.read."""
         root = require_folder(path, "imageclef", "the folder that holds the caption files")
         found = False
-        for split, name, images in (
+        places: tuple[tuple[Split, str, str], ...] = (
             ("train", self.train, self.train_images),
             ("validation", self.validation, self.validation_images),
             ("test", self.test, self.test_images),
-        ):
+        )
+        for split, name, images in places:
             if (root / name).is_file():
                 found = True
                 yield from caption_rows(root / name, image_folder(root, images), split)
         if not found:
-            raise DataError(f"{root} holds none of {self.train}, {self.validation}, {self.test}; name them with --set data.train=...")
+            raise DataError(
+                f"{root} holds none of {self.train}, {self.validation}, {self.test}; name them with --set data.train=..."
+            )
 
 
 def caption_rows(table: Path, images: Path, split: Split) -> Iterator[Example]:
@@ -175,7 +182,7 @@ def require_folder(path: Path | None, name: str, what: str) -> Path:
 
 
 def read_groups(path: Path, column: str) -> dict[str, str]:
-    """id -> group from a CSV with an `id` column."""
+    """Id -> group from a CSV with an `id` column."""
     if not path.is_file():
         raise DataError(f"There is no groups file {path}.")
     return {row["id"]: row[column.lower()] for row in read_table(path, ("id", column.lower()))}

@@ -101,6 +101,7 @@ class ImageFolder(Dataset):
         if path is None or not path.is_dir():
             raise DataError(f"{path or 'No path'}: imagefolder wants a folder with metadata.csv or metadata.jsonl.")
         folders = [(split, path / name) for name, split in _SPLIT_NAMES.items() if (path / name).is_dir()]
+        found: list[tuple[Split | None, Path]]
         found = [(split, table) for split, folder in folders if (table := self._table(folder))]
         if not found and (table := self._table(path)):
             found = [(None, table)]

@@ -8,20 +8,16 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
-from medgraft.metrics.coco import check_pairs, ngrams
-from medgraft.metrics.ptb import tokenize
+from medgraft.metrics.coco import ngrams, tokenize_pairs
 
 _TINY, _SMALL = 1e-15, 1e-9
 
 
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Corpus BLEU-1..4, closest reference length, on PTB tokens, with COCO's constants against division by zero."""
-    check_pairs(predictions, references)
     correct, guessed = [0] * 4, [0] * 4
     length = reference_length = 0
-    for prediction, texts in zip(predictions, references, strict=True):
-        tokens = tokenize(prediction)
-        lines = [tokenize(text) for text in texts]
+    for tokens, lines in tokenize_pairs(predictions, references):
         best = ngrams(lines[0])
         for line in lines[1:]:
             best |= ngrams(line)

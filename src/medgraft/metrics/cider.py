@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import evaluate
 
 from medgraft.metrics.bleu import caption_metric_info
-from medgraft.metrics.coco import Ngrams, check_pairs, ngrams
-from medgraft.metrics.ptb import tokenize
+from medgraft.metrics.coco import Ngrams, ngrams, tokenize_pairs
 
 _SIGMA = 6.0
 
@@ -26,18 +25,20 @@ class _Vector:
 
 
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """For each prediction, 10 x the mean over n = 1..4 and over its references of the clipped tf-idf cosine, damped by
-    the difference in bigram count. Document frequencies are those of `references`, so the score depends on the set."""
-    check_pairs(predictions, references)
-    grams = [[ngrams(tokenize(text)) for text in texts] for texts in references]
+    """For each prediction, 10 x the mean over n = 1..4 and over its references of the clipped tf-idf cosine.
+
+    The cosine is damped by the difference in bigram count. Document frequencies are those of `references`, so that the
+    score depends on the evaluated set.
+    """
+    pairs = [(ngrams(said), [ngrams(line) for line in lines]) for said, lines in tokenize_pairs(predictions, references)]
     frequency: Counter[tuple[str, ...]] = Counter()
-    for several in grams:
+    for _, several in pairs:
         frequency.update(set().union(*several))
-    log_images = math.log(len(references))
+    log_images = math.log(len(pairs))
     idf = {gram: log_images - math.log(count) for gram, count in frequency.items()}
     scores = []
-    for prediction, several in zip(predictions, grams, strict=True):
-        vector = _vector(ngrams(tokenize(prediction)), idf, log_images)
+    for said, several in pairs:
+        vector = _vector(said, idf, log_images)
         scores.append(10 * sum(_similarity(vector, _vector(g, idf, log_images)) for g in several) / len(several))
     return scores
 

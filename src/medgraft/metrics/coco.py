@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from medgraft.errors import ScoringError
+from medgraft.metrics.ptb import tokenize_lines
 
 Ngrams = Counter[tuple[str, ...]]
 
@@ -18,10 +19,13 @@ def ngrams(tokens: Sequence[str], highest: int = 4) -> Ngrams:
     return counts
 
 
-def check_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """ScoringError unless there is at least one prediction and each has references."""
+def tokenize_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[list[str], list[list[str]]]]:
+    """Each prediction's tokens with those of its references; ScoringError unless every prediction has some."""
     if not predictions or len(predictions) != len(references):
         raise ScoringError(f"{len(predictions)} predictions and {len(references)} lists of references cannot be scored.")
     empty = next((i for i, texts in enumerate(references) if not texts), None)
     if empty is not None:
         raise ScoringError(f"Prediction {empty} has no reference.")
+    lines = iter(tokenize_lines([text for texts in references for text in texts]))
+    meant = [[next(lines) for _ in texts] for texts in references]
+    return list(zip(tokenize_lines(predictions), meant, strict=True))

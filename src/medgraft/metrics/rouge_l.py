@@ -7,16 +7,14 @@ from collections.abc import Sequence
 import evaluate
 
 from medgraft.metrics.bleu import caption_metric_info
-from medgraft.metrics.coco import check_pairs
-from medgraft.metrics.ptb import tokenize
+from medgraft.metrics.coco import tokenize_pairs
 
 _BETA2 = 1.2**2
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """For each prediction: F with beta 1.2 of the best precision and the best recall over its references."""
-    check_pairs(predictions, references)
-    return [_score(tokenize(p) or [""], [tokenize(t) or [""] for t in ts]) for p, ts in zip(predictions, references, strict=True)]
+    return [_score(said or [""], [line or [""] for line in lines]) for said, lines in tokenize_pairs(predictions, references)]
 
 
 def _score(candidate: list[str], references: list[list[str]]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
@@ -30,16 +30,28 @@ class Row:
     adapter_bytes: float | None
 
 
-# heading, field, how it is written, whether more is better (None: not marked)
-_COLUMNS = (
+def _count(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:.2f}M"
+    return f"{value / 1e3:.0f}k" if value >= 1e3 else f"{value:.0f}"
+
+
+def _size(value: float) -> str:
+    if value >= 2**30:
+        return f"{value / 2**30:.1f}GB"
+    return f"{value / 2**20:.0f}MB" if value >= 10 * 2**20 else f"{value / 2**10:.0f}KB"
+
+
+# heading, field, how it is written, whether more is better
+_COLUMNS: tuple[tuple[str, str, Callable[[float], str], bool], ...] = (
     ("CIDEr", "cider", lambda v: f"{v:.3f}", True),
     ("BLEU-4", "bleu_4", lambda v: f"{v:.3f}", True),
     ("ROUGE-L", "rouge_l", lambda v: f"{v:.3f}", True),
     ("train s", "training_seconds", lambda v: f"{v:,.1f}", False),
-    ("trained", "trainable_parameters", lambda v: _count(v), False),
+    ("trained", "trainable_parameters", _count, False),
     ("share", "trainable_share", lambda v: f"{100 * v:.1f}%", False),
-    ("memory", "peak_memory_bytes", lambda v: _size(v), False),
-    ("adapter", "adapter_bytes", lambda v: _size(v), False),
+    ("memory", "peak_memory_bytes", _size, False),
+    ("adapter", "adapter_bytes", _size, False),
 )
 
 
@@ -136,15 +148,3 @@ def markdown(table: Sequence[Row]) -> str:
 def as_json(table: Sequence[Row]) -> str:
     """The rows as JSON."""
     return json.dumps([asdict(row) for row in table], indent=2)
-
-
-def _count(value: float) -> str:
-    if value >= 1e6:
-        return f"{value / 1e6:.2f}M"
-    return f"{value / 1e3:.0f}k" if value >= 1e3 else f"{value:.0f}"
-
-
-def _size(value: float) -> str:
-    if value >= 2**30:
-        return f"{value / 2**30:.1f}GB"
-    return f"{value / 2**20:.0f}MB" if value >= 10 * 2**20 else f"{value / 2**10:.0f}KB"

@@ -97,9 +97,14 @@ def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: s
     config = peft_config(strategy, anatomy, model, base)
     try:
         with warnings.catch_warnings():
-            for expected in ("fan_in_fan_out", "Failed to load the CUDA extension", "Unsupported layer type.*LayerNorm", "Setting boft_n"):
+            for expected in (
+                "fan_in_fan_out",
+                "Failed to load the CUDA extension",
+                "Unsupported layer type.*LayerNorm",
+                "Setting boft_n",
+            ):
                 warnings.filterwarnings("ignore", message=f".*{expected}")
-            peft_model = get_peft_model(model, config)  # type: ignore[arg-type]  # PEFT types it as PreTrainedModel
+            peft_model = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
         held = f" on a base held in {strategy.quantization}" if strategy.quantization != "none" else ""
         raise ConfigError(f"PEFT method {strategy.method} cannot be applied{held}: {error}") from error

@@ -50,8 +50,10 @@ def peft_strategy(name: str) -> Strategy:
 
 
 def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module, base: str | None) -> PeftConfig:
-    """The method's config, aimed at `anatomy`'s modules by one regular expression. No task type: BLIP's forward
-    accepts none of PEFT's task wrappers."""
+    """The method's config, aimed at `anatomy`'s modules by one regular expression.
+
+    It has no task type: BLIP's forward accepts none of PEFT's task wrappers.
+    """
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[_peft_type(strategy.method)]
     fields = _fields(config_class)
     options = _checked_options(strategy, fields)
@@ -59,7 +61,9 @@ def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module, base: st
     matched = [name for name, _ in model.named_modules() if re.fullmatch(target, name)]
     if not matched:
         near = ", ".join(name for name, module in model.named_modules() if isinstance(module, nn.Linear)) or "none"
-        raise StrategyError(f"The strategy's adapter matches no module of this backbone: {target!r}. Linear modules: {near[:300]}.")
+        raise StrategyError(
+            f"The strategy's adapter matches no module of this backbone: {target!r}. Linear modules: {near[:300]}."
+        )
     extra: dict[str, Any] = {"target_modules": target}
     if "feedforward_modules" in fields:  # IA3 scales inputs there instead of outputs
         mlp = _target(strategy, anatomy, ("mlp",))
@@ -79,7 +83,7 @@ def _target(strategy: Strategy, anatomy: Anatomy, roles: tuple[Role, ...]) -> st
     for part in anatomy.parts:
         plan = strategy.plan(part)
         if plan.mode == "adapter":
-            wanted = [role for role in (plan.roles or roles) if role in roles or plan.roles and roles is LINEAR_ROLES]
+            wanted = [role for role in (plan.roles or roles) if role in roles or (plan.roles and roles is LINEAR_ROLES)]
             patterns.append(anatomy.pattern(part, wanted))
     return "|".join(pattern for pattern in patterns if pattern)
 
@@ -89,7 +93,9 @@ def _checked_options(strategy: Strategy, fields: Mapping[str, dataclasses.Field[
         if key not in fields or key in _OURS:
             known = sorted(set(fields) - set(_OURS))
             why = "is set by medgraft from the anatomy" if key in _OURS else "is no option of it"
-            raise ConfigError(f"PEFT method {strategy.method}: {key!r} {why}.{suggestion(key, known)} Options: {', '.join(known)}.")
+            raise ConfigError(
+                f"PEFT method {strategy.method}: {key!r} {why}.{suggestion(key, known)} Options: {', '.join(known)}."
+            )
     return dict(strategy.options)
 
 

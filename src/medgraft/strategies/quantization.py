@@ -50,7 +50,7 @@ def keep_unpacked(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - torch types attributes as tensors
 
 
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:

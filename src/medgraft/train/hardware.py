@@ -20,7 +20,8 @@ _PACKAGES = ("medgraft", "torch", "transformers", "peft", "bitsandbytes", "accel
 
 def device() -> torch.device:
     """The device that accelerate gives this process; MEDGRAFT_DEVICE=cpu keeps it on the CPU."""
-    return PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu").device
+    where: torch.device = PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu").device
+    return where
 
 
 def bf16_supported(kind: str) -> bool:

@@ -13,7 +13,10 @@ from medgraft.train.adalora import orthogonality
 
 
 class CaptioningModule(nn.Module):
-    """Loss of captions given images. Frozen parts stay in eval mode; below the seam no graph is built if nothing trains there."""
+    """Loss of captions given images.
+
+    Frozen parts stay in eval mode; below the seam no graph is built if nothing trains there.
+    """
 
     accepts_loss_kwargs = True  # the Trainer then hands over the number of labels of the whole accumulated batch
 
@@ -52,6 +55,14 @@ class CaptioningModule(nn.Module):
             loss = loss + orthogonality(self.model)
         return {"loss": loss}
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute activations in the backward pass; called by the Trainer."""
-        self.backbone.model.activation_checkpointing_enable(activation_checkpointing_kwargs=activation_checkpointing_kwargs)
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recompute activations in the backward pass; called by the Trainer, with its arguments."""
+        model: Any = self.backbone.model
+        model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs, every_n_layers=every_n_layers, offload=offload
+        )

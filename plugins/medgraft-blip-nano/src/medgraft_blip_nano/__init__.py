@@ -9,5 +9,7 @@ import medgraft
 def medgraft_backbones() -> Iterator[medgraft.BackboneSpec]:
     """The embedded default backbone."""
     yield medgraft.BackboneSpec(
-        "blip-nano", "a 6 M parameter BLIP pretrained on synthetic scenes, weights included", "medgraft_blip_nano.backbone:BlipNano"
+        "blip-nano",
+        "a 6 M parameter BLIP pretrained on synthetic scenes, weights included",
+        "medgraft_blip_nano.backbone:BlipNano",
     )

@@ -102,7 +102,7 @@ def _scenes(arguments: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarra
 
 
 def make_scenes(count: int, seed: int, captions: int, processes: int) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
-    """`count` scenes as uint8 [count, SIZE, SIZE, 3], what is in their cells [count, GRID, GRID, 3], and `captions` captions each."""
+    """`count` scenes [count, SIZE, SIZE, 3], what is in their cells [count, GRID, GRID, 3], and `captions` captions each."""
     images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
     cells = np.empty((count, GRID, GRID, 3), dtype=np.uint8)
     texts: list[list[str]] = []
@@ -133,9 +133,7 @@ def _text_loss(model: BlipForConditionalGeneration, ids: np.ndarray, features: t
     tokens = torch.from_numpy(ids[:, :length].astype(np.int64))
     mask = tokens != 0
     labels = tokens.masked_fill(~mask, -100)
-    return model.text_decoder(
-        input_ids=tokens, attention_mask=mask.long(), encoder_hidden_states=features, labels=labels
-    ).loss
+    return model.text_decoder(input_ids=tokens, attention_mask=mask.long(), encoder_hidden_states=features, labels=labels).loss
 
 
 class CellHeads(torch.nn.Module):

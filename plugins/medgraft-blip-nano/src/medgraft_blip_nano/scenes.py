@@ -74,9 +74,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
         count = int(rng.choice((2, 3, 4))) if size in ("tiny", "small") and rng.random() < 0.25 else 1
         inner = str(rng.choice(SHAPES[:12])) if size in ("large", "huge") and rng.random() < 0.35 else None
         color = str(rng.choice([tone for tone in tones if tone != background_color]))
-        things.append(
-            Thing(str(rng.choice(SHAPES)), color, str(rng.choice(TEXTURES)), size, column, row, count, inner)
-        )
+        things.append(Thing(str(rng.choice(SHAPES)), color, str(rng.choice(TEXTURES)), size, column, row, count, inner))
     return Scene(tuple(things), str(rng.choice(BACKGROUNDS)), background_color, look)
 
 
@@ -212,7 +210,9 @@ def _background(scene: Scene, rng: np.random.Generator) -> Image.Image:
     if kind == "cloudy":
         return Image.composite(image, shade, _noise(rng, 9, 60))
     if kind == "landscape":
-        ImageDraw.Draw(image).rectangle((0, int(_CANVAS * rng.uniform(0.5, 0.75)), _CANVAS, _CANVAS), fill=shade.getpixel((0, 0)))
+        ImageDraw.Draw(image).rectangle(
+            (0, int(_CANVAS * rng.uniform(0.5, 0.75)), _CANVAS, _CANVAS), fill=shade.getpixel((0, 0))
+        )
     elif kind == "vignette":
         mask = Image.new("L", (_CANVAS, _CANVAS), 0)
         edge = int(rng.uniform(4, 30))

@@ -40,7 +40,9 @@ def _trunk(grid: Grid, wide: float, deep: float, fat: float) -> Field:
 def _ribs(grid: Grid, values: Field, wide: float, deep: float, body: np.random.Generator) -> Field:
     for angle in np.arange(0.25, 6.2, 0.52) + body.uniform(-0.1, 0.1):
         x, y = 0.955 * wide * np.cos(angle), 0.95 * deep * np.sin(angle)
-        values = over(values, _BONE, inside(grid.ellipse(x, y, 14, 5, np.arctan2(deep * np.cos(angle), -wide * np.sin(angle))), 0.2))
+        values = over(
+            values, _BONE, inside(grid.ellipse(x, y, 14, 5, np.arctan2(deep * np.cos(angle), -wide * np.sin(angle))), 0.2)
+        )
     return values
 
 
@@ -51,7 +53,11 @@ def _chest(facts: Facts, body: np.random.Generator, rng: np.random.Generator) ->
     lungs: dict[str, Field] = {}
     for side, sign in (("right", -1), ("left", 1)):
         shape = inside(grid.ellipse(sign * 78, 2, 60, deep * 0.84, sign * 0.08), 0.04)
-        lungs[side] = shape * (1 - inside(grid.ellipse(22, -20, 56, 50, 0.5), 0.08)) * (1 - inside(grid.ellipse(0, deep * 0.62, 30, 28), 0.1))
+        lungs[side] = (
+            shape
+            * (1 - inside(grid.ellipse(22, -20, 56, 50, 0.5), 0.08))
+            * (1 - inside(grid.ellipse(0, deep * 0.62, 30, 28), 0.1))
+        )
         values = over(values, _LUNG + 25 * texture(rng, 2.5), lungs[side])
     enhanced = 130 if facts.contrast == "mediastinal window" else 60
     values = over(values, enhanced, inside(grid.ellipse(22, -20, 50, 42, 0.5), 0.05))  # heart
@@ -92,7 +98,9 @@ def _abdomen(facts: Facts, body: np.random.Generator, rng: np.random.Generator) 
     values = over(values, _FAT, inside(grid.ellipse(0, -8, wide - 16, deep - 18), 0.03))  # peritoneal fat
     values = _ribs(grid, values, wide, deep, body)
     ascites = facts.finding == "ascites"
-    fluid = inside(grid.ellipse(0, -8, wide - 16, deep - 18), 0.03) * (1 - inside(grid.ellipse(6, -2, wide - 44, deep - 44), 0.05))
+    fluid = inside(grid.ellipse(0, -8, wide - 16, deep - 18), 0.03) * (
+        1 - inside(grid.ellipse(6, -2, wide - 44, deep - 44), 0.05)
+    )
     if ascites:
         values = over(values, _WATER, fluid)
     liver = inside(grid.ellipse(-64, -18, 68, 62, -0.25), 0.03) * (1 - inside(grid.ellipse(6, 42, 52, 46), 0.1))
@@ -156,7 +164,9 @@ def _head(facts: Facts, body: np.random.Generator, rng: np.random.Generator) -> 
         return values, nothing()
     sign = -1 if facts.side == "right" else 1
     if facts.finding == "subdural haematoma":
-        crescent = brain * (1 - inside(grid.ellipse(-sign * rng.uniform(9, 15), 0, wide, long * 1.08), 0.03)) * (sign * grid.x > 0)
+        crescent = (
+            brain * (1 - inside(grid.ellipse(-sign * rng.uniform(9, 15), 0, wide, long * 1.08), 0.03)) * (sign * grid.x > 0)
+        )
         return over(values, 68.0 + 3 * texture(rng, 2), crescent), crescent > 0.5
     angle = {"frontal": -1.05, "parietal": -0.05, "occipital": 0.95}[facts.site or "parietal"] + rng.uniform(-0.14, 0.14)
     ux, uy = sign * np.cos(angle), np.sin(angle)

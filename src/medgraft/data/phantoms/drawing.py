@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-Field = NDArray[np.float32]
+Field = NDArray[Any]  # float32, [SIZE, SIZE]
 Mask = NDArray[np.bool_]
 
 SIZE = 192
@@ -68,7 +69,10 @@ class Grid:
         origin, reach = float(self.x[0, 0]), 2 * width
         for start, end in zip(points[:-1].tolist(), points[1:].tolist(), strict=True):
             near = [  # only pixels around the segment can change
-                slice(max(int((min(a, b) - reach - origin) / self.step), 0), max(int((max(a, b) + reach - origin) / self.step) + 2, 0))
+                slice(
+                    max(int((min(a, b) - reach - origin) / self.step), 0),
+                    max(int((max(a, b) + reach - origin) / self.step) + 2, 0),
+                )
                 for a, b in zip(start, end, strict=True)
             ]
             box = (near[1], near[0])
@@ -95,7 +99,8 @@ def over(below: Field, value: float | Field, cover: Field) -> Field:
 def texture(rng: np.random.Generator, pixels: float) -> Field:
     """Smooth noise of unit variance with structures of about `pixels`."""
     noise = gaussian_filter(rng.standard_normal((SIZE, SIZE)).astype(np.float32), pixels)
-    return (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
+    unit: Field = (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
+    return unit
 
 
 def window(values: Field, level: float, width: float) -> Field:
@@ -116,7 +121,8 @@ def draw_arrow(pixels: Field, finding: Mask, rng: np.random.Generator) -> Field:
     towards = np.arctan2(SIZE / 2 - cy, SIZE / 2 - cx) + rng.uniform(-0.9, 0.9)
     direction = np.array([np.cos(towards), np.sin(towards)])
     tip = np.array([cx, cy]) + direction * (reach + 3)
-    grid = Grid(*(a.astype(np.float32) for a in np.meshgrid(np.arange(SIZE), np.arange(SIZE))), step=1.0)  # type: ignore[arg-type]
+    x, y = np.meshgrid(np.arange(SIZE, dtype=np.float32), np.arange(SIZE, dtype=np.float32))
+    grid = Grid(x, y, step=1.0)
     side = np.array([-direction[1], direction[0]])
     shaft = grid.line(np.stack([tip, tip + direction * 22]), 2.6)
     head = grid.line(np.stack([tip + direction * 8 + side * 5.5, tip, tip + direction * 8 - side * 5.5]), 2.8)

@@ -102,7 +102,7 @@ def draw_facts(rng: np.random.Generator, *, unseen: bool) -> Facts:
 
 def is_held_out(facts: Facts) -> bool:
     """Whether this combination of study, finding, side and site occurs in the test split only (about one in six)."""
-    if facts.finding is None or facts.side is None and facts.site is None:
+    if facts.finding is None or (facts.side is None and facts.site is None):
         return False
     text = f"{facts.study}|{facts.finding}|{facts.side}|{facts.site}"
     return hashlib.sha256(text.encode()).digest()[0] % 6 == 0

@@ -135,4 +135,5 @@ def _expose(path: Field, rng: np.random.Generator, contrast: float) -> Field:
     low, high = np.percentile(path, (2, 99))
     shown = np.clip((path - low) / max(float(high - low), 1e-6), 0, 1) ** rng.uniform(0.85, 1.15)
     shown = (shown - 0.5) * contrast * rng.uniform(0.9, 1.05) + 0.5 + rng.uniform(-0.04, 0.04)
-    return np.clip(shown, 0, 1).astype(np.float32)
+    image: Field = np.clip(shown, 0, 1).astype(np.float32)
+    return image

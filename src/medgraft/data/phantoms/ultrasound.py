@@ -38,8 +38,8 @@ def _along_beams(grid: Grid, absorbs: Field) -> Field:
     depths = np.linspace(48, 205, _DEPTHS)
     x = np.sin(angles)[:, None] * depths
     y = np.cos(angles)[:, None] * depths + _TOP - 40
-    to_pixel = lambda mm: (mm + _FIELD / 2) / grid.step - 0.5  # noqa: E731 - one expression, used twice
-    sampled = map_coordinates(absorbs, [to_pixel(y), to_pixel(x)], order=1, mode="constant")
+    pixels = (np.stack([y, x]) + _FIELD / 2) / grid.step - 0.5
+    sampled = map_coordinates(absorbs, pixels, order=1, mode="constant")
     summed = np.cumsum(sampled, axis=1)
     beam = (np.arctan2(grid.x, grid.y - _TOP + 40) / _HALF_ANGLE + 1) / 2 * (_BEAMS - 1)
     depth = (np.hypot(grid.x, grid.y - _TOP + 40) - 48) / (205 - 48) * (_DEPTHS - 1)

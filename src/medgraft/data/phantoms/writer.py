@@ -71,8 +71,10 @@ def make(phantom: Phantom, seed: int) -> tuple[Rendered, Facts, str]:
 
 
 def write_phantoms(out: Path, *, count: int, seed: int = 0, progress: bool = False) -> dict[str, int]:
-    """Write `count` phantoms below `out`, which must be new or empty; how many are in each split. The same arguments
-    give the same bytes."""
+    """Write `count` phantoms below `out`, which must be new or empty; how many are in each split.
+
+    The same arguments give the same bytes.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty. Name a new folder; phantoms never overwrite files.")
     planned = plan(count, seed)

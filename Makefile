@@ -1,0 +1,29 @@
+# `make bench` and `make test` set up .venv by themselves; nothing else has to be installed but Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: bench test lint adapters clean
+
+bench: $(READY)
+	$(VENV)/bin/medgraft bench benchmarks/suites/quickstart.toml --out build/quickstart
+
+test: lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+adapters: $(READY)
+	$(VENV)/bin/python adapters/make.py
+
+$(READY): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e plugins/medgraft-blip-nano
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build

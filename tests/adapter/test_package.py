@@ -1,0 +1,154 @@
+"""Packages: bit-identical after loading, plain PEFT where it can be, refused where they do not belong."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import BlipForConditionalGeneration
+
+import medgraft
+from medgraft.backbones.attention import use_sdpa
+from medgraft.benchmark import execute
+from medgraft.config import run_config
+from medgraft.errors import AdapterError
+
+
+@pytest.fixture(scope="module")
+def trained(blip_folder, phantoms_folder, tmp_path_factory):
+    """A LoRA package and the backbone that it was saved from."""
+    from medgraft.plugin import PluginManager
+
+    return _train("lora", blip_folder, phantoms_folder, tmp_path_factory.mktemp("lora") / "adapter", PluginManager())
+
+
+def _train(strategy, blip_folder, phantoms_folder, out, plugins, *overrides):
+    config = run_config(
+        backbone=f"blip:{blip_folder}", strategy=strategy, data=f"roco:{phantoms_folder}", max_images=8,
+        overrides=["train.max_steps=2", "train.per_device_train_batch_size=4", *overrides],
+    )  # fmt: skip
+    return out, execute(config, out, plugins=plugins, evaluate=False, checkpoints=False, progress=False).backbone
+
+
+@torch.no_grad()
+def _logits(backbone):
+    backbone.model.eval()
+    text = backbone.text_batch(["axial ct showing a cyst.", "normal."], prompt="", max_tokens=32)
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    return backbone.decode(backbone.encode(pixels), text)[1]
+
+
+def test_every_preset_comes_back_bit_identical(full_size, capsys):
+    assert full_size.main(["--layers", "2", "--width", "64", "--image-size", "64"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    assert all("identical" in line for line in lines)
+
+
+def test_a_lora_package_loads_in_plain_peft(trained, blip_folder):
+    folder, backbone = trained
+    base = BlipForConditionalGeneration.from_pretrained(blip_folder)
+    use_sdpa(base)
+    plain = PeftModel.from_pretrained(base, folder).eval()
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    text = backbone.text_batch(["axial ct showing a cyst.", "normal."], prompt="", max_tokens=32)
+    with torch.no_grad():
+        logits = plain(pixel_values=pixels, input_ids=text.input_ids, attention_mask=text.attention_mask).logits
+    assert torch.equal(logits, _logits(backbone))
+    untrained = BlipForConditionalGeneration.from_pretrained(blip_folder)
+    assert not torch.equal(_logits(medgraft.load_adapter(folder).backbone), untrained(pixels, text.input_ids).logits)
+
+
+def test_a_plain_peft_adapter_loads_here(blip_folder, tmp_path):
+    torch.manual_seed(0)
+    base = BlipForConditionalGeneration.from_pretrained(blip_folder)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    with pytest.raises(AdapterError, match="is a plain PEFT adapter and does not say which backbone"):
+        medgraft.load_adapter(tmp_path / "theirs")
+    loaded = medgraft.load_adapter(tmp_path / "theirs", backbone=f"blip:{blip_folder}")
+    use_sdpa(base)
+    backbone = loaded.backbone
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    text = backbone.text_batch(["axial ct showing a cyst.", "normal."], prompt="", max_tokens=32)
+    with torch.no_grad():
+        expected = model.eval()(pixel_values=pixels, input_ids=text.input_ids, attention_mask=text.attention_mask).logits
+    assert torch.equal(_logits(backbone), expected)
+
+
+def test_a_full_package_holds_only_what_changed(blip_folder, phantoms_folder, tmp_path, plugins):
+    from safetensors.torch import load_file
+
+    folder, backbone = _train("full", blip_folder, phantoms_folder, tmp_path / "a", plugins, "train.weight_decay=0")
+    tensors = load_file(folder / "trained_tensors.safetensors")
+    every = dict(backbone.model.named_parameters())
+    assert set(tensors) <= set(every)
+    assert not (folder / "adapter_model.safetensors").exists()
+    frozen, _ = _train("encoder-frozen", blip_folder, phantoms_folder, tmp_path / "b", plugins)
+    assert all(name.startswith("text_decoder") for name in load_file(frozen / "trained_tensors.safetensors"))
+
+
+def test_manifest_and_card_say_what_it_is(trained, blip_folder):
+    folder, _ = trained
+    manifest = json.loads((folder / "medgraft.json").read_text())
+    assert manifest["backbone"] == f"blip:{blip_folder}"
+    assert manifest["strategy_settings"]["options"]["r"] == 16
+    assert set(manifest["files"]) == {"adapter_model.safetensors", "adapter_config.json"}
+    assert manifest["data"]["fingerprint"] and "path" not in manifest["data"]
+    card = (folder / "README.md").read_text()
+    assert "vision adapter, text adapter" in card and "PeftModel.from_pretrained" in card and "bridge" not in card
+
+
+def test_another_base_is_refused(trained, other_blip_folder):
+    with pytest.raises(AdapterError, match=r"was trained on another base: it wants .* Pass the right one with --backbone"):
+        medgraft.load_adapter(trained[0], backbone=f"blip:{other_blip_folder}")
+
+
+def test_the_base_may_have_moved(trained, blip_folder, tmp_path):
+    shutil.copytree(blip_folder, tmp_path / "moved")
+    loaded = medgraft.load_adapter(trained[0], backbone=f"blip:{tmp_path / 'moved'}")
+    assert torch.equal(_logits(loaded.backbone), _logits(trained[1]))
+
+
+def _copy(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_altered_cut_and_missing_files_are_found(trained, tmp_path):
+    folder = _copy(trained, tmp_path)
+    weights = folder / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4])
+    with pytest.raises(AdapterError, match="was altered or cut off"):
+        medgraft.load_adapter(folder)
+    weights.unlink()
+    with pytest.raises(AdapterError, match=r"is incomplete: adapter_model.safetensors is missing"):
+        medgraft.load_adapter(folder)
+
+
+def test_a_manifest_of_the_future_is_refused(trained, tmp_path):
+    folder = _copy(trained, tmp_path)
+    manifest = json.loads((folder / "medgraft.json").read_text()) | {"format": 2}
+    (folder / "medgraft.json").write_text(json.dumps(manifest))
+    with pytest.raises(AdapterError, match="cannot be read by this medgraft: format"):
+        medgraft.load_adapter(folder)
+
+
+def test_no_folder_and_no_adapter(tmp_path):
+    with pytest.raises(AdapterError, match="There is no adapter folder"):
+        medgraft.load_adapter(tmp_path / "nowhere")
+    with pytest.raises(AdapterError, match="is no medgraft adapter"):
+        medgraft.load_adapter(tmp_path)
+
+
+def test_peft_weights_for_another_shape_are_refused(blip_folder, tmp_path):
+    from transformers import BlipConfig
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BlipConfig(text_config={**shape, "encoder_hidden_size": 32}, vision_config={**shape, "image_size": 32})
+    model = get_peft_model(BlipForConditionalGeneration(config), LoraConfig(r=2, target_modules=["query"]))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(AdapterError, match="does not fit"):
+        medgraft.load_adapter(tmp_path, backbone=f"blip:{blip_folder}")

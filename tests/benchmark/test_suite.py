@@ -1,0 +1,149 @@
+"""Suites: expanded purely, run in processes of their own, resumed, failures kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medgraft.benchmark import read_records, run_suite
+from medgraft.benchmark.suite import expand
+from medgraft.config import SuiteConfig, load_suite
+from medgraft.errors import ConfigError, UnknownNameError
+from medgraft.report import as_json, example_captions, markdown, rows, terminal
+
+SUITES = sorted((Path(__file__).parent.parent.parent / "benchmarks/suites").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_suites_that_ship_are_valid(path, plugins):
+    suite = load_suite(path)
+    assert suite.name == path.stem
+    for run in expand(suite):
+        plugins.get("strategy", run.strategy)
+        plugins.get("dataset", run.data.name)
+
+
+def _suite(**changes):
+    values = {
+        "name": "mini", "backbones": ["blip-nano"], "strategies": ["zero-shot", "lora"], "data": ["phantoms"],
+        "seeds": [0, 1], **changes,
+    }  # fmt: skip
+    return SuiteConfig.model_validate(values)
+
+
+def test_expansion_is_the_grid_with_overrides():
+    suite = _suite(train={"max_steps": 3}, overrides={"lora": {"train": {"learning_rate": 0.5}, "strategy": {"r": 2}}})
+    runs = expand(suite)
+    assert [(r.strategy, r.seed) for r in runs] == [("zero-shot", 0), ("lora", 0), ("zero-shot", 1), ("lora", 1)]
+    assert runs[1].train.learning_rate == 0.5 and runs[1].train.max_steps == 3 and runs[1].strategy_options == {"r": 2}
+    assert runs[0].train.learning_rate is None
+    with pytest.raises(ConfigError, match=r"overrides for 'lorra', which is no strategy of it. Did you mean 'lora'"):
+        expand(_suite(overrides={"lorra": {"train": {}}}))
+
+
+def test_suite_files_are_strict(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text('name = "x"\nbackbones = ["b"]\nstrategies = ["s"]\ndata = "phantoms"\nseedz = [1]\n[train]\nlr = 3\n')
+    with pytest.raises(ConfigError, match=r"unknown key 'train.lr'.*unknown key 'seedz'. Did you mean 'seeds'"):
+        load_suite(path)
+    path.write_text("name = [")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load_suite(path)
+    path.write_text('name = "x"\nbackbones = ["b"]\nstrategies = ["s"]\ndata = { name = "roco" }\n')
+    suite = load_suite(path, ["data.path=/r", "data.subset=all", "data.max_images=7", "train.max_steps=2"])
+    assert (suite.data[0].path, suite.data[0].options, suite.data[0].max_images) == ("/r", {"subset": "all"}, 7)
+    assert suite.train.max_steps == 2
+
+
+@pytest.fixture(scope="module")
+def finished(blip_folder, phantoms_folder, tmp_path_factory):
+    """A suite with a run that fails: zero-shot, LoRA, and a LoRA whose rank is impossible."""
+    from medgraft.plugin import PluginManager
+
+    suite = SuiteConfig.model_validate(
+        {
+            "name": "mini",
+            "backbones": [f"blip:{blip_folder}"],
+            "strategies": ["zero-shot", "lora", "ia3"],
+            "data": [{"name": "roco", "path": str(phantoms_folder), "max_images": 6}],
+            "train": {"max_steps": 2, "per_device_train_batch_size": 4},
+            "generation": {"max_new_tokens": 5},
+            "overrides": {"ia3": {"train": {"learning_rate": 1e30, "max_grad_norm": 1e30, "max_steps": 6}}},
+        }
+    )
+    out = tmp_path_factory.mktemp("out")
+    said = []
+    records = run_suite(suite, out, plugins=PluginManager(), progress=False, say=said.append)
+    return suite, out, records, said
+
+
+def test_runs_and_failures_have_records(finished):
+    _, out, records, said = finished
+    zero, lora, bad = records
+    assert (zero.status, lora.status, bad.status) == ("ok", "ok", "failed")
+    assert bad.error.startswith("TrainingError: The loss became")
+    assert bad.metrics is None
+    assert zero.training_seconds == 0 and zero.adapter_bytes == 0 and zero.steps == 0
+    assert lora.training_seconds > 0 and lora.adapter_bytes > 0 and len(lora.train_loss) == 2
+    assert set(lora.metrics) == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"}
+    assert lora.peak_memory_bytes > 2**27
+    assert lora.images == {"train": 6, "validation": 5, "test": 6}
+    assert (out / lora.adapter / "adapter_model.safetensors").is_file()
+    assert any("failed: TrainingError" in line for line in said)
+    assert len(list((out / "records").glob("*.json"))) == 3
+    assert read_records(out) == tuple(sorted(records, key=lambda r: r.strategy))
+
+
+def test_a_suite_started_again_runs_only_what_is_missing(finished, plugins):
+    suite, out, records, _ = finished
+    (out / "records" / f"{records[0].run_id}.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()}
+    said = []
+    again = run_suite(suite, out, plugins=plugins, progress=False, say=said.append)
+    assert [r.run_id for r in again] == [r.run_id for r in records]
+    assert sum("done before" in line for line in said) == 2
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+
+
+def test_a_killed_run_leaves_a_record(finished, plugins, monkeypatch, tmp_path):
+    suite, *_ = finished
+    from medgraft.benchmark import runner
+
+    real = runner._watch
+    monkeypatch.setattr(runner, "_watch", lambda command: real([command[0], "-c", "import os; os.kill(os.getpid(), 9)"]))
+    one = suite.model_copy(update={"strategies": ("zero-shot",), "overrides": {}})
+    (record,) = run_suite(one, tmp_path, plugins=plugins, progress=False)
+    assert record.status == "failed"
+    assert "ended with code -9" in record.error
+
+
+def test_misspelt_names_end_a_suite_before_its_first_run(finished, plugins, tmp_path):
+    suite, *_ = finished
+    with pytest.raises(UnknownNameError, match="'lorra'"):
+        run_suite(suite.model_copy(update={"strategies": ("zero-shot", "lorra"), "overrides": {}}), tmp_path, plugins=plugins)
+    assert not (tmp_path / "records").exists()
+
+
+def test_tables(finished):
+    _, out, records, _ = finished
+    table = rows(records)
+    assert table[-1].strategy == "ia3" and table[-1].failed == 1
+    text = terminal(table)
+    body = [line for line in text.splitlines() if line and not line.startswith("blip:")]
+    assert max(map(len, body)) <= 80
+    assert "ia3 (1 failed)" in text
+    assert markdown(table).count("|---:") == 8
+    assert json.loads(as_json(table))[0]["backbone"].startswith("blip:")
+    examples = example_captions(records, out)
+    assert "zero-shot" in examples and "lora" in examples
+
+
+def test_the_best_is_marked_among_trained_runs():
+    from medgraft.report.table import Row
+
+    def row(strategy, cider, trained, seconds):
+        return Row("b", "d", strategy, 1, 0, cider, cider, cider, seconds, trained, trained / 1e7, 5e8, 1e6)
+
+    text = terminal([row("lora", 0.5, 1e5, 60), row("full", 0.7, 1e7, 90), row("zero-shot", 0.01, 0, 0)])
+    assert "0.700*" in text and "0.500*" not in text
+    assert "60.0*" in text and "0.0*" not in text.replace("60.0*", "").replace("90.0*", "")

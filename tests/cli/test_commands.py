@@ -1,0 +1,163 @@
+"""The command line as a user types it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from medgraft.cli.main import _COMMANDS, main
+
+
+def _medgraft(*words, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "medgraft.cli.main", *map(str, words)], capture_output=True, text=True, cwd=cwd
+    )
+
+
+@pytest.fixture(scope="module")
+def adapter(blip_folder, phantoms_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "adapter"
+    done = _medgraft(
+        "train", "--backbone", f"blip:{blip_folder}", "--strategy", "lora", "--data", f"roco:{phantoms_folder}", "--out", out,
+        "--max-steps", 2, "--batch-size", 4, "--max-images", 6, "--set", "strategy.r=2", "--set",
+        "generation.max_new_tokens=5", "--learning-rate", "0.001", "--seed", 3, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out, json.loads(done.stdout), done.stderr
+
+
+def test_train_prints_the_record(adapter):
+    out, record, errors = adapter
+    contract = """run_id backbone strategy data seed status training_seconds steps seconds_per_step train_loss
+        trainable_parameters total_parameters peak_memory_bytes adapter_bytes metrics versions hardware error"""
+    assert set(contract.split()) <= set(record)
+    assert (record["strategy"], record["seed"], record["steps"], record["status"]) == ("lora", 3, 2, "ok")
+    assert len(record["train_loss"]) == 2
+    assert "LORA on 28 modules" in errors and "6 train" in errors
+    assert "Warning" not in errors
+    assert (out / "medgraft.json").is_file()
+
+
+def test_evaluate_and_caption(adapter, phantoms_folder, tmp_path):
+    out, record, _ = adapter
+    predictions = tmp_path / "p.json"
+    done = _medgraft(
+        "evaluate", "--adapter", out, "--data", f"roco:{phantoms_folder}", "--max-images", 6, "--json",
+        "--predictions", predictions,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["metrics"] == pytest.approx(record["metrics"], abs=1e-6)
+    image = next((phantoms_folder / "test/radiology/images").iterdir())
+    said = _medgraft("caption", image, "--adapter", out)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.strip() == json.loads(predictions.read_text())[image.stem]
+    assert said.stderr == ""
+
+
+def test_caption_with_a_bare_backbone_and_several_images(blip_folder, phantoms_folder):
+    images = sorted((phantoms_folder / "test/radiology/images").iterdir())[:2]
+    done = _medgraft("caption", *images, "--backbone", f"blip:{blip_folder}", "--num-beams", 2, "--max-new-tokens", 4, "--json")
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads(done.stdout)) == [str(image) for image in images]
+
+
+def test_score(tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps({"1": "a nodule in the left lung", "2": "normal"}))
+    (tmp_path / "r.json").write_text(json.dumps({"1": ["a nodule in the left lung"], "2": ["no lesion", "normal"]}))
+    done = _medgraft("score", "--predictions", tmp_path / "p.json", "--references", tmp_path / "r.json")
+    assert re.findall(r"^(\w+) +[\d.]+$", done.stdout, re.M) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
+    assert "rouge_l  1.000000" in done.stdout
+
+
+def test_phantoms(tmp_path):
+    done = _medgraft("phantoms", "--count", 10, "--out", tmp_path / "p", "--seed", 4, "--json")
+    assert json.loads(done.stdout)["images"] == {"train": 8, "validation": 1, "test": 1}
+
+
+def test_bench_and_report(blip_folder, phantoms_folder, tmp_path):
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(
+        f'name = "tiny"\nbackbones = ["blip:{blip_folder}"]\nstrategies = ["zero-shot", "bitfit"]\n'
+        f'[data]\nname = "roco"\npath = "{phantoms_folder}"\nmax_images = 4\n[train]\nmax_steps = 1\n'
+        "[generation]\nmax_new_tokens = 4\n"
+    )
+    done = _medgraft("bench", suite, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "[2/2]" in done.stderr and "Records, tables and adapters are in medgraft-results/tiny" in done.stdout
+    out = tmp_path / "medgraft-results/tiny"
+    assert {p.name for p in out.iterdir()} == {"records", "runs", "table.md", "table.json"}
+    assert _medgraft("report", out, "--format", "md").stdout.startswith("**blip:")
+    assert len(json.loads(_medgraft("report", out, "--format", "json").stdout)) == 2
+    assert _medgraft("report", out).stdout.count("bitfit") == 1
+
+
+@pytest.mark.parametrize("command", [c.NAME for c in _COMMANDS])
+def test_every_command_has_help_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "example:" in text and f"medgraft {command}" in text
+    assert max(map(len, text.splitlines())) <= 115
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --backbone blipp --strategy lora --data phantoms --out O", "Unknown backbone 'blipp'. Did you mean 'blip'"),
+        ("train --backbone blip:B --strategy lorra --data roco:D --out O", "Unknown strategy 'lorra'. Did you mean 'lora'"),
+        ("train --backbone blip:B --strategy peft:LORRA --data roco:D --out O", "Unknown PEFT method 'LORRA'"),
+        ("train --backbone blip:B --strategy lora --data rocko:D --out O", "Unknown dataset 'rocko'. Did you mean 'roco'"),
+        ("train --backbone blip:B --strategy lora --data roco:/nowhere --out O", "There is no /nowhere"),
+        ("train --backbone blip:B --strategy lora --data roco:E --out O", "is not in ROCO v1 layout"),
+        ("train --backbone blip:E --strategy lora --data roco:D --out O", "is no model folder"),
+        ("train --backbone blip:./nope --strategy lora --data roco:D --out O", "There is no folder ./nope"),
+        ("train --backbone blip --strategy lora --data roco:D --out O", "needs weights: write blip:HUB_ID or blip:FOLDER"),
+        ("train --backbone blip:B --strategy lora --data roco:D --out O --set strategy.q=1", "'q' is no option of it"),
+        ("train --backbone blip:B --strategy lora --data roco:D --out O --set train.epoch=1", "unknown key 'train.epoch'"),
+        ("train --backbone blip:B --strategy lora --data roco:D --out O --set r=1", "is not of the form SECTION.KEY=VALUE"),
+        ("train --backbone blip:B --strategy lora --data roco:D --out O --batch-size 0", "per_device_train_batch_size"),
+        ("train --backbone blip:some/model --strategy lora --data roco:D --out O", "is neither a folder nor a model that the"),
+        ("evaluate --adapter A --backbone blip:OTHER --data roco:D", "was trained on another base"),
+        ("evaluate --data roco:D", "Name the model: --adapter DIR or --backbone NAME[:SOURCE]"),
+        ("caption x.jpg --adapter E", "is no medgraft adapter"),
+        ("caption x.jpg --adapter A", "There is no image x.jpg"),
+        ("caption TEXT --adapter A", "cannot be read as an image"),
+        ("score --predictions TEXT --references TEXT", "is not JSON"),
+        ("score --predictions nope.json --references TEXT", "There is no file nope.json"),
+        ("bench nope.toml", "There is no suite file nope.toml"),
+        ("bench SUITE", "unknown key 'strategy'. Did you mean 'strategies'"),
+        ("report E", "holds no records"),
+        ("report /nowhere", "There is no folder /nowhere with records"),
+        ("phantoms --count 5 --out D", "is not empty"),
+        ("phantoms --count 0 --out O", "at least one image is needed"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line_and_exit_code_2(
+    words, message, adapter, blip_folder, other_blip_folder, phantoms_folder, tmp_path, capsys
+):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.jpg").write_text("no image, no JSON")
+    (tmp_path / "suite.toml").write_text('name = "x"\nbackbones = ["b"]\nstrategies = ["s"]\nstrategy = "s"\ndata = "d"\n')
+    places = {
+        "A": adapter[0], "B": blip_folder, "OTHER": other_blip_folder, "D": phantoms_folder, "E": tmp_path / "empty",
+        "O": tmp_path / "out", "TEXT": tmp_path / "text.jpg", "SUITE": tmp_path / "suite.toml",
+    }  # fmt: skip
+    arguments = [
+        re.sub(r"^(.*:)?([A-Z]+)$", lambda m: (m[1] or "") + str(places.get(m[2], m[2])), word) for word in words.split()
+    ]
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("medgraft: ") and printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_an_image_folder_is_no_image(adapter, tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "ok.png")
+    assert main(["caption", str(tmp_path), "--adapter", str(adapter[0])]) == 2
+    assert "is a folder, not an image" in capsys.readouterr().err
