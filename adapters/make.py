@@ -50,10 +50,12 @@ def write_index() -> None:
     ]
     for folder in sorted(path for path in HERE.iterdir() if (path / "medgraft.json").is_file()):
         manifest, record = read_manifest(folder), read_record(folder / "record.json")
-        lines.append(
-            f"| [{folder.name}]({folder.name}) | {manifest.strategy} | {record.trainable_parameters:,} "
-            f"| {(record.adapter_bytes or 0) / 1024:.0f} KB | {manifest.metrics['cider']:.3f} | {record.training_seconds:.0f} s |"
-        )
+        cells = (
+            f"[{folder.name}]({folder.name})", manifest.strategy, f"{record.trainable_parameters:,}",
+            f"{(record.adapter_bytes or 0) / 1024:.0f} KB", f"{manifest.metrics['cider']:.3f}",
+            f"{record.training_seconds:.0f} s",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     (HERE / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

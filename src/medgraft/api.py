@@ -38,13 +38,15 @@ def train(
     overrides: Iterable[str] = (),
     max_images: int | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
     plugins: PluginManager | None = None,
 ) -> Record:
     """Train, package and evaluate; `overrides` are as for `--set`, such as `"strategy.r=8"` or `"train.max_steps=100"`."""
     config = run_config(backbone=backbone, strategy=strategy, data=data, seed=seed, max_images=max_images, overrides=overrides)
     manager = plugins or PluginManager.from_environment()
-    return execute(config, Path(out), plugins=manager, resume=resume, progress=progress).record
+    done = execute(config, Path(out), plugins=manager, resume=resume, overwrite=overwrite, progress=progress)
+    return done.record
 
 
 def load_adapter(folder: str | Path, *, backbone: str | None = None, plugins: PluginManager | None = None) -> LoadedAdapter:

@@ -161,3 +161,39 @@ def test_an_image_folder_is_no_image(adapter, tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "ok.png")
     assert main(["caption", str(tmp_path), "--adapter", str(adapter[0])]) == 2
     assert "is a folder, not an image" in capsys.readouterr().err
+
+
+def test_an_adapter_is_not_overwritten_by_accident(adapter, blip_folder, phantoms_folder, capsys):
+    out = adapter[0]
+    words = ["train", "--backbone", f"blip:{blip_folder}", "--strategy", "bitfit", "--data", f"roco:{phantoms_folder}"]
+    before = (out / "medgraft.json").read_bytes()
+    assert main([*words, "--out", str(out)]) == 2
+    assert "already holds an adapter. Name another folder, or add --overwrite" in capsys.readouterr().err
+    assert (out / "medgraft.json").read_bytes() == before
+
+
+def test_two_processes_train_together(blip_folder, phantoms_folder, tmp_path):
+    """What accelerate starts on several devices, here two processes on the CPU."""
+    words = [
+        "train", "--backbone", f"blip:{blip_folder}", "--strategy", "encoder-frozen", "--data", f"roco:{phantoms_folder}",
+        "--out", tmp_path / "out", "--max-steps", 2, "--batch-size", 2, "--max-images", 8, "--no-eval", "--json",
+    ]  # fmt: skip
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--dynamo_backend",
+        "no",
+    ]
+    done = subprocess.run(
+        [sys.executable, *launch, "--mixed_precision", "no", "-m", "medgraft.cli.main", *map(str, words)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads(done.stdout)
+    assert record["steps"] == 2 and record["status"] == "ok"
+    assert (tmp_path / "out/medgraft.json").is_file()

@@ -1,22 +1,23 @@
 """Small trained weights as packages that are safe to ship and load."""
 
-from medgraft.adapter.manifest import Manifest, read_manifest
+from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest
 from medgraft.adapter.package import (
     LoadedAdapter,
     adapter_bytes,
     finish_package,
-    in_place_values,
+    in_place_digests,
     load_adapter,
     load_base,
     save_weights,
 )
 
 __all__ = [
+    "MANIFEST",
     "LoadedAdapter",
     "Manifest",
     "adapter_bytes",
     "finish_package",
-    "in_place_values",
+    "in_place_digests",
     "load_adapter",
     "load_base",
     "read_manifest",

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medgraft.adapter.card import write_card
-from medgraft.adapter.manifest import Manifest, file_entry, read_manifest, verify_files, write_manifest
+from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, read_manifest, verify_files, write_manifest
 from medgraft.backbones import Backbone, get_backbone
+from medgraft.backbones.weights import digest
 from medgraft.errors import AdapterError
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, keep_unpacked, quantization_config
@@ -41,12 +42,14 @@ class LoadedAdapter:
         return self.manifest.prompt if self.manifest else ""
 
 
-def save_weights(folder: Path, applied: Applied, base: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """Write the trained weights and nothing else; the names of the files written.
+def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tuple[str, ...]:
+    """Write the trained weights and nothing else, in place of an older package; the names of the files written.
 
-    `base` holds the values that in-place parameters had before training: tensors still equal to them are left out.
+    `base` holds the digests of in-place parameters before training: tensors that still have them are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (MANIFEST, ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS, "README.md"):
+        (folder / name).unlink(missing_ok=True)
     written: list[str] = []
     if applied.strategy.uses_adapter:
         with warnings.catch_warnings():
@@ -58,7 +61,7 @@ def save_weights(folder: Path, applied: Applied, base: Mapping[str, torch.Tensor
     if applied.direct:
         own = dict(_bare_model(applied.model).named_parameters())
         current = {name: own[name].detach().cpu().contiguous() for name in applied.direct}
-        changed = {name: tensor for name, tensor in current.items() if not torch.equal(tensor, base[name])}
+        changed = {name: tensor for name, tensor in current.items() if digest(tensor) != base[name]}
         save_file(changed, folder / TENSORS, metadata={"format": "pt"})
         written.append(TENSORS)
     return tuple(written)
@@ -85,7 +88,7 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
     """
     if not folder.is_dir():
         raise AdapterError(f"There is no adapter folder {folder}.")
-    if not (folder / "medgraft.json").is_file() and (folder / ADAPTER_CONFIG).is_file():
+    if not (folder / MANIFEST).is_file() and (folder / ADAPTER_CONFIG).is_file():
         return _load_plain_peft(folder, plugins, backbone)
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
@@ -114,10 +117,10 @@ def load_base(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backb
     return backbone
 
 
-def in_place_values(applied: Applied) -> dict[str, torch.Tensor]:
-    """Copies of the parameters that are about to be trained in place."""
+def in_place_digests(applied: Applied) -> dict[str, str]:
+    """Digests of the parameters that are about to be trained in place, by name."""
     own = dict(_bare_model(applied.model).named_parameters())
-    return {name: own[name].detach().cpu().clone() for name in applied.direct}
+    return {name: digest(own[name]) for name in applied.direct}
 
 
 def _bare_model(model: nn.Module) -> nn.Module:

@@ -11,13 +11,13 @@ from typing import Any
 
 import transformers
 
-from medgraft.adapter import Manifest, adapter_bytes, finish_package, in_place_values, load_base, save_weights
+from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, load_base, save_weights
 from medgraft.backbones import Backbone, get_backbone, split_name
 from medgraft.benchmark.evaluation import Evaluation, evaluate_examples
 from medgraft.benchmark.record import Record, run_id
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
-from medgraft.errors import DataError
+from medgraft.errors import AdapterError, DataError
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy
@@ -40,6 +40,7 @@ def execute(
     *,
     plugins: PluginManager,
     resume: bool = False,
+    overwrite: bool = False,
     evaluate: bool = True,
     checkpoints: bool = True,
     progress: bool = True,
@@ -47,6 +48,7 @@ def execute(
 ) -> RunResult:
     """Do one run and leave its adapter package (unless nothing is trained) and `predictions.json` in `out`.
 
+    Under accelerate or torchrun every process trains, and the main one alone packages, captions and writes.
     `say` is told in a line each what was loaded and what will be trained. Errors pass through; `failed_record` makes a
     record of them.
     """
@@ -55,6 +57,8 @@ def execute(
     quiet_libraries()
     with clock.phase("load"):
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+        if strategy.trains and (out / MANIFEST).exists() and not overwrite:
+            raise AdapterError(f"{out} already holds an adapter. Name another folder, or add --overwrite to replace it.")
         get_backbone(config.backbone, plugins=plugins)  # a misspelt name is told before the data are read
         data = load_data(config.data, plugins=plugins, splits=needed_splits(config, strategy))
         backbone = load_base(config.backbone, strategy, plugins=plugins)
@@ -64,18 +68,20 @@ def execute(
             raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
     say(_data_line(data))
     say(f"{config.strategy}: {applied.summary()}" if strategy.trains else "zero-shot: nothing is trained")
-    result = None
-    manifest = None
+    result = manifest = evaluation = None
+    main = hardware.is_main_process()
     if strategy.trains:
-        before = in_place_values(applied)
+        untrained = in_place_digests(applied)
         result = fit(
             backbone, applied, config, data.split("train"), data.split("validation"), out / "checkpoints", clock,
             resume=resume, checkpoints=checkpoints, progress=progress,
         )  # fmt: skip
+    if result is not None and main:
         with clock.phase("package"):
-            files = save_weights(out, applied, before)
+            files = save_weights(out, applied, untrained)
             manifest = finish_package(out, _manifest(config, backbone, applied, base, data, result, clock), files)
-    evaluation = _evaluate(config, backbone, data, plugins, clock, progress) if evaluate else None
+    if evaluate and main:
+        evaluation = _evaluate(config, backbone, data, plugins, clock, progress)
     if evaluation is not None:
         out.mkdir(parents=True, exist_ok=True)
         pairs = {"predictions": evaluation.predictions, "references": evaluation.references}

@@ -20,9 +20,15 @@ def main(job_file: Path) -> int:
     plugins = PluginManager.from_environment()
     try:
         done = execute(
-            config, Path(job["out"]), plugins=plugins, checkpoints=config.train.save_steps is not None, resume=True,
-            progress=job["progress"], say=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
-        )  # fmt: skip
+            config,
+            Path(job["out"]),
+            plugins=plugins,
+            resume=True,
+            overwrite=True,
+            checkpoints=config.train.save_steps is not None,
+            progress=job["progress"],
+            say=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
+        )
         record = done.record
     except (MedgraftError, RuntimeError, MemoryError) as error:
         record = failed_record(config, f"{type(error).__name__}: {error}")

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_set(parser, "strategy.K=V, train.K=V, data.K=V or generation.K=V; may be repeated")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace an adapter that is in --out")
     parser.add_argument("--epochs", type=float, metavar="N")
     parser.add_argument("--max-steps", type=int, metavar="N", help="optimiser steps; overrides --epochs")
     parser.add_argument("--batch-size", type=int, metavar="N")
@@ -48,12 +49,15 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     from medgraft.benchmark import execute, write_record
     from medgraft.plugin import PluginManager
+    from medgraft.train.hardware import is_main_process
 
     done = execute(
         config, arguments.out, plugins=PluginManager.from_environment(), resume=arguments.resume,
-        evaluate=not arguments.no_eval, say=lambda text: print(text, file=sys.stderr),
+        overwrite=arguments.overwrite, evaluate=not arguments.no_eval, say=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     record = done.record
+    if not is_main_process():
+        return 0
     write_record(record, arguments.out / "records")
     if arguments.json:
         print(record.model_dump_json(indent=1))

@@ -24,6 +24,11 @@ def device() -> torch.device:
     return where
 
 
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files and prints, of those that accelerate or torchrun started."""
+    return bool(PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu").is_main_process)
+
+
 def bf16_supported(kind: str) -> bool:
     """Whether bf16 matrix products are computed by the hardware of a device type, not emulated."""
     if kind == "cpu":

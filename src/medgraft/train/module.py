@@ -63,6 +63,4 @@ class CaptioningModule(nn.Module):
     ) -> None:
         """Recompute activations in the backward pass; called by the Trainer, with its arguments."""
         model: Any = self.backbone.model
-        model.activation_checkpointing_enable(
-            activation_checkpointing_kwargs, every_n_layers=every_n_layers, offload=offload
-        )
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers=every_n_layers, offload=offload)
