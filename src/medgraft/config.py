@@ -60,6 +60,7 @@ class TrainConfig(StrictModel):
     save_total_limit: int = Field(default=1, gt=0)
     eval_during_training: bool = Field(default=False, description="validation loss after each epoch")
     dataloader_num_workers: int = Field(default=0, ge=0)
+    pixel_cache_gb: float = Field(default=0.5, ge=0, description="memory for images kept decoded and resized")
     report_to: tuple[str, ...] = ()
 
 

@@ -9,6 +9,7 @@ from transformers import BlipForConditionalGeneration
 from medgraft.backbones.attention import SdpaBlipAttention, eager_attention, use_sdpa
 from medgraft.backbones.base import TextBatch
 from medgraft.backbones.blip import BlipBackbone
+from medgraft.backbones.wordpieces import join_punctuation
 from medgraft.errors import BackboneError
 from medgraft.types import GenerationOptions
 
@@ -85,7 +86,7 @@ def test_loss_and_logits_are_transformers_own(backbone, reference, images):
 def test_generation_is_transformers_own(backbone, reference, images, beams):
     pixels = backbone.pixel_values(images)
     ids = reference.generate(pixel_values=pixels, max_new_tokens=12, num_beams=beams, do_sample=False)
-    expected = [text.strip() for text in backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    expected = [join_punctuation(text) for text in backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)]
     options = GenerationOptions(max_new_tokens=12, num_beams=beams)
     assert backbone.generate(backbone.encode(pixels), options=options) == expected
     alone = [backbone.generate(backbone.encode(pixels[i : i + 1]), options=options)[0] for i in range(2)]
@@ -131,6 +132,15 @@ def test_eager_attention_records_weights_and_is_undone(backbone, images):
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
     assert isinstance(backbone.model.vision_model.encoder.layers[0].self_attn, SdpaBlipAttention)
     assert use_sdpa(backbone.model) == 0
+
+
+def test_captions_read_as_they_were_written(backbone):
+    for text in (
+        "axial t2-weighted mri of a 54-year-old man (arrow). the mass measured 3.5 cm, no x-ray.",
+        "pet/ct shows a left-sided lesion; l4-l5 [asterisk]: 12% stenosis.",
+    ):
+        ids = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert join_punctuation(backbone.tokenizer.decode(ids)) == text
 
 
 def test_every_parameter_has_a_part_and_a_role(backbone):

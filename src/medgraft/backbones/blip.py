@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, BlipForConditionalGeneration
 from medgraft.backbones import weights
 from medgraft.backbones.attention import use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
+from medgraft.backbones.wordpieces import join_punctuation
 from medgraft.errors import BackboneError
 from medgraft.types import Anatomy, GenerationOptions, PartAnatomy, Seam
 
@@ -162,7 +163,7 @@ class BlipBackbone(Backbone):
             repetition_penalty=options.repetition_penalty,
         )
         texts: list[str] = self.tokenizer.batch_decode(generated[:, len(head) :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [join_punctuation(text) for text in texts]
 
 
 def _check_is_blip(source: str) -> None:

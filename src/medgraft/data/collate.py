@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset as TorchDataset
@@ -26,11 +27,31 @@ class CaptionPairs(TorchDataset[tuple[Example, str]]):
         return self.pairs[index]
 
 
+class PixelCache:
+    """Images as model input, decoded and resized once and kept while they fit `limit_bytes`; the rest is made anew."""
+
+    def __init__(self, backbone: Backbone, limit_bytes: int):
+        self._backbone = backbone
+        self._room = limit_bytes
+        self._kept: dict[Path, torch.Tensor] = {}
+
+    def batch(self, paths: Sequence[Path]) -> torch.Tensor:
+        """The images as [B, 3, H, W]."""
+        new = [path for path in dict.fromkeys(paths) if path not in self._kept]
+        made = dict(zip(new, self._backbone.pixel_values([open_image(path) for path in new]), strict=True)) if new else {}
+        for path, pixels in made.items():
+            if pixels.nbytes <= self._room:
+                self._kept[path] = pixels.clone()
+                self._room -= pixels.nbytes
+        return torch.stack([made[path] if path in made else self._kept[path] for path in paths])
+
+
 @dataclass(frozen=True)
 class Collator:
     """Pairs to the tensors that CaptioningModule takes: pixel_values [B, 3, H, W], the rest [B, T], T the batch's longest."""
 
     backbone: Backbone
+    pixels: PixelCache
     prompt: str
     max_tokens: int
 
@@ -38,7 +59,7 @@ class Collator:
         """See the class."""
         text = self.backbone.text_batch([caption for _, caption in pairs], prompt=self.prompt, max_tokens=self.max_tokens)
         return {
-            "pixel_values": self.backbone.pixel_values([open_image(example.image) for example, _ in pairs]),
+            "pixel_values": self.pixels.batch([example.image for example, _ in pairs]),
             "input_ids": text.input_ids,
             "attention_mask": text.attention_mask,
             "labels": text.labels,

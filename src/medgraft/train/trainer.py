@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from medgraft.backbones import Backbone
 from medgraft.config import RunConfig
-from medgraft.data.collate import CaptionPairs, Collator
+from medgraft.data.collate import CaptionPairs, Collator, PixelCache
 from medgraft.errors import TrainingError
 from medgraft.strategies import Applied
 from medgraft.train import hardware
@@ -57,7 +57,8 @@ def fit(
     """
     module = CaptioningModule(backbone, applied)
     settings = config.train
-    collator = Collator(backbone, settings.prompt, settings.max_text_tokens)
+    pixels = PixelCache(backbone, int(settings.pixel_cache_gb * 1e9))
+    collator = Collator(backbone, pixels, settings.prompt, settings.max_text_tokens)
     trainer = CaptionTrainer(
         model=module,
         args=_arguments(config, applied, folder, checkpoints, bool(validation)),

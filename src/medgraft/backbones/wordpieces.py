@@ -1,0 +1,16 @@
+"""Readable text from word pieces, which do not remember where spaces stood."""
+
+from __future__ import annotations
+
+import re
+
+_HYPHEN = re.compile(r"(?<=\w) ([-/\u2013]) (?=\w)")
+_OPENING = re.compile(r"(?<=[(\[]) ")
+_CLOSING = re.compile(r" (?=[)\].,;:%])")
+_DECIMAL = re.compile(r"(?<=\d)([.,]) (?=\d)")
+
+
+def join_punctuation(text: str) -> str:
+    """`a 54 - year - old man ( arrow ) .` as `a 54-year-old man (arrow).`: compounds, brackets and decimals closed up."""
+    text = _CLOSING.sub("", _OPENING.sub("", _HYPHEN.sub(r"\1", text)))
+    return _DECIMAL.sub(r"\1", text).strip()
