@@ -137,6 +137,7 @@ def test_eager_attention_records_weights_and_is_undone(backbone, images):
 def test_captions_read_as_they_were_written(backbone):
     for text in (
         "axial t2-weighted mri of a 54-year-old man (arrow). the mass measured 3.5 cm, no x-ray.",
+        "opacities in the mid- and lower zones.",
         "pet/ct shows a left-sided lesion; l4-l5 [asterisk]: 12% stenosis.",
     ):
         ids = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
