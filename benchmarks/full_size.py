@@ -21,7 +21,7 @@ import torch
 from synthetic_blip import write_blip
 
 import medgraft
-from medgraft.backbones import Backbone
+from medgraft.backbones import Backbone, TextBatch
 from medgraft.benchmark import execute
 from medgraft.config import run_config
 from medgraft.data import open_image
@@ -35,8 +35,10 @@ def logits(backbone: Backbone, images: Sequence[Path]) -> torch.Tensor:
     """Logits of one fixed caption for each image."""
     backbone.model.eval()
     text = backbone.text_batch(["axial ct of the chest showing a nodule."] * len(images), prompt="", max_tokens=64)
-    features = backbone.encode(backbone.pixel_values([open_image(path) for path in images]))
-    return backbone.decode(features, text)[1]
+    where = next(backbone.model.parameters()).device
+    features = backbone.encode(backbone.pixel_values([open_image(path) for path in images]).to(where))
+    text = TextBatch(text.input_ids.to(where), text.attention_mask.to(where), text.labels.to(where))
+    return backbone.decode(features, text)[1].cpu()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from medgraft.train import hardware
 from medgraft.types import GenerationOptions
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: parameters moved within it could not be trained afterwards
 def caption_images(
     backbone: Backbone,
     paths: Sequence[Path],

@@ -106,7 +106,7 @@ class SuiteConfig(StrictModel):
     @field_validator("data", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        several = [value] if isinstance(value, Mapping | str) else value
+        several = value if isinstance(value, list | tuple) else [value]
         return [DataConfig.parse(item) if isinstance(item, str) else item for item in several]
 
 
@@ -152,6 +152,8 @@ def load_suite(path: Path, overrides: Iterable[str] = ()) -> SuiteConfig:
     """The suite in `path` with `--set` overrides applied; relative data paths are taken from the working directory."""
     values = read_toml(path)
     for section, changes in parse_overrides(overrides, ("train", "generation", "data")).items():
+        if not isinstance(values.get(section, {}), Mapping | str | list):
+            raise ConfigError(f"Suite {path}: {section!r} is a table, not {values[section]!r}.")
         if section != "data":
             values[section] = {**values.get(section, {}), **changes}
             continue

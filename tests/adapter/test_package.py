@@ -96,6 +96,8 @@ def test_manifest_and_card_say_what_it_is(trained, blip_folder):
     assert manifest["strategy_settings"]["options"]["r"] == 16
     assert set(manifest["files"]) == {"adapter_model.safetensors", "adapter_config.json"}
     assert manifest["data"]["fingerprint"] and "path" not in manifest["data"]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(blip_folder)
     card = (folder / "README.md").read_text()
     assert "vision adapter, text adapter" in card and "PeftModel.from_pretrained" in card and "bridge" not in card
 

@@ -131,7 +131,7 @@ def test_tables(finished):
     text = terminal(table)
     body = [line for line in text.splitlines() if line and not line.startswith("blip:")]
     assert max(map(len, body)) <= 80
-    assert "ia3 (1 failed)" in text
+    assert "Failed runs: ia3 (1 of 1); their records say why." in text
     assert markdown(table).count("|---:") == 8
     assert json.loads(as_json(table))[0]["backbone"].startswith("blip:")
     examples = example_captions(records, out)

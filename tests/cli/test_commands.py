@@ -197,3 +197,17 @@ def test_two_processes_train_together(blip_folder, phantoms_folder, tmp_path):
     record = json.loads(done.stdout)
     assert record["steps"] == 2 and record["status"] == "ok"
     assert (tmp_path / "out/medgraft.json").is_file()
+
+
+def test_a_folder_with_other_files_is_left_alone(blip_folder, phantoms_folder, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    words = ["train", "--backbone", f"blip:{blip_folder}", "--strategy", "lora", "--data", f"roco:{phantoms_folder}", "--out"]
+    assert main([*words, str(tmp_path)]) == 2
+    assert "is not empty and holds no training of ours" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "new"), "--resume"]) == 2
+    assert "holds no checkpoint to resume from" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "README.md")]) == 2
+    assert "is a file; --out names a folder" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "new"), "--set", "train.optim=bogus"]) == 2
+    assert "Training options:" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "mine"

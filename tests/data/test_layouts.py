@@ -203,3 +203,22 @@ def test_the_fingerprint_sees_contents_not_places(tmp_path, plugins):
         return data_fingerprint(_read(plugins, "roco", tmp_path / root).examples)
 
     assert make("one", "a") == make("two", "a") != make("three", "b")
+
+
+def test_max_images_counts_usable_ones(tmp_path, plugins):
+    folder = tmp_path / "test/radiology"
+    for i in (3, 4, 5):
+        _image(folder / f"images/R{i}.jpg")
+    (folder / "captions.txt").write_text("".join(f"R{i}\t text {i}\n" for i in range(1, 6)))
+    data = load_data(DataConfig(name="roco", path=str(tmp_path), max_images=2), plugins=plugins)
+    assert [e.id for e in data.examples] == ["R3", "R4"]
+    assert len(data.report.missing) == 2
+
+
+def test_text_that_is_not_utf8_and_null_captions(tmp_path, plugins):
+    _image(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_bytes("image,caption\na.png,œdème\n".encode("cp1252"))
+    with pytest.raises(DataError, match="is not UTF-8 text as it should be"):
+        _read(plugins, "csv", tmp_path / "t.csv")
+    (tmp_path / "t.jsonl").write_text('{"image": "a.png", "caption": "x"}\n{"image": "b.png", "caption": null}\n')
+    assert _read(plugins, "jsonl", tmp_path / "t.jsonl").report.uncaptioned == 1

@@ -35,7 +35,7 @@ def test_training_lowers_the_loss_and_records_every_step(blip_folder, phantoms_f
     assert record.training_seconds == pytest.approx(record.seconds_per_step * 25)
     assert record.training_seconds < sum(record.phase_seconds.values())
     assert record.peak_memory_bytes > 2**20
-    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / ".medgraft-checkpoints").exists()
 
 
 def test_the_same_seed_gives_the_same_run(blip_folder, phantoms_folder, tmp_path, plugins):
@@ -64,10 +64,11 @@ def test_resuming_ends_where_an_uninterrupted_run_ends(blip_folder, phantoms_fol
     monkeypatch.setattr(CaptionTrainer, "training_step", cut_off)
     with pytest.raises(PowerCutError):
         _run(config, tmp_path / "cut", plugins)
-    assert (tmp_path / "cut/checkpoints/checkpoint-3/trained.safetensors").is_file()
+    assert (tmp_path / "cut/.medgraft-checkpoints/checkpoint-3/trained.safetensors").is_file()
     monkeypatch.setattr(CaptionTrainer, "training_step", ordinary)
     resumed = _run(config, tmp_path / "cut", plugins, resume=True).record
     assert resumed.train_loss == whole.train_loss
+    assert resumed.training_seconds > resumed.phase_seconds["checkpoint"]
     names = ("whole", "cut")
     assert len({(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in names}) == 1
 
@@ -86,7 +87,7 @@ def test_a_checkpoint_holds_trained_tensors_only(blip_folder, phantoms_folder, t
     backbone = load_base(f"blip:{blip_folder}", other, plugins=plugins)
     applied = apply_strategy(backbone.model, backbone.anatomy, other)
     trainer = CaptionTrainer(model=CaptioningModule(backbone, applied), args=arguments, clock=Clock())
-    with pytest.raises(TrainingError, match="was made by another strategy or backbone"):
+    with pytest.raises(TrainingError, match="was made with other settings"):
         trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
 
 
@@ -95,6 +96,22 @@ def test_accumulated_small_batches_are_one_large_batch(blip_folder, phantoms_fol
     small = _config(blip_folder, phantoms_folder, max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=3)
     one, other = (_run(config, tmp_path / name, plugins).record for name, config in (("a", large), ("b", small)))
     assert other.train_loss == pytest.approx(one.train_loss, rel=1e-4)
+
+
+def test_resuming_with_other_settings_is_refused(blip_folder, phantoms_folder, tmp_path, plugins, monkeypatch):
+    ordinary = CaptionTrainer.training_step
+
+    def cut_off(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return ordinary(self, *args, **kwargs)
+
+    monkeypatch.setattr(CaptionTrainer, "training_step", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        _run(_config(blip_folder, phantoms_folder, save_steps=2), tmp_path, plugins)
+    changed = _config(blip_folder, phantoms_folder, save_steps=2, learning_rate=0.5)
+    with pytest.raises(TrainingError, match="was made with other settings"):
+        _run(changed, tmp_path, plugins, resume=True)
 
 
 def test_gradient_checkpointing_changes_nothing(blip_folder, phantoms_folder, tmp_path, plugins):

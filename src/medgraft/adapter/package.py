@@ -48,8 +48,9 @@ def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tup
     `base` holds the digests of in-place parameters before training: tensors that still have them are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (MANIFEST, ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS, "README.md"):
-        (folder / name).unlink(missing_ok=True)
+    if (folder / MANIFEST).is_file():
+        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS, MANIFEST):
+            (folder / name).unlink(missing_ok=True)
     written: list[str] = []
     if applied.strategy.uses_adapter:
         with warnings.catch_warnings():

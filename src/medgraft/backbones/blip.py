@@ -13,7 +13,7 @@ from medgraft.backbones import weights
 from medgraft.backbones.attention import use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
 from medgraft.backbones.wordpieces import join_punctuation
-from medgraft.errors import BackboneError
+from medgraft.errors import BackboneError, ConfigError
 from medgraft.types import Anatomy, GenerationOptions, PartAnatomy, Seam
 
 if TYPE_CHECKING:
@@ -102,6 +102,13 @@ class BlipBackbone(Backbone):
     def _pad(self) -> int:
         return int(self.model.config.text_config.pad_token_id)
 
+    @property
+    def _positions(self) -> int:
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def _head(self, prompt: str) -> list[int]:
+        return [self._bos, *self._ids([prompt])[0]] if prompt else [self._bos]
+
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return ids
@@ -113,8 +120,13 @@ class BlipBackbone(Backbone):
 
     def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
         """See Backbone.text_batch. Rows are [DEC] prompt caption [SEP] padding; only caption and [SEP] are labels."""
-        head = [self._bos, *self._ids([prompt])[0]] if prompt else [self._bos]
-        room = min(max_tokens, self.model.config.text_config.max_position_embeddings) - len(head) - 1
+        head = self._head(prompt)
+        longest = min(max_tokens, self._positions)
+        room = longest - len(head) - 1
+        if room < 1:
+            raise ConfigError(
+                f"The prompt takes {len(head)} of {longest} tokens and leaves none. Shorten it or raise max_text_tokens."
+            )
         rows = [[*head, *ids[:room], self._end] for ids in self._ids(captions)]
         length = max(len(row) for row in rows)
         input_ids = torch.full((len(rows), length), self._pad)
@@ -145,9 +157,9 @@ class BlipBackbone(Backbone):
         self, features: torch.Tensor, *, prompt: str = "", options: GenerationOptions = GenerationOptions()
     ) -> list[str]:
         """See Backbone.generate: greedy, or beam search with `num_beams` above 1."""
-        head = [self._bos, *self._ids([prompt])[0]] if prompt else [self._bos]
+        head = self._head(prompt)
         input_ids = torch.tensor([head], device=features.device).repeat(features.shape[0], 1)
-        room = self.model.config.text_config.max_position_embeddings - len(head)
+        room = max(self._positions - len(head), 1)
         generated = self.model.text_decoder.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),

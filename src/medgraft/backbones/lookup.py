@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from medgraft.backbones.base import Backbone
 from medgraft.errors import ConfigError, PluginError
 from medgraft.plugin import PluginManager
@@ -22,4 +24,4 @@ def get_backbone(text: str, *, plugins: PluginManager) -> tuple[type[Backbone], 
     source = source or backbone.default_source
     if source is None:
         raise ConfigError(f"Backbone {name!r} needs weights: write {name}:HUB_ID or {name}:FOLDER.")
-    return backbone, source
+    return backbone, str(Path(source).expanduser()) if source.startswith("~") else source

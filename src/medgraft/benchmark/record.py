@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medgraft.config import RunConfig
 from medgraft.errors import ConfigError
+from medgraft.strategies import Strategy
 
 
 class Record(BaseModel):
@@ -56,12 +57,24 @@ class Record(BaseModel):
     error: str | None = None
 
 
-def run_id(config: RunConfig, data_fingerprint: str, base_fingerprint: str, versions: dict[str, str | None]) -> str:
-    """16 hex digits from everything that decides the result; where the data and weights lie is left out."""
+def run_id(
+    config: RunConfig,
+    strategy: Strategy | None,
+    data_fingerprint: str,
+    base_fingerprint: str,
+    versions: dict[str, str | None],
+) -> str:
+    """16 hex digits from everything that decides the result; where the data and weights lie is left out.
+
+    `strategy` is what the name in `config` means today, None if that is not known.
+    """
     values = config.model_dump(mode="json")
     values["data"].pop("path")
     values["backbone"] = values["backbone"].partition(":")[0]
-    text = json.dumps([values, data_fingerprint, base_fingerprint, versions], sort_keys=True)
+    text = json.dumps(
+        [values, strategy.model_dump(mode="json") if strategy else None, data_fingerprint, base_fingerprint, versions],
+        sort_keys=True,
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

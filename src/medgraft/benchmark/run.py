@@ -57,8 +57,8 @@ def execute(
     quiet_libraries()
     with clock.phase("load"):
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
-        if strategy.trains and (out / MANIFEST).exists() and not overwrite:
-            raise AdapterError(f"{out} already holds an adapter. Name another folder, or add --overwrite to replace it.")
+        if not overwrite:
+            _check_out(out, strategy, resume)
         get_backbone(config.backbone, plugins=plugins)  # a misspelt name is told before the data are read
         data = load_data(config.data, plugins=plugins, splits=needed_splits(config, strategy))
         backbone = load_base(config.backbone, strategy, plugins=plugins)
@@ -73,7 +73,7 @@ def execute(
     if strategy.trains:
         untrained = in_place_digests(applied)
         result = fit(
-            backbone, applied, config, data.split("train"), data.split("validation"), out / "checkpoints", clock,
+            backbone, applied, config, data.split("train"), data.split("validation"), out / CHECKPOINTS, clock,
             resume=resume, checkpoints=checkpoints, progress=progress,
         )  # fmt: skip
     if result is not None and main:
@@ -95,6 +95,21 @@ def execute(
     return RunResult(record, evaluation, backbone)
 
 
+CHECKPOINTS = ".medgraft-checkpoints"
+
+
+def _check_out(out: Path, strategy: Strategy, resume: bool) -> None:
+    """AdapterError if writing to `out` could replace what somebody made."""
+    if out.exists() and not out.is_dir():
+        raise AdapterError(f"{out} is a file; --out names a folder.")
+    if strategy.trains and (out / MANIFEST).exists():
+        raise AdapterError(f"{out} already holds an adapter. Name another folder, or add --overwrite to replace it.")
+    if strategy.trains and out.is_dir() and any(out.iterdir()) and not (out / CHECKPOINTS).is_dir():
+        raise AdapterError(f"{out} is not empty and holds no training of ours. Name a new folder, or add --overwrite.")
+    if resume and not (out / CHECKPOINTS).is_dir():
+        raise AdapterError(f"{out} holds no checkpoint to resume from. Train without --resume.")
+
+
 def needed_splits(config: RunConfig, strategy: Strategy) -> tuple[Split, ...]:
     """The splits that a run reads: all of them if it trains, else the one that it captions."""
     return SPLITS if strategy.trains else (config.eval_split,)
@@ -104,8 +119,8 @@ def failed_record(config: RunConfig, error: str) -> Record:
     """The record of a run that could not be done. Its id comes from the config alone, as data and base may be missing."""
     versions = hardware.versions()
     return Record(
-        run_id=run_id(config, "", "", versions), backbone=config.backbone, strategy=config.strategy, data=config.data.name,
-        seed=config.seed, status="failed", config=config.model_dump(mode="json"), versions=versions,
+        run_id=run_id(config, None, "", "", versions), backbone=config.backbone, strategy=config.strategy,
+        data=config.data.name, seed=config.seed, status="failed", config=config.model_dump(mode="json"), versions=versions,
         hardware=hardware.describe(), git=hardware.git_revision(), finished=_now(), error=error,
     )  # fmt: skip
 
@@ -174,7 +189,7 @@ def _record(
     seconds = clock.seconds["train"] if result else 0.0
     steps = len(result.losses) if result else 0
     return Record(
-        run_id=run_id(config, fingerprint, base, versions),
+        run_id=run_id(config, applied.strategy, fingerprint, base, versions),
         backbone=config.backbone,
         strategy=config.strategy,
         data=config.data.name,

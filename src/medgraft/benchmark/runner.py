@@ -56,7 +56,7 @@ def plan(suite: SuiteConfig, *, plugins: PluginManager) -> tuple[PlannedRun, ...
             prints[data_key] = data_fingerprint(load_data(config.data, plugins=plugins, splits=splits).examples)
         if config.backbone not in bases:
             bases[config.backbone] = load_base(config.backbone, Strategy(), plugins=plugins).fingerprint()
-        planned.append(PlannedRun(config, run_id(config, prints[data_key], bases[config.backbone], versions)))
+        planned.append(PlannedRun(config, run_id(config, strategy, prints[data_key], bases[config.backbone], versions)))
     return tuple(planned)
 
 

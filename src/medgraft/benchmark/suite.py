@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from medgraft.config import RunConfig, SuiteConfig
+from medgraft.config import RunConfig, SuiteConfig, validated
 from medgraft.errors import ConfigError, suggestion
 
 
@@ -29,5 +29,5 @@ def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:
             "eval_split": suite.eval_split,
             "seed": seed,
         }
-        runs.append(RunConfig.model_validate(values))
+        runs.append(validated(RunConfig, values, f"Suite {suite.name}, {strategy}"))
     return tuple(runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -35,13 +36,14 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
     if path is not None and not path.exists():
         raise DataError(f"There is no {path}. Data {config.name!r} was asked to read it.")
     wanted = set(splits)
-    listed = [example for example in reader.read(path) if example.split in wanted]
+    try:
+        listed = [example for example in reader.read(path) if example.split in wanted]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{config.name}:{config.path} is not UTF-8 text as it should be: {error}. Save it as UTF-8.") from None
     _check_ids(listed, config)
     captioned = [example for example in listed if any(caption.strip() for caption in example.captions)]
-    chosen = _first(captioned, config.max_images)
-    missing, corrupt = check_images([example.image for example in chosen])
+    examples, missing, corrupt = _usable(captioned, config.max_images)
     bad = missing | corrupt
-    examples = tuple(example for example in chosen if example.image not in bad)
     where = config.path or "the default place"
     if not listed:
         raise DataError(f"{config.name}:{where} has no images in {', '.join(sorted(wanted))}.")
@@ -75,13 +77,19 @@ def _check_ids(examples: list[Example], config: DataConfig) -> None:
         seen.add(key)
 
 
-def _first(examples: list[Example], limit: int | None) -> list[Example]:
-    if limit is None:
-        return examples
+def _usable(examples: list[Example], limit: int | None) -> tuple[tuple[Example, ...], set[Path], set[Path]]:
+    """The examples whose image can be read, the first `limit` of each split; missing and corrupt images met on the way."""
+    missing: set[Path] = set()
+    corrupt: set[Path] = set()
     kept: list[Example] = []
-    count = dict.fromkeys(SPLITS, 0)
-    for example in examples:
-        if count[example.split] < limit:
-            kept.append(example)
-            count[example.split] += 1
-    return kept
+    for split in SPLITS:
+        left = [example for example in examples if example.split == split]
+        good: list[Example] = []
+        while left and (limit is None or len(good) < limit):
+            size = len(left) if limit is None else limit - len(good)
+            some, left = left[:size], left[size:]
+            absent, broken = check_images([example.image for example in some])
+            missing, corrupt = missing | absent, corrupt | broken
+            good += [example for example in some if example.image not in absent | broken]
+        kept += good
+    return tuple(kept), missing, corrupt

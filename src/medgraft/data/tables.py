@@ -44,12 +44,13 @@ class _Table(Dataset):
         merged: dict[str, tuple[dict[str, Any], list[str]]] = {}
         for number, row in enumerate(self._rows(path), start=1):
             for column in filter(None, (self.image, self.caption, self.id, self.group, self.split)):
-                if row.get(column) is None:
+                if column not in row or (row[column] is None and column != self.caption):
                     raise DataError(
                         f"{path}, row {number} has no {column!r}.{suggestion(column, row)} "
                         f"Columns: {', '.join(map(str, row))}. Name yours with --set data.image=... data.caption=..."
                     )
-            captions = row[self.caption] if isinstance(row[self.caption], list) else [row[self.caption]]
+            said = row[self.caption] or ""
+            captions = said if isinstance(said, list) else [said]
             merged.setdefault(str(row[self.image]), (row, []))[1].extend(clean_caption(str(c)) for c in captions)
         for name, (row, captions) in merged.items():
             group = str(row[self.group]) if self.group else None

@@ -117,7 +117,7 @@ class PluginManager:
                 module = point.load()
                 if point.name in loaded:
                     raise PluginError(f"the name {point.name!r} is taken by {loaded[point.name][1]}")
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._fail(point.name, distribution, error)
                 continue
             loaded[point.name] = (module, distribution, point.dist.version if point.dist else "?")
@@ -155,13 +155,15 @@ class PluginManager:
                         raise PluginError(
                             f"{hook} yields {expected.__name__}, but a {type(descriptor).__name__} came: {descriptor!r}"
                         )
+                    if not isinstance(descriptor.name, str) or not descriptor.name:
+                        raise PluginError(f"{hook} yields a descriptor whose name is {descriptor.name!r}")
             except Exception as error:
                 self._fail(plugin, distribution, error)
                 continue
             found += [(kind, descriptor) for descriptor in given]
         return found
 
-    def _fail(self, plugin: str, distribution: str, error: Exception) -> None:
+    def _fail(self, plugin: str, distribution: str, error: BaseException) -> None:
         failure = LoadFailure(plugin, distribution, _first_line(error))
         if self.strict:
             raise PluginError(f"Plugin {plugin} ({distribution}) failed to load: {failure.message}") from error

@@ -48,5 +48,5 @@ class MetricSpec(Spec):
     """`target`: a subclass of `evaluate.Metric` whose compute(predictions=, references=) returns named numbers."""
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

@@ -59,15 +59,17 @@ def rows(records: Iterable[Record]) -> tuple[Row, ...]:
     """One row for each backbone, data set and strategy, the highest CIDEr first, failed ones last."""
     made = []
     ordered = sorted(records, key=_key)
-    for (backbone, data, strategy), group in itertools.groupby(ordered, key=_key):
+    for (backbone, data, strategy, *_), group in itertools.groupby(ordered, key=_key):
         several = list(group)
         done = [r for r in several if r.status == "ok"]
         made.append(_row(backbone, data, strategy, several, done))
     return tuple(sorted(made, key=lambda r: (r.backbone, r.data, r.cider is None, -(r.cider or 0))))
 
 
-def _key(record: Record) -> tuple[str, str, str]:
-    return record.backbone, record.data, record.strategy
+def _key(record: Record) -> tuple[str, str, str, str]:
+    """What makes one row: records that differ in their seed alone."""
+    settings = json.dumps({key: value for key, value in record.config.items() if key != "seed"}, sort_keys=True)
+    return record.backbone, record.data, record.strategy, settings
 
 
 def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], done: Sequence[Record]) -> Row:
@@ -97,7 +99,7 @@ def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], don
 
 def _cells(table: Sequence[Row], mark: str) -> list[list[str]]:
     """Formatted cells of one backbone and data set; the best of each column among runs that trained gets `mark`."""
-    cells = [[row.strategy + ("" if not row.failed else f" ({row.failed} failed)")] for row in table]
+    cells = [[row.strategy] for row in table]
     for _, field, text, more in _COLUMNS:
         values = [getattr(row, field) for row in table]
         trained = [v for v, row in zip(values, table, strict=True) if v is not None and row.trainable_parameters]
@@ -106,6 +108,11 @@ def _cells(table: Sequence[Row], mark: str) -> list[list[str]]:
             shown = "-" if value is None else text(value)
             cell.append(shown + (mark if value is not None and value == best and row.trainable_parameters else ""))
     return cells
+
+
+def _failures(group: Sequence[Row]) -> list[str]:
+    failed = [f"{row.strategy} ({row.failed} of {row.failed + row.seeds})" for row in group if row.failed]
+    return ["", f"Failed runs: {', '.join(failed)}; their records say why."] if failed else []
 
 
 def _groups(table: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
@@ -130,7 +137,7 @@ def terminal(table: Sequence[Row]) -> str:
             ]
             lines.append(f"{first} {''.join(rest)}".rstrip())
         lines.insert(1, "-" * max(map(len, lines)))
-        blocks.append("\n".join([title, "", *lines]))
+        blocks.append("\n".join([title, "", *lines, *_failures(group)]))
     return "\n\n".join(blocks)
 
 
@@ -141,7 +148,7 @@ def markdown(table: Sequence[Row]) -> str:
         lines = ["| strategy | " + " | ".join(h for h, *_ in _COLUMNS) + " |", "|---" + "|---:" * len(_COLUMNS) + "|"]
         for row in _cells(group, "*"):
             lines.append("| " + " | ".join(f"**{c[:-1]}**" if c.endswith("*") else c for c in row) + " |")
-        blocks.append("\n".join([f"**{title}**", "", *lines]))
+        blocks.append("\n".join([f"**{title}**", "", *lines, *_failures(group)]))
     return "\n\n".join(blocks)
 
 

@@ -98,6 +98,7 @@ def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: s
     try:
         with warnings.catch_warnings():
             for expected in (
+                "base_model_name_or_path. was renamed",
                 "fan_in_fan_out",
                 "Failed to load the CUDA extension",
                 "Unsupported layer type.*LayerNorm",
@@ -108,6 +109,8 @@ def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: s
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
         held = f" on a base held in {strategy.quantization}" if strategy.quantization != "none" else ""
         raise ConfigError(f"PEFT method {strategy.method} cannot be applied{held}: {error}") from error
+    for written in peft_model.peft_config.values():  # PEFT puts in the path that the model was loaded from here
+        written.base_model_name_or_path = base
     return peft_model, tuple(peft_model.base_model.targeted_module_names)
 
 

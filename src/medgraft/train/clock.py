@@ -29,6 +29,10 @@ class Clock:
             self._turn()
             self._open.pop()
 
+    def add(self, name: Phase, seconds: float) -> None:
+        """Count time that an earlier process spent on this run."""
+        self._seconds[name] += seconds
+
     def _turn(self) -> None:
         now = time.perf_counter()
         if self._open:

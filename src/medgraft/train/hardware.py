@@ -45,8 +45,12 @@ def autocast(where: torch.device, enabled: bool) -> AbstractContextManager[objec
 
 def peak_memory_bytes() -> int:
     """This process's highest resident set size, or the accelerator's highest allocation where there is one."""
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux: ru_maxrss would start from the peak of the process that started this one
+        peak = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

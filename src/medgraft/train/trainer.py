@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from medgraft.backbones import Backbone
 from medgraft.config import RunConfig
 from medgraft.data.collate import CaptionPairs, Collator, PixelCache
-from medgraft.errors import TrainingError
+from medgraft.errors import ConfigError, TrainingError
 from medgraft.strategies import Applied
 from medgraft.train import hardware
 from medgraft.train.adalora import RankAllocation
@@ -27,7 +26,7 @@ from medgraft.train.clock import Clock
 from medgraft.train.module import CaptioningModule
 from medgraft.types import Example
 
-_TRAINED, _LOSSES = "trained.safetensors", "train_loss.json"
+_TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,14 @@ def fit(
     settings = config.train
     pixels = PixelCache(backbone, int(settings.pixel_cache_gb * 1e9))
     collator = Collator(backbone, pixels, settings.prompt, settings.max_text_tokens)
+    try:
+        arguments = _arguments(config, applied, folder, checkpoints, bool(validation))
+    except ValueError as error:
+        raise ConfigError(f"Training options: {str(error).splitlines()[0]}") from None
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several devices take accelerate or torchrun, not DataParallel
     trainer = CaptionTrainer(
         model=module,
-        args=_arguments(config, applied, folder, checkpoints, bool(validation)),
+        args=arguments,
         train_dataset=CaptionPairs(train),
         eval_dataset=CaptionPairs(validation) if validation else None,
         data_collator=collator,
@@ -71,7 +75,10 @@ def fit(
         trainer.add_callback(_Progress(trainer))
     if applied.strategy.method == "ADALORA" and applied.adapter_parameters:
         trainer.add_callback(RankAllocation(applied.model))
-    last = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
+    trainer.identity = config.model_dump_json(exclude={"train": {"report_to", "dataloader_num_workers"}})
+    last = _last_checkpoint(folder) if resume else None
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
     with clock.phase("train"):
         trainer.train(resume_from_checkpoint=last)
         losses = trainer.step_losses()
@@ -80,6 +87,12 @@ def fit(
     shutil.rmtree(folder, ignore_errors=True)
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
     return TrainResult(losses, evaluations)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: the Trainer's state comes last."""
+    complete = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 
 def uses_bf16(config: RunConfig) -> bool:
@@ -132,6 +145,8 @@ class CaptionTrainer(Trainer):
     def __init__(self, *, clock: Clock, **options: Any):  # the rest is transformers.Trainer's own
         super().__init__(**options)
         self.clock = clock
+        self.identity = ""  # the run's configuration: a checkpoint of another one is refused
+        self.remove_callback(PrinterCallback)
         self._losses: list[torch.Tensor | float] = []
         self._parts: list[torch.Tensor] = []  # losses of the micro-batches of the step under way
         self.add_callback(_CollectLosses(self))
@@ -151,8 +166,9 @@ class CaptionTrainer(Trainer):
 
     def step_losses(self) -> tuple[float, ...]:
         """The loss of every optimiser step so far."""
-        self._losses = [float(loss) for loss in self._losses]
-        return tuple(float(loss) for loss in self._losses)
+        losses = [float(loss) for loss in self._losses]
+        self._losses = list(losses)
+        return tuple(losses)
 
     def check_finite(self, losses: Sequence[float]) -> None:
         """TrainingError with what to try if a loss is NaN or infinite."""
@@ -182,18 +198,22 @@ class CaptionTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         trained = {n: p.detach().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
         save_file(trained, folder / _TRAINED)
-        (folder / _LOSSES).write_text(json.dumps(self.step_losses()), encoding="utf-8")
+        progress = {"identity": self.identity, "losses": self.step_losses(), "seconds": self.clock.seconds["train"]}
+        (folder / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         tensors = load_file(folder / _TRAINED)
         wanted = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        if set(tensors) != set(wanted):
-            raise TrainingError(f"{folder} was made by another strategy or backbone; train without --resume.")
+        progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        if progress["identity"] != self.identity or shapes != {name: p.shape for name, p in wanted.items()}:
+            raise TrainingError(f"{folder} was made with other settings; give those again, or train without --resume.")
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(tensors[name])
-        self._losses = list(json.loads((folder / _LOSSES).read_text(encoding="utf-8")))
+        self._losses = list(progress["losses"])
+        self.clock.add("train", progress["seconds"])
 
 
 class _CollectLosses(TrainerCallback):
