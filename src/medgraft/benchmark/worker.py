@@ -6,15 +6,18 @@ import json
 import sys
 from pathlib import Path
 
-from medgraft.benchmark.record import write_record
-from medgraft.benchmark.run import execute, failed_record
-from medgraft.config import RunConfig
-from medgraft.errors import MedgraftError
-from medgraft.plugin import PluginManager
+from medgraft.quiet import quiet_libraries
 
 
 def main(job_file: Path) -> int:
     """Do the run that `job_file` describes and write its record; 1 if it failed, with the error in the record."""
+    quiet_libraries()  # before the imports below, since bitsandbytes speaks when it is imported
+    from medgraft.benchmark.record import write_record
+    from medgraft.benchmark.run import execute, failed_record
+    from medgraft.config import RunConfig
+    from medgraft.errors import MedgraftError
+    from medgraft.plugin import PluginManager
+
     job = json.loads(job_file.read_text(encoding="utf-8"))
     config = RunConfig.model_validate(job["config"])
     plugins = PluginManager.from_environment()
