@@ -12,7 +12,7 @@ SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
     "errors", "types", "quiet", "config", "plugin", "backbones", "strategies", "data", "train", "adapter", "captioning",
-    "metrics", "benchmark", "report", "api", "cli",
+    "metrics", "benchmark", "report", "worker", "api", "cli",
 ]  # fmt: skip
 
 

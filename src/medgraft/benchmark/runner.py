@@ -98,7 +98,7 @@ def _run(planned: PlannedRun, out: Path, records: Path, progress: bool) -> Recor
         "out": str(folder), "records": str(records), "progress": progress,
     }  # fmt: skip
     job.write_text(json.dumps(content), encoding="utf-8")
-    code, tail = _watch([sys.executable, "-m", "medgraft.benchmark.worker", str(job)])
+    code, tail = _watch([sys.executable, "-m", "medgraft.worker", str(job)])
     path = records / f"{planned.run_id}.json"
     if path.is_file():
         return read_record(path)

@@ -1,4 +1,4 @@
-"""One run in a process of its own, so that its peak memory is its own: `python -m medgraft.benchmark.worker JOB.json`."""
+"""One run in a process of its own, so that its peak memory is its own: `python -m medgraft.worker JOB.json`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medgraft.quiet import quiet_libraries
 
 def main(job_file: Path) -> int:
     """Do the run that `job_file` describes and write its record; 1 if it failed, with the error in the record."""
-    quiet_libraries()  # before the imports below, since bitsandbytes speaks when it is imported
+    quiet_libraries()  # bitsandbytes speaks when it is imported, so this comes before
     from medgraft.benchmark.record import write_record
     from medgraft.benchmark.run import execute, failed_record
     from medgraft.config import RunConfig
