@@ -22,9 +22,11 @@ packages = ["medgraft_stranger"]
 MODULE = """
 import medgraft
 
+
 @medgraft.hookimpl
 def medgraft_backbones():
     yield medgraft.BackboneSpec("blip-stranger", "BLIP by a stranger", "medgraft.backbones.blip:BlipBackbone")
+
 
 @medgraft.hookimpl
 def medgraft_strategies():
@@ -32,6 +34,7 @@ def medgraft_strategies():
 """
 STRATEGY = """
 from medgraft.strategies import PartPlan, Strategy
+
 CROSS_ONLY = Strategy(text=PartPlan(mode="full", roles=("cross",)))
 """
 BROKEN = PYPROJECT.replace("stranger", "broken")
