@@ -18,7 +18,7 @@ from medgraft.errors import ConfigError
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.train import Clock, hardware
-from medgraft.types import GenerationOptions, Split
+from medgraft.types import Split
 
 
 def load_backbone(name: str, *, strategy: str | None = None, plugins: PluginManager | None = None) -> Backbone:
@@ -69,7 +69,7 @@ def caption(
     return caption_images(
         model,
         [Path(image) for image in images],
-        options=GenerationOptions(**decoding.model_dump()),
+        options=decoding,
         prompt=loaded.prompt if loaded else "",
         bf16=_bf16(loaded),
         progress=progress,

@@ -9,9 +9,9 @@ import torch
 from tqdm import tqdm
 
 from medgraft.backbones import Backbone
+from medgraft.config import GenerationConfig
 from medgraft.data import open_image
 from medgraft.train import hardware
-from medgraft.types import GenerationOptions
 
 
 @torch.no_grad()  # not inference_mode: parameters moved within it could not be trained afterwards
@@ -19,7 +19,7 @@ def caption_images(
     backbone: Backbone,
     paths: Sequence[Path],
     *,
-    options: GenerationOptions = GenerationOptions(),
+    options: GenerationConfig = GenerationConfig(),
     prompt: str = "",
     batch_size: int = 32,
     bf16: bool = False,

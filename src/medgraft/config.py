@@ -65,7 +65,7 @@ class TrainConfig(StrictModel):
 
 
 class GenerationConfig(StrictModel):
-    """How captions are decoded; lengths in word pieces."""
+    """How captions are decoded, in transformers' words; lengths in word pieces, prompt not counted."""
 
     max_new_tokens: int = Field(default=96, gt=0)
     num_beams: int = Field(default=1, gt=0)

@@ -83,17 +83,6 @@ class Seam:
 
 
 @dataclass(frozen=True)
-class GenerationOptions:
-    """How captions are decoded, in transformers' words; lengths in word pieces, prompt not counted."""
-
-    max_new_tokens: int = 96
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    repetition_penalty: float = 1.0
-
-
-@dataclass(frozen=True)
 class DataReport:
     """What was found on reading a data set: images that were listed but are not there, or cannot be decoded."""
 
@@ -110,7 +99,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class CaptionData:
-    """A data set as read: its examples, what was left out, and the fingerprint of what was read."""
+    """A data set as read: its examples, and what was left out."""
 
     name: str
     examples: tuple[Example, ...]

@@ -10,8 +10,8 @@ from medgraft.backbones.attention import SdpaBlipAttention, eager_attention, use
 from medgraft.backbones.base import TextBatch
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.backbones.wordpieces import join_punctuation
+from medgraft.config import GenerationConfig
 from medgraft.errors import BackboneError
-from medgraft.types import GenerationOptions
 
 CAPTIONS = ["axial ct of the chest showing a nodule.", "normal brain mri in a 54-year-old man with headache (arrow)."]
 
@@ -87,7 +87,7 @@ def test_generation_is_transformers_own(backbone, reference, images, beams):
     pixels = backbone.pixel_values(images)
     ids = reference.generate(pixel_values=pixels, max_new_tokens=12, num_beams=beams, do_sample=False)
     expected = [join_punctuation(text) for text in backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    options = GenerationOptions(max_new_tokens=12, num_beams=beams)
+    options = GenerationConfig(max_new_tokens=12, num_beams=beams)
     assert backbone.generate(backbone.encode(pixels), options=options) == expected
     alone = [backbone.generate(backbone.encode(pixels[i : i + 1]), options=options)[0] for i in range(2)]
     assert alone == expected
@@ -96,9 +96,9 @@ def test_generation_is_transformers_own(backbone, reference, images, beams):
 @torch.no_grad()
 def test_generation_goes_on_from_a_prompt_and_leaves_it_out(backbone, images):
     features = backbone.encode(backbone.pixel_values(images))
-    texts = backbone.generate(features, prompt="a picture of", options=GenerationOptions(max_new_tokens=4))
+    texts = backbone.generate(features, prompt="a picture of", options=GenerationConfig(max_new_tokens=4))
     assert all(not text.startswith("a picture of") for text in texts)
-    assert texts != backbone.generate(features, options=GenerationOptions(max_new_tokens=4))
+    assert texts != backbone.generate(features, options=GenerationConfig(max_new_tokens=4))
 
 
 def test_fused_attention_has_the_same_gradients(blip_folder, images):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import nn
 
-from medgraft.types import Anatomy, GenerationOptions, Seam
+from medgraft.config import GenerationConfig
+from medgraft.types import Anatomy, Seam
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,5 +67,5 @@ class Backbone(ABC):
         """(mean loss over the labels that are not -100, logits [B, T, V])."""
 
     @abstractmethod
-    def generate(self, features: torch.Tensor, *, prompt: str, options: GenerationOptions) -> list[str]:
+    def generate(self, features: torch.Tensor, *, prompt: str, options: GenerationConfig) -> list[str]:
         """One caption for each row of `features`, without the prompt."""

@@ -13,8 +13,9 @@ from medgraft.backbones import weights
 from medgraft.backbones.attention import use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
 from medgraft.backbones.wordpieces import join_punctuation
+from medgraft.config import GenerationConfig
 from medgraft.errors import BackboneError, ConfigError
-from medgraft.types import Anatomy, GenerationOptions, PartAnatomy, Seam
+from medgraft.types import Anatomy, PartAnatomy, Seam
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -154,7 +155,7 @@ class BlipBackbone(Backbone):
         return output.loss, output.logits
 
     def generate(
-        self, features: torch.Tensor, *, prompt: str = "", options: GenerationOptions = GenerationOptions()
+        self, features: torch.Tensor, *, prompt: str = "", options: GenerationConfig = GenerationConfig()
     ) -> list[str]:
         """See Backbone.generate: greedy, or beam search with `num_beams` above 1."""
         head = self._head(prompt)

@@ -12,7 +12,7 @@ from medgraft.config import GenerationConfig
 from medgraft.metrics import score
 from medgraft.plugin import PluginManager
 from medgraft.train import Clock
-from medgraft.types import Example, GenerationOptions
+from medgraft.types import Example
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,10 @@ def evaluate_examples(
     progress: bool,
 ) -> Evaluation:
     """Caption `examples` with `backbone` as it stands, and score the captions."""
-    options = GenerationOptions(**generation.model_dump())
     with clock.phase("generation"):
         paths = [example.image for example in examples]
         captions = caption_images(
-            backbone, paths, options=options, prompt=prompt, batch_size=batch_size, bf16=bf16, progress=progress
+            backbone, paths, options=generation, prompt=prompt, batch_size=batch_size, bf16=bf16, progress=progress
         )
     predictions = {example.id: caption for example, caption in zip(examples, captions, strict=True)}
     references = {example.id: tuple(c for c in example.captions if c) for example in examples}

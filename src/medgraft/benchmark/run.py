@@ -24,6 +24,8 @@ from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy
 from medgraft.train import Clock, TrainResult, fit, hardware, uses_bf16
 from medgraft.types import SPLITS, CaptionData, Split
 
+CHECKPOINTS = ".medgraft-checkpoints"
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -93,9 +95,6 @@ def execute(
             finish_package(out, manifest, tuple(manifest.files))
     record = _record(config, applied, data, base, result, manifest, evaluation, clock)
     return RunResult(record, evaluation, backbone)
-
-
-CHECKPOINTS = ".medgraft-checkpoints"
 
 
 def _check_out(out: Path, strategy: Strategy, resume: bool) -> None:

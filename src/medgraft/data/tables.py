@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -34,8 +35,9 @@ class _Table(Dataset):
     split: str | None = None
     images: str = "."
 
+    @abstractmethod
     def _rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        raise NotImplementedError
+        """Every row, by column name."""
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""

@@ -40,17 +40,61 @@ _BEFORE_NUMBERS = _words("""
     art ca fig figs no nos op pp prop
 """)
 # a letter's period ends the sentence if one of these follows
-_STARTERS = """
-    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once One
-    Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You
-"""
-_STARTERS = "|".join(_STARTERS.split())
+_STARTERS = "|".join(
+    [
+        "A",
+        "About",
+        "According",
+        "Additionally",
+        "After",
+        "An",
+        "As",
+        "At",
+        "But",
+        "Earlier",
+        "He",
+        "Her",
+        "Here",
+        "However",
+        "If",
+        "In",
+        "It",
+        "Last",
+        "Many",
+        "More",
+        "Now",
+        "Once",
+        "One",
+        "Other",
+        "Our",
+        "She",
+        "Since",
+        "So",
+        "Some",
+        "Such",
+        "That",
+        "The",
+        "Their",
+        "Then",
+        "There",
+        "These",
+        "They",
+        "This",
+        "We",
+        "What",
+        "When",
+        "While",
+        "Yet",
+        "You",
+    ]
+)
 _CUT_AT = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3, "'tis": 2, "'twas": 2}  # two words each
 
 _NUMERALS = "²³¹¼-¾\u2070-\u209c\u2150-\u215f\U00010000-\U0010ffff"  # word characters to Python, symbols to the program
 _LETTER = rf"(?:[^\W\d_{_NUMERALS}]|[\u0300-\u036f])"
 _ALNUM = rf"(?:[^\W_{_NUMERALS}]|[\u0300-\u036f])"
 _APOSTROPHE = "['’\u0092]"
+_REDUCED = rf"(?i:n{_APOSTROPHE}t|{_APOSTROPHE}(?:s|m|d|re|ve|ll))"  # n't, 's, 'll
 _OWN = rf"(?:[dDoOlL]['’‘`\u0092])?{_ALNUM}+"  # as in d'une, O'Brien
 _COMPOUND = rf"{_OWN}(?:[-_\u2010\u2011]{_OWN})*"
 _JOINED = rf"{_LETTER}{_ALNUM}*(?:[.!?]{_LETTER}{_ALNUM}*)*"  # no space after a period: skull.The
@@ -72,7 +116,7 @@ _RULES = tuple(
         rf"[A-Za-z]\.(?!{_LETTER})(?!\s+(?i:{_STARTERS})\s)",
         rf"[A-Za-z]\.(?!{_LETTER})(?=\s+(?:{_STARTERS.lower()})\s)",  # the same words in lower case begin nothing
         rf"[A-Za-z]*(?i:[aeiouy]){_APOSTROPHE}[aeiou]{_LETTER}*|[cnCN]{_APOSTROPHE}(?i:est)",  # qu'il, n'est
-        rf"(?i:n{_APOSTROPHE}t|{_APOSTROPHE}(?:s|m|d|re|ve|ll))(?!{_LETTER})",
+        rf"{_REDUCED}(?!{_LETTER})",
         rf"{_APOSTROPHE}n{_APOSTROPHE}|{_APOSTROPHE}(?i:n|em|til|tis|twas|[2-9]0s)(?!{_LETTER})|[yY]{_APOSTROPHE}(?={_LETTER})|[dDjJlL]{_APOSTROPHE}",
         r"[A-Z]+(?:(?:&amp;|[&+])[A-Z]+)+|[cC]\+\+|[cCfF]#|(?i:(?:ph|ed)\.d\.|pro-|anti-)",
         r"(?:https?://|www\.[\w-]+\.)[^\s<>|()]*[^\s<>|.!?(){},-]",
@@ -86,7 +130,7 @@ _RULES = tuple(
 _NEGATED = re.compile(rf"(?i:[a-z]+(?=n{_APOSTROPHE}t(?!{_ALNUM})))")  # do|n't: the shorter match is meant
 _PLAIN = re.compile(r"[A-Za-z]{2,}(?=[ ,)])")  # most words of most captions
 _DOTTED, _FIRST_LETTER, _FIRST_DIGIT = re.compile(r"[A-Za-z]{2,}\."), re.compile(_LETTER), re.compile(r" ?\d")
-_ENDING = re.compile(rf"(?:n{_APOSTROPHE}t|{_APOSTROPHE}(?:s|m|d|re|ve|ll))")
+_ENDING = re.compile(_REDUCED)
 
 
 def _abbreviation(text: str, start: int) -> int:

@@ -73,7 +73,7 @@ class PluginManager:
 
     def specs(self, kind: Kind) -> tuple[tuple[Spec, str], ...]:
         """Every descriptor of a kind with the distribution that provides it, sorted by name."""
-        return tuple((s[0][0], s[0][1]) for _, s in sorted(self._specs[kind].items()))
+        return tuple((claims[0][0], self._loaded[claims[0][1]][1]) for _, claims in sorted(self._specs[kind].items()))
 
     def get(self, kind: Kind, name: str) -> Any:
         """The object called `name`; UnknownNameError with suggestions, PluginError if two plugins claim the name."""
@@ -81,17 +81,17 @@ class PluginManager:
         if claims is None:
             raise UnknownNameError(self._unknown(kind, name))
         if len(claims) > 1:
-            owners = " and ".join(sorted({owner for _, owner in claims}))
+            owners = " and ".join(sorted({self._loaded[plugin][1] for _, plugin in claims}))
             raise PluginError(f"{kind.capitalize()} {name!r} is provided by {owners}. Uninstall or disable one of them.")
         return claims[0][0].resolve()
 
     def plugins(self) -> tuple[PluginInfo, ...]:
         """Every plugin that loaded."""
-        assert self._specs is not None
+        table = self._specs  # first of all, as collecting them is what finds failures
         infos = []
         for plugin, (_, distribution, version) in self._loaded.items():
             provides = {
-                kind: tuple(sorted(name for name, claims in self._specs[kind].items() if (plugin in self._owners[kind, name])))
+                kind: tuple(sorted(n for n, claims in table[kind].items() if plugin in (owner for _, owner in claims)))
                 for kind in KINDS
             }
             infos.append(PluginInfo(plugin, distribution, version, provides))
@@ -124,16 +124,12 @@ class PluginManager:
         return loaded
 
     @cached_property
-    def _owners(self) -> dict[tuple[Kind, str], set[str]]:
-        return {}
-
-    @cached_property
     def _specs(self) -> dict[Kind, dict[str, list[tuple[Spec, str]]]]:
+        """By kind and name, every descriptor with the plugin that claims the name."""
         table: dict[Kind, dict[str, list[tuple[Spec, str]]]] = {kind: {} for kind in KINDS}
         for plugin, (module, distribution, _) in self._loaded.items():
             for kind, spec in self._collect(plugin, module, distribution):
-                table[kind].setdefault(spec.name, []).append((spec, distribution))
-                self._owners.setdefault((kind, spec.name), set()).add(plugin)
+                table[kind].setdefault(spec.name, []).append((spec, plugin))
         return table
 
     def _collect(self, plugin: str, module: ModuleType, distribution: str) -> Iterable[tuple[Kind, Spec]]:

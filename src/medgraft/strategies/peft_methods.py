@@ -14,7 +14,7 @@ from torch import nn
 
 from medgraft.errors import ConfigError, StrategyError, UnknownNameError, suggestion
 from medgraft.strategies.base import ADAPTER, LINEAR_ROLES, PartPlan, Strategy
-from medgraft.types import Anatomy, Role
+from medgraft.types import ROLES, Anatomy, Role
 
 # methods whose config names target modules, but which do not train chosen linear layers of any model
 _UNSUITED = {
@@ -57,7 +57,7 @@ def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module, base: st
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[_peft_type(strategy.method)]
     fields = _fields(config_class)
     options = _checked_options(strategy, fields)
-    target = _target(strategy, anatomy, LINEAR_ROLES)
+    target = _target(strategy, anatomy, ROLES)
     matched = [name for name, _ in model.named_modules() if re.fullmatch(target, name)]
     if not matched:
         near = ", ".join(name for name, module in model.named_modules() if isinstance(module, nn.Linear)) or "none"
@@ -78,12 +78,13 @@ def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module, base: st
         raise ConfigError(f"PEFT's {config_class.__name__} refuses these options {options}: {error}") from None
 
 
-def _target(strategy: Strategy, anatomy: Anatomy, roles: tuple[Role, ...]) -> str:
+def _target(strategy: Strategy, anatomy: Anatomy, among: tuple[Role, ...]) -> str:
+    """One pattern for the modules that carry the adapter and whose role is one of `among`."""
     patterns = []
     for part in anatomy.parts:
         plan = strategy.plan(part)
         if plan.mode == "adapter":
-            wanted = [role for role in (plan.roles or roles) if role in roles or (plan.roles and roles is LINEAR_ROLES)]
+            wanted = [role for role in plan.roles or LINEAR_ROLES if role in among]
             patterns.append(anatomy.pattern(part, wanted))
     return "|".join(pattern for pattern in patterns if pattern)
 
