@@ -41,52 +41,12 @@ _BEFORE_NUMBERS = _words("""
 """)
 # a letter's period ends the sentence if one of these follows
 _STARTERS = "|".join(
-    [
-        "A",
-        "About",
-        "According",
-        "Additionally",
-        "After",
-        "An",
-        "As",
-        "At",
-        "But",
-        "Earlier",
-        "He",
-        "Her",
-        "Here",
-        "However",
-        "If",
-        "In",
-        "It",
-        "Last",
-        "Many",
-        "More",
-        "Now",
-        "Once",
-        "One",
-        "Other",
-        "Our",
-        "She",
-        "Since",
-        "So",
-        "Some",
-        "Such",
-        "That",
-        "The",
-        "Their",
-        "Then",
-        "There",
-        "These",
-        "They",
-        "This",
-        "We",
-        "What",
-        "When",
-        "While",
-        "Yet",
-        "You",
-    ]
+    sorted(
+        _words("""
+    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once
+    One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You
+""")
+    )
 )
 _CUT_AT = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3, "'tis": 2, "'twas": 2}  # two words each
 
