@@ -11,8 +11,8 @@ import medgraft
 SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
-    "errors", "types", "quiet", "config", "plugin", "backbones", "strategies", "data", "train", "adapter", "captioning",
-    "metrics", "benchmark", "report", "worker", "api", "cli",
+    "errors", "types", "quiet", "config", "plugin", "backbones", "strategies", "data", "training", "adapter", "captioning",
+    "metrics", "benchmark", "testing", "report", "worker", "api", "cli",
 ]  # fmt: skip
 
 
@@ -45,6 +45,16 @@ def test_public_names_exist_and_are_sorted():
     assert medgraft.__all__ == sorted(medgraft.__all__)
     for name in medgraft.__all__:
         assert getattr(medgraft, name)
+
+
+def test_public_names_are_not_hidden_by_modules():
+    code = """
+import importlib, pkgutil, medgraft
+for module in pkgutil.walk_packages(medgraft.__path__, "medgraft."):
+    importlib.import_module(module.name)
+print([name for name in medgraft.__all__ if type(getattr(medgraft, name)).__name__ == "module"])
+"""
+    assert _loads(code).splitlines()[-1] == "[]"
 
 
 def test_imports_run_one_way():

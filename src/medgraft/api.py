@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medgraft import adapter as adapters
 from medgraft.adapter import LoadedAdapter
-from medgraft.backbones import Backbone
+from medgraft.backbones import Backbone, RemoteCaptioner
 from medgraft.benchmark import Record, execute
 from medgraft.benchmark import run_suite as run_suite_runs
 from medgraft.benchmark.evaluation import Evaluation, evaluate_examples, generation_of
@@ -17,15 +17,20 @@ from medgraft.data import load_data
 from medgraft.errors import ConfigError
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy
-from medgraft.train import Clock, hardware
+from medgraft.training import Clock, hardware
 from medgraft.types import Split
 
 
-def load_backbone(name: str, *, strategy: str | None = None, plugins: PluginManager | None = None) -> Backbone:
-    """The backbone `NAME` or `NAME:SOURCE`, a hub id or folder; held quantised if `strategy` says so."""
+def load_backbone(
+    name: str, *, strategy: str | None = None, plugins: PluginManager | None = None
+) -> Backbone | RemoteCaptioner:
+    """The backbone `NAME` or `NAME:SOURCE`, a hub id or folder; held quantised if `strategy` says so.
+
+    A name that stands for a model behind an API gives its client.
+    """
     manager = plugins or PluginManager.from_environment()
     held = get_strategy(strategy, plugins=manager) if strategy else Strategy()
-    return adapters.load_base(name, held, plugins=manager)
+    return adapters.load_captioner(name, held, plugins=manager)
 
 
 def train(
@@ -58,7 +63,7 @@ def caption(
     images: Sequence[str | Path],
     *,
     adapter: LoadedAdapter | str | Path | None = None,
-    backbone: Backbone | str | None = None,
+    backbone: Backbone | RemoteCaptioner | str | None = None,
     generation: GenerationConfig | None = None,
     progress: bool = False,
     plugins: PluginManager | None = None,
@@ -70,7 +75,7 @@ def caption(
         model,
         [Path(image) for image in images],
         options=decoding,
-        prompt=loaded.prompt if loaded else "",
+        prompt=loaded.prompt if loaded else None,
         bf16=_bf16(loaded),
         progress=progress,
     )
@@ -80,7 +85,7 @@ def evaluate(
     data: str | DataConfig,
     *,
     adapter: LoadedAdapter | str | Path | None = None,
-    backbone: Backbone | str | None = None,
+    backbone: Backbone | RemoteCaptioner | str | None = None,
     split: Split = "test",
     metrics: tuple[str, ...] = ("bleu", "rouge_l", "cider"),
     generation: GenerationConfig | None = None,
@@ -94,7 +99,7 @@ def evaluate(
     examples = load_data(config, plugins=manager, splits=(split,)).split(split)
     return evaluate_examples(
         model, examples, generation=generation or (generation_of(loaded) if loaded else GenerationConfig()),
-        prompt=loaded.prompt if loaded else "", metrics=metrics, batch_size=32, bf16=_bf16(loaded), plugins=manager,
+        prompt=loaded.prompt if loaded else None, metrics=metrics, batch_size=32, bf16=_bf16(loaded), plugins=manager,
         clock=Clock(), progress=progress,
     )  # fmt: skip
 
@@ -108,8 +113,8 @@ def run_suite(
 
 
 def _model(
-    adapter: LoadedAdapter | str | Path | None, backbone: Backbone | str | None, plugins: PluginManager
-) -> tuple[Backbone, LoadedAdapter | None]:
+    adapter: LoadedAdapter | str | Path | None, backbone: Backbone | RemoteCaptioner | str | None, plugins: PluginManager
+) -> tuple[Backbone | RemoteCaptioner, LoadedAdapter | None]:
     if isinstance(adapter, str | Path):
         adapter = load_adapter(adapter, backbone=backbone if isinstance(backbone, str) else None, plugins=plugins)
     if adapter is not None:

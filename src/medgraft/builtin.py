@@ -11,10 +11,21 @@ _PRESETS = "medgraft.strategies.presets"
 
 @hookimpl
 def medgraft_backbones() -> Iterator[BackboneSpec]:
-    """The models of the paper."""
-    yield BackboneSpec(
-        "blip", "BLIP captioning checkpoints, blip:HUB_ID or blip:FOLDER", "medgraft.backbones.blip:BlipBackbone"
-    )
+    """The models of the paper; each takes weights by hub id or folder, as in `blip:Salesforce/blip-image-captioning-base`."""
+    for name, summary, target, tiny in (
+        ("blip", "BLIP captioning checkpoints", "blip:BlipBackbone", ("blip",)),
+        ("blip2", "BLIP-2 with OPT or Flan-T5", "blip2:Blip2Backbone", ("blip2-opt", "blip2-t5")),
+        (
+            "instructblip", "InstructBLIP with Flan-T5 or Vicuna", "instructblip:InstructBlipBackbone",
+            ("instructblip-t5", "instructblip-vicuna"),
+        ),
+        (
+            "vit-gpt2", "ViT-GPT2 and other vision encoder-decoders", "vision_encoder_decoder:VisionEncoderDecoderBackbone",
+            ("vit-gpt2", "deit-bert"),
+        ),
+    ):  # fmt: skip
+        makers = {model: f"medgraft.testing.tiny:{model.replace('-', '_')}" for model in tiny}
+        yield BackboneSpec(name, summary, f"medgraft.backbones.{target}", makers)
 
 
 @hookimpl

@@ -55,7 +55,7 @@ class TrainConfig(StrictModel):
     optim: str = "adamw_torch_fused"
     bf16: bool | Literal["auto"] = "auto"
     max_text_tokens: int = Field(default=128, gt=2, description="longer captions are cut, with [DEC] and [SEP] counted")
-    prompt: str = Field(default="", description="text before every caption, not part of the loss")
+    prompt: str | None = Field(default=None, description="text before every caption; the backbone's own if not given")
     save_steps: int | None = Field(default=None, gt=0, description="checkpoints for --resume; each epoch if not given")
     save_total_limit: int = Field(default=1, gt=0)
     eval_during_training: bool = Field(default=False, description="validation loss after each epoch")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 Split = Literal["train", "validation", "test"]
 Part = Literal["vision", "bridge", "text"]
-Role = Literal["attn", "mlp", "cross", "embed", "head", "norm"]
+Role = Literal["attn", "mlp", "cross", "proj", "embed", "head", "norm"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -30,56 +30,75 @@ class Example:
 
 @dataclass(frozen=True)
 class PartAnatomy:
-    """Where one part lives: the module name it starts with, and for each role patterns on the names below it.
+    """Where one part lives: the modules (or parameters) it consists of, and for each role patterns on module names.
 
-    A pattern is a regular expression that must match the whole rest of a module's name.
+    A pattern is a regular expression that must match the whole name of a module.
     """
 
-    prefix: str
+    prefixes: tuple[str, ...]
     roles: Mapping[Role, tuple[str, ...]]
+
+    def owns(self, name: str) -> bool:
+        """Whether the module or parameter `name` belongs to this part."""
+        return any(name == prefix or name.startswith(prefix + ".") for prefix in self.prefixes)
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where a backbone keeps its parts, and in each part the modules of each role."""
+    """Where a backbone keeps its parts, and in each part the modules of each role.
+
+    `unused` are patterns for modules that captioning never runs, such as a pooler: they are not trained. `resting` are
+    patterns for modules that some layers run in vain, so that they get no gradient there.
+    """
 
     parts: Mapping[Part, PartAnatomy]
+    unused: tuple[str, ...] = ()
+    resting: tuple[str, ...] = ()
 
     def part_of(self, name: str) -> Part | None:
         """The part that the module or parameter `name` belongs to."""
-        for part, anatomy in self.parts.items():
-            if name == anatomy.prefix or name.startswith(anatomy.prefix + "."):
-                return part
-        return None
+        return next((part for part, anatomy in self.parts.items() if anatomy.owns(name)), None)
 
     def role_of(self, module_name: str) -> Role | None:
         """The role of the module `module_name`, or of the nearest module above it that has one."""
         part = self.part_of(module_name)
         if part is None:
             return None
-        anatomy = self.parts[part]
-        below = module_name[len(anatomy.prefix) + 1 :]
-        while below:
-            for role, patterns in anatomy.roles.items():
-                if any(re.fullmatch(pattern, below) for pattern in patterns):
+        name = module_name
+        while name:
+            for role, patterns in self.parts[part].roles.items():
+                if any(re.fullmatch(pattern, name) for pattern in patterns):
                     return role
-            below = below.rpartition(".")[0]
+            name = name.rpartition(".")[0]
         return None
 
     def pattern(self, part: Part, roles: Iterable[Role]) -> str:
         """One regular expression on whole module names for the modules of `roles` in `part`; empty if there are none."""
-        anatomy = self.parts[part]
         wanted = set(roles)
-        patterns = [p for role, several in anatomy.roles.items() if role in wanted for p in several]
-        return rf"{re.escape(anatomy.prefix)}\.({'|'.join(patterns)})" if patterns else ""
+        patterns = [p for role, several in self.parts[part].roles.items() if role in wanted for p in several]
+        return f"({'|'.join(patterns)})" if patterns else ""
+
+    def present(self, names: Iterable[str]) -> Anatomy:
+        """This anatomy without the parts that own none of `names`, a model's parameters."""
+        found = {self.part_of(name) for name in names}
+        return replace(self, parts={part: anatomy for part, anatomy in self.parts.items() if part in found})
+
+
+def lies_in(name: str, patterns: Iterable[str]) -> bool:
+    """Whether the module or parameter `name` is, or lies in, a module whose whole name matches one of `patterns`."""
+    return any(re.match(rf"({pattern})(\.|$)", name) for pattern in patterns)
 
 
 @dataclass(frozen=True)
 class Seam:
-    """A place where the forward pass can be cut: `prefix` names the parts that are computed below it."""
+    """A place where the forward pass can be cut: `prefix` names the parts that are computed below it.
+
+    `reads_prompt` says that what comes out depends on the prompt as well as on the image.
+    """
 
     name: str
     prefix: tuple[Part, ...]
+    reads_prompt: bool = False
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,8 @@ def test_fingerprint_is_of_the_weights(backbone, blip_folder, other_blip_folder,
     assert len(list(again.glob("*.safetensors"))) > 1
     from medgraft.backbones.weights import fingerprint
 
-    assert fingerprint(str(again)) == backbone.fingerprint()
-    assert fingerprint(str(other_blip_folder)) != backbone.fingerprint()
+    assert fingerprint(str(again)) == backbone.fingerprint(backbone.source)
+    assert fingerprint(str(other_blip_folder)) != backbone.fingerprint(backbone.source)
 
 
 def test_a_folder_that_is_not_blip(tmp_path):
@@ -172,7 +172,7 @@ def test_a_folder_that_is_not_blip(tmp_path):
     with pytest.raises(BackboneError, match="is no model folder"):
         BlipBackbone.load(str(tmp_path))
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match=r"is not BLIP: its config.json says model_type 'bert'"):
+    with pytest.raises(BackboneError, match=r"is not blip: its config.json says model_type 'bert'"):
         BlipBackbone.load(str(tmp_path))
 
 
@@ -186,6 +186,6 @@ def test_a_checkpoint_without_a_decoder(blip_folder, tmp_path):
     kept = {k: v for k, v in load_file(weights).items() if k.startswith("vision_model")}
     save_file(kept, weights, metadata={"format": "pt"})
     with pytest.raises(
-        BackboneError, match=r"is not a BLIP captioning checkpoint: .* tensors are missing, such as text_decoder"
+        BackboneError, match=r"holds no full BlipForConditionalGeneration: .* tensors are missing, such as text_decoder"
     ):
         BlipBackbone.load(str(tmp_path / "half"))

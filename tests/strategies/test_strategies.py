@@ -7,7 +7,7 @@ from medgraft.adapter import load_base
 from medgraft.errors import ConfigError, StrategyError, UnknownNameError
 from medgraft.plugin import PluginManager
 from medgraft.strategies import PartPlan, Strategy, apply_strategy, get_strategy, methods
-from medgraft.train import CaptioningModule
+from medgraft.training import CaptioningModule
 
 PRESETS = [name for name in PluginManager(disabled=frozenset({"blip-nano"})).names("strategy") if name != "zero-shot"]
 # PEFT methods and the options that a BLIP of width 64 needs for them
@@ -52,9 +52,9 @@ def test_presets_train_their_scope_and_nothing_else(name, blip_folder, plugins):
     # the head's own bias is tied, and position embeddings beyond the caption get no gradient; all else must move
     assert len(unused) <= 1, unused
     for part in applied.frozen_parts:
-        prefix = backbone.anatomy.parts[part].prefix
-        assert not any(f".{prefix}." in f".{name}" for name in moved)
-        assert not backbone.model.get_submodule(prefix).training
+        for prefix in backbone.anatomy.parts[part].prefixes:
+            assert not any(f".{prefix}." in f".{name}" for name in moved)
+            assert not backbone.model.get_submodule(prefix).training
     assert applied.trainable_parameters == sum(p.numel() for _, p in trainable)
 
 

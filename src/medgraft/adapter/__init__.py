@@ -8,6 +8,7 @@ from medgraft.adapter.package import (
     in_place_digests,
     load_adapter,
     load_base,
+    load_captioner,
     save_weights,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     "in_place_digests",
     "load_adapter",
     "load_base",
+    "load_captioner",
     "read_manifest",
     "save_weights",
 ]

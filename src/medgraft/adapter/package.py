@@ -18,11 +18,11 @@ from torch import nn
 
 from medgraft.adapter.card import write_card
 from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, read_manifest, verify_files, write_manifest
-from medgraft.backbones import Backbone, get_backbone
+from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_captioner
 from medgraft.backbones.weights import digest
 from medgraft.errors import AdapterError
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Applied, Strategy, keep_unpacked, quantization_config
+from medgraft.strategies import Applied, Strategy, check_quantized, keep_unpacked, quantization_config
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TENSORS = "trained_tensors.safetensors"
@@ -37,9 +37,9 @@ class LoadedAdapter:
     manifest: Manifest | None
 
     @property
-    def prompt(self) -> str:
-        """The prompt that the adapter was trained behind."""
-        return self.manifest.prompt if self.manifest else ""
+    def prompt(self) -> str | None:
+        """The prompt that the adapter was trained behind; None, for the backbone's own, if that is not known."""
+        return self.manifest.prompt if self.manifest else None
 
 
 def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
     loaded = load_base(backbone or manifest.backbone, manifest.strategy_settings, plugins=plugins)
-    found = loaded.fingerprint()
+    found = loaded.fingerprint(loaded.source)
     if found != manifest.base_fingerprint:
         raise AdapterError(
             f"{folder} was trained on another base: it wants {manifest.backbone} with weights "
@@ -109,11 +109,20 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
     return LoadedAdapter(loaded, model.eval(), manifest)
 
 
+def load_captioner(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backbone | RemoteCaptioner:
+    """The backbone `NAME[:SOURCE]` held as `strategy` says, or the client of a model behind an API for zero-shot use."""
+    captioner, source = get_captioner(name, plugins=plugins)
+    if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
+        return captioner.load(source)
+    return load_base(name, strategy, plugins=plugins)
+
+
 def load_base(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backbone:
     """The backbone `NAME[:SOURCE]`, held as `strategy` says."""
     backbone_class, source = get_backbone(name, plugins=plugins)
     config = quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
     backbone = backbone_class.load(source, quantization=config)
+    check_quantized(backbone.model, backbone.anatomy, strategy, backbone.never_quantized)
     keep_unpacked(backbone.model)
     return backbone
 

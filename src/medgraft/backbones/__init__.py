@@ -1,6 +1,7 @@
 """Captioning models, by name."""
 
 from medgraft.backbones.base import Backbone, TextBatch
-from medgraft.backbones.lookup import get_backbone, split_name
+from medgraft.backbones.lookup import get_backbone, get_captioner, prompt_for, split_name
+from medgraft.backbones.remote import RemoteCaptioner, Usage
 
-__all__ = ["Backbone", "TextBatch", "get_backbone", "split_name"]
+__all__ = ["Backbone", "RemoteCaptioner", "TextBatch", "Usage", "get_backbone", "get_captioner", "prompt_for", "split_name"]

@@ -1,16 +1,19 @@
-"""What a backbone is: a captioning model with its processor, its anatomy, and the seam where its images end."""
+"""What a backbone is: a captioning model with its processor, its anatomy, and the seams where it can be cut."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+import transformers
 from torch import nn
 
+from medgraft.backbones import loading, weights
 from medgraft.config import GenerationConfig
+from medgraft.errors import ConfigError
 from medgraft.types import Anatomy, Seam
 
 if TYPE_CHECKING:
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Captions as the decoder reads them, each [B, T]; `labels` carry -100 where nothing is to be predicted."""
+    """Captions as the model reads them: `input_ids` and `attention_mask` [B, T], `labels` -100 where nothing is predicted.
+
+    `labels` have the positions of `input_ids`; in models with a text encoder of their own [B, T'], the caption alone.
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -28,44 +34,141 @@ class TextBatch:
 
 
 class Backbone(ABC):
-    """A captioning model. The forward pass is cut at `seam`: `encode` is below it, `decode` and `generate` above.
+    """A captioning model. Its forward pass is cut at `seams`: `stage` computes one from the one below it.
 
-    Strategies change `model` in place, so that `encode` and `decode` reach its layers through `self.model`.
+    Above the last seam are `decode` and `generate`. Strategies change `model` in place, so every method reaches the
+    layers through `self.model`. `never_quantized` and `keep_in_fp32` are patterns for modules that stay as they are
+    whatever the strategy asks for.
     """
 
     anatomy: ClassVar[Anatomy]
-    seam: ClassVar[Seam]
+    seams: ClassVar[tuple[Seam, ...]]
+    model_class: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
     never_quantized: ClassVar[tuple[str, ...]] = ()
+    keep_in_fp32: ClassVar[tuple[str, ...]] = ()
     default_source: ClassVar[str | None] = None
+    default_prompt: ClassVar[str] = ""
 
-    model: nn.Module
-    source: str
+    def __init__(self, source: str, model: nn.Module, tokenizer: Any, image_processor: Any):
+        self.source = source
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
 
     @classmethod
-    @abstractmethod
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
-        """The model from a hub id or folder, in eval mode on the CPU; BackboneError if the weights are not of this kind."""
+        """The model from a hub id or folder, in eval mode on the CPU; BackboneError if the weights are not of this kind.
 
-    @abstractmethod
-    def fingerprint(self) -> str:
+        Weights are held in fp32, or as `quantization` says.
+        """
+        loading.read_config(source, cls.model_types)
+        model = loading.load_model(cls.model_class, source, quantization)
+        return cls(source, model, loading.load_tokenizer(source), loading.load_image_processor(source))
+
+    @classmethod
+    def skeleton(cls, source: str) -> nn.Module:
+        """The model on the meta device, without weights: for counting and matching only."""
+        return loading.build_skeleton(cls.model_class, loading.read_config(source, cls.model_types))
+
+    @classmethod
+    def fingerprint(cls, source: str) -> str:
         """Hex digest of the base weights; the same for every file layout and every quantisation of them."""
+        return weights.fingerprint(source)
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a caption."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills up shorter rows; never attended to and never a label."""
+        return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id)
+
+    @property
+    def positions(self) -> int:
+        """The longest sequence that the decoder takes, image tokens not counted."""
+        return int(self.model.config.get_text_config(decoder=True).max_position_embeddings)
 
     @abstractmethod
+    def head(self, prompt: str) -> list[int]:
+        """The tokens that stand before every caption, the prompt among them."""
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Texts as token ids, without special tokens."""
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def readable(self, text: str) -> str:
+        """A decoded caption as people write it."""
+        return text.strip()
+
     def pixel_values(self, images: Sequence[Image]) -> torch.Tensor:
-        """RGB images of any size as the model's input [B, 3, H, W]."""
+        """RGB images of any size as the model's input, batch first, [B, 3, H, W] for most models."""
+        values: torch.Tensor = self.image_processor(list(images), return_tensors="pt")["pixel_values"]
+        return values
+
+    def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
+        """Rows of head, caption, end and padding, cut to `max_tokens`; only caption and end are labels."""
+        head = self.head(prompt)
+        room = self.room(len(head), max_tokens)
+        rows = [[*head, *ids[:room], self.end_id] for ids in self.token_ids(captions)]
+        input_ids, mask = padded(rows, self.pad_id)
+        labels = input_ids.masked_fill(mask == 0, -100)
+        labels[:, : len(head)] = -100
+        return TextBatch(input_ids, mask, labels)
+
+    def room(self, head: int, max_tokens: int) -> int:
+        """How many caption tokens fit behind `head` tokens, the end not counted; ConfigError if none do."""
+        longest = min(max_tokens, self.positions)
+        if longest - head - 1 < 1:
+            raise ConfigError(
+                f"The prompt takes {head} of {longest} tokens and leaves none. Shorten it or raise max_text_tokens."
+            )
+        return longest - head - 1
+
+    def encode(self, pixel_values: torch.Tensor, *, prompt: str = "") -> torch.Tensor:
+        """Features at the last seam, [B, S, C]."""
+        features = pixel_values
+        for seam in self.seams:
+            features = self.stage(seam.name, features, prompt=prompt)
+        return features
 
     @abstractmethod
-    def text_batch(self, captions: Sequence[str], *, prompt: str, max_tokens: int) -> TextBatch:
-        """Captions behind the prompt, cut to `max_tokens`, padded to the longest."""
-
-    @abstractmethod
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Features at the seam, [B, S, C]."""
+    def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+        """Features at `seam`, [B, S, C], from those at the seam below it, or from pixel values if it is the first."""
 
     @abstractmethod
     def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean loss over the labels that are not -100, logits [B, T, V])."""
 
+    def generate(
+        self, features: torch.Tensor, *, prompt: str = "", options: GenerationConfig = GenerationConfig()
+    ) -> list[str]:
+        """One caption for each row of `features`, without the prompt: greedy, or beam search with `num_beams` above 1."""
+        head = self.head(prompt)
+        input_ids = torch.tensor([head], dtype=torch.long, device=features.device).repeat(features.shape[0], 1)
+        decoding = transformers.GenerationConfig(
+            **options.model_dump(exclude={"max_new_tokens"}),
+            max_new_tokens=max(min(options.max_new_tokens, self.positions - len(head)), 1),
+            do_sample=False,
+            eos_token_id=self.end_id,
+            pad_token_id=self.pad_id,
+        )
+        texts = self.tokenizer.batch_decode(self.continuation(features, input_ids, decoding), skip_special_tokens=True)
+        return [self.readable(text) for text in texts]
+
     @abstractmethod
-    def generate(self, features: torch.Tensor, *, prompt: str, options: GenerationConfig) -> list[str]:
-        """One caption for each row of `features`, without the prompt."""
+    def continuation(
+        self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
+    ) -> torch.Tensor:
+        """The new tokens [B, N] that the model says behind the head `input_ids` [B, T]."""
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids as (ids, mask), both [B, T] with T the longest row, padded on the right."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows], dtype=torch.long)
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], dtype=torch.long)
+    return ids, mask

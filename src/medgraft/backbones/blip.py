@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessorPil
+import transformers
 
-from medgraft.backbones import weights
 from medgraft.backbones.attention import use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
 from medgraft.backbones.wordpieces import join_punctuation
-from medgraft.config import GenerationConfig
-from medgraft.errors import BackboneError, ConfigError
 from medgraft.types import Anatomy, PartAnatomy, Seam
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import BitsAndBytesConfig
 
-_LAYER = r"bert\.encoder\.layer\.\d+"
+_BLOCK = r"vision_model\.encoder\.layers\.\d+"
+_BERT = r"text_decoder\.bert"
+_LAYER = rf"{_BERT}\.encoder\.layer\.\d+"
 
 
 class BlipBackbone(Backbone):
@@ -33,115 +29,59 @@ class BlipBackbone(Backbone):
     anatomy = Anatomy(
         {
             "vision": PartAnatomy(
-                "vision_model",
+                ("vision_model",),
                 {
-                    "attn": (r"encoder\.layers\.\d+\.self_attn\.(qkv|projection)",),
-                    "mlp": (r"encoder\.layers\.\d+\.mlp\.fc[12]",),
-                    "embed": (r"embeddings", r"embeddings\.patch_embedding"),
-                    "norm": (r"encoder\.layers\.\d+\.layer_norm[12]", r"post_layernorm"),
+                    "attn": (rf"{_BLOCK}\.self_attn\.(qkv|projection)",),
+                    "mlp": (rf"{_BLOCK}\.mlp\.fc[12]",),
+                    "embed": (r"vision_model\.embeddings", r"vision_model\.embeddings\.patch_embedding"),
+                    "norm": (rf"{_BLOCK}\.layer_norm[12]", r"vision_model\.post_layernorm"),
                 },
             ),
             "text": PartAnatomy(
-                "text_decoder",
+                ("text_decoder",),
                 {
                     "attn": (rf"{_LAYER}\.attention\.(self\.(query|key|value)|output\.dense)",),
                     "cross": (rf"{_LAYER}\.crossattention\.(self\.(query|key|value)|output\.dense)",),
                     "mlp": (rf"{_LAYER}\.(intermediate|output)\.dense",),
                     "norm": (
                         rf"{_LAYER}\.(attention\.output|crossattention\.output|output)\.LayerNorm",
-                        r"bert\.embeddings\.LayerNorm",
-                        r"cls\.predictions\.transform\.LayerNorm",
+                        rf"{_BERT}\.embeddings\.LayerNorm",
+                        r"text_decoder\.cls\.predictions\.transform\.LayerNorm",
                     ),
-                    "embed": (r"bert\.embeddings\.(word|position)_embeddings",),
-                    "head": (r"cls\.predictions(\.decoder|\.transform\.dense)?",),
+                    "embed": (rf"{_BERT}\.embeddings\.(word|position)_embeddings",),
+                    "head": (r"text_decoder\.cls\.predictions(\.decoder|\.transform\.dense)?",),
                 },
             ),
         }
     )
-    seam = Seam("vision", ("vision",))
-    never_quantized = ("text_decoder.cls",)
-
-    def __init__(self, source: str, model: BlipForConditionalGeneration, tokenizer: Any, processor: BlipImageProcessorPil):
-        self.source = source
-        self.model: BlipForConditionalGeneration = model
-        self.tokenizer = tokenizer
-        self.processor = processor
+    seams = (Seam("vision", ("vision",)),)
+    model_class = "BlipForConditionalGeneration"
+    model_types = ("blip",)
+    never_quantized = (r"text_decoder\.cls",)
 
     @classmethod
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
-        """See Backbone.load. Weights are held in fp32, or as `quantization` says."""
-        _check_is_blip(source)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            processor = BlipImageProcessorPil.from_pretrained(source)
-            model, info = BlipForConditionalGeneration.from_pretrained(
-                source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True
-            )
-        except (OSError, ValueError) as error:
-            raise BackboneError(f"{source} cannot be loaded as BLIP: {str(error).splitlines()[0]}") from error
-        if info["missing_keys"]:
-            raise BackboneError(
-                f"{source} is not a BLIP captioning checkpoint: {len(info['missing_keys'])} tensors are missing, "
-                f"such as {sorted(info['missing_keys'])[0]}."
-            )
-        use_sdpa(model)
-        return cls(source, model.eval(), tokenizer, processor)
-
-    def fingerprint(self) -> str:
-        """See Backbone.fingerprint."""
-        return weights.fingerprint(self.source)
+        """See Backbone.load; attention is switched to the fused computation."""
+        backbone = super().load(source, quantization=quantization)
+        use_sdpa(backbone.model)
+        return backbone
 
     @property
-    def _bos(self) -> int:
-        return int(self.model.config.text_config.bos_token_id)
-
-    @property
-    def _end(self) -> int:
+    def end_id(self) -> int:
+        """`[SEP]`, which BLIP's configuration names rather than its tokenizer."""
         return int(self.model.config.text_config.sep_token_id)
 
-    @property
-    def _pad(self) -> int:
-        return int(self.model.config.text_config.pad_token_id)
+    def head(self, prompt: str) -> list[int]:
+        """See Backbone.head: `[DEC]` and the prompt."""
+        return [int(self.model.config.text_config.bos_token_id), *(self.token_ids([prompt])[0] if prompt else ())]
 
-    @property
-    def _positions(self) -> int:
-        return int(self.model.config.text_config.max_position_embeddings)
+    def readable(self, text: str) -> str:
+        """See Backbone.readable."""
+        return join_punctuation(text)
 
-    def _head(self, prompt: str) -> list[int]:
-        return [self._bos, *self._ids([prompt])[0]] if prompt else [self._bos]
-
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
-    def pixel_values(self, images: Sequence[Image]) -> torch.Tensor:
-        """See Backbone.pixel_values."""
-        values: torch.Tensor = self.processor(list(images), return_tensors="pt")["pixel_values"]
-        return values
-
-    def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
-        """See Backbone.text_batch. Rows are [DEC] prompt caption [SEP] padding; only caption and [SEP] are labels."""
-        head = self._head(prompt)
-        longest = min(max_tokens, self._positions)
-        room = longest - len(head) - 1
-        if room < 1:
-            raise ConfigError(
-                f"The prompt takes {len(head)} of {longest} tokens and leaves none. Shorten it or raise max_text_tokens."
-            )
-        rows = [[*head, *ids[:room], self._end] for ids in self._ids(captions)]
-        length = max(len(row) for row in rows)
-        input_ids = torch.full((len(rows), length), self._pad)
-        mask = torch.zeros_like(input_ids)
-        for i, row in enumerate(rows):
-            input_ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-        labels = input_ids.masked_fill(mask == 0, -100)
-        labels[:, : len(head)] = -100
-        return TextBatch(input_ids, mask, labels)
-
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """See Backbone.encode: the vision tower's output, class token first."""
-        features: torch.Tensor = self.model.vision_model(pixel_values=pixel_values).last_hidden_state
+    def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+        """See Backbone.stage: the vision tower's output, class token first."""
+        features: torch.Tensor = self.model.vision_model(pixel_values=inputs).last_hidden_state
         return features
 
     def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,39 +94,15 @@ class BlipBackbone(Backbone):
         )
         return output.loss, output.logits
 
-    def generate(
-        self, features: torch.Tensor, *, prompt: str = "", options: GenerationConfig = GenerationConfig()
-    ) -> list[str]:
-        """See Backbone.generate: greedy, or beam search with `num_beams` above 1."""
-        head = self._head(prompt)
-        input_ids = torch.tensor([head], device=features.device).repeat(features.shape[0], 1)
-        room = max(self._positions - len(head), 1)
-        generated = self.model.text_decoder.generate(
+    def continuation(
+        self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
+    ) -> torch.Tensor:
+        """See Backbone.continuation."""
+        ids: torch.Tensor = self.model.text_decoder.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             encoder_hidden_states=features,
             encoder_attention_mask=torch.ones(features.shape[:2], dtype=torch.long, device=features.device),
-            eos_token_id=self._end,
-            pad_token_id=self._pad,
-            do_sample=False,
-            max_new_tokens=min(options.max_new_tokens, room),
-            num_beams=options.num_beams,
-            length_penalty=options.length_penalty,
-            no_repeat_ngram_size=options.no_repeat_ngram_size,
-            repetition_penalty=options.repetition_penalty,
+            generation_config=decoding,
         )
-        texts: list[str] = self.tokenizer.batch_decode(generated[:, len(head) :], skip_special_tokens=True)
-        return [join_punctuation(text) for text in texts]
-
-
-def _check_is_blip(source: str) -> None:
-    local = source.startswith((".", "/", "~"))
-    if local and not Path(source).expanduser().is_dir():
-        raise BackboneError(f"There is no folder {source}. A BLIP folder holds config.json, model.safetensors and a tokenizer.")
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        where = "is no model folder" if Path(source).is_dir() else "is neither a folder nor a model that the hub gave"
-        raise BackboneError(f"{source} {where}: {str(error).splitlines()[0]}") from None
-    if config.model_type != "blip":
-        raise BackboneError(f"{source} is not BLIP: its config.json says model_type {config.model_type!r}.")
+        return ids[:, input_ids.shape[1] :]

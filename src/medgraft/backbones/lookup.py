@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from medgraft.backbones.base import Backbone
-from medgraft.errors import ConfigError, PluginError
+from medgraft.backbones.remote import RemoteCaptioner
+from medgraft.errors import ConfigError, PluginError, StrategyError
 from medgraft.plugin import PluginManager
 
 
@@ -15,13 +16,26 @@ def split_name(text: str) -> tuple[str, str | None]:
     return name, source or None
 
 
-def get_backbone(text: str, *, plugins: PluginManager) -> tuple[type[Backbone], str]:
+def get_captioner(text: str, *, plugins: PluginManager) -> tuple[type[Backbone] | type[RemoteCaptioner], str]:
     """The class and the source behind `NAME` or `NAME:SOURCE`; the class's own source if none is named."""
     name, source = split_name(text)
-    backbone = plugins.get("backbone", name)
-    if not (isinstance(backbone, type) and issubclass(backbone, Backbone)):
-        raise PluginError(f"Backbone {name!r} is {backbone!r}, not a subclass of medgraft.backbones.Backbone.")
-    source = source or backbone.default_source
+    captioner = plugins.get("backbone", name)
+    if not (isinstance(captioner, type) and issubclass(captioner, Backbone | RemoteCaptioner)):
+        raise PluginError(f"Backbone {name!r} is {captioner!r}, not a subclass of medgraft.backbones.Backbone.")
+    source = source or captioner.default_source
     if source is None:
         raise ConfigError(f"Backbone {name!r} needs weights: write {name}:HUB_ID or {name}:FOLDER.")
-    return backbone, str(Path(source).expanduser()) if source.startswith("~") else source
+    return captioner, str(Path(source).expanduser()) if source.startswith("~") else source
+
+
+def prompt_for(captioner: Backbone | RemoteCaptioner, wanted: str | None) -> str:
+    """The prompt that is used: the wanted one, or the model's own."""
+    return captioner.default_prompt if wanted is None else wanted
+
+
+def get_backbone(text: str, *, plugins: PluginManager) -> tuple[type[Backbone], str]:
+    """As get_captioner, for models that can be trained; StrategyError for those behind an API."""
+    captioner, source = get_captioner(text, plugins=plugins)
+    if issubclass(captioner, RemoteCaptioner):
+        raise StrategyError(f"{text} is behind an API and cannot be trained here; its only strategy is zero-shot.")
+    return captioner, source

@@ -1,7 +1,18 @@
 """Runs, grids of runs, and their records."""
 
+from medgraft.benchmark.plan import plan, why_unsupported
 from medgraft.benchmark.record import Record, read_record, read_records, write_record
 from medgraft.benchmark.run import RunResult, execute
-from medgraft.benchmark.runner import plan, run_suite
+from medgraft.benchmark.runner import run_suite
 
-__all__ = ["Record", "RunResult", "execute", "plan", "read_record", "read_records", "run_suite", "write_record"]
+__all__ = [
+    "Record",
+    "RunResult",
+    "execute",
+    "plan",
+    "read_record",
+    "read_records",
+    "run_suite",
+    "why_unsupported",
+    "write_record",
+]

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from medgraft.adapter import LoadedAdapter
-from medgraft.backbones import Backbone
+from medgraft.backbones import Backbone, RemoteCaptioner
 from medgraft.captioning import caption_images
 from medgraft.config import GenerationConfig
 from medgraft.metrics import score
 from medgraft.plugin import PluginManager
-from medgraft.train import Clock
+from medgraft.training import Clock
 from medgraft.types import Example
 
 
@@ -25,11 +25,11 @@ class Evaluation:
 
 
 def evaluate_examples(
-    backbone: Backbone,
+    backbone: Backbone | RemoteCaptioner,
     examples: tuple[Example, ...],
     *,
     generation: GenerationConfig,
-    prompt: str,
+    prompt: str | None,
     metrics: tuple[str, ...],
     batch_size: int,
     bf16: bool,

@@ -20,7 +20,7 @@ class Record(BaseModel):
     """One run. Times in seconds, sizes in bytes; `train_loss` has one value for every optimiser step.
 
     `training_seconds` is what one waits for to have the weights: the steps, without loading, validation, checkpoints
-    and captioning, which are in `phase_seconds`.
+    and captioning, which are in `phase_seconds`. `usage` is what a model behind an API was asked: requests, tokens, cost.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,6 +49,7 @@ class Record(BaseModel):
     data_fingerprint: str | None = None
     base_fingerprint: str | None = None
     phase_seconds: dict[str, float] | None = None
+    usage: dict[str, float | None] | None = None
     config: dict[str, Any]
     versions: dict[str, str | None]
     hardware: dict[str, Any]

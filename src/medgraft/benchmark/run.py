@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, load_base, save_weights
-from medgraft.backbones import Backbone, get_backbone, split_name
+from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, load_captioner, save_weights
+from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_for, split_name
 from medgraft.benchmark.evaluation import Evaluation, evaluate_examples
 from medgraft.benchmark.record import Record, run_id
 from medgraft.config import RunConfig
@@ -21,7 +21,7 @@ from medgraft.errors import AdapterError, DataError
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy
-from medgraft.train import Clock, TrainResult, fit, hardware, uses_bf16
+from medgraft.training import Clock, TrainResult, fit, hardware, uses_bf16
 from medgraft.types import SPLITS, CaptionData, Split
 
 CHECKPOINTS = ".medgraft-checkpoints"
@@ -33,7 +33,7 @@ class RunResult:
 
     record: Record
     evaluation: Evaluation | None
-    backbone: Backbone
+    backbone: Backbone | RemoteCaptioner
 
 
 def execute(
@@ -61,27 +61,29 @@ def execute(
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
         if not overwrite:
             _check_out(out, strategy, resume)
-        get_backbone(config.backbone, plugins=plugins)  # a misspelt name is told before the data are read
+        get_captioner(config.backbone, plugins=plugins)  # a misspelt name is told before the data are read
         data = load_data(config.data, plugins=plugins, splits=needed_splits(config, strategy))
-        backbone = load_base(config.backbone, strategy, plugins=plugins)
-        base = backbone.fingerprint()
-        applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=_base_name(config))
+        backbone = load_captioner(config.backbone, strategy, plugins=plugins)
+        base = backbone.fingerprint(backbone.source)
+        applied = None
+        if isinstance(backbone, Backbone):
+            applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=_base_name(config))
         if strategy.trains and not data.split("train"):
             raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
     say(_data_line(data))
-    say(f"{config.strategy}: {applied.summary()}" if strategy.trains else "zero-shot: nothing is trained")
+    say(f"{config.strategy}: {applied.summary()}" if applied and strategy.trains else "zero-shot: nothing is trained")
     result = manifest = evaluation = None
     main = hardware.is_main_process()
-    if strategy.trains:
+    if isinstance(backbone, Backbone) and applied is not None and strategy.trains:
         untrained = in_place_digests(applied)
         result = fit(
             backbone, applied, config, data.split("train"), data.split("validation"), out / CHECKPOINTS, clock,
             resume=resume, checkpoints=checkpoints, progress=progress,
         )  # fmt: skip
-    if result is not None and main:
-        with clock.phase("package"):
-            files = save_weights(out, applied, untrained)
-            manifest = finish_package(out, _manifest(config, backbone, applied, base, data, result, clock), files)
+        if main:
+            with clock.phase("package"):
+                files = save_weights(out, applied, untrained)
+                manifest = finish_package(out, _manifest(config, backbone, applied, base, data, result, clock), files)
     if evaluate and main:
         evaluation = _evaluate(config, backbone, data, plugins, clock, progress)
     if evaluation is not None:
@@ -93,7 +95,9 @@ def execute(
             done |= {"generation": config.generation.model_dump()}
             manifest = manifest.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})
             finish_package(out, manifest, tuple(manifest.files))
-    record = _record(config, applied, data, base, result, manifest, evaluation, clock)
+    record = _record(config, strategy, applied, data, base, result, manifest, evaluation, clock)
+    if isinstance(backbone, RemoteCaptioner):
+        record = record.model_copy(update={"usage": asdict(backbone.usage())})
     return RunResult(record, evaluation, backbone)
 
 
@@ -131,7 +135,12 @@ def _base_name(config: RunConfig) -> str:
 
 
 def _evaluate(
-    config: RunConfig, backbone: Backbone, data: CaptionData, plugins: PluginManager, clock: Clock, progress: bool
+    config: RunConfig,
+    backbone: Backbone | RemoteCaptioner,
+    data: CaptionData,
+    plugins: PluginManager,
+    clock: Clock,
+    progress: bool,
 ) -> Evaluation | None:
     examples = data.split(config.eval_split)
     if not examples:
@@ -168,7 +177,7 @@ def _manifest(
         strategy=config.strategy,
         strategy_settings=strategy,
         data={"name": config.data.name, "options": config.data.options, "fingerprint": data_fingerprint(examples)},
-        prompt=config.train.prompt,
+        prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
         bf16=uses_bf16(config),
         seed=config.seed,
@@ -181,14 +190,14 @@ def _manifest(
 
 
 def _record(
-    config: RunConfig, applied: Applied, data: CaptionData, base: str, result: TrainResult | None,
+    config: RunConfig, strategy: Strategy, applied: Applied | None, data: CaptionData, base: str, result: TrainResult | None,
     manifest: Manifest | None, evaluation: Evaluation | None, clock: Clock,
 ) -> Record:  # fmt: skip
     versions, fingerprint = hardware.versions(), data_fingerprint(data.examples)
     seconds = clock.seconds["train"] if result else 0.0
     steps = len(result.losses) if result else 0
     return Record(
-        run_id=run_id(config, applied.strategy, fingerprint, base, versions),
+        run_id=run_id(config, strategy, fingerprint, base, versions),
         backbone=config.backbone,
         strategy=config.strategy,
         data=config.data.name,
@@ -199,10 +208,10 @@ def _record(
         seconds_per_step=seconds / steps if steps else None,
         train_loss=result.losses if result else (),
         validation_loss=result.validation_losses if result else (),
-        trainable_parameters=applied.trainable_parameters,
-        total_parameters=applied.total_parameters,
-        matched_modules=applied.matched_modules,
-        quantized_modules=len(applied.quantized),
+        trainable_parameters=applied.trainable_parameters if applied else 0,
+        total_parameters=applied.total_parameters if applied else None,
+        matched_modules=applied.matched_modules if applied else (),
+        quantized_modules=len(applied.quantized) if applied else 0,
         peak_memory_bytes=hardware.peak_memory_bytes(),
         adapter_bytes=adapter_bytes(manifest) if manifest else 0,
         metrics=dict(evaluation.metrics) if evaluation else None,

@@ -3,61 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from medgraft.adapter import load_base
-from medgraft.benchmark.record import Record, read_record, run_id, write_record
-from medgraft.benchmark.run import failed_record, needed_splits
-from medgraft.benchmark.suite import expand
-from medgraft.config import RunConfig, SuiteConfig
-from medgraft.data import data_fingerprint, load_data
+from medgraft.benchmark.plan import PlannedRun, plan
+from medgraft.benchmark.record import Record, read_record, write_record
+from medgraft.benchmark.run import failed_record
+from medgraft.config import SuiteConfig
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Strategy, get_strategy
-from medgraft.train import hardware
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run with its id, and the label under which its files are kept."""
-
-    config: RunConfig
-    run_id: str
-
-    @property
-    def label(self) -> str:
-        """Readable and unique folder name."""
-        words = (self.config.backbone.partition(":")[0], self.config.strategy, self.config.data.name, f"s{self.config.seed}")
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words)) + "_" + self.run_id[:8]
-
-
-def plan(suite: SuiteConfig, *, plugins: PluginManager) -> tuple[PlannedRun, ...]:
-    """The suite's runs with their ids.
-
-    Reads the data and the base weights and raises what is wrong with any of them, so that a misspelled name ends the
-    suite before its first run and not after hours.
-    """
-    versions = hardware.versions()
-    bases: dict[str, str] = {}
-    prints: dict[tuple[str, tuple[str, ...]], str] = {}
-    planned = []
-    for config in expand(suite):
-        strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
-        for metric in config.metrics:
-            plugins.get("metric", metric)
-        splits = needed_splits(config, strategy)
-        data_key = (config.data.model_dump_json(), splits)
-        if data_key not in prints:
-            prints[data_key] = data_fingerprint(load_data(config.data, plugins=plugins, splits=splits).examples)
-        if config.backbone not in bases:
-            bases[config.backbone] = load_base(config.backbone, Strategy(), plugins=plugins).fingerprint()
-        planned.append(PlannedRun(config, run_id(config, strategy, prints[data_key], bases[config.backbone], versions)))
-    return tuple(planned)
 
 
 def run_suite(
@@ -69,9 +25,15 @@ def run_suite(
     progress: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Record, ...]:
-    """Do every run of `suite` that has no record in `out/records` yet; the records of all its runs, in its order."""
+    """Do every run of `suite` that has no record in `out/records` yet; the records of all its runs, in its order.
+
+    Pairs of backbone and strategy that cannot be run are left out, and `say` is told why.
+    """
     records = out / "records"
-    runs = plan(suite, plugins=plugins)
+    planned_suite = plan(suite, plugins=plugins)
+    runs = planned_suite.runs
+    for (backbone, strategy), reason in planned_suite.unsupported.items():
+        say(f"left out: {strategy} on {backbone}: {reason}")
     results = []
     for number, planned in enumerate(runs, start=1):
         path = records / f"{planned.run_id}.json"

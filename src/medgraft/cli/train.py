@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     from medgraft.benchmark import execute, write_record
     from medgraft.plugin import PluginManager
-    from medgraft.train.hardware import is_main_process
+    from medgraft.training.hardware import is_main_process
 
     done = execute(
         config, arguments.out, plugins=PluginManager.from_environment(), resume=arguments.resume,

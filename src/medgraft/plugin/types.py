@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from medgraft.errors import PluginError
@@ -19,18 +21,24 @@ class Spec:
 
     def resolve(self) -> Any:
         """The object behind `target`; raises PluginError if it cannot be imported."""
-        if not isinstance(self.target, str):
-            return self.target
-        module, _, attribute = self.target.partition(":")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
-            raise PluginError(f"{self.name!r} could not be loaded from {self.target}: {_first_line(error)}") from error
+        return _import(self.name, self.target)
 
 
 @dataclass(frozen=True)
 class BackboneSpec(Spec):
-    """`target`: a subclass of `medgraft.backbones.Backbone`."""
+    """`target`: a subclass of `medgraft.backbones.Backbone`, or of `RemoteCaptioner` for a model behind an API.
+
+    `tiny` names functions, each of which writes a small random model of this kind into a folder: what the model is
+    checked and tried with where no weights are at hand. Functions are given as the target is.
+    """
+
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+
+    def write_tiny(self, name: str, folder: Path) -> Path:
+        """Write the tiny model `name` into `folder`, which is returned."""
+        folder.mkdir(parents=True, exist_ok=True)
+        _import(name, self.tiny[name])(folder)
+        return folder
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,16 @@ class DatasetSpec(Spec):
 @dataclass(frozen=True)
 class MetricSpec(Spec):
     """`target`: a subclass of `evaluate.Metric` whose compute(predictions=, references=) returns named numbers."""
+
+
+def _import(name: str, target: Any) -> Any:
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise PluginError(f"{name!r} could not be loaded from {target}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,15 +2,17 @@
 
 from medgraft.strategies.base import PartPlan, Strategy
 from medgraft.strategies.lookup import get_strategy
-from medgraft.strategies.parts import Applied, apply_strategy
+from medgraft.strategies.parts import Applied, apply_strategy, bare_name
 from medgraft.strategies.peft_methods import methods
-from medgraft.strategies.quantization import keep_unpacked, quantization_config, quantized_modules
+from medgraft.strategies.quantization import check_quantized, keep_unpacked, quantization_config, quantized_modules
 
 __all__ = [
     "Applied",
     "PartPlan",
     "Strategy",
     "apply_strategy",
+    "bare_name",
+    "check_quantized",
     "get_strategy",
     "keep_unpacked",
     "methods",

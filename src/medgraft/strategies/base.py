@@ -13,7 +13,7 @@ from medgraft.types import PARTS, Part, Role
 
 Mode = Literal["frozen", "full", "adapter"]
 Quantization = Literal["none", "int8", "nf4", "fp4"]
-LINEAR_ROLES: tuple[Role, ...] = ("attn", "mlp", "cross")
+LINEAR_ROLES: tuple[Role, ...] = ("attn", "mlp", "cross", "proj")
 
 
 class PartPlan(StrictModel):

@@ -12,7 +12,7 @@ from medgraft.errors import ConfigError, StrategyError
 from medgraft.strategies.base import PartPlan, Strategy
 from medgraft.strategies.peft_methods import peft_config
 from medgraft.strategies.quantization import quantized_modules
-from medgraft.types import Anatomy, Part
+from medgraft.types import Anatomy, Part, lies_in
 
 _WRAPPED = ("base_model.model.", "base_model.")
 
@@ -50,6 +50,7 @@ def apply_strategy(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base:
 
     Raises StrategyError if a plan names a part that the backbone lacks, matches nothing, or trains quantised weights.
     """
+    anatomy = anatomy.present(name for name, _ in model.named_parameters())
     _check_parts(anatomy, strategy)
     quantized = quantized_modules(model)
     if strategy.quantization != "none" and not quantized:
@@ -64,7 +65,7 @@ def apply_strategy(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base:
         if not parameter.is_floating_point():
             raise StrategyError(f"{name} is quantised and cannot be trained; freeze its part or give it an adapter.")
         parameter.requires_grad_(True)
-    trained = {_bare(n): p for n, p in wrapped.named_parameters() if p.requires_grad}
+    trained = {bare_name(n): p for n, p in wrapped.named_parameters() if p.requires_grad}
     direct = tuple(name for name, parameter in trained.items() if id(parameter) in before)
     added = tuple(name for name, parameter in trained.items() if id(parameter) not in before)
     _check_scope(anatomy, strategy, direct, added)
@@ -120,9 +121,12 @@ def _full_parameters(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> 
         plan = strategy.plan(part)
         if plan.mode != "full":
             continue
-        found = [(n, p) for n, p in model.named_parameters() if anatomy.part_of(n) == part and _wanted(n, anatomy, plan)]
-        if not found:
-            raise StrategyError(f"Nothing in part {part!r} matches roles={plan.roles} bias_only={plan.bias_only}.")
+        own = [(n, p) for n, p in model.named_parameters() if anatomy.part_of(n) == part and not lies_in(n, anatomy.unused)]
+        found = [(n, p) for n, p in own if _wanted(n, anatomy, plan)]
+        if not found and part != "bridge":  # which may be one linear layer, without norms for instance
+            roles = f" of role {' or '.join(plan.roles)}" if plan.roles else ""
+            kind = "biases" if plan.bias_only else "parameters"
+            raise StrategyError(f"The strategy trains {kind}{roles} in part {part!r}, but it has none.")
         yield from found
 
 
@@ -141,7 +145,8 @@ def _check_scope(anatomy: Anatomy, strategy: Strategy, direct: tuple[str, ...], 
     assert not strategy.trains or direct or added, "a strategy that trains something made nothing trainable"
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
+    """A parameter's name in the backbone's own model, without what PEFT puts before it."""
     for prefix in _WRAPPED:
         if name.startswith(prefix):
             return name[len(prefix) :]

@@ -58,13 +58,15 @@ def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module, base: st
     fields = _fields(config_class)
     options = _checked_options(strategy, fields)
     target = _target(strategy, anatomy, ROLES)
-    matched = [name for name, _ in model.named_modules() if re.fullmatch(target, name)]
+    named = [name for name, _ in model.named_modules() if re.fullmatch(target, name)]
+    matched = [name for name in named if not any(model.get_submodule(name).children())]
     if not matched:
         near = ", ".join(name for name, module in model.named_modules() if isinstance(module, nn.Linear)) or "none"
         raise StrategyError(
             f"The strategy's adapter matches no module of this backbone: {target!r}. Linear modules: {near[:300]}."
         )
-    extra: dict[str, Any] = {"target_modules": target}
+    # a role may be a whole container (embeddings), of which PEFT wants the layers by name
+    extra: dict[str, Any] = {"target_modules": target if matched == named else matched}
     if "feedforward_modules" in fields:  # IA3 scales inputs there instead of outputs
         mlp = _target(strategy, anatomy, ("mlp",))
         extra["feedforward_modules"] = mlp or []

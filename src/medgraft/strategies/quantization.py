@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,15 +10,15 @@ import torch
 from torch import nn
 
 from medgraft.errors import StrategyError
-from medgraft.strategies.base import Strategy
-from medgraft.types import Anatomy
+from medgraft.strategies.base import LINEAR_ROLES, Strategy
+from medgraft.types import Anatomy, lies_in
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 
 def quantization_config(strategy: Strategy, anatomy: Anatomy, never: Sequence[str]) -> BitsAndBytesConfig | None:
-    """The BitsAndBytesConfig for `strategy`, or None. `never` are module names that must stay as they are.
+    """The BitsAndBytesConfig for `strategy`, or None. `never` are patterns for modules that must stay as they are.
 
     Parts that are trained in full stay unquantised, since quantised weights cannot be trained.
     """
@@ -25,7 +26,8 @@ def quantization_config(strategy: Strategy, anatomy: Anatomy, never: Sequence[st
         return None
     from transformers import BitsAndBytesConfig
 
-    skip = list(never) + [anatomy.parts[p].prefix for p in anatomy.parts if strategy.plan(p).mode == "full"]
+    full = [anatomy.parts[part].prefixes for part in anatomy.parts if strategy.plan(part).mode == "full"]
+    skip = [*never, *(prefix for prefixes in full for prefix in prefixes)]
     if all(strategy.plan(part).mode == "full" for part in anatomy.parts):
         raise StrategyError(
             f"quantization={strategy.quantization!r} has nothing to hold: every part is trained in full. "
@@ -40,6 +42,22 @@ def quantization_config(strategy: Strategy, anatomy: Anatomy, never: Sequence[st
         bnb_4bit_compute_dtype=getattr(torch, strategy.compute_dtype),
         llm_int8_skip_modules=skip,
     )
+
+
+def check_quantized(model: nn.Module, anatomy: Anatomy, strategy: Strategy, never: Sequence[str]) -> None:
+    """StrategyError if a linear layer that `strategy` wants quantised was left as it was."""
+    held = set(quantized_modules(model))
+    for part in anatomy.parts:
+        pattern = anatomy.pattern(part, LINEAR_ROLES)
+        if strategy.quantization == "none" or strategy.plan(part).mode == "full" or not pattern:
+            continue
+        wanted = [n for n, m in model.named_modules() if re.fullmatch(pattern, n) and not any(m.children())]
+        left = [n for n in wanted if n not in held and not lies_in(n, never)]
+        if left:
+            raise StrategyError(
+                f"{len(left)} of {len(wanted)} linear layers of part {part!r} were not held in {strategy.quantization}, "
+                f"such as {left[0]}: this version of transformers or bitsandbytes skips them."
+            )
 
 
 def keep_unpacked(model: nn.Module) -> None:

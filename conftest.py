@@ -17,7 +17,7 @@ from medgraft.data.phantoms import write_phantoms
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
@@ -53,6 +53,20 @@ def other_blip_folder(tmp_path_factory) -> Path:
     """The same shapes, other weights."""
     write_blip = _benchmark_module("synthetic_blip").write_blip
     return write_blip(tmp_path_factory.mktemp("other") / "weights", layers=2, width=64, image_size=64, seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """`tiny_folder(NAME)` gives (backbone, folder) of a small random model of that name, written once."""
+    made: dict[str, tuple[str, Path]] = {}
+
+    def get(name: str) -> tuple[str, Path]:
+        if name not in made:
+            spec = next(spec for spec, _ in PluginManager().specs("backbone") if name in spec.tiny)
+            made[name] = spec.name, spec.write_tiny(name, tmp_path_factory.mktemp(name) / "weights")
+        return made[name]
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from medgraft.benchmark import execute
 from medgraft.config import run_config
 from medgraft.errors import DataError, TrainingError
 from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.train import CaptioningModule, Clock
-from medgraft.train.trainer import CaptionTrainer
+from medgraft.training import CaptioningModule, Clock
+from medgraft.training.trainer import CaptionTrainer
 
 
 def _config(blip_folder, phantoms_folder, strategy="lora", **train):
@@ -127,11 +127,11 @@ def test_a_frozen_encoder_builds_no_graph(blip_folder, plugins):
     backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
     module = CaptioningModule(backbone, apply_strategy(backbone.model, backbone.anatomy, strategy)).train()
     seen = []
-    ordinary = backbone.encode
-    backbone.encode = lambda pixels: seen.append(ordinary(pixels)) or seen[-1]
+    ordinary = backbone.stage
+    backbone.stage = lambda *words, **more: seen.append(ordinary(*words, **more)) or seen[-1]
     text = backbone.text_batch(["a nodule"], prompt="", max_tokens=16)
     module(torch.zeros(1, 3, 64, 64), text.input_ids, text.attention_mask, text.labels)["loss"].backward()
-    assert module.prefix_is_frozen
+    assert [seam.name for seam in module.frozen_seams] == ["vision"]
     assert not seen[0].requires_grad
     assert module.backbone.model.text_decoder.training
     assert not module.backbone.model.vision_model.training

@@ -9,7 +9,7 @@ from torch import nn
 
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.strategies import Applied
-from medgraft.train.adalora import orthogonality
+from medgraft.training.adalora import orthogonality
 
 
 class CaptioningModule(nn.Module):
@@ -20,34 +20,36 @@ class CaptioningModule(nn.Module):
 
     accepts_loss_kwargs = True  # the Trainer then hands over the number of labels of the whole accumulated batch
 
-    def __init__(self, backbone: Backbone, applied: Applied):
+    def __init__(self, backbone: Backbone, applied: Applied, prompt: str = ""):
         super().__init__()
         self.backbone = backbone
         self.applied = applied
+        self.prompt = prompt
         self.model = applied.model
-        self.prefix_is_frozen = not any(
-            parameter.requires_grad and backbone.anatomy.part_of(name) in backbone.seam.prefix
-            for name, parameter in backbone.model.named_parameters()
-        )
+        trained = {backbone.anatomy.part_of(n) for n, p in backbone.model.named_parameters() if p.requires_grad}
+        self.frozen_seams = tuple(seam for seam in backbone.seams if not trained & set(seam.prefix))
 
     def train(self, mode: bool = True) -> CaptioningModule:
         """As nn.Module.train, but frozen parts never leave eval mode."""
         super().train(mode)
-        for part in self.applied.frozen_parts:
-            self.backbone.model.get_submodule(self.backbone.anatomy.parts[part].prefix).eval()
+        for name, module in self.backbone.model.named_modules():
+            if self.backbone.anatomy.part_of(name) in self.applied.frozen_parts:
+                module.eval()
         return self
 
     def forward(
         self,
-        pixel_values: torch.Tensor,  # [B, 3, H, W]
+        pixel_values: torch.Tensor,  # [B, ...]
         input_ids: torch.Tensor,  # [B, T]
         attention_mask: torch.Tensor,  # [B, T]
         labels: torch.Tensor,  # [B, T]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> dict[str, torch.Tensor]:
         """`loss`: mean over this batch's labels, or their sum over `num_items_in_batch` if that is given."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.prefix_is_frozen):
-            features = self.backbone.encode(pixel_values)
+        features = pixel_values
+        for seam in self.backbone.seams:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and seam not in self.frozen_seams):
+                features = self.backbone.stage(seam.name, features, prompt=self.prompt)
         loss, _ = self.backbone.decode(features, TextBatch(input_ids, attention_mask, labels))
         if num_items_in_batch is not None:
             loss = loss * (labels != -100).sum() / num_items_in_batch

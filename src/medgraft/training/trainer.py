@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from medgraft.backbones import Backbone
+from medgraft.backbones import Backbone, prompt_for
 from medgraft.config import RunConfig
 from medgraft.data.collate import CaptionPairs, Collator, PixelCache
 from medgraft.errors import ConfigError, TrainingError
 from medgraft.strategies import Applied
-from medgraft.train import hardware
-from medgraft.train.adalora import RankAllocation
-from medgraft.train.clock import Clock
-from medgraft.train.module import CaptioningModule
+from medgraft.training import hardware
+from medgraft.training.adalora import RankAllocation
+from medgraft.training.clock import Clock
+from medgraft.training.module import CaptioningModule
 from medgraft.types import Example
 
 _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
@@ -54,10 +54,11 @@ def fit(
 
     Raises TrainingError if the loss becomes NaN or infinite.
     """
-    module = CaptioningModule(backbone, applied)
     settings = config.train
+    prompt = prompt_for(backbone, settings.prompt)
+    module = CaptioningModule(backbone, applied, prompt)
     pixels = PixelCache(backbone, int(settings.pixel_cache_gb * 1e9))
-    collator = Collator(backbone, pixels, settings.prompt, settings.max_text_tokens)
+    collator = Collator(backbone, pixels, prompt, settings.max_text_tokens)
     try:
         arguments = _arguments(config, applied, folder, checkpoints, bool(validation))
     except ValueError as error:

@@ -1,0 +1,149 @@
+"""Asking a server for captions: cache first, then a few requests at a time, no faster than allowed, again if it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+import tenacity
+from PIL.Image import Image
+
+from medgraft.backbones import RemoteCaptioner, Usage
+from medgraft.config import GenerationConfig
+from medgraft.errors import BackboneError
+from medgraft_api.answers import Answer, AnswerCache, question_id
+from medgraft_api.settings import Settings, read_settings
+
+FIRST_PAUSE = 0.5  # seconds; doubled with every further try
+_FINAL = range(400, 500)  # a client's mistake, which no second try mends,
+_AGAIN = (408, 409, 425, 429)  # but for these
+
+
+class ApiCaptioner(RemoteCaptioner):
+    """A model on one server. Subclasses say how to ask it once; keys stay inside the provider's own client."""
+
+    provider: ClassVar[str]
+
+    def __init__(self, source: str, client: Any, server: str, settings: Settings):
+        self.source = source
+        self.client = client
+        self.server = server
+        self.settings = settings
+        self._cache = AnswerCache(settings.cache / self.provider)
+        self._usage = Usage(usd=0.0 if settings.price else None)
+        self._lock = threading.Lock()
+        self._next = 0.0  # when the next request may start
+
+    @classmethod
+    def load(cls, source: str) -> Self:
+        """See RemoteCaptioner.load; says on stderr where images will be sent."""
+        settings = read_settings()
+        client, server = cls.connect()
+        print(f"{cls.provider}: images are sent to {server}", file=sys.stderr)
+        return cls(source, client, server, settings)
+
+    @classmethod
+    @abstractmethod
+    def connect(cls) -> tuple[Any, str]:
+        """The provider's client, and the server that it talks to."""
+
+    @abstractmethod
+    def ask(self, png: bytes, prompt: str, max_tokens: int) -> Answer:
+        """One request, without second tries."""
+
+    @classmethod
+    @abstractmethod
+    def image_tokens(cls, width: int, height: int) -> int:
+        """What an image of this size counts as input, by the provider's published rule."""
+
+    @classmethod
+    def fingerprint(cls, source: str) -> str:
+        """See RemoteCaptioner.fingerprint."""
+        return hashlib.sha256(f"{cls.provider}:{source}".encode()).hexdigest()
+
+    def usage(self) -> Usage:
+        """See RemoteCaptioner.usage."""
+        return self._usage
+
+    @classmethod
+    def estimate(cls, source: str, images: Sequence[Image], *, prompt: str, options: GenerationConfig) -> Usage:
+        """See RemoteCaptioner.estimate: four characters a token, and the longest answer for every image."""
+        asked = sum(cls.image_tokens(*image.size) + len(prompt) // 4 + 1 for image in images)
+        said = len(images) * options.max_new_tokens
+        return Usage(len(images), 0, asked, said, _usd(read_settings(), asked, said))
+
+    def caption(self, images: Sequence[Image], *, prompt: str, options: GenerationConfig) -> list[str]:
+        """See RemoteCaptioner.caption. Raises BackboneError when a request has failed for good; answers so far are kept."""
+        with ThreadPoolExecutor(self.settings.concurrency) as pool:
+            answers = list(pool.map(lambda image: self._answer(image, prompt, options.max_new_tokens), images))
+        return [" ".join(answer.text.split()) for answer in answers]
+
+    def _answer(self, image: Image, prompt: str, max_tokens: int) -> Answer:
+        question = {"model": self.source, "server": self.server, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+        key = question_id(image, **question)
+        known = self._cache.get(key)
+        if known is not None:
+            self._count(cached=1, refused=int(known.refused is not None))
+            return known
+        answer = self._ask_until_answered(_png(image), prompt, max_tokens)
+        self._cache.put(key, answer, question)
+        self._count(
+            requests=1, input_tokens=answer.input_tokens, output_tokens=answer.output_tokens,
+            refused=int(answer.refused is not None),
+        )  # fmt: skip
+        return answer
+
+    def _ask_until_answered(self, png: bytes, prompt: str, max_tokens: int) -> Answer:
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self.settings.attempts),
+            wait=tenacity.wait_exponential_jitter(initial=FIRST_PAUSE, max=60),
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and not is_final(error)),
+            reraise=True,
+        )
+        try:
+            return retrying(self._ask_in_turn, png, prompt, max_tokens)
+        except Exception as error:
+            said = (str(error).splitlines() or [""])[0][:200]
+            raise BackboneError(
+                f"{self.provider}:{self.source} at {self.server} gave no answer: {type(error).__name__}: {said}. "
+                "Answers so far are kept; the same command goes on from there."
+            ) from None
+
+    def _ask_in_turn(self, png: bytes, prompt: str, max_tokens: int) -> Answer:
+        with self._lock:
+            start = max(time.monotonic(), self._next)
+            self._next = start + 60 / self.settings.requests_per_minute
+        time.sleep(max(start - time.monotonic(), 0))
+        return self.ask(png, prompt, max_tokens)
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            counted = {name: getattr(self._usage, name) + value for name, value in more.items()}
+            usage = replace(self._usage, **counted)
+            self._usage = replace(usage, usd=_usd(self.settings, usage.input_tokens, usage.output_tokens))
+
+
+def is_final(error: Exception) -> bool:
+    """Whether asking again cannot help: the server answered that the request is wrong."""
+    code = (
+        getattr(error, "code", None) if isinstance(getattr(error, "code", None), int) else getattr(error, "status_code", None)
+    )
+    return isinstance(code, int) and code in _FINAL and code not in _AGAIN
+
+
+def _png(image: Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _usd(settings: Settings, asked: int, said: int) -> float | None:
+    return None if settings.price is None else (asked * settings.price[0] + said * settings.price[1]) / 1e6

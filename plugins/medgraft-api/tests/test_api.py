@@ -1,0 +1,281 @@
+"""The clients against a server on this machine that speaks both wire formats, faults included."""
+
+import base64
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from PIL import Image
+
+import medgraft
+from medgraft.config import GenerationConfig
+from medgraft.errors import BackboneError, StrategyError
+from medgraft.plugin import PluginManager
+from medgraft_api import captioner
+from medgraft_api.gemini import Gemini
+from medgraft_api.openai_server import OpenAiServer
+
+OPTIONS = GenerationConfig(max_new_tokens=40)
+IMAGES = [Image.new("RGB", (60, 40), (shade, shade, shade)) for shade in (10, 120)]
+KEY = "secret-key-of-the-test"
+
+
+def gemini_says(text, finish="STOP"):
+    content = {"content": {"parts": [{"text": text}], "role": "model"}, "finishReason": finish, "index": 0}
+    used = {"promptTokenCount": 300, "candidatesTokenCount": 12, "totalTokenCount": 312}
+    return 200, {"candidates": [content], "usageMetadata": used, "modelVersion": "gemini-2.5-flash-001"}
+
+
+def openai_says(text, finish="stop"):
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    used = {"prompt_tokens": 300, "completion_tokens": 12, "total_tokens": 312}
+    body = {"id": "c1", "object": "chat.completion", "created": 1, "model": "qwen-0711", "choices": [choice], "usage": used}
+    return 200, body
+
+
+BLOCKED = (200, {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"promptTokenCount": 300}, "modelVersion": "m"})
+BUSY = (429, {"error": {"code": 429, "message": "quota", "status": "RESOURCE_EXHAUSTED"}})
+DOWN = (500, {"error": {"code": 500, "message": "oops", "status": "INTERNAL"}})
+WRONG = (400, {"error": {"code": 400, "message": "no such model", "status": "INVALID_ARGUMENT"}})
+CUT, MALFORMED = "cut", "malformed"
+
+
+class Stub:
+    """Answers from a script, then always the last; remembers what it was asked."""
+
+    def __init__(self):
+        self.script, self.requests, self.headers = [], [], []
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with threading.Lock():
+                    stub.requests.append((self.path, body))
+                    stub.headers.append(dict(self.headers))
+                    answer = stub.script.pop(0) if len(stub.script) > 1 else stub.script[0]
+                if answer == CUT:
+                    self.connection.close()
+                    return
+                status, content = (200, None) if answer == MALFORMED else answer
+                data = b'{"candidates": [{"content"' if answer == MALFORMED else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *words):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def stub():
+    made = Stub()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture(params=["gemini", "openai"])
+def provider(request, stub, monkeypatch, tmp_path):
+    """(class, what a server says) with an environment in which it may be used."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEDGRAFT_API_SEND_IMAGES", "1")
+    monkeypatch.setenv("MEDGRAFT_API_REQUESTS_PER_MINUTE", "60000")
+    monkeypatch.setenv("MEDGRAFT_API_CONCURRENCY", "1")
+    monkeypatch.setenv("MEDGRAFT_API_ATTEMPTS", "3")
+    monkeypatch.setattr(captioner, "FIRST_PAUSE", 0.01)
+    for name in ("GEMINI_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, KEY)
+    monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", stub.url)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{stub.url}/v1")
+    return (Gemini, gemini_says) if request.param == "gemini" else (OpenAiServer, openai_says)
+
+
+def caption(client, images=IMAGES, prompt="Describe."):
+    return client.caption(images, prompt=prompt, options=OPTIONS)
+
+
+def sent_image(body):
+    if "contents" in body:
+        part = body["contents"][0]["parts"][0]["inlineData"]
+        assert part.get("mimeType", part.get("mime_type")) == "image/png"
+        return base64.urlsafe_b64decode(part["data"])
+    return base64.b64decode(body["messages"][0]["content"][0]["image_url"]["url"].removeprefix("data:image/png;base64,"))
+
+
+def test_captions_tokens_and_what_was_sent(provider, stub, capsys):
+    kind, says = provider
+    stub.script = [says("A mass.\n"), says(" No finding. ")]
+    client = kind.load("the-model")
+    assert caption(client) == ["A mass.", "No finding."]
+    assert f"images are sent to {stub.url}" in capsys.readouterr().err
+    assert client.usage().requests == 2
+    assert (client.usage().input_tokens, client.usage().output_tokens, client.usage().usd) == (600, 24, None)
+    path, body = stub.requests[0]
+    assert "the-model" in path or body["model"] == "the-model"
+    assert "Describe." in json.dumps(body)
+    assert "40" in json.dumps(body)
+    received = Image.open(io.BytesIO(sent_image(body)))
+    assert (received.size, received.tobytes()) == (IMAGES[0].size, IMAGES[0].tobytes())
+
+
+def test_answers_are_cached_by_content(provider, stub, monkeypatch, tmp_path):
+    kind, says = provider
+    monkeypatch.setenv("MEDGRAFT_API_USD_PER_MILLION_TOKENS", "0.5,2")
+    stub.script = [says("A mass.")]
+    caption(kind.load("the-model"))
+    again = kind.load("the-model")
+    assert caption(again) == ["A mass.", "A mass."]
+    assert len(stub.requests) == 2
+    assert (again.usage().requests, again.usage().cached, again.usage().usd) == (0, 2, 0.0)
+    caption(again, prompt="Which side?")  # another question
+    assert len(stub.requests) == 4
+    assert again.usage().usd == pytest.approx(2 * (300 * 0.5 + 12 * 2) / 1e6)
+    kept = [json.loads(path.read_text()) for path in (tmp_path / "cache").rglob("*.json")]
+    assert len(kept) == 4
+    assert {entry["question"]["model"] for entry in kept} == {"the-model"}
+    assert all(entry["answer"]["date"].startswith("20") and entry["answer"]["model"] for entry in kept)
+    everything = "".join(path.read_text() for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert KEY not in everything
+
+
+def test_a_damaged_cache_entry_is_asked_again(provider, stub, tmp_path):
+    kind, says = provider
+    stub.script = [says("A mass.")]
+    caption(kind.load("the-model"), IMAGES[:1])
+    next((tmp_path / "cache").rglob("*.json")).write_text('{"answer": {"te')
+    assert caption(kind.load("the-model"), IMAGES[:1]) == ["A mass."]
+    assert len(stub.requests) == 2
+
+
+@pytest.mark.parametrize("fault", [BUSY, DOWN, CUT, MALFORMED], ids=["429", "500", "cut", "malformed"])
+def test_faults_that_pass_are_tried_again(provider, stub, fault):
+    kind, says = provider
+    stub.script = [fault, fault, says("A mass.")]
+    assert caption(kind.load("the-model"), IMAGES[:1]) == ["A mass."]
+    assert len(stub.requests) == 3
+
+
+@pytest.mark.parametrize("fault", [BUSY, DOWN, CUT, MALFORMED], ids=["429", "500", "cut", "malformed"])
+def test_faults_that_stay_are_one_clear_line_and_lose_nothing(provider, stub, fault):
+    kind, says = provider
+    stub.script = [says("A mass."), fault]
+    client = kind.load("the-model")
+    with pytest.raises(BackboneError, match=r"the-model at http.* gave no answer: .*Answers so far are kept") as caught:
+        caption(client)
+    assert KEY not in str(caught.value)
+    assert len(stub.requests) == 1 + 3
+    stub.script = [says("No finding.")]
+    assert caption(kind.load("the-model")) == ["A mass.", "No finding."]
+    assert len(stub.requests) == 5
+
+
+def test_a_wrong_request_is_not_tried_again(provider, stub):
+    kind, _ = provider
+    stub.script = [WRONG]
+    with pytest.raises(BackboneError, match="no such model"):
+        caption(kind.load("the-model"), IMAGES[:1])
+    assert len(stub.requests) == 1
+
+
+@pytest.mark.parametrize("provider", ["gemini"], indirect=True)
+@pytest.mark.parametrize("answer", [BLOCKED, gemini_says("", "SAFETY")])
+def test_what_gemini_blocks_is_an_empty_caption_and_counted(provider, stub, answer):
+    stub.script = [answer]
+    client = Gemini.load("the-model")
+    assert caption(client, IMAGES[:1]) == [""]
+    assert client.usage().refused == 1
+
+
+@pytest.mark.parametrize("provider", ["openai"], indirect=True)
+def test_what_openai_blocks_is_an_empty_caption_and_counted(provider, stub):
+    stub.script = [openai_says(None, "content_filter")]
+    client = OpenAiServer.load("the-model")
+    assert caption(client, IMAGES[:1]) == [""]
+    assert client.usage().refused == 1
+
+
+def test_requests_are_no_faster_than_allowed(provider, stub, monkeypatch):
+    import time
+
+    kind, says = provider
+    monkeypatch.setenv("MEDGRAFT_API_REQUESTS_PER_MINUTE", "300")
+    monkeypatch.setenv("MEDGRAFT_API_CONCURRENCY", "4")
+    stub.script = [says("A mass.")]
+    client = kind.load("the-model")
+    images = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in range(5)]
+    start = time.monotonic()
+    caption(client, images)
+    assert time.monotonic() - start >= 4 * 0.2
+
+
+def test_nothing_is_sent_without_the_switch_or_a_key(provider, stub, monkeypatch):
+    kind, _ = provider
+    monkeypatch.delenv("MEDGRAFT_API_SEND_IMAGES")
+    with pytest.raises(BackboneError, match="Set MEDGRAFT_API_SEND_IMAGES=1 if your data may be sent"):
+        kind.load("the-model")
+    monkeypatch.setenv("MEDGRAFT_API_SEND_IMAGES", "1")
+    monkeypatch.delenv("GEMINI_API_KEY")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(BackboneError, match=r"No API key: set (GEMINI_API_KEY or GOOGLE_API_KEY|OPENAI_API_KEY)"):
+        kind.load("the-model")
+    assert not stub.requests
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MEDGRAFT_API_REQUESTS_PER_MINUTE", "many"),
+        ("MEDGRAFT_API_ATTEMPTS", "-1"),
+        ("MEDGRAFT_API_USD_PER_MILLION_TOKENS", "0.3"),
+    ],
+)
+def test_settings_that_are_no_numbers(provider, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BackboneError, match=name):
+        provider[0].load("the-model")
+
+
+def test_the_price_is_told_without_a_key_and_without_sending(provider, stub, monkeypatch):
+    kind, _ = provider
+    monkeypatch.delenv("MEDGRAFT_API_SEND_IMAGES")
+    monkeypatch.setenv("MEDGRAFT_API_USD_PER_MILLION_TOKENS", "1,10")
+    big = [Image.new("RGB", (1024, 1024))] * 10
+    expected = kind.estimate("the-model", big, prompt="x" * 40, options=OPTIONS)
+    assert expected.requests == 10
+    per_image = {Gemini: 4 * 258, OpenAiServer: 85 + 4 * 170}[kind]
+    assert expected.input_tokens == 10 * (per_image + 11)
+    assert expected.usd == pytest.approx((expected.input_tokens + 10 * 400) / 1e6)
+    assert not stub.requests
+
+
+def test_in_a_suite_beside_others_and_never_trained(provider, stub, phantoms_folder, tmp_path):
+    from medgraft.benchmark import run_suite
+    from medgraft.config import SuiteConfig
+
+    kind, says = provider
+    stub.script = [says("axial ct showing a mass.")]
+    name = f"{kind.provider}:the-model"
+    suite = SuiteConfig(
+        name="api", backbones=(name,), strategies=("zero-shot", "lora", "qlora"),
+        data=({"name": "roco", "path": str(phantoms_folder), "max_images": 2},),
+    )  # fmt: skip
+    said = []
+    records = run_suite(suite, tmp_path / "out", plugins=PluginManager(), progress=False, say=said.append)
+    assert [(r.strategy, r.status) for r in records] == [("zero-shot", "ok")]
+    assert records[0].usage["requests"] == 2
+    assert records[0].metrics["cider"] >= 0
+    assert f"left out: lora on {name}: a model behind an API cannot be trained here" in said
+    assert KEY not in "".join(path.read_text(errors="ignore") for path in (tmp_path / "out").rglob("*") if path.is_file())
+    with pytest.raises(StrategyError, match="its only strategy is zero-shot"):
+        medgraft.train(backbone=name, strategy="lora", data=f"roco:{phantoms_folder}", out=tmp_path / "no", progress=False)

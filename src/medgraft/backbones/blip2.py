@@ -1,0 +1,141 @@
+"""BLIP-2 (Li et al. 2023, arXiv 2301.12597): a frozen image encoder, a Q-Former, and a language model (OPT or Flan-T5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from medgraft.backbones.base import Backbone, TextBatch, padded
+from medgraft.backbones.language_models import language_model_roles
+from medgraft.types import Anatomy, PartAnatomy, Seam
+
+_BLOCK = r"vision_model\.encoder\.layers\.\d+"
+_LAYER = r"qformer\.encoder\.layer\.\d+"
+
+QFORMER_ANATOMY = Anatomy(
+    {
+        "vision": PartAnatomy(
+            ("vision_model",),
+            {
+                "attn": (rf"{_BLOCK}\.self_attn\.(qkv|projection)",),
+                "mlp": (rf"{_BLOCK}\.mlp\.fc[12]",),
+                "embed": (r"vision_model\.embeddings", r"vision_model\.embeddings\.patch_embedding"),
+                "norm": (rf"{_BLOCK}\.layer_norm[12]", r"vision_model\.post_layernorm"),
+            },
+        ),
+        "bridge": PartAnatomy(
+            ("query_tokens", "qformer", "language_projection"),
+            {
+                "attn": (rf"{_LAYER}\.attention\.(attention\.(query|key|value)|output\.dense)",),
+                "cross": (rf"{_LAYER}\.crossattention\.(attention\.(query|key|value)|output\.dense)",),
+                "mlp": (rf"{_LAYER}\.(intermediate|output)(_query)?\.dense",),
+                "proj": (r"language_projection",),
+                "embed": (r"query_tokens", r"qformer\.embeddings\.(word|position)_embeddings"),
+                "norm": (
+                    rf"{_LAYER}\.(attention\.output|crossattention\.output|output(_query)?)\.LayerNorm",
+                    r"qformer(\.embeddings)?\.(layernorm|LayerNorm)",
+                ),
+            },
+        ),
+        "text": PartAnatomy(
+            ("language_model",),
+            # T5's stacks lie directly under the language model, those of decoders under its `model`
+            dict(language_model_roles(r"language_model(\.model)?", "language_model")),
+        ),
+    }
+)
+
+
+class Blip2Backbone(Backbone):
+    """BLIP-2 checkpoints for captioning, with a decoder (OPT) or an encoder-decoder (Flan-T5) as language model.
+
+    The language model reads the 32 projected query outputs, then the prompt; its special tokens are its tokenizer's own.
+    The Q-Former and the projection stay unquantised and are held and computed in fp32, as they were trained.
+    """
+
+    anatomy = QFORMER_ANATOMY
+    seams = (Seam("vision", ("vision",)), Seam("bridge", ("vision", "bridge")))
+    model_class = "Blip2ForConditionalGeneration"
+    model_types = ("blip-2",)
+    never_quantized = (
+        "qformer", "language_projection", r"language_model\.lm_head",
+        r"language_model\.(encoder|decoder)\.block\.\d+\.layer\.\d\.DenseReluDense\.wo",  # T5 overflows there in 16 bits
+    )  # fmt: skip
+    keep_in_fp32 = ("query_tokens", "qformer", "language_projection")
+
+    @property
+    def _has_text_encoder(self) -> bool:
+        return not self.model.config.use_decoder_only_language_model
+
+    @property
+    def end_id(self) -> int:
+        """The language model's own end, which for OPT is the end of a line and not its tokenizer's `</s>`."""
+        end = self.model.config.text_config.eos_token_id
+        return int(end[0] if isinstance(end, Sequence) else end)
+
+    @property
+    def positions(self) -> int:
+        """See Backbone.positions; T5 has no limit of its own and was trained on 512 tokens."""
+        longest = getattr(self.model.config.text_config, "max_position_embeddings", None) or 512
+        return int(longest) - int(self.model.config.num_query_tokens)
+
+    def head(self, prompt: str) -> list[int]:
+        """See Backbone.head: the prompt between the special tokens that the language model's tokenizer puts around texts."""
+        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        return ids
+
+    def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
+        """See Backbone.text_batch. For T5 `input_ids` are the head, for its encoder, and `labels` the captions."""
+        if not self._has_text_encoder:
+            return super().text_batch(captions, prompt=prompt, max_tokens=max_tokens)
+        head = self.head(prompt)
+        room = self.room(0, max_tokens)
+        labels, mask = padded([[*ids[:room], self.end_id] for ids in self.token_ids(captions)], self.pad_id)
+        input_ids = torch.tensor([head] * len(captions), dtype=torch.long)
+        return TextBatch(input_ids, torch.ones_like(input_ids), labels.masked_fill(mask == 0, -100))
+
+    def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+        """See Backbone.stage: `vision` is [B, 257, 1408] in the published models, `bridge` [B, 32, 2048 to 4096]."""
+        if seam == "vision":
+            features: torch.Tensor = self.model.vision_model(pixel_values=inputs).last_hidden_state
+            return features
+        with torch.autocast(inputs.device.type, enabled=False):
+            inputs = inputs.float()
+            queries = self.model.query_tokens.expand(inputs.shape[0], -1, -1)  # [B, Q, C]
+            projected: torch.Tensor = self.model.language_projection(self._query_outputs(queries, inputs, prompt))
+        return projected
+
+    def _query_outputs(self, queries: torch.Tensor, image: torch.Tensor, prompt: str) -> torch.Tensor:
+        """What the Q-Former's queries [B, Q, C] take from the image [B, S, D]."""
+        outputs: torch.Tensor = self.model.qformer(query_embeds=queries, encoder_hidden_states=image).last_hidden_state
+        return outputs
+
+    def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Backbone.decode."""
+        language_model: nn.Module = self.model.language_model
+        inputs = self._language_inputs(features, text.input_ids, text.attention_mask)
+        if self._has_text_encoder:
+            output = language_model(**inputs, labels=text.labels)
+            return output.loss, output.logits
+        logits: torch.Tensor = language_model(**inputs).logits[:, features.shape[1] :]
+        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), text.labels[:, 1:].flatten())
+        return loss, logits
+
+    def _language_inputs(self, features: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+        words = self.model.get_input_embeddings()(input_ids)
+        return {
+            "inputs_embeds": torch.cat([features.to(words.dtype), words], dim=1),
+            "attention_mask": torch.cat([mask.new_ones(features.shape[:2]), mask], dim=1),
+        }
+
+    def continuation(
+        self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
+    ) -> torch.Tensor:
+        """See Backbone.continuation."""
+        inputs = self._language_inputs(features, input_ids, torch.ones_like(input_ids))
+        ids: torch.Tensor = self.model.language_model.generate(**inputs, generation_config=decoding)
+        return ids  # given embeddings, both kinds of model return the new tokens only

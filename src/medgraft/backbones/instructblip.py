@@ -1,0 +1,50 @@
+"""InstructBLIP (Dai et al. 2023, arXiv 2305.06500): BLIP-2 whose Q-Former reads the instruction too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from medgraft.backbones import loading
+from medgraft.backbones.base import padded
+from medgraft.backbones.blip2 import QFORMER_ANATOMY, Blip2Backbone
+from medgraft.types import Seam
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+
+class InstructBlipBackbone(Blip2Backbone):
+    """InstructBLIP checkpoints, with Flan-T5 or Vicuna as language model; the instruction is the prompt.
+
+    What comes out of the bridge depends on the instruction, so it can be reused for one prompt only.
+    """
+
+    # the last layer's outputs for the instruction's words are not read by anything
+    anatomy = replace(QFORMER_ANATOMY, resting=(r"qformer\.encoder\.layer\.\d+\.(intermediate|output)",))
+    seams = (Seam("vision", ("vision",)), Seam("bridge", ("vision", "bridge"), reads_prompt=True))
+    model_class = "InstructBlipForConditionalGeneration"
+    model_types = ("instructblip",)
+    default_prompt = "A short image description."
+
+    @classmethod
+    def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
+        """See Backbone.load; the Q-Former has a tokenizer of its own, in `qformer_tokenizer`."""
+        backbone = super().load(source, quantization=quantization)
+        backbone.qformer_tokenizer = loading.load_tokenizer(source, subfolder="qformer_tokenizer")
+        return backbone
+
+    qformer_tokenizer: object
+
+    def _query_outputs(self, queries: torch.Tensor, image: torch.Tensor, prompt: str) -> torch.Tensor:
+        ids, _ = padded([self.qformer_tokenizer(prompt)["input_ids"]], 0)  # type: ignore[operator]
+        ids = ids.to(image.device).expand(image.shape[0], -1)  # [B, P]
+        outputs: torch.Tensor = self.model.qformer(
+            input_ids=ids,
+            attention_mask=ids.new_ones(ids.shape[0], queries.shape[1] + ids.shape[1]),
+            query_embeds=queries,
+            encoder_hidden_states=image,
+        ).last_hidden_state
+        return outputs[:, : queries.shape[1]]

@@ -1,0 +1,43 @@
+"""Where the language models that vision models are joined to keep their layers: OPT, T5, and those built like LLaMA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from medgraft.types import Role
+
+
+def language_model_roles(inner: str, outer: str) -> Mapping[Role, tuple[str, ...]]:
+    """Role patterns for a language model whose layers lie under `inner` and whose output head lies under `outer`.
+
+    Both are regular expressions for module names, without a dot at the end.
+    """
+    opt, llama, t5 = (
+        rf"{inner}\.decoder\.layers\.\d+",
+        rf"{inner}\.layers\.\d+",
+        rf"{inner}\.(encoder|decoder)\.block\.\d+\.layer\.\d",
+    )
+    return {
+        "attn": (
+            rf"({opt}|{llama})\.self_attn\.([qkvo]|out)_proj",
+            rf"{t5}\.SelfAttention\.[qkvo]",
+        ),
+        "cross": (rf"{t5}\.EncDecAttention\.[qkvo]",),
+        "mlp": (
+            rf"{opt}\.fc[12]",
+            rf"{llama}\.mlp\.(gate|up|down)_proj",
+            rf"{t5}\.DenseReluDense\.(wi|wi_0|wi_1|wo)",
+        ),
+        "proj": (rf"{inner}\.decoder\.project_(in|out)",),
+        "norm": (
+            rf"{opt}\.(self_attn|final)_layer_norm",
+            rf"{llama}\.(input|post_attention)_layernorm",
+            rf"{t5}\.layer_norm",
+            rf"{inner}\.((encoder|decoder)\.)?(final_layer_norm|norm)",
+        ),
+        "embed": (
+            rf"{inner}\.(shared|((encoder|decoder)\.)?embed_(tokens|positions))",
+            rf"{t5}\.SelfAttention\.relative_attention_bias",
+        ),
+        "head": (rf"{outer}\.lm_head",),
+    }

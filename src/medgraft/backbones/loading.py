@@ -1,0 +1,76 @@
+"""Reading checkpoints by hub id or folder, with one clear line when they are not what was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig
+
+from medgraft.errors import BackboneError
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+
+def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
+    """The model's configuration; BackboneError if there is none or its model type is not one of `model_types`."""
+    kind = " or ".join(model_types)
+    if source.startswith((".", "/", "~")) and not Path(source).is_dir():
+        raise BackboneError(
+            f"There is no folder {source}. A {kind} folder holds config.json, model.safetensors and a tokenizer."
+        )
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        where = "is no model folder" if Path(source).is_dir() else "is neither a folder nor a model that the hub gave"
+        raise BackboneError(f"{source} {where}: {_first_line(error)}") from None
+    if config.model_type not in model_types:
+        raise BackboneError(f"{source} is not {kind}: its config.json says model_type {config.model_type!r}.")
+    return config
+
+
+def load_model(model_class: str, source: str, quantization: BitsAndBytesConfig | None) -> nn.Module:
+    """The named class of transformers with the weights of `source`, in eval mode; BackboneError if tensors are missing."""
+    loader: Any = getattr(transformers, model_class)
+    try:
+        model, info = loader.from_pretrained(
+            source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{source} cannot be loaded as {model_class}: {_first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise BackboneError(f"{source} holds no full {model_class}: {len(missing)} tensors are missing, such as {missing[0]}.")
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def build_skeleton(model_class: str, config: PreTrainedConfig) -> nn.Module:
+    """The model that `config` describes, on the meta device: shapes and names without memory."""
+    builder: Any = getattr(transformers, model_class)
+    with torch.device("meta"):
+        skeleton: nn.Module = builder._from_config(config) if hasattr(builder, "_from_config") else builder.from_config(config)
+    return skeleton
+
+
+def load_tokenizer(source: str, subfolder: str = "") -> Any:
+    """The tokenizer of `source`."""
+    try:
+        return AutoTokenizer.from_pretrained(source, subfolder=subfolder)
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{source} has no tokenizer that can be read: {_first_line(error)}") from error
+
+
+def load_image_processor(source: str) -> Any:
+    """The image processor of `source`, always the one that works on PIL, so that results do not depend on torchvision."""
+    try:
+        return AutoImageProcessor.from_pretrained(source, backend="pil")
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{source} has no image processor that can be read: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,135 @@
+"""Vision encoder-decoders: an image encoder joined to a text decoder by cross-attention, such as ViT-GPT2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import torch
+import transformers
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from medgraft.backbones import loading
+from medgraft.backbones.base import Backbone, TextBatch
+from medgraft.errors import BackboneError
+from medgraft.types import Anatomy, PartAnatomy, Seam
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+_ENCODER = r"encoder\.(.+\.)?"
+_GPT = r"decoder\.transformer\.h\.\d+"
+_BERT = r"decoder\.(bert|roberta)\.encoder\.layer\.\d+"
+
+
+class VisionEncoderDecoderBackbone(Backbone):
+    """Any `VisionEncoderDecoderModel` with an encoder built like ViT (DeiT, BEiT, Swin) and a GPT-2 or BERT-like decoder."""
+
+    anatomy = Anatomy(
+        {
+            "vision": PartAnatomy(
+                ("encoder",),
+                {
+                    "attn": (rf"{_ENCODER}attention\.(.+\.)?[qkvo]_proj",),
+                    "mlp": (rf"{_ENCODER}mlp\.fc[12]",),
+                    "proj": (rf"{_ENCODER}downsample\.reduction",),
+                    "embed": (r"encoder\.embeddings", rf"{_ENCODER}relative_position_bias"),
+                    "norm": (rf"{_ENCODER}(layernorm|norm)(_before|_after)?", r"encoder\.layernorm"),
+                },
+            ),
+            "bridge": PartAnatomy(("enc_to_dec_proj",), {"proj": (r"enc_to_dec_proj",)}),
+            "text": PartAnatomy(
+                ("decoder",),
+                {
+                    "attn": (
+                        rf"{_GPT}\.attn\.(c_attn|c_proj)",
+                        rf"{_BERT}\.attention\.(self\.(query|key|value)|output\.dense)",
+                    ),
+                    "cross": (
+                        rf"{_GPT}\.crossattention\.(q_attn|c_attn|c_proj)",
+                        rf"{_BERT}\.crossattention\.(self\.(query|key|value)|output\.dense)",
+                    ),
+                    "mlp": (rf"{_GPT}\.mlp\.(c_fc|c_proj)", rf"{_BERT}\.(intermediate|output)\.dense"),
+                    "norm": (
+                        rf"{_GPT}\.(ln_1|ln_2|ln_cross_attn)",
+                        r"decoder\.transformer\.ln_f",
+                        rf"{_BERT}\.(attention\.output|crossattention\.output|output)\.LayerNorm",
+                        r"decoder\.(bert|roberta)\.embeddings\.LayerNorm",
+                        r"decoder\.(cls\.predictions\.transform\.LayerNorm|lm_head\.layer_norm)",
+                    ),
+                    "embed": (
+                        r"decoder\.transformer\.(wte|wpe)",
+                        r"decoder\.(bert|roberta)\.embeddings\.(word|position|token_type)_embeddings",
+                    ),
+                    "head": (
+                        r"decoder\.lm_head(\.dense|\.decoder)?",
+                        r"decoder\.cls\.predictions(\.decoder|\.transform\.dense)?",
+                    ),
+                },
+            ),
+        },
+        unused=(r"encoder\.pooler",),
+    )
+    seams = (Seam("vision", ("vision",)),)
+    model_class = "VisionEncoderDecoderModel"
+    model_types = ("vision-encoder-decoder",)
+    never_quantized = (r"decoder\.lm_head", r"decoder\.cls", r"encoder\.pooler")
+
+    @classmethod
+    def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
+        """See Backbone.load; older checkpoints that do not name their image processor get ViT's."""
+        loading.read_config(source, cls.model_types)
+        model = loading.load_model(cls.model_class, source, quantization)
+        try:
+            processor = loading.load_image_processor(source)
+        except BackboneError:
+            processor = transformers.ViTImageProcessorPil.from_pretrained(source)
+        return cls(source, model, loading.load_tokenizer(source), processor)
+
+    @property
+    def positions(self) -> int:
+        """See Backbone.positions."""
+        return int(self.model.config.decoder.max_position_embeddings)
+
+    def head(self, prompt: str) -> list[int]:
+        """See Backbone.head: the token that the decoder starts from, and the prompt."""
+        config = self.model.config
+        start = config.decoder_start_token_id
+        return [
+            int(start if start is not None else config.decoder.bos_token_id),
+            *(self.token_ids([prompt])[0] if prompt else ()),
+        ]
+
+    @property
+    def end_id(self) -> int:
+        """The end in the model's configuration, else its tokenizer's: BERT-like decoders end with `[SEP]`."""
+        end = getattr(self.model.config, "eos_token_id", None)
+        return int(end) if end is not None else super().end_id
+
+    def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+        """See Backbone.stage: the encoder's output."""
+        features: torch.Tensor = self.model.encoder(pixel_values=inputs).last_hidden_state
+        return features
+
+    def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Backbone.decode."""
+        logits: torch.Tensor = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=features),
+            decoder_input_ids=text.input_ids,
+            decoder_attention_mask=text.attention_mask,
+            use_cache=False,
+        ).logits
+        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), text.labels[:, 1:].flatten())
+        return loss, logits
+
+    def continuation(
+        self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
+    ) -> torch.Tensor:
+        """See Backbone.continuation."""
+        ids: torch.Tensor = self.model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=features),
+            decoder_input_ids=input_ids,
+            decoder_attention_mask=torch.ones_like(input_ids),
+            generation_config=decoding,
+        )
+        return ids[:, input_ids.shape[1] :]

@@ -1,0 +1,99 @@
+"""What a suite will do: its runs with their ids, and the pairs of backbone and strategy that cannot be run, with why."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from medgraft.backbones import RemoteCaptioner, get_backbone, get_captioner
+from medgraft.benchmark.record import run_id
+from medgraft.benchmark.run import needed_splits
+from medgraft.benchmark.suite import expand
+from medgraft.config import RunConfig, SuiteConfig
+from medgraft.data import data_fingerprint, load_data
+from medgraft.errors import ConfigError, StrategyError
+from medgraft.plugin import PluginManager
+from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy, quantization_config
+from medgraft.training import hardware
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run with its id, and the label under which its files are kept."""
+
+    config: RunConfig
+    run_id: str
+
+    @property
+    def label(self) -> str:
+        """Readable and unique folder name."""
+        words = (self.config.backbone.partition(":")[0], self.config.strategy, self.config.data.name, f"s{self.config.seed}")
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words)) + "_" + self.run_id[:8]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`unsupported` maps (backbone, strategy) to the reason why that pair is left out."""
+
+    runs: tuple[PlannedRun, ...]
+    unsupported: dict[tuple[str, str], str]
+
+
+def plan(suite: SuiteConfig, *, plugins: PluginManager) -> Plan:
+    """The suite's runs with their ids.
+
+    Reads the data, the base weights' digests and the models' shapes, and raises what is wrong with any of them, so that a
+    misspelled name ends the suite before its first run and not after hours.
+    """
+    versions = hardware.versions()
+    bases: dict[str, str] = {}
+    prints: dict[tuple[str, tuple[str, ...]], str] = {}
+    reasons: dict[tuple[str, str], str | None] = {}
+    planned = []
+    for config in expand(suite):
+        strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+        for metric in config.metrics:
+            plugins.get("metric", metric)
+        pair = (config.backbone, config.strategy)
+        if pair not in reasons:
+            reasons[pair] = why_unsupported(config.backbone, strategy, plugins=plugins)
+        if reasons[pair] is not None:
+            continue
+        splits = needed_splits(config, strategy)
+        data_key = (config.data.model_dump_json(), splits)
+        if data_key not in prints:
+            prints[data_key] = data_fingerprint(load_data(config.data, plugins=plugins, splits=splits).examples)
+        if config.backbone not in bases:
+            captioner, source = get_captioner(config.backbone, plugins=plugins)
+            bases[config.backbone] = captioner.fingerprint(source)
+        planned.append(PlannedRun(config, run_id(config, strategy, prints[data_key], bases[config.backbone], versions)))
+    return Plan(tuple(planned), {pair: reason for pair, reason in reasons.items() if reason is not None})
+
+
+def why_unsupported(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> str | None:
+    """Why `strategy` cannot be used on `NAME[:SOURCE]`, or None if it can; a model without weights is all it takes."""
+    captioner, _ = get_captioner(backbone, plugins=plugins)
+    if issubclass(captioner, RemoteCaptioner):
+        refused = strategy.trains or strategy.quantization != "none"
+        return "a model behind an API cannot be trained here" if refused else None
+    try:
+        rehearse(backbone, strategy, plugins=plugins)
+    except StrategyError as error:
+        return str(error)
+    return None
+
+
+def rehearse(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> Applied | None:
+    """`strategy` applied to the backbone's shapes alone, as if the base were held unquantised; raises as it would.
+
+    None if the PEFT method computes its start from the weights, so that it cannot be tried without them.
+    """
+    backbone_class, source = get_backbone(backbone, plugins=plugins)
+    quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
+    plain = strategy.model_copy(update={"quantization": "none"})
+    try:
+        return apply_strategy(backbone_class.skeleton(source), backbone_class.anatomy, plain)
+    except ConfigError as error:
+        if "meta" in str(error):
+            return None
+        raise

@@ -1,0 +1,231 @@
+"""Whether a backbone keeps its contract, checked on real forward passes of one model in fp32."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from medgraft.backbones import Backbone, TextBatch
+from medgraft.config import GenerationConfig
+from medgraft.errors import BackboneError
+from medgraft.testing.findings import Finding, require, run_checks
+from medgraft.types import PARTS, lies_in
+
+CAPTIONS = ("a nodule.", "no acute findings in the chest, heart size is normal.")
+
+
+def images(count: int = 3) -> list[Image.Image]:
+    """RGB images of noise, each of another size."""
+    rng = np.random.default_rng(0)
+    shapes = [(40 + 7 * i, 60 - 9 * i, 3) for i in range(count)]
+    return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
+
+
+def check_backbone(backbone_class: type[Backbone], source: str | Path) -> None:
+    """ConformanceError unless the backbone with the weights in `source` passes every check."""
+    require(backbone_findings(backbone_class, str(source)))
+
+
+def backbone_findings(backbone_class: type[Backbone], source: str) -> Iterator[Finding]:
+    """What each check of a backbone found."""
+    checks = _Checks(backbone_class, source)
+    yield from run_checks(
+        backbone_class.__name__,
+        (
+            checks.loads, checks.declares_seams, checks.owns_every_parameter, checks.knows_every_linear_layer,
+            checks.builds_a_skeleton, checks.masks_labels, checks.ignores_padding, checks.cuts_long_captions,
+            checks.resumes_at_every_seam, checks.looks_at_the_image, checks.generates_what_it_was_taught_to,
+            checks.generates_alike_in_batches, checks.respects_limits, checks.survives_pickling, checks.refuses_other_models,
+        ),
+    )  # fmt: skip
+
+
+class _Checks:
+    """The checks; the model is loaded by the first and shared."""
+
+    def __init__(self, backbone_class: type[Backbone], source: str):
+        self.backbone_class = backbone_class
+        self.source = source
+        self._loaded: Backbone | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        if self._loaded is None:
+            self._loaded = self.backbone_class.load(self.source)
+        return self._loaded
+
+    @property
+    def prompt(self) -> str:
+        return self.backbone_class.default_prompt
+
+    def text(self, max_tokens: int = 128) -> TextBatch:
+        return self.backbone.text_batch(CAPTIONS, prompt=self.prompt, max_tokens=max_tokens)
+
+    @torch.no_grad()
+    def features(self, count: int = 3) -> torch.Tensor:
+        return self.backbone.encode(self.backbone.pixel_values(images(count)), prompt=self.prompt)
+
+    def loads(self) -> None:
+        """Loads in eval mode, in fp32, with the same fingerprint every time."""
+        backbone = self.backbone
+        assert not any(module.training for module in backbone.model.modules()), "a module is in training mode"
+        wrong = [n for n, p in backbone.model.named_parameters() if p.dtype != torch.float32]
+        assert not wrong, f"not in fp32: {wrong[:3]}"
+        assert backbone.source == self.source, f"source is {backbone.source!r} and not {self.source!r}"
+        first, second = (self.backbone_class.fingerprint(self.source) for _ in range(2))
+        assert first == second and len(first) == 64, "the fingerprint is not one SHA-256 in hex"
+
+    def declares_seams(self) -> None:
+        """Seams are named, and each includes what the one below it does."""
+        seams, parts = self.backbone.seams, self.backbone.anatomy.parts
+        assert seams, "there is no seam; declare one after the vision tower"
+        assert len({seam.name for seam in seams}) == len(seams), "two seams have one name"
+        assert set(parts) <= set(PARTS), f"parts are {PARTS}, not {tuple(parts)}"
+        below: set[str] = set()
+        for seam in seams:
+            assert below < set(seam.prefix) <= set(parts), f"seam {seam.name!r} has prefix {seam.prefix} above {sorted(below)}"
+            below = set(seam.prefix)
+        assert "text" not in below, "what reads the caption cannot lie below a seam"
+
+    def owns_every_parameter(self) -> None:
+        """Every parameter belongs to one part."""
+        lost = [n for n, _ in self.backbone.model.named_parameters() if self.backbone.anatomy.part_of(n) is None]
+        assert not lost, f"{len(lost)} parameters belong to no part, such as {lost[0]}"
+
+    def knows_every_linear_layer(self) -> None:
+        """Every linear layer has a role, and every part that has layers has roles for them."""
+        anatomy = self.backbone.anatomy
+        linear = [n for n, m in self.backbone.model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+        lost = [name for name in linear if anatomy.role_of(name) is None and not lies_in(name, anatomy.unused)]
+        assert not lost, f"{len(lost)} of {len(linear)} linear layers have no role, such as {lost[0]}"
+        for part in ("vision", "text"):
+            held = {anatomy.role_of(name) for name in linear if anatomy.part_of(name) == part}
+            assert {"attn", "mlp"} <= held, f"part {part!r} has roles {sorted(map(str, held))} and lacks attn or mlp"
+
+    def builds_a_skeleton(self) -> None:
+        """The skeleton has the model's parameters, without memory."""
+        skeleton = {n: p.shape for n, p in self.backbone_class.skeleton(self.source).named_parameters()}
+        loaded = {n: p.shape for n, p in self.backbone.model.named_parameters()}
+        odd = sorted(set(skeleton.items()) ^ set(loaded.items()))
+        assert not odd, f"{len(odd)} parameters differ, such as {odd[0][0]}"
+
+    def masks_labels(self) -> None:
+        """Labels are the caption and its end, and nothing else."""
+        text, backbone = self.text(), self.backbone
+        for caption, labels in zip(CAPTIONS, text.labels, strict=True):
+            kept = labels[labels != -100].tolist()
+            wanted = [*backbone.token_ids([caption])[0], backbone.end_id]
+            assert kept == wanted, f"for {caption!r} the labels are {kept} and not {wanted}"
+
+    def ignores_padding(self) -> None:
+        """Loss does not depend on padding."""
+        text, features = self.text(), self.features(2)
+        assert text.attention_mask.shape == text.input_ids.shape, "attention_mask and input_ids differ in shape"
+        more = 5
+        ids = nn.functional.pad(text.input_ids, (0, more), value=self.backbone.pad_id)
+        mask = nn.functional.pad(text.attention_mask, (0, more), value=0)
+        labels = nn.functional.pad(text.labels, (0, more), value=-100)
+        with torch.no_grad():
+            plain = self.backbone.decode(features, text)[0]
+            padded = self.backbone.decode(features, TextBatch(ids, mask, labels))[0]
+        torch.testing.assert_close(padded, plain, rtol=1e-5, atol=1e-6)
+
+    def cuts_long_captions(self) -> None:
+        """Captions are cut to max_tokens and to what the model takes, and still end."""
+        backbone = self.backbone
+        head = len(backbone.head(self.prompt))
+        for limit in (head + 6, 10**6):
+            text = backbone.text_batch(["word " * 6000], prompt=self.prompt, max_tokens=limit)
+            kept = text.labels[text.labels != -100]
+            assert kept[-1] == backbone.end_id, "a cut caption has lost its end"
+            assert len(kept) <= min(limit, backbone.positions), f"{len(kept)} labels at max_tokens={limit}"
+
+    def resumes_at_every_seam(self) -> None:
+        """From stored features at any seam, loss and logits are bit-identical."""
+        text, backbone = self.text(), self.backbone
+        pixels = backbone.pixel_values(images(2))
+        with torch.no_grad():
+            whole = backbone.decode(backbone.encode(pixels, prompt=self.prompt), text)
+            stored = [pixels]
+            for seam in backbone.seams:
+                stored.append(backbone.stage(seam.name, stored[-1], prompt=self.prompt))
+            for i, seam in enumerate(backbone.seams, start=1):
+                features = stored[i].clone()
+                for above in backbone.seams[i:]:
+                    features = backbone.stage(above.name, features, prompt=self.prompt)
+                again = backbone.decode(features, text)
+                assert torch.equal(again[0], whole[0]), f"seam {seam.name!r}: loss {again[0]} and not {whole[0]}"
+                assert torch.equal(again[1], whole[1]), f"seam {seam.name!r}: logits differ"
+
+    def looks_at_the_image(self) -> None:
+        """The loss depends on the image."""
+        text, features = self.text(), self.features(2)
+        with torch.no_grad():
+            same, other = (self.backbone.decode(f, text)[1] for f in (features, features.flip(0)))
+        assert not torch.allclose(same, other), "another image gives the same logits"
+
+    def generates_what_it_was_taught_to(self) -> None:
+        """Generation starts where training does: its first token is the most likely one in teacher forcing."""
+        text, features, backbone = self.text(), self.features(2), self.backbone
+        head = torch.tensor([backbone.head(self.prompt)] * 2)
+        one = transformers.GenerationConfig(
+            max_new_tokens=1, do_sample=False, pad_token_id=backbone.pad_id, eos_token_id=backbone.end_id
+        )
+        with torch.no_grad():
+            said = backbone.continuation(features, head, one)[:, -1]
+            logits = backbone.decode(features, text)[1]
+        first = int((text.labels[0] != -100).nonzero()[0])
+        place = first - 1 if text.labels.shape == text.input_ids.shape else first  # T5 predicts labels where they stand
+        wanted = logits[:, place].argmax(-1)
+        assert torch.equal(said, wanted), f"generation begins with {said.tolist()}, training expects {wanted.tolist()}"
+
+    def generates_alike_in_batches(self) -> None:
+        """A caption does not depend on what else is in the batch."""
+        options, features = GenerationConfig(max_new_tokens=12), self.features()
+        together = self.backbone.generate(features, prompt=self.prompt, options=options)
+        alone = [self.backbone.generate(row[None], prompt=self.prompt, options=options)[0] for row in features]
+        assert together == alone, f"together {together}, alone {alone}"
+        beams = self.backbone.generate(features, prompt=self.prompt, options=GenerationConfig(max_new_tokens=6, num_beams=2))
+        assert len(beams) == len(features), f"beam search gave {len(beams)} captions for {len(features)} images"
+
+    def respects_limits(self) -> None:
+        """max_new_tokens is kept, also when it is more than the model can take."""
+        features = self.features(1)
+        head = torch.tensor([self.backbone.head(self.prompt)])
+        short = transformers.GenerationConfig(
+            max_new_tokens=3, do_sample=False, pad_token_id=self.backbone.pad_id, eos_token_id=self.backbone.end_id
+        )
+        with torch.no_grad():
+            new = self.backbone.continuation(features, head, short)
+        assert 1 <= new.shape[1] <= 4, f"{new.shape[1]} tokens for max_new_tokens=3"  # with T5's start token
+        self.backbone.generate(features, prompt=self.prompt, options=GenerationConfig(max_new_tokens=100_000))
+
+    def survives_pickling(self) -> None:
+        """Goes to a worker process and back."""
+        copy = pickle.loads(pickle.dumps(self.backbone))
+        assert torch.equal(copy.pixel_values(images(2)), self.backbone.pixel_values(images(2))), "its pixels differ"
+        assert torch.equal(copy.text_batch(CAPTIONS, prompt=self.prompt, max_tokens=64).input_ids, self.text(64).input_ids), (
+            "its tokens differ"
+        )
+
+    def refuses_other_models(self) -> None:
+        """A missing folder and another kind of model are a BackboneError that names them."""
+        with TemporaryDirectory() as folder:
+            for source in (f"{folder}/none", folder):
+                if source == folder:
+                    transformers.BertConfig().save_pretrained(folder)
+                try:
+                    self.backbone_class.load(source)
+                except BackboneError as error:
+                    assert source in str(error), f"the error does not name {source}: {error}"
+                else:
+                    raise AssertionError(f"{source} was loaded")

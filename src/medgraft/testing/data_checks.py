@@ -1,0 +1,115 @@
+"""Whether a data set's reader and a metric keep their contracts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import evaluate
+from PIL import Image
+from pydantic import JsonValue
+
+from medgraft.config import validated
+from medgraft.data import Dataset, open_image
+from medgraft.errors import DataError
+from medgraft.testing.findings import Finding, require, run_checks
+from medgraft.types import SPLITS, Example
+
+_SAID = ["a nodule in the left lung.", "normal chest.", "fracture of the femur, with displacement.", "a cyst in the liver."]
+_OTHER = ["axial view of the pelvis", "t2 weighted image", "pleural effusion on the right", "large abscess near the spine"]
+
+
+def check_dataset(dataset_class: type[Dataset], path: str | Path, *, options: Mapping[str, JsonValue] | None = None) -> None:
+    """ConformanceError unless the reader passes every check on the data in `path`."""
+    require(dataset_findings(dataset_class, Path(path), options or {}))
+
+
+def check_metric(metric_class: type[evaluate.Metric]) -> None:
+    """ConformanceError unless the metric passes every check."""
+    require(metric_findings(metric_class))
+
+
+def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: Mapping[str, JsonValue]) -> Iterator[Finding]:
+    """What each check of a reader found."""
+
+    def read() -> list[Example]:
+        return list(validated(dataset_class, options, dataset_class.__name__).read(path))
+
+    def is_readable() -> None:
+        """Gives examples with ids, splits and at least one caption."""
+        examples = read()
+        assert examples, f"{path} gave no example"
+        assert all(e.split in SPLITS for e in examples), f"splits are {SPLITS}"
+        keys = [(e.split, e.id) for e in examples]
+        assert len(set(keys)) == len(keys), "an id occurs twice in a split"
+        assert any(caption.strip() for e in examples for caption in e.captions), "no example has a caption"
+
+    def has_images() -> None:
+        """Its images exist and open as RGB."""
+        found = [e.image for e in read() if e.image.exists()]
+        assert found, "no image file exists"
+        image = open_image(found[0])
+        assert isinstance(image, Image.Image) and image.mode == "RGB", f"{found[0]} is no RGB image"
+
+    def is_repeatable() -> None:
+        """Read twice, it gives the same examples in the same order."""
+        assert read() == read(), "the second reading differs"
+
+    def keeps_groups_together() -> None:
+        """No patient or article is in two splits."""
+        where: dict[str, str] = {}
+        for example in read():
+            if example.group is not None:
+                first = where.setdefault(example.group, example.split)
+                assert first == example.split, f"group {example.group!r} is in {first} and in {example.split}"
+
+    def refuses_other_folders() -> None:
+        """A folder of something else is a DataError that names it."""
+        with TemporaryDirectory() as empty:
+            try:
+                list(validated(dataset_class, options, dataset_class.__name__).read(Path(empty)))
+            except DataError as error:
+                assert empty in str(error), f"the error does not name the folder: {error}"
+            else:
+                raise AssertionError("an empty folder was read without an error")
+
+    checks = (is_readable, has_images, is_repeatable, keeps_groups_together, refuses_other_folders)
+    yield from run_checks(dataset_class.__name__, checks)
+
+
+def metric_findings(metric_class: type[evaluate.Metric]) -> Iterator[Finding]:
+    """What each check of a metric found."""
+
+    def compute(predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+        result: dict[str, Any] = metric_class().compute(predictions=predictions, references=references)
+        return result
+
+    def gives_numbers() -> None:
+        """Gives finite numbers under names."""
+        result = compute(_SAID, [[text] for text in _SAID])
+        assert result, "nothing was computed"
+        for name, value in result.items():
+            assert math.isfinite(float(value)), f"{name} is {value}"
+
+    def is_repeatable() -> None:
+        """Computed twice, the numbers are the same; the order of images does not matter."""
+        first = compute(_SAID, [[text] for text in _OTHER])
+        assert first == compute(_SAID, [[text] for text in _OTHER]), "the second computation differs"
+        turned = compute(_SAID[::-1], [[text] for text in _OTHER[::-1]])
+        odd = [name for name in first if not math.isclose(float(first[name]), float(turned[name]), abs_tol=1e-9)]
+        assert not odd, f"{odd} depend on the order of images"
+
+    def takes_empty_captions() -> None:
+        """An empty caption is scored, not an error."""
+        result = compute(["", *_SAID[1:]], [[text] for text in _SAID])
+        assert all(math.isfinite(float(value)) for value in result.values()), f"an empty caption gives {result}"
+
+    def takes_several_references() -> None:
+        """Several references an image are taken."""
+        compute(_SAID, [[a, b] for a, b in zip(_SAID, _OTHER, strict=True)])
+
+    checks = (gives_numbers, is_repeatable, takes_empty_captions, takes_several_references)
+    yield from run_checks(metric_class.__name__, checks)

@@ -1,0 +1,135 @@
+"""Whether a strategy does on a backbone what it says: what is trained moves, nothing else does, and it can be shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from medgraft.adapter import Manifest, finish_package, in_place_digests, load_adapter, load_base, save_weights
+from medgraft.backbones import Backbone
+from medgraft.plugin import PluginManager
+from medgraft.strategies import Applied, Strategy, apply_strategy, bare_name
+from medgraft.testing.backbone_checks import CAPTIONS, images
+from medgraft.testing.findings import Finding, require, run_checks
+from medgraft.training import CaptioningModule
+from medgraft.types import lies_in
+
+STEPS = 3  # of training: LoRA's first factor moves in the second, as the other is zero in the first
+
+
+def check_strategy(strategy: Strategy, backbone: str, *, plugins: PluginManager | None = None) -> None:
+    """ConformanceError unless `strategy` passes every check on the backbone `NAME:SOURCE`."""
+    require(strategy_findings(strategy, backbone, plugins=plugins or PluginManager.from_environment()))
+
+
+def strategy_findings(strategy: Strategy, backbone: str, *, plugins: PluginManager, name: str = "") -> Iterator[Finding]:
+    """What each check of a strategy on a backbone found."""
+    checks = _Checks(strategy, backbone, plugins)
+    training = (checks.trains_its_scope, checks.loads_as_saved, checks.merges) if strategy.trains else ()
+    yield from run_checks(f"{name or strategy.method} on {backbone.partition(':')[0]}", (checks.applies, *training))
+
+
+class _Checks:
+    def __init__(self, strategy: Strategy, backbone: str, plugins: PluginManager):
+        self.strategy, self.name, self.plugins = strategy, backbone, plugins
+        self._trained: tuple[Backbone, Applied, dict[str, str]] | None = None
+
+    def _fresh(self) -> tuple[Backbone, Applied]:
+        torch.manual_seed(0)
+        backbone = load_base(self.name, self.strategy, plugins=self.plugins)
+        return backbone, apply_strategy(backbone.model, backbone.anatomy, self.strategy, base=self.name.partition(":")[2])
+
+    def _batch(self, backbone: Backbone) -> dict[str, Any]:
+        text = backbone.text_batch(CAPTIONS, prompt=backbone.default_prompt, max_tokens=64)
+        return {
+            "pixel_values": backbone.pixel_values(images(2)), "input_ids": text.input_ids,
+            "attention_mask": text.attention_mask, "labels": text.labels,
+        }  # fmt: skip
+
+    def _logits(self, backbone: Backbone) -> torch.Tensor:
+        backbone.model.eval()
+        prompt = backbone.default_prompt
+        text = backbone.text_batch(CAPTIONS, prompt=prompt, max_tokens=64)
+        with torch.no_grad():
+            return backbone.decode(backbone.encode(backbone.pixel_values(images(2)), prompt=prompt), text)[1]
+
+    def _loss(self, module: CaptioningModule) -> float:
+        module.eval()  # without dropout
+        with torch.no_grad():
+            return float(module(**self._batch(module.backbone))["loss"])
+
+    def applies(self) -> None:
+        """Is applied, and what it quantises is quantised."""
+        _, applied = self._fresh()
+        trained = [p for p in applied.model.parameters() if p.requires_grad]
+        assert sum(p.numel() for p in trained) == applied.trainable_parameters, "the count of trained parameters is wrong"
+        assert bool(trained) == self.strategy.trains, "it should train something and does not, or the other way round"
+        held = len(applied.quantized)
+        assert bool(held) == (self.strategy.quantization != "none"), f"{held} modules are held in {self.strategy.quantization}"
+
+    def trains_its_scope(self) -> None:
+        """What is trained moves; all else stays bit-identical, frozen parts in eval mode."""
+        backbone, applied = self._fresh()
+        untrained = in_place_digests(applied)
+        module = CaptioningModule(backbone, applied, backbone.default_prompt)
+        start = self._loss(module)
+        module.train()
+        for name, child in backbone.model.named_modules():
+            part = backbone.anatomy.part_of(name)
+            assert not (part in applied.frozen_parts and child.training), f"{name} of frozen part {part!r} is in training mode"
+        before = {n: p.detach().clone() for n, p in module.named_parameters()}
+        optimizer = torch.optim.AdamW(
+            [p for p in module.parameters() if p.requires_grad], lr=self.strategy.learning_rate, weight_decay=0.0
+        )
+        for _ in range(STEPS):
+            module(**self._batch(backbone))["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        self._trained = backbone, applied, untrained
+        moved = {n for n, p in module.named_parameters() if not torch.equal(p.detach(), before[n])}
+        trainable = {n for n, p in module.named_parameters() if p.requires_grad}
+        assert not moved - trainable, f"{sorted(moved - trainable)[0]} is frozen and moved"
+        still = sorted(trainable - moved)
+        odd = [n for n in still if not lies_in(bare_name(n.removeprefix("model.")), backbone.anatomy.resting)]
+        assert not odd, f"{len(odd)} of {len(trainable)} trained tensors stay: {odd[:3]}"
+        loss = self._loss(module)
+        assert loss < start, f"the loss does not fall: {start} before {STEPS} steps, {loss} after them"
+
+    def loads_as_saved(self) -> None:
+        """Saved and loaded again, logits are bit-identical."""
+        assert self._trained is not None, "it could not be trained"
+        backbone, applied, untrained = self._trained
+        with TemporaryDirectory() as folder:
+            files = save_weights(Path(folder), applied, untrained)
+            finish_package(Path(folder), _manifest(self.name, backbone, applied), files)
+            expected = self._logits(backbone)
+            loaded = load_adapter(Path(folder), plugins=self.plugins)
+            assert torch.equal(self._logits(loaded.backbone), expected), "logits differ after loading"
+
+    def merges(self) -> None:
+        """Merged into the base, logits stay as they are to 1e-3."""
+        if not self.strategy.uses_adapter or self.strategy.quantization != "none":
+            return
+        assert self._trained is not None, "it could not be trained"
+        backbone, applied, _ = self._trained
+        expected = self._logits(backbone)
+        model: Any = applied.model
+        backbone.model = model.merge_and_unload()
+        torch.testing.assert_close(self._logits(backbone), expected, rtol=1e-3, atol=1e-3)
+
+
+def _manifest(name: str, backbone: Backbone, applied: Applied) -> Manifest:
+    training = {
+        "steps": STEPS, "seconds": 0.0, "images": 2, "learning_rate": 1e-2, "hardware": "",
+        "in_place": len(applied.direct),
+        "trainable_parameters": applied.trainable_parameters, "parts": list(backbone.anatomy.parts),
+    }  # fmt: skip
+    return Manifest(
+        backbone=name, base_fingerprint=backbone.fingerprint(backbone.source), strategy="check",
+        strategy_settings=applied.strategy, data={"name": "check"}, prompt=backbone.default_prompt, max_text_tokens=64,
+        bf16=False, seed=0, training=training, metrics={}, evaluation={}, versions={}, files={},
+    )  # fmt: skip

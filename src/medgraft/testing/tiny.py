@@ -1,0 +1,166 @@
+"""Small random models of each real architecture, as `save_pretrained` leaves them: for trying and checking offline.
+
+Their tokenizers know every byte, so any text can be trained on; what they say means nothing until they are trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+IMAGE_SIZE = 32
+_VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": IMAGE_SIZE,
+    "patch_size": 8, "initializer_range": 0.02,
+}  # fmt: skip
+_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_QFORMER = {**_TEXT, "encoder_hidden_size": 32, "cross_attention_frequency": 2, "max_position_embeddings": 64}
+
+
+def byte_tokenizer(template: str = "$A", **special: str) -> Any:
+    """A fast tokenizer of one token a byte. `special` are transformers' names, `template` what is put around a text.
+
+    Special tokens have the lowest ids, in the order given.
+    """
+    names = list(dict.fromkeys(special.values()))
+    vocabulary = {token: i for i, token in enumerate([*names, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return _with_template(tokenizer, vocabulary, template, special)
+
+
+def character_tokenizer(template: str = "$A", **special: str) -> Any:
+    """A fast tokenizer of BERT's kind, lower-cased, one word piece a character."""
+    characters = [chr(code) for code in range(33, 127)]
+    names = [*dict.fromkeys(special.values()), "[UNK]"]
+    vocabulary = {token: i for i, token in enumerate([*names, *characters, *(f"##{c}" for c in characters)])}
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return _with_template(tokenizer, vocabulary, template, special)
+
+
+def _with_template(tokenizer: Tokenizer, vocabulary: dict[str, int], template: str, special: dict[str, str]) -> Any:
+    used = [(token, vocabulary[token]) for token in template.split() if token in vocabulary]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def save(folder: Path, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any) -> None:
+    """All three into `folder`."""
+    for thing in (model, tokenizer, image_processor):
+        thing.save_pretrained(folder)
+
+
+def blip(folder: Path) -> None:
+    """A BLIP of 2 layers, width 32."""
+    tokenizer = character_tokenizer(
+        "[CLS] $A [SEP]", pad_token="[PAD]", bos_token="[DEC]", sep_token="[SEP]", cls_token="[CLS]"
+    )
+    config = transformers.BlipConfig(
+        text_config={
+            **_TEXT, "encoder_hidden_size": 32, "vocab_size": len(tokenizer), "max_position_embeddings": 160,
+            "bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2, "pad_token_id": 0,
+        },
+        vision_config=_VISION,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    save(folder, transformers.BlipForConditionalGeneration(config), tokenizer, _blip_images())
+
+
+def blip2_opt(folder: Path) -> None:
+    """A BLIP-2 of 2 layers a part, width 32, with OPT."""
+    tokenizer = byte_tokenizer("</s> $A", pad_token="<pad>", eos_token="</s>", bos_token="</s>")
+    end_of_line = tokenizer("\n", add_special_tokens=False)["input_ids"][0]
+    text = transformers.OPTConfig(
+        hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(tokenizer), max_position_embeddings=192, pad_token_id=0, bos_token_id=1, eos_token_id=end_of_line,
+    )  # fmt: skip
+    _save_blip2(folder, transformers.Blip2Config, transformers.Blip2ForConditionalGeneration, text, tokenizer)
+
+
+def blip2_t5(folder: Path) -> None:
+    """A BLIP-2 of 2 layers a part, width 32, with T5."""
+    text, tokenizer = _t5()
+    _save_blip2(folder, transformers.Blip2Config, transformers.Blip2ForConditionalGeneration, text, tokenizer)
+
+
+def instructblip_t5(folder: Path) -> None:
+    """An InstructBLIP of 2 layers a part, width 32, with T5."""
+    text, tokenizer = _t5()
+    _save_instructblip(folder, text, tokenizer)
+
+
+def instructblip_vicuna(folder: Path) -> None:
+    """An InstructBLIP of 2 layers a part, width 32, with Vicuna's architecture (LLaMA)."""
+    tokenizer = byte_tokenizer("<s> $A", pad_token="<unk>", bos_token="<s>", eos_token="</s>")
+    text = transformers.LlamaConfig(
+        **_TEXT, vocab_size=len(tokenizer), max_position_embeddings=192, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    )
+    _save_instructblip(folder, text, tokenizer)
+
+
+def vit_gpt2(folder: Path) -> None:
+    """A ViT-GPT2 of 2 layers, width 32."""
+    tokenizer = byte_tokenizer(eos_token="<|endoftext|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    decoder = transformers.GPT2Config(
+        n_embd=32, n_layer=2, n_head=2, n_positions=160, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0
+    )
+    vision = {key: value for key, value in _VISION.items() if key != "initializer_range"}
+    _save_encoder_decoder(folder, transformers.ViTConfig(**vision), decoder, tokenizer, start=0, end=0)
+
+
+def deit_bert(folder: Path) -> None:
+    """A DeiT of width 48 joined to a BERT of width 32, so that a projection stands between them."""
+    tokenizer = character_tokenizer("[CLS] $A [SEP]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+    decoder = transformers.BertConfig(**_TEXT, vocab_size=len(tokenizer), max_position_embeddings=160)
+    vision = {key: value for key, value in _VISION.items() if key != "initializer_range"}
+    encoder = transformers.DeiTConfig(**{**vision, "hidden_size": 48})
+    _save_encoder_decoder(folder, encoder, decoder, tokenizer, start=1, end=2)
+
+
+def _t5() -> tuple[transformers.PreTrainedConfig, Any]:
+    tokenizer = byte_tokenizer("$A </s>", pad_token="<pad>", eos_token="</s>")
+    config = transformers.T5Config(
+        d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1,
+        bos_token_id=1, decoder_start_token_id=0, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+    )  # fmt: skip
+    return config, tokenizer
+
+
+def _save_blip2(folder: Path, config_class: Any, model_class: Any, text: Any, tokenizer: Any, **qformer: int) -> None:
+    config = config_class(
+        vision_config=_VISION, qformer_config={**_QFORMER, **qformer}, text_config=text.to_dict(), num_query_tokens=4
+    )
+    torch.manual_seed(0)
+    model = model_class(config)
+    model.query_tokens.data.normal_(std=0.5)  # zeros in an untrained model, which would make all queries alike
+    save(folder, model, tokenizer, _blip_images())
+
+
+def _save_instructblip(folder: Path, text: Any, tokenizer: Any) -> None:
+    words = character_tokenizer("[CLS] $A [SEP]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+    _save_blip2(
+        folder, transformers.InstructBlipConfig, transformers.InstructBlipForConditionalGeneration, text, tokenizer,
+        vocab_size=len(words),
+    )  # fmt: skip
+    words.save_pretrained(folder / "qformer_tokenizer")
+
+
+def _save_encoder_decoder(folder: Path, encoder: Any, decoder: Any, tokenizer: Any, *, start: int, end: int) -> None:
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        encoder, decoder, decoder_start_token_id=start, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
+    )
+    torch.manual_seed(0)
+    model = transformers.VisionEncoderDecoderModel(config)
+    save(folder, model, tokenizer, transformers.ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}))
+
+
+def _blip_images() -> Any:
+    return transformers.BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})

@@ -1,0 +1,7 @@
+"""Training on transformers.Trainer, timed."""
+
+from medgraft.training.clock import Clock
+from medgraft.training.module import CaptioningModule
+from medgraft.training.trainer import TrainResult, fit, uses_bf16
+
+__all__ = ["CaptioningModule", "Clock", "TrainResult", "fit", "uses_bf16"]

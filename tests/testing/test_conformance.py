@@ -1,0 +1,102 @@
+"""Every built-in backbone x strategy through the conformance kit, on small random models of each real architecture."""
+
+import pytest
+import torch
+
+from medgraft.backbones.vision_encoder_decoder import VisionEncoderDecoderBackbone
+from medgraft.benchmark import why_unsupported
+from medgraft.data.roco import Roco
+from medgraft.metrics.bleu import Bleu
+from medgraft.metrics.cider import Cider
+from medgraft.metrics.rouge_l import RougeL
+from medgraft.plugin import PluginManager
+from medgraft.strategies import PartPlan, Strategy, get_strategy
+from medgraft.testing import ConformanceError, check_backbone, check_dataset, check_metric, check_strategy
+
+MANAGER = PluginManager(disabled=frozenset({"medgraft-git", "medgraft-qwen-vl", "medgraft-api", "medgraft-blip-nano"}))
+TINY = [name for spec, _ in MANAGER.specs("backbone") for name in spec.tiny]
+UNSUPPORTED = {(name, "bitfit") for name in ("blip2-t5", "instructblip-t5", "instructblip-vicuna")}  # no biases there
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_backbones(name, tiny_folder):
+    backbone, folder = tiny_folder(name)
+    check_backbone(MANAGER.get("backbone", backbone), folder)
+
+
+@pytest.mark.parametrize("strategy", MANAGER.names("strategy"))
+@pytest.mark.parametrize("name", TINY)
+def test_backbones_with_strategies(name, strategy, tiny_folder):
+    backbone, folder = tiny_folder(name)
+    plan = get_strategy(strategy, plugins=MANAGER)
+    reason = why_unsupported(f"{backbone}:{folder}", plan, plugins=MANAGER)
+    assert (reason is not None) == ((name, strategy) in UNSUPPORTED), reason
+    if reason is None:
+        check_strategy(plan, f"{backbone}:{folder}", plugins=MANAGER)
+    else:
+        assert reason == "The strategy trains biases in part 'text', but it has none."
+
+
+@pytest.mark.parametrize("metric", [Bleu, Cider, RougeL])
+def test_metrics(metric):
+    check_metric(metric)
+
+
+def test_datasets(phantoms_folder):
+    check_dataset(Roco, phantoms_folder)
+
+
+class _Careless(VisionEncoderDecoderBackbone):
+    """Breaks the contract in ways that are easily overlooked."""
+
+    def text_batch(self, captions, *, prompt="", max_tokens=128):
+        text = super().text_batch(captions, prompt=prompt, max_tokens=max_tokens)
+        return type(text)(text.input_ids, text.attention_mask, text.input_ids.clone())  # padding is predicted
+
+    def decode(self, features, text):
+        loss, logits = super().decode(features, type(text)(text.input_ids, torch.ones_like(text.attention_mask), text.labels))
+        return loss, logits
+
+    def head(self, prompt):
+        return [7, *super().head(prompt)[1:]] if torch.is_grad_enabled() else super().head(prompt)
+
+    def generate(self, features, *, prompt="", options=None):
+        return ["always the same"] * (1 if len(features) == 1 else 2)
+
+
+def test_the_kit_finds_what_is_wrong(tiny_folder):
+    _, folder = tiny_folder("vit-gpt2")
+    with pytest.raises(ConformanceError) as caught:
+        check_backbone(_Careless, folder)
+    said = str(caught.value)
+    assert "_Careless: Labels are the caption and its end, and nothing else" in said
+    assert "_Careless: A caption does not depend on what else is in the batch" in said
+    assert "Loads in eval mode" not in said  # what is right is not listed
+
+
+def test_the_kit_finds_a_strategy_that_cannot_work(tiny_folder):
+    backbone, folder = tiny_folder("vit-gpt2")
+    hopeless = Strategy(text=PartPlan(mode="full", roles=("norm",)), learning_rate=1e-30)
+    with pytest.raises(ConformanceError, match="trained tensors stay"):
+        check_strategy(hopeless, f"{backbone}:{folder}", plugins=MANAGER)
+
+
+def test_the_kit_finds_a_reader_that_swallows_errors(phantoms_folder):
+    class Lax(Roco):
+        def read(self, path):
+            try:
+                yield from super().read(path)
+            except Exception:
+                return
+
+    with pytest.raises(ConformanceError, match="an empty folder was read without an error"):
+        check_dataset(Lax, phantoms_folder)
+
+
+def test_the_kit_finds_a_metric_that_depends_on_order():
+    class Ordered(Bleu):
+        def _compute(self, predictions, references):
+            return {"first": float(len(predictions[0]))}
+
+    with pytest.raises(ConformanceError, match="depend on the order of images"):
+        check_metric(Ordered)
