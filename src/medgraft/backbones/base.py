@@ -88,8 +88,13 @@ class Backbone(ABC):
 
     @property
     def positions(self) -> int:
-        """The longest sequence that the decoder takes, image tokens not counted."""
+        """The longest sequence that the decoder takes: the head, the caption and its end."""
         return int(self.model.config.get_text_config(decoder=True).max_position_embeddings)
+
+    @property
+    def image_tokens(self) -> int:
+        """How many places in `head` stand for the image; they do not count as text."""
+        return 0
 
     @abstractmethod
     def head(self, prompt: str) -> list[int]:
@@ -121,8 +126,9 @@ class Backbone(ABC):
 
     def room(self, head: int, max_tokens: int) -> int:
         """How many caption tokens fit behind `head` tokens, the end not counted; ConfigError if none do."""
-        longest = min(max_tokens, self.positions)
+        longest = min(max_tokens + self.image_tokens, self.positions)
         if longest - head - 1 < 1:
+            head, longest = head - self.image_tokens, longest - self.image_tokens
             raise ConfigError(
                 f"The prompt takes {head} of {longest} tokens and leaves none. Shorten it or raise max_text_tokens."
             )

@@ -44,7 +44,7 @@ QFORMER_ANATOMY = Anatomy(
         "text": PartAnatomy(
             ("language_model",),
             # T5's stacks lie directly under the language model, those of decoders under its `model`
-            dict(language_model_roles(r"language_model(\.model)?", "language_model")),
+            dict(language_model_roles(r"language_model(\.model)?", r"language_model\.lm_head")),
         ),
     }
 )

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from medgraft.types import Role
 
 
-def language_model_roles(inner: str, outer: str) -> Mapping[Role, tuple[str, ...]]:
-    """Role patterns for a language model whose layers lie under `inner` and whose output head lies under `outer`.
+def language_model_roles(inner: str, head: str) -> Mapping[Role, tuple[str, ...]]:
+    """Role patterns for a language model whose layers lie under `inner` and whose output layer is `head`.
 
-    Both are regular expressions for module names, without a dot at the end.
+    Both are regular expressions for module names.
     """
     opt, llama, t5 = (
         rf"{inner}\.decoder\.layers\.\d+",
@@ -39,5 +39,5 @@ def language_model_roles(inner: str, outer: str) -> Mapping[Role, tuple[str, ...
             rf"{inner}\.(shared|((encoder|decoder)\.)?embed_(tokens|positions))",
             rf"{t5}\.SelfAttention\.relative_attention_bias",
         ),
-        "head": (rf"{outer}\.lm_head",),
+        "head": (head,),
     }

@@ -67,7 +67,7 @@ class _Checks:
     def prompt(self) -> str:
         return self.backbone_class.default_prompt
 
-    def text(self, max_tokens: int = 128) -> TextBatch:
+    def text(self, max_tokens: int = 160) -> TextBatch:
         return self.backbone.text_batch(CAPTIONS, prompt=self.prompt, max_tokens=max_tokens)
 
     @torch.no_grad()
@@ -213,7 +213,7 @@ class _Checks:
         """Goes to a worker process and back."""
         copy = pickle.loads(pickle.dumps(self.backbone))
         assert torch.equal(copy.pixel_values(images(2)), self.backbone.pixel_values(images(2))), "its pixels differ"
-        assert torch.equal(copy.text_batch(CAPTIONS, prompt=self.prompt, max_tokens=64).input_ids, self.text(64).input_ids), (
+        assert torch.equal(copy.text_batch(CAPTIONS, prompt=self.prompt, max_tokens=160).input_ids, self.text(160).input_ids), (
             "its tokens differ"
         )
 

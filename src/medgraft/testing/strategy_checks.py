@@ -44,7 +44,7 @@ class _Checks:
         return backbone, apply_strategy(backbone.model, backbone.anatomy, self.strategy, base=self.name.partition(":")[2])
 
     def _batch(self, backbone: Backbone) -> dict[str, Any]:
-        text = backbone.text_batch(CAPTIONS, prompt=backbone.default_prompt, max_tokens=64)
+        text = backbone.text_batch(CAPTIONS, prompt=backbone.default_prompt, max_tokens=160)
         return {
             "pixel_values": backbone.pixel_values(images(2)), "input_ids": text.input_ids,
             "attention_mask": text.attention_mask, "labels": text.labels,
@@ -53,7 +53,7 @@ class _Checks:
     def _logits(self, backbone: Backbone) -> torch.Tensor:
         backbone.model.eval()
         prompt = backbone.default_prompt
-        text = backbone.text_batch(CAPTIONS, prompt=prompt, max_tokens=64)
+        text = backbone.text_batch(CAPTIONS, prompt=prompt, max_tokens=160)
         with torch.no_grad():
             return backbone.decode(backbone.encode(backbone.pixel_values(images(2)), prompt=prompt), text)[1]
 

@@ -1,0 +1,119 @@
+"""GIT (Wang et al. 2022, arXiv 2205.14100): a decoder that reads the image's projected patches as tokens before the words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import transformers
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from medgraft.backbones import Backbone, TextBatch
+from medgraft.backbones.wordpieces import join_punctuation
+from medgraft.types import Anatomy, PartAnatomy, Seam
+
+_VISION = r"git\.image_encoder\.vision_model"
+_LAYER = r"git\.encoder\.layer\.\d+"
+
+
+class GitBackbone(Backbone):
+    """GIT checkpoints for single images. Sequences start with `[CLS]` and end with `[SEP]`."""
+
+    anatomy = Anatomy(
+        {
+            "vision": PartAnatomy(
+                ("git.image_encoder",),
+                {
+                    "attn": (rf"{_VISION}\.encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj",),
+                    "mlp": (rf"{_VISION}\.encoder\.layers\.\d+\.mlp\.fc[12]",),
+                    "embed": (rf"{_VISION}\.embeddings",),
+                    "norm": (rf"{_VISION}\.(encoder\.layers\.\d+\.layer_norm[12]|pre_layrnorm|post_layernorm)",),
+                },
+            ),
+            "bridge": PartAnatomy(
+                ("git.visual_projection", "git.img_temporal_embedding"),
+                {
+                    "proj": (r"git\.visual_projection\.visual_projection\.0",),
+                    "norm": (r"git\.visual_projection\.visual_projection\.1",),
+                },
+            ),
+            "text": PartAnatomy(
+                ("git.embeddings", "git.encoder", "output"),
+                {
+                    "attn": (rf"{_LAYER}\.attention\.(self\.(query|key|value)|output\.dense)",),
+                    "mlp": (rf"{_LAYER}\.(intermediate|output)\.dense",),
+                    "norm": (rf"{_LAYER}\.(attention\.)?output\.LayerNorm", r"git\.embeddings\.LayerNorm"),
+                    "embed": (r"git\.embeddings\.(word|position)_embeddings",),
+                    "head": (r"output",),
+                },
+            ),
+        },
+        unused=(r"git\.img_temporal_embedding",),  # videos only
+    )
+    seams = (Seam("vision", ("vision",)), Seam("bridge", ("vision", "bridge")))
+    model_class = "GitForCausalLM"
+    model_types = ("git",)
+    never_quantized = (r"output", r"git\.visual_projection")
+
+    @property
+    def end_id(self) -> int:
+        """`[SEP]`."""
+        return int(self.tokenizer.sep_token_id)
+
+    def head(self, prompt: str) -> list[int]:
+        """`[CLS]` and the prompt."""
+        return [int(self.tokenizer.cls_token_id), *(self.token_ids([prompt])[0] if prompt else ())]
+
+    def readable(self, text: str) -> str:
+        """Word pieces as people write."""
+        return join_punctuation(text)
+
+    def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+        """`vision`: CLIP's output with its class token first; `bridge`: projected to the decoder's width."""
+        git = self.model.git
+        features: torch.Tensor = (
+            git.image_encoder(inputs).last_hidden_state if seam == "vision" else git.visual_projection(inputs)
+        )
+        return features
+
+    def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Backbone.decode; logits of the words only."""
+        with self._given_features():
+            output = self.model(
+                pixel_values=features[:, None],
+                input_ids=text.input_ids,
+                attention_mask=text.attention_mask,
+                labels=text.labels,
+            )
+        return output.loss, output.logits[:, features.shape[1] :]
+
+    def continuation(
+        self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
+    ) -> torch.Tensor:
+        """See Backbone.continuation."""
+        with self._given_features():
+            ids: torch.Tensor = self.model.generate(
+                pixel_values=features[:, None],
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                generation_config=decoding,
+            )
+        return ids[:, input_ids.shape[1] :]
+
+    @contextmanager
+    def _given_features(self) -> Iterator[None]:
+        """Let the model's forward take features [B, 1, S, C] as its pixel values, as it has no other way in for them."""
+        git = self.model.git
+        own = git.image_encoder, git.visual_projection
+        git.image_encoder, git.visual_projection = _Given(), nn.Identity()
+        try:
+            yield
+        finally:
+            git.image_encoder, git.visual_projection = own
+
+
+class _Given(nn.Module):
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=pixel_values[:, 0])
