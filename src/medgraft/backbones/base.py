@@ -50,11 +50,16 @@ class Backbone(ABC):
     default_source: ClassVar[str | None] = None
     default_prompt: ClassVar[str] = ""
 
-    def __init__(self, source: str, model: nn.Module, tokenizer: Any, image_processor: Any):
+    def __init__(self, source: str, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any):
         self.source = source
         self.model: Any = model
+        self.config: Any = model.config
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model: what goes to a worker process prepares images and texts there."""
+        return {name: value for name, value in self.__dict__.items() if name != "model"}
 
     @classmethod
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
@@ -89,7 +94,7 @@ class Backbone(ABC):
     @property
     def positions(self) -> int:
         """The longest sequence that the decoder takes: the head, the caption and its end."""
-        return int(self.model.config.get_text_config(decoder=True).max_position_embeddings)
+        return int(self.config.get_text_config(decoder=True).max_position_embeddings)
 
     @property
     def image_tokens(self) -> int:
@@ -178,3 +183,8 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch
     ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows], dtype=torch.long)
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], dtype=torch.long)
     return ids, mask
+
+
+def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of logits [B, T, V] for labels [B, T] one place on, where those are not -100."""
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())

@@ -9,13 +9,13 @@ import transformers
 
 from medgraft.backbones.attention import use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
+from medgraft.backbones.roles import vision_tower_roles
 from medgraft.backbones.wordpieces import join_punctuation
 from medgraft.types import Anatomy, PartAnatomy, Seam
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
-_BLOCK = r"vision_model\.encoder\.layers\.\d+"
 _BERT = r"text_decoder\.bert"
 _LAYER = rf"{_BERT}\.encoder\.layer\.\d+"
 
@@ -28,15 +28,7 @@ class BlipBackbone(Backbone):
 
     anatomy = Anatomy(
         {
-            "vision": PartAnatomy(
-                ("vision_model",),
-                {
-                    "attn": (rf"{_BLOCK}\.self_attn\.(qkv|projection)",),
-                    "mlp": (rf"{_BLOCK}\.mlp\.fc[12]",),
-                    "embed": (r"vision_model\.embeddings", r"vision_model\.embeddings\.patch_embedding"),
-                    "norm": (rf"{_BLOCK}\.layer_norm[12]", r"vision_model\.post_layernorm"),
-                },
-            ),
+            "vision": PartAnatomy(("vision_model",), vision_tower_roles("vision_model")),
             "text": PartAnatomy(
                 ("text_decoder",),
                 {
@@ -69,11 +61,11 @@ class BlipBackbone(Backbone):
     @property
     def end_id(self) -> int:
         """`[SEP]`, which BLIP's configuration names rather than its tokenizer."""
-        return int(self.model.config.text_config.sep_token_id)
+        return int(self.config.text_config.sep_token_id)
 
     def head(self, prompt: str) -> list[int]:
         """See Backbone.head: `[DEC]` and the prompt."""
-        return [int(self.model.config.text_config.bos_token_id), *(self.token_ids([prompt])[0] if prompt else ())]
+        return [int(self.config.text_config.bos_token_id), *(self.token_ids([prompt])[0] if prompt else ())]
 
     def readable(self, text: str) -> str:
         """See Backbone.readable."""

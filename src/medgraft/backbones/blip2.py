@@ -9,24 +9,15 @@ import torch
 import transformers
 from torch import nn
 
-from medgraft.backbones.base import Backbone, TextBatch, padded
-from medgraft.backbones.language_models import language_model_roles
+from medgraft.backbones.base import Backbone, TextBatch, next_token_loss, padded
+from medgraft.backbones.roles import language_model_roles, vision_tower_roles
 from medgraft.types import Anatomy, PartAnatomy, Seam
 
-_BLOCK = r"vision_model\.encoder\.layers\.\d+"
 _LAYER = r"qformer\.encoder\.layer\.\d+"
 
 QFORMER_ANATOMY = Anatomy(
     {
-        "vision": PartAnatomy(
-            ("vision_model",),
-            {
-                "attn": (rf"{_BLOCK}\.self_attn\.(qkv|projection)",),
-                "mlp": (rf"{_BLOCK}\.mlp\.fc[12]",),
-                "embed": (r"vision_model\.embeddings", r"vision_model\.embeddings\.patch_embedding"),
-                "norm": (rf"{_BLOCK}\.layer_norm[12]", r"vision_model\.post_layernorm"),
-            },
-        ),
+        "vision": PartAnatomy(("vision_model",), vision_tower_roles("vision_model")),
         "bridge": PartAnatomy(
             ("query_tokens", "qformer", "language_projection"),
             {
@@ -44,7 +35,7 @@ QFORMER_ANATOMY = Anatomy(
         "text": PartAnatomy(
             ("language_model",),
             # T5's stacks lie directly under the language model, those of decoders under its `model`
-            dict(language_model_roles(r"language_model(\.model)?", r"language_model\.lm_head")),
+            language_model_roles(r"language_model(\.model)?", r"language_model\.lm_head"),
         ),
     }
 )
@@ -69,19 +60,19 @@ class Blip2Backbone(Backbone):
 
     @property
     def _has_text_encoder(self) -> bool:
-        return not self.model.config.use_decoder_only_language_model
+        return not self.config.use_decoder_only_language_model
 
     @property
     def end_id(self) -> int:
         """The language model's own end, which for OPT is the end of a line and not its tokenizer's `</s>`."""
-        end = self.model.config.text_config.eos_token_id
+        end = self.config.text_config.eos_token_id
         return int(end[0] if isinstance(end, Sequence) else end)
 
     @property
     def positions(self) -> int:
         """See Backbone.positions; T5 has no limit of its own and was trained on 512 tokens."""
-        longest = getattr(self.model.config.text_config, "max_position_embeddings", None) or 512
-        return int(longest) - int(self.model.config.num_query_tokens)
+        longest = getattr(self.config.text_config, "max_position_embeddings", None) or 512
+        return int(longest) - int(self.config.num_query_tokens)
 
     def head(self, prompt: str) -> list[int]:
         """See Backbone.head: the prompt between the special tokens that the language model's tokenizer puts around texts."""
@@ -122,8 +113,7 @@ class Blip2Backbone(Backbone):
             output = language_model(**inputs, labels=text.labels)
             return output.loss, output.logits
         logits: torch.Tensor = language_model(**inputs).logits[:, features.shape[1] :]
-        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), text.labels[:, 1:].flatten())
-        return loss, logits
+        return next_token_loss(logits, text.labels), logits
 
     def _language_inputs(self, features: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
         words = self.model.get_input_embeddings()(input_ids)

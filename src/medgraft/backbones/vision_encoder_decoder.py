@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 import transformers
-from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from medgraft.backbones import loading
-from medgraft.backbones.base import Backbone, TextBatch
+from medgraft.backbones.base import Backbone, TextBatch, next_token_loss
 from medgraft.errors import BackboneError
 from medgraft.types import Anatomy, PartAnatomy, Seam
 
@@ -89,11 +88,11 @@ class VisionEncoderDecoderBackbone(Backbone):
     @property
     def positions(self) -> int:
         """See Backbone.positions."""
-        return int(self.model.config.decoder.max_position_embeddings)
+        return int(self.config.decoder.max_position_embeddings)
 
     def head(self, prompt: str) -> list[int]:
         """See Backbone.head: the token that the decoder starts from, and the prompt."""
-        config = self.model.config
+        config = self.config
         start = config.decoder_start_token_id
         return [
             int(start if start is not None else config.decoder.bos_token_id),
@@ -103,7 +102,7 @@ class VisionEncoderDecoderBackbone(Backbone):
     @property
     def end_id(self) -> int:
         """The end in the model's configuration, else its tokenizer's: BERT-like decoders end with `[SEP]`."""
-        end = getattr(self.model.config, "eos_token_id", None)
+        end = getattr(self.config, "eos_token_id", None)
         return int(end) if end is not None else super().end_id
 
     def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
@@ -119,8 +118,7 @@ class VisionEncoderDecoderBackbone(Backbone):
             decoder_attention_mask=text.attention_mask,
             use_cache=False,
         ).logits
-        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), text.labels[:, 1:].flatten())
-        return loss, logits
+        return next_token_loss(logits, text.labels), logits
 
     def continuation(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig

@@ -7,11 +7,26 @@ import sys
 from collections.abc import Sequence
 
 import medgraft
-from medgraft.cli import bench, caption, evaluate, list_names, phantoms, plugins, report, score, train
+from medgraft.cli import (
+    bench,
+    caption,
+    check_plugin,
+    evaluate,
+    list_names,
+    new_plugin,
+    phantoms,
+    plugins,
+    report,
+    score,
+    tiny_models,
+    train,
+)  # fmt: skip
 from medgraft.errors import MedgraftError
 from medgraft.quiet import quiet_libraries
 
-_COMMANDS = (list_names, plugins, phantoms, train, evaluate, caption, score, bench, report)
+_COMMANDS = (
+    list_names, plugins, phantoms, tiny_models, train, evaluate, caption, score, bench, report, new_plugin, check_plugin,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

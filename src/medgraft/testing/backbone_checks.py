@@ -210,8 +210,10 @@ class _Checks:
         self.backbone.generate(features, prompt=self.prompt, options=GenerationConfig(max_new_tokens=100_000))
 
     def survives_pickling(self) -> None:
-        """Goes to a worker process and back."""
-        copy = pickle.loads(pickle.dumps(self.backbone))
+        """Goes to a worker process, which prepares the same images and texts."""
+        packed = pickle.dumps(self.backbone)
+        copy = pickle.loads(packed)
+        assert not hasattr(copy, "model"), "it took its model along"
         assert torch.equal(copy.pixel_values(images(2)), self.backbone.pixel_values(images(2))), "its pixels differ"
         assert torch.equal(copy.text_batch(CAPTIONS, prompt=self.prompt, max_tokens=160).input_ids, self.text(160).input_ids), (
             "its tokens differ"

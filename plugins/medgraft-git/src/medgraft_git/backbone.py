@@ -11,10 +11,10 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from medgraft.backbones import Backbone, TextBatch
+from medgraft.backbones.roles import vision_tower_roles
 from medgraft.backbones.wordpieces import join_punctuation
 from medgraft.types import Anatomy, PartAnatomy, Seam
 
-_VISION = r"git\.image_encoder\.vision_model"
 _LAYER = r"git\.encoder\.layer\.\d+"
 
 
@@ -23,15 +23,7 @@ class GitBackbone(Backbone):
 
     anatomy = Anatomy(
         {
-            "vision": PartAnatomy(
-                ("git.image_encoder",),
-                {
-                    "attn": (rf"{_VISION}\.encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj",),
-                    "mlp": (rf"{_VISION}\.encoder\.layers\.\d+\.mlp\.fc[12]",),
-                    "embed": (rf"{_VISION}\.embeddings",),
-                    "norm": (rf"{_VISION}\.(encoder\.layers\.\d+\.layer_norm[12]|pre_layrnorm|post_layernorm)",),
-                },
-            ),
+            "vision": PartAnatomy(("git.image_encoder",), vision_tower_roles(r"git\.image_encoder\.vision_model")),
             "bridge": PartAnatomy(
                 ("git.visual_projection", "git.img_temporal_embedding"),
                 {

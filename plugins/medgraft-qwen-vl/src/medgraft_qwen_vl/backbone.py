@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 import transformers
 from PIL import Image, ImageOps
-from torch import nn
 from transformers.utils import cached_file
 
-from medgraft.backbones import Backbone, TextBatch
-from medgraft.backbones.language_models import language_model_roles
+from medgraft.backbones import Backbone, TextBatch, next_token_loss
+from medgraft.backbones.roles import language_model_roles
 from medgraft.types import Anatomy, PartAnatomy, Seam
 
 if TYPE_CHECKING:
@@ -47,9 +46,7 @@ class QwenVlBackbone(Backbone):
                 ("model.visual.merger",),
                 {"proj": (r"model\.visual\.merger\.mlp\.[02]",), "norm": (r"model\.visual\.merger\.ln_q",)},
             ),
-            "text": PartAnatomy(
-                ("model.language_model", "lm_head"), dict(language_model_roles(r"model\.language_model", "lm_head"))
-            ),
+            "text": PartAnatomy(("model.language_model", "lm_head"), language_model_roles(r"model\.language_model", "lm_head")),
         }
     )
     seams = (Seam("bridge", ("vision", "bridge")),)
@@ -87,7 +84,7 @@ class QwenVlBackbone(Backbone):
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        place = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
+        place = self.tokenizer.convert_ids_to_tokens(self.config.image_token_id)
         return self.token_ids([text.replace(place, place * self.image_tokens)])[0]
 
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -110,7 +107,7 @@ class QwenVlBackbone(Backbone):
         return {
             "input_ids": input_ids,
             "attention_mask": mask,
-            "mm_token_type_ids": (input_ids == self.model.config.image_token_id).int(),
+            "mm_token_type_ids": (input_ids == self.config.image_token_id).int(),
             "image_grid_thw": self._grid(features.shape[0], features.device),
         }
 
@@ -119,15 +116,14 @@ class QwenVlBackbone(Backbone):
         given = {"image": SimpleNamespace(pooler_output=tuple(features))}
         inputs = self._inputs(features, text.input_ids, text.attention_mask)
         logits: torch.Tensor = self.model(**inputs, mm_encoder_outputs=given, use_cache=False).logits
-        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), text.labels[:, 1:].flatten())
-        return loss, logits
+        return next_token_loss(logits, text.labels), logits
 
     def continuation(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
         """See Backbone.continuation."""
         words = self.model.get_input_embeddings()(input_ids)
-        places = (input_ids == self.model.config.image_token_id)[..., None]
+        places = (input_ids == self.config.image_token_id)[..., None]
         ids: torch.Tensor = self.model.generate(
             **self._inputs(features, input_ids, torch.ones_like(input_ids)),
             inputs_embeds=words.masked_scatter(places, features.to(words.dtype)),

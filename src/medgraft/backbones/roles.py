@@ -1,10 +1,21 @@
-"""Where the language models that vision models are joined to keep their layers: OPT, T5, and those built like LLaMA."""
+"""Where towers that many models share keep their layers: CLIP-like vision towers, and OPT, T5 and LLaMA-like text models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from medgraft.types import Role
+
+
+def vision_tower_roles(tower: str) -> Mapping[Role, tuple[str, ...]]:
+    """Role patterns for a vision transformer like CLIP's, SigLIP's or BLIP's that lies at `tower`, a regular expression."""
+    layer = rf"{tower}\.encoder\.layers\.\d+"
+    return {
+        "attn": (rf"{layer}\.self_attn\.((q|k|v|out)_proj|qkv|projection)",),
+        "mlp": (rf"{layer}\.mlp\.fc[12]",),
+        "embed": (rf"{tower}\.embeddings", rf"{tower}\.embeddings\.patch_embedding"),
+        "norm": (rf"{layer}\.layer_norm[12]", rf"{tower}\.(pre_layrnorm|post_layernorm)"),
+    }
 
 
 def language_model_roles(inner: str, head: str) -> Mapping[Role, tuple[str, ...]]:

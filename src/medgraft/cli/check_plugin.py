@@ -1,0 +1,48 @@
+"""`medgraft check-plugin`: whether what a plugin provides keeps its contract."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from medgraft.cli.options import add_json, add_set
+
+NAME = "check-plugin"
+SUMMARY = "run the conformance checks on everything that an installed plugin provides"
+EXAMPLE = "medgraft check-plugin medgraft-git"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See medgraft.cli."""
+    parser.add_argument("plugin", metavar="NAME", help="plugin or distribution, as `medgraft plugins` lists it")
+    parser.add_argument("--source", metavar="S", help="hub id or folder to check a backbone with (default: its tiny models)")
+    parser.add_argument("--data", metavar="NAME:PATH", help="data to check a data set's reader on")
+    add_set(parser, "data.K=V, an option of the data set; may be repeated")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """See medgraft.cli."""
+    from medgraft.config import data_config
+    from medgraft.plugin import PluginManager
+    from medgraft.quiet import quiet_libraries
+
+    quiet_libraries()
+    from medgraft.testing import plugin_findings
+
+    data = data_config(arguments.data, arguments.overrides, None) if arguments.data else None
+    findings = []
+    for finding in plugin_findings(
+        arguments.plugin, plugins=PluginManager.from_environment(), source=arguments.source, data=data
+    ):
+        findings.append(finding)
+        if not arguments.json:
+            mark, reason = ("ok  ", "") if finding.problem is None else ("FAIL", f"\n       {finding.problem}")
+            print(f"{mark} {finding.subject}: {finding.check}{reason}", flush=True)
+    failed = sum(finding.problem is not None for finding in findings)
+    if arguments.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        print(f"\n{len(findings)} checks, {failed} failed")
+    return 1 if failed else 0
