@@ -44,14 +44,14 @@ def plugins() -> PluginManager:
 @pytest.fixture(scope="session")
 def blip_folder(tmp_path_factory) -> Path:
     """A BLIP of real architecture and vocabulary, 2 layers, width 64, 64 px, random weights."""
-    write_blip = _benchmark_module("synthetic_blip").write_blip
+    write_blip = _benchmark_module("synthetic_models").write_blip
     return write_blip(tmp_path_factory.mktemp("blip") / "weights", layers=2, width=64, image_size=64)
 
 
 @pytest.fixture(scope="session")
 def other_blip_folder(tmp_path_factory) -> Path:
     """The same shapes, other weights."""
-    write_blip = _benchmark_module("synthetic_blip").write_blip
+    write_blip = _benchmark_module("synthetic_models").write_blip
     return write_blip(tmp_path_factory.mktemp("other") / "weights", layers=2, width=64, image_size=64, seed=1)
 
 
@@ -86,5 +86,5 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def full_size():
-    _benchmark_module("synthetic_blip")
+    _benchmark_module("synthetic_models")
     return _benchmark_module("full_size")

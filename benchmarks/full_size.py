@@ -1,7 +1,8 @@
-"""Every preset on a BLIP folder: train a few steps, save, load again, and demand identical logits.
+"""Every preset on a model of the published size: train a few steps, save, load again, and demand identical logits.
 
     python benchmarks/full_size.py                          # BLIP-base's size, synthetic weights, 384 px
     python benchmarks/full_size.py --layers 2 --width 96 --image-size 64
+    python benchmarks/full_size.py --backbone vit-gpt2 --image-size 224 --strategies encoder-frozen qlora
     python benchmarks/full_size.py --folder /models/blip-image-captioning-base
 
 Prints a line for each preset with its seconds a step and peak memory so far; exits with 1 if any differs.
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from synthetic_blip import write_blip
+from synthetic_models import WRITERS
 
 import medgraft
 from medgraft.backbones import Backbone, TextBatch
@@ -44,7 +45,8 @@ def logits(backbone: Backbone, images: Sequence[Path]) -> torch.Tensor:
 def main(argv: Sequence[str] | None = None) -> int:
     """0 if every preset gives identical logits after loading."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="a BLIP checkpoint folder instead of synthetic weights")
+    parser.add_argument("--backbone", choices=sorted(WRITERS), default="blip")
+    parser.add_argument("--folder", type=Path, help="a checkpoint folder instead of synthetic weights")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--image-size", type=int, default=384)
@@ -57,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = Path(tempfile.mkdtemp())
     failures = 0
     try:
-        folder = options.folder or write_blip(
-            work / "blip", layers=options.layers, width=options.width, image_size=options.image_size
+        folder = options.folder or WRITERS[options.backbone](
+            work / "model", layers=options.layers, width=options.width, image_size=options.image_size
         )
         write_phantoms(work / "phantoms", count=24)
         images = sorted((work / "phantoms/train/radiology/images").iterdir())[:2]
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if strategy == "zero-shot":
                 continue
             config = run_config(
-                backbone=f"blip:{folder}", strategy=strategy, data=f"roco:{work / 'phantoms'}",
+                backbone=f"{options.backbone}:{folder}", strategy=strategy, data=f"roco:{work / 'phantoms'}",
                 overrides=[f"train.max_steps={options.steps}", f"train.per_device_train_batch_size={options.batch_size}"],
             )  # fmt: skip
             out = work / "adapter"

@@ -1,15 +1,20 @@
 """Fill the tables of README.md and benchmarks/README.md from committed records: `python benchmarks/readme_table.py`.
 
 A table stands between `<!-- table: FOLDER -->` and `<!-- end of table -->`; FOLDER holds records, seen from the root.
+`<!-- table: support -->` is what every backbone can be trained with, found by trying each pair on small random models.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from medgraft.benchmark import read_records
+from medgraft.benchmark import read_records, why_unsupported
+from medgraft.plugin import PluginManager
+from medgraft.quiet import quiet_libraries
 from medgraft.report import markdown, rows
+from medgraft.strategies import get_strategy
 
 ROOT = Path(__file__).parent.parent
 _PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -17,7 +22,32 @@ _PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.D
 
 def filled(text: str) -> str:
     """`text` with every table made anew from its records, and a line on the hardware below it."""
-    return _PLACE.sub(lambda match: match[1] + _table(ROOT / match[2]) + match[3], text)
+
+    def made(match: re.Match[str]) -> str:
+        return match[1] + (_support() if match[2] == "support" else _table(ROOT / match[2])) + match[3]
+
+    return _PLACE.sub(made, text)
+
+
+def _support() -> str:
+    plugins = PluginManager()
+    columns: dict[str, list[str | None]] = {}
+    strategies = plugins.names("strategy")
+    with TemporaryDirectory() as folder:
+        for spec, _ in plugins.specs("backbone"):
+            tiny = {name: f"{spec.name}:{spec.write_tiny(name, Path(folder) / name)}" for name in spec.tiny}
+            for column, backbone in (tiny or {spec.name: spec.name}).items():
+                source = backbone if tiny or getattr(spec.resolve(), "default_source", None) else f"{spec.name}:any"
+                reasons = [why_unsupported(source, get_strategy(name, plugins=plugins), plugins=plugins) for name in strategies]
+                columns[column] = reasons
+    notes = list(dict.fromkeys(reason for reasons in columns.values() for reason in reasons if reason))
+    head = "| strategy | " + " | ".join(columns) + " |\n|---" + "|:-:" * len(columns) + "|"
+    lines = []
+    for row, strategy in enumerate(strategies):
+        cells = ["✓" if reasons[row] is None else str(notes.index(reasons[row]) + 1) for reasons in columns.values()]
+        lines.append(f"| {strategy} | {' | '.join(cells)} |")
+    said = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1))
+    return "\n".join([head, *lines]) + f"\n\n{said}\n"
 
 
 def _table(folder: Path) -> str:
@@ -31,6 +61,7 @@ def _table(folder: Path) -> str:
 
 def main() -> None:
     """Rewrite both files."""
+    quiet_libraries()
     for name in ("README.md", "benchmarks/README.md"):
         path = ROOT / name
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

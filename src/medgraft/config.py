@@ -88,12 +88,22 @@ class RunConfig(StrictModel):
     seed: int = Field(default=0, ge=0)
 
 
+class BackboneRows(StrictModel):
+    """A backbone in a suite that is run with strategies of its own."""
+
+    backbone: str
+    strategies: tuple[str, ...] = Field(min_length=1)
+
+
 class SuiteConfig(StrictModel):
-    """A grid of runs. `overrides` holds settings for single strategies, as `[overrides.lora.train]` tables."""
+    """A grid of runs. `overrides` holds settings for single strategies, as `[overrides.lora.train]` tables.
+
+    A backbone is a name, to be run with all `strategies`, or a table that names its own.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     description: str = ""
-    backbones: tuple[str, ...] = Field(min_length=1)
+    backbones: tuple[str | BackboneRows, ...] = Field(min_length=1)
     strategies: tuple[str, ...] = Field(min_length=1)
     data: tuple[DataConfig, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)

@@ -3,8 +3,6 @@
 import base64
 import io
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from PIL import Image
@@ -16,72 +14,23 @@ from medgraft.plugin import PluginManager
 from medgraft_api import captioner
 from medgraft_api.gemini import Gemini
 from medgraft_api.openai_server import OpenAiServer
+from medgraft_api.stub import CUT, MALFORMED, Stub, gemini_says, openai_says
 
 OPTIONS = GenerationConfig(max_new_tokens=40)
 IMAGES = [Image.new("RGB", (60, 40), (shade, shade, shade)) for shade in (10, 120)]
 KEY = "secret-key-of-the-test"
 
 
-def gemini_says(text, finish="STOP"):
-    content = {"content": {"parts": [{"text": text}], "role": "model"}, "finishReason": finish, "index": 0}
-    used = {"promptTokenCount": 300, "candidatesTokenCount": 12, "totalTokenCount": 312}
-    return 200, {"candidates": [content], "usageMetadata": used, "modelVersion": "gemini-2.5-flash-001"}
-
-
-def openai_says(text, finish="stop"):
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": finish}
-    used = {"prompt_tokens": 300, "completion_tokens": 12, "total_tokens": 312}
-    body = {"id": "c1", "object": "chat.completion", "created": 1, "model": "qwen-0711", "choices": [choice], "usage": used}
-    return 200, body
-
-
 BLOCKED = (200, {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"promptTokenCount": 300}, "modelVersion": "m"})
 BUSY = (429, {"error": {"code": 429, "message": "quota", "status": "RESOURCE_EXHAUSTED"}})
 DOWN = (500, {"error": {"code": 500, "message": "oops", "status": "INTERNAL"}})
 WRONG = (400, {"error": {"code": 400, "message": "no such model", "status": "INVALID_ARGUMENT"}})
-CUT, MALFORMED = "cut", "malformed"
-
-
-class Stub:
-    """Answers from a script, then always the last; remembers what it was asked."""
-
-    def __init__(self):
-        self.script, self.requests, self.headers = [], [], []
-        stub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with threading.Lock():
-                    stub.requests.append((self.path, body))
-                    stub.headers.append(dict(self.headers))
-                    answer = stub.script.pop(0) if len(stub.script) > 1 else stub.script[0]
-                if answer == CUT:
-                    self.connection.close()
-                    return
-                status, content = (200, None) if answer == MALFORMED else answer
-                data = b'{"candidates": [{"content"' if answer == MALFORMED else json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *words):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
 def stub():
-    made = Stub()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    with Stub() as made:
+        yield made
 
 
 @pytest.fixture(params=["gemini", "openai"])
@@ -250,7 +199,7 @@ def test_the_price_is_told_without_a_key_and_without_sending(provider, stub, mon
     kind, _ = provider
     monkeypatch.delenv("MEDGRAFT_API_SEND_IMAGES")
     monkeypatch.setenv("MEDGRAFT_API_USD_PER_MILLION_TOKENS", "1,10")
-    big = [Image.new("RGB", (1024, 1024))] * 10
+    big = [(1024, 1024)] * 10
     expected = kind.estimate("the-model", big, prompt="x" * 40, options=OPTIONS)
     assert expected.requests == 10
     per_image = {Gemini: 4 * 258, OpenAiServer: 85 + 4 * 170}[kind]
@@ -275,7 +224,7 @@ def test_in_a_suite_beside_others_and_never_trained(provider, stub, phantoms_fol
     assert [(r.strategy, r.status) for r in records] == [("zero-shot", "ok")]
     assert records[0].usage["requests"] == 2
     assert records[0].metrics["cider"] >= 0
-    assert f"left out: lora on {name}: a model behind an API cannot be trained here" in said
+    assert f"left out: lora on {name}: A model behind an API cannot be trained here." in said
     assert KEY not in "".join(path.read_text(errors="ignore") for path in (tmp_path / "out").rglob("*") if path.is_file())
     with pytest.raises(StrategyError, match="its only strategy is zero-shot"):
         medgraft.train(backbone=name, strategy="lora", data=f"roco:{phantoms_folder}", out=tmp_path / "no", progress=False)

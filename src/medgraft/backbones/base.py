@@ -14,7 +14,7 @@ from torch import nn
 from medgraft.backbones import loading, weights
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
-from medgraft.types import Anatomy, Seam
+from medgraft.types import Anatomy, Part, Seam
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,9 +72,16 @@ class Backbone(ABC):
         return cls(source, model, loading.load_tokenizer(source), loading.load_image_processor(source))
 
     @classmethod
-    def skeleton(cls, source: str) -> nn.Module:
-        """The model on the meta device, without weights: for counting and matching only."""
-        return loading.build_skeleton(cls.model_class, loading.read_config(source, cls.model_types))
+    def skeleton(cls, config: transformers.PreTrainedConfig) -> nn.Module:
+        """The model that `config` describes on the meta device, without weights: for counting and matching only."""
+        return loading.build_skeleton(cls.model_class, config)
+
+    @classmethod
+    def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
+        """Roughly how many tokens each part reads for one image with a caption of so many tokens; for estimates only."""
+        vision: Any = getattr(config, "vision_config", None) or getattr(config, "encoder", None)
+        patches = (vision.image_size // vision.patch_size) ** 2 if hasattr(vision, "image_size") else 576
+        return {"vision": patches + 1, "bridge": patches, "text": caption}
 
     @classmethod
     def fingerprint(cls, source: str) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from medgraft.backbones.base import Backbone, TextBatch, next_token_loss, padded
 from medgraft.backbones.roles import language_model_roles, vision_tower_roles
-from medgraft.types import Anatomy, PartAnatomy, Seam
+from medgraft.types import Anatomy, Part, PartAnatomy, Seam
 
 _LAYER = r"qformer\.encoder\.layer\.\d+"
 
@@ -57,6 +57,12 @@ class Blip2Backbone(Backbone):
         r"language_model\.(encoder|decoder)\.block\.\d+\.layer\.\d\.DenseReluDense\.wo",  # T5 overflows there in 16 bits
     )  # fmt: skip
     keep_in_fp32 = ("query_tokens", "qformer", "language_projection")
+
+    @classmethod
+    def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
+        """See Backbone.tokens: the language model reads the queries too."""
+        queries = int(config.num_query_tokens)
+        return {**super().tokens(config, caption), "bridge": queries, "text": queries + caption}
 
     @property
     def _has_text_encoder(self) -> bool:

@@ -58,5 +58,5 @@ class RemoteCaptioner(ABC):
 
     @classmethod
     @abstractmethod
-    def estimate(cls, source: str, images: Sequence[Image], *, prompt: str, options: GenerationConfig) -> Usage:
-        """What captioning `images` would take at most; nothing is sent, and no key is needed."""
+    def estimate(cls, source: str, sizes: Sequence[tuple[int, int]], *, prompt: str, options: GenerationConfig) -> Usage:
+        """What captioning images of these sizes (width, height) would take at most; nothing is sent, no key is needed."""

@@ -2,17 +2,11 @@
 
 from medgraft.benchmark.plan import plan, why_unsupported
 from medgraft.benchmark.record import Record, read_record, read_records, write_record
+from medgraft.benchmark.rehearsal import Rehearsal, rehearse_suite
 from medgraft.benchmark.run import RunResult, execute
 from medgraft.benchmark.runner import run_suite
 
 __all__ = [
-    "Record",
-    "RunResult",
-    "execute",
-    "plan",
-    "read_record",
-    "read_records",
-    "run_suite",
-    "why_unsupported",
-    "write_record",
-]
+    "Record", "Rehearsal", "RunResult", "execute", "plan", "read_record", "read_records", "rehearse_suite", "run_suite",
+    "why_unsupported", "write_record",
+]  # fmt: skip

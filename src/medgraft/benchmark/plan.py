@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 
 from medgraft.backbones import RemoteCaptioner, get_backbone, get_captioner
+from medgraft.backbones.loading import read_config
+from medgraft.backbones.published import published_config
 from medgraft.benchmark.record import run_id
 from medgraft.benchmark.run import needed_splits
 from medgraft.benchmark.suite import expand
@@ -75,7 +77,7 @@ def why_unsupported(backbone: str, strategy: Strategy, *, plugins: PluginManager
     captioner, _ = get_captioner(backbone, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner):
         refused = strategy.trains or strategy.quantization != "none"
-        return "a model behind an API cannot be trained here" if refused else None
+        return "A model behind an API cannot be trained here." if refused else None
     try:
         rehearse(backbone, strategy, plugins=plugins)
     except StrategyError as error:
@@ -90,9 +92,10 @@ def rehearse(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> Ap
     """
     backbone_class, source = get_backbone(backbone, plugins=plugins)
     quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
+    config = published_config(source) or read_config(source, backbone_class.model_types)
     plain = strategy.model_copy(update={"quantization": "none"})
     try:
-        return apply_strategy(backbone_class.skeleton(source), backbone_class.anatomy, plain)
+        return apply_strategy(backbone_class.skeleton(config), backbone_class.anatomy, plain)
     except ConfigError as error:
         if "meta" in str(error):
             return None

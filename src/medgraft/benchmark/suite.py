@@ -10,13 +10,22 @@ from medgraft.errors import ConfigError, suggestion
 
 def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:
     """Every run of the grid; ConfigError if an override names a strategy that the suite does not have."""
+    rows = [
+        (entry, suite.strategies) if isinstance(entry, str) else (entry.backbone, entry.strategies) for entry in suite.backbones
+    ]
+    strategies = {strategy for _, several in rows for strategy in several}
     for name in suite.overrides:
-        if name not in suite.strategies:
+        if name not in strategies:
             raise ConfigError(
-                f"Suite {suite.name}: overrides for {name!r}, which is no strategy of it.{suggestion(name, suite.strategies)}"
+                f"Suite {suite.name}: overrides for {name!r}, which is no strategy of it.{suggestion(name, strategies)}"
             )
     runs = []
-    for backbone, data, seed, strategy in itertools.product(suite.backbones, suite.data, suite.seeds, suite.strategies):
+    grid = [
+        (backbone, data, seed, strategy)
+        for backbone, several in rows
+        for data, seed, strategy in itertools.product(suite.data, suite.seeds, several)
+    ]
+    for backbone, data, seed, strategy in grid:
         changes = suite.overrides.get(strategy, {})
         values = {
             "backbone": backbone,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from medgraft.cli.options import add_json, add_set
@@ -18,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", type=Path, metavar="SUITE", help="a TOML file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where records go (default: medgraft-results/SUITE's name)")
     add_set(parser, "train.K=V, generation.K=V or data.K=V for every run, such as data.path=/data/roco")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be downloaded, used and missing, and stop")
     parser.add_argument("--retry-failed", action="store_true", help="do runs again whose record says failed")
     add_json(parser)
 
@@ -27,10 +30,14 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft.config import load_suite
 
     suite = load_suite(arguments.suite, arguments.overrides)
-    from medgraft.benchmark import run_suite
+    from medgraft.benchmark import rehearse_suite, run_suite
     from medgraft.plugin import PluginManager
-    from medgraft.report import as_json, example_captions, markdown, rows, terminal
+    from medgraft.report import as_json, example_captions, markdown, rehearsal_text, rows, terminal
 
+    if arguments.dry_run:
+        rehearsal = rehearse_suite(suite, plugins=PluginManager.from_environment())
+        print(json.dumps(asdict(rehearsal), indent=2) if arguments.json else rehearsal_text(rehearsal))
+        return 1 if rehearsal.missing else 0
     out = arguments.out or Path("medgraft-results") / suite.name
     records = run_suite(
         suite, out, plugins=PluginManager.from_environment(), retry_failed=arguments.retry_failed,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medgraft.errors import UnknownNameError, suggestion
 from medgraft.plugin import BackboneSpec, PluginManager
+from medgraft.quiet import quiet_libraries
 
 NAME = "tiny-models"
 SUMMARY = "write small random models of every architecture, to try everything without a download"
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
+    quiet_libraries()
     specs = [spec for spec, _ in PluginManager.from_environment().specs("backbone") if isinstance(spec, BackboneSpec)]
     known = [name for spec in specs for name in spec.tiny]
     for name in arguments.names:

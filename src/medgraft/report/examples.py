@@ -8,21 +8,30 @@ from pathlib import Path
 
 from medgraft.benchmark import Record
 
+_MANY = 10  # runs
+
 
 def example_captions(records: Sequence[Record], folder: Path, count: int = 3) -> str:
-    """For `count` images spread over the test split: the reference, then the caption of every run of the first seed."""
+    """For some images spread over the test split: the reference, then the caption of every run of the first seed.
+
+    Of the first data set, if there are several; `count` images, or one if there are many runs.
+    """
+    wanted = [r for r in records if r.status == "ok" and r.seed == records[0].seed and r.data == records[0].data]
+    many = len({record.backbone for record in wanted}) > 1
     said: list[tuple[str, dict[str, str]]] = []
     references: dict[str, list[str]] = {}
-    for record in records:
+    for record in wanted:
         path = folder / (record.adapter or "") / "predictions.json"
-        if record.status != "ok" or record.seed != records[0].seed or not path.is_file():
-            continue
-        content = json.loads(path.read_text(encoding="utf-8"))
-        said.append((record.strategy, content["predictions"]))
-        references |= content["references"]
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            name = f"{record.backbone.rpartition('/')[2]} {record.strategy}" if many else record.strategy
+            said.append((name, content["predictions"]))
+            references |= content["references"]
     ids = sorted(references)
+    shown = count if len(said) <= _MANY else 1
+    width = max((len(name) for name, _ in said), default=0)
     lines = []
-    for key in ids[:: max(1, len(ids) // count)][:count]:
+    for key in ids[:: max(1, len(ids) // shown)][:shown]:
         lines.append(f"{key}: {references[key][0]}")
-        lines += [f"  {strategy:<15} {captions.get(key, '')}" for strategy, captions in said]
+        lines += [f"  {name:<{width}} {captions.get(key, '')}" for name, captions in said]
     return "\n".join(lines)

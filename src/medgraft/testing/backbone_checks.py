@@ -113,7 +113,7 @@ class _Checks:
 
     def builds_a_skeleton(self) -> None:
         """The skeleton has the model's parameters, without memory."""
-        skeleton = {n: p.shape for n, p in self.backbone_class.skeleton(self.source).named_parameters()}
+        skeleton = {n: p.shape for n, p in self.backbone_class.skeleton(self.backbone.config).named_parameters()}
         loaded = {n: p.shape for n, p in self.backbone.model.named_parameters()}
         odd = sorted(set(skeleton.items()) ^ set(loaded.items()))
         assert not odd, f"{len(odd)} parameters differ, such as {odd[0][0]}"

@@ -44,11 +44,9 @@ class ApiCaptioner(RemoteCaptioner):
 
     @classmethod
     def load(cls, source: str) -> Self:
-        """See RemoteCaptioner.load; says on stderr where images will be sent."""
+        """See RemoteCaptioner.load; the first request says on stderr where images are sent."""
         settings = read_settings()
-        client, server = cls.connect()
-        print(f"{cls.provider}: images are sent to {server}", file=sys.stderr)
-        return cls(source, client, server, settings)
+        return cls(source, *cls.connect(), settings)
 
     @classmethod
     @abstractmethod
@@ -74,11 +72,11 @@ class ApiCaptioner(RemoteCaptioner):
         return self._usage
 
     @classmethod
-    def estimate(cls, source: str, images: Sequence[Image], *, prompt: str, options: GenerationConfig) -> Usage:
+    def estimate(cls, source: str, sizes: Sequence[tuple[int, int]], *, prompt: str, options: GenerationConfig) -> Usage:
         """See RemoteCaptioner.estimate: four characters a token, and the longest answer for every image."""
-        asked = sum(cls.image_tokens(*image.size) + len(prompt) // 4 + 1 for image in images)
-        said = len(images) * options.max_new_tokens
-        return Usage(len(images), 0, asked, said, _usd(read_settings(), asked, said))
+        asked = sum(cls.image_tokens(*size) + len(prompt) // 4 + 1 for size in sizes)
+        said = len(sizes) * options.max_new_tokens
+        return Usage(len(sizes), 0, asked, said, _usd(read_settings(), asked, said))
 
     def caption(self, images: Sequence[Image], *, prompt: str, options: GenerationConfig) -> list[str]:
         """See RemoteCaptioner.caption. Raises BackboneError when a request has failed for good; answers so far are kept."""
@@ -119,6 +117,8 @@ class ApiCaptioner(RemoteCaptioner):
 
     def _ask_in_turn(self, png: bytes, prompt: str, max_tokens: int) -> Answer:
         with self._lock:
+            if not self._next:
+                print(f"{self.provider}: images are sent to {self.server}", file=sys.stderr, flush=True)
             start = max(time.monotonic(), self._next)
             self._next = start + 60 / self.settings.requests_per_minute
         time.sleep(max(start - time.monotonic(), 0))

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.backbones.roles import vision_tower_roles
 from medgraft.backbones.wordpieces import join_punctuation
-from medgraft.types import Anatomy, PartAnatomy, Seam
+from medgraft.types import Anatomy, Part, PartAnatomy, Seam
 
 _LAYER = r"git\.encoder\.layer\.\d+"
 
@@ -48,6 +48,12 @@ class GitBackbone(Backbone):
     model_class = "GitForCausalLM"
     model_types = ("git",)
     never_quantized = (r"output", r"git\.visual_projection")
+
+    @classmethod
+    def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
+        """See Backbone.tokens: the decoder reads the patches too."""
+        tokens = super().tokens(config, caption)
+        return {**tokens, "text": tokens["vision"] + caption}
 
     @property
     def end_id(self) -> int:

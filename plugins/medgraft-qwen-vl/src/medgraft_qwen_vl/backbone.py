@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 
 from medgraft.backbones import Backbone, TextBatch, next_token_loss
 from medgraft.backbones.roles import language_model_roles
-from medgraft.types import Anatomy, PartAnatomy, Seam
+from medgraft.types import Anatomy, Part, PartAnatomy, Seam
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -65,6 +65,14 @@ class QwenVlBackbone(Backbone):
         processor = backbone.image_processor
         processor.size = {"shortest_edge": backbone.side**2, "longest_edge": backbone.side**2}
         return backbone
+
+    @classmethod
+    def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
+        """See Backbone.tokens."""
+        vision = config.vision_config
+        patches = (LONGEST_SIDE // vision.patch_size) ** 2
+        merged = patches // vision.spatial_merge_size**2
+        return {"vision": patches, "bridge": merged, "text": merged + caption}
 
     @property
     def side(self) -> int:

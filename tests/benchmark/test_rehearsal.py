@@ -1,0 +1,126 @@
+"""`bench --dry-run`, suites whose backbones have strategies of their own, and every backbone side by side."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medgraft.benchmark import rehearse_suite
+from medgraft.benchmark.estimate import measured_flops
+from medgraft.benchmark.suite import expand
+from medgraft.config import SuiteConfig, load_suite
+from medgraft.errors import UnknownNameError
+from medgraft.report import rehearsal_text
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "benchmarks/suites/medblip-paper.toml"
+
+
+@pytest.fixture
+def no_keys(monkeypatch):
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY", "MEDGRAFT_API_SEND_IMAGES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def _suite(**changes) -> SuiteConfig:
+    values = {"name": "s", "backbones": ("blip-nano",), "strategies": ("zero-shot",), "data": "phantoms"}
+    return SuiteConfig.model_validate({**values, **changes})
+
+
+def test_a_backbone_may_have_its_own_strategies():
+    suite = _suite(
+        backbones=("blip-nano", {"backbone": "vit-gpt2:x", "strategies": ("lora",)}), strategies=("zero-shot", "full"),
+        seeds=(0, 1), overrides={"lora": {"train": {"max_steps": 3}}},
+    )  # fmt: skip
+    runs = [(run.backbone, run.strategy, run.seed) for run in expand(suite)]
+    blip = [("blip-nano", strategy, seed) for seed in (0, 1) for strategy in ("zero-shot", "full")]
+    assert runs == [*blip, ("vit-gpt2:x", "lora", 0), ("vit-gpt2:x", "lora", 1)]
+    assert expand(suite)[-1].train.max_steps == 3
+
+
+def test_the_papers_plan_without_data_hub_or_key(no_keys, plugins):
+    plan = rehearse_suite(load_suite(PAPER), plugins=plugins)
+    assert [(run.backbone.partition(":")[0], run.strategy) for run in plan.runs] == [
+        *(("blip", strategy) for strategy in ("zero-shot", "full", "encoder-frozen", "decoder-frozen")),
+        *((name, "zero-shot") for name in ("blip2", "instructblip", "vit-gpt2", "gemini")),
+    ]
+    assert {weights.where for weights in plan.weights} == {"hub", "api"}
+    sizes = {weights.backbone.rpartition("/")[2]: weights.bytes / 1e9 for weights in plan.weights if weights.bytes}
+    assert sizes["blip2-opt-2.7b"] == pytest.approx(15.0, abs=0.1)  # 3.74 B parameters in fp32
+    full = next(run for run in plan.runs if run.strategy == "full")
+    assert full.trainable_parameters == 223_971_644
+    assert full.training_seconds is None
+    said = " ".join(plan.missing)
+    assert "There is no data/roco" in said
+    assert "The hub does not answer" in said
+    assert "MEDGRAFT_API_SEND_IMAGES" in said
+    text = rehearsal_text(plan)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "to download, 15.0 GB" in text
+
+
+def test_estimates_are_of_the_right_size(phantoms_folder, plugins):
+    suite = _suite(
+        data=f"roco:{phantoms_folder}", strategies=("zero-shot", "full", "encoder-frozen", "lora-decoder"),
+        train={"num_train_epochs": 2},
+    )  # fmt: skip
+    plan = rehearse_suite(suite, plugins=plugins)
+    zero, full, frozen, lora = plan.runs
+    images = plan.images[f"roco:{phantoms_folder}"]["train"]
+    assert full.trainable_parameters == 6_159_252
+    # vision: 65 tokens x 2.65 M weights in linear layers; text: 40 tokens x 3.3 M, head included; three passes of each
+    by_hand = 3 * 2 * (65 * 2.65e6 + 40 * 3.3e6) * 2 * images / plan.flops_per_second / 0.3
+    assert full.training_seconds == pytest.approx(by_hand, rel=0.15)
+    assert zero.training_seconds == 0 < lora.training_seconds < frozen.training_seconds < full.training_seconds
+    assert zero.memory_bytes < lora.memory_bytes < frozen.memory_bytes < full.memory_bytes
+    assert not plan.missing
+
+
+def test_a_plan_prices_apis_and_leaves_out_what_cannot_be(phantoms_folder, plugins, no_keys, monkeypatch):
+    monkeypatch.setenv("MEDGRAFT_API_USD_PER_MILLION_TOKENS", "1,2")
+    suite = _suite(backbones=("openai:m",), strategies=("zero-shot", "lora"), data=f"roco:{phantoms_folder}")
+    plan = rehearse_suite(suite, plugins=plugins)
+    (run,) = plan.runs
+    assert run.usage["requests"] == plan.images[f"roco:{phantoms_folder}"]["test"]
+    assert run.usage["usd"] == pytest.approx((run.usage["input_tokens"] + 2 * run.usage["output_tokens"]) / 1e6)
+    assert plan.left_out == {"lora on openai:m": "A model behind an API cannot be trained here."}
+
+
+def test_misspelt_names_end_the_plan(plugins):
+    with pytest.raises(UnknownNameError, match="Did you mean 'lora'"):
+        rehearse_suite(_suite(strategies=("lorra",)), plugins=plugins)
+
+
+def test_the_machine_is_measured():
+    assert 1e9 < measured_flops(0.1) < 1e16
+
+
+def test_the_command_prints_the_plan(tmp_path):
+    command = [sys.executable, "-m", "medgraft.cli.main", "bench", str(ROOT / "benchmarks/suites/quickstart.toml")]
+    words = ["--set", "data.count=60", "--dry-run", "--json"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["missing"] == [] and len(plan["runs"]) == 7
+    assert not list(tmp_path.iterdir())  # nothing was run or written
+
+
+def test_every_backbone_side_by_side(tmp_path):
+    """The suite of all models, zero-shot, as its script runs it (every strategy goes through the conformance kit)."""
+    script = ROOT / "benchmarks/all_models.py"
+    suite = (ROOT / "benchmarks/suites/all-models.toml").read_text()
+    short = tmp_path / "suite.toml"
+    start = suite.index("strategies = [")
+    short.write_text(suite[:start] + 'strategies = ["zero-shot"]\n' + suite[suite.index("[data]") :])
+    done = subprocess.run(
+        [sys.executable, str(script), "--suite", str(short), "--out", "out", "--json"],
+        cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    records = json.loads(done.stdout)
+    assert [record["status"] for record in records] == ["ok"] * 11
+    assert {record["backbone"] for record in records} == set(load_suite(ROOT / "benchmarks/suites/all-models.toml").backbones)
+    assert [r["usage"]["requests"] for r in records if r["usage"]] == [7, 7]
