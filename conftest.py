@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MEDGRAFT_DEVICE"] = "cpu"
+os.environ["MEDGRAFT_FEATURES"] = tempfile.mkdtemp(prefix="medgraft-features-")
 
 import pytest
 import torch

@@ -29,6 +29,7 @@ from medgraft.data import open_image
 from medgraft.data.phantoms import write_phantoms
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
+from medgraft.training import hardware
 
 
 @torch.no_grad()
@@ -37,9 +38,10 @@ def logits(backbone: Backbone, images: Sequence[Path]) -> torch.Tensor:
     backbone.model.eval()
     text = backbone.text_batch(["axial ct of the chest showing a nodule."] * len(images), prompt="", max_tokens=64)
     where = next(backbone.model.parameters()).device
-    features = backbone.encode(backbone.pixel_values([open_image(path) for path in images]).to(where))
     text = TextBatch(text.input_ids.to(where), text.attention_mask.to(where), text.labels.to(where))
-    return backbone.decode(features, text)[1].cpu()
+    with hardware.autocast(where, hardware.bf16_supported(where.type)):  # as in the run
+        features = backbone.encode(backbone.pixel_values([open_image(path) for path in images]).to(where))
+        return backbone.decode(features, text)[1].cpu()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """Fill the tables of README.md and benchmarks/README.md from committed records: `python benchmarks/readme_table.py`.
 
-A table stands between `<!-- table: FOLDER -->` and `<!-- end of table -->`; FOLDER holds records, seen from the root.
-`<!-- table: support -->` is what every backbone can be trained with, found by trying each pair on small random models.
+A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLACE is a folder of records seen from the root;
+or a `.json` file, the record of benchmarks/speed; or `support`, for what every backbone can be trained with, found by trying
+each pair on small random models.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from speed.table import speed_table
 
 from medgraft.benchmark import read_records, why_unsupported
 from medgraft.plugin import PluginManager
@@ -24,12 +27,14 @@ def filled(text: str) -> str:
     """`text` with every table made anew from its records, and a line on the hardware below it."""
 
     def made(match: re.Match[str]) -> str:
-        return match[1] + (_support() if match[2] == "support" else _table(ROOT / match[2])) + match[3]
+        place = match[2]
+        make = _support if place == "support" else speed_table if place.endswith(".json") else _table
+        return match[1] + make(ROOT / place) + match[3]
 
     return _PLACE.sub(made, text)
 
 
-def _support() -> str:
+def _support(_: Path) -> str:
     plugins = PluginManager()
     columns: dict[str, list[str | None]] = {}
     strategies = plugins.names("strategy")

@@ -11,8 +11,8 @@ import medgraft
 SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
-    "errors", "types", "quiet", "config", "plugin", "backbones", "strategies", "data", "training", "adapter", "captioning",
-    "metrics", "benchmark", "testing", "report", "worker", "api", "scaffold", "cli",
+    "errors", "types", "quiet", "config", "plugin", "backbones", "strategies", "data", "features", "training", "adapter",
+    "captioning", "metrics", "benchmark", "testing", "report", "worker", "api", "scaffold", "cli",
 ]  # fmt: skip
 
 

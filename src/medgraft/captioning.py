@@ -11,6 +11,7 @@ from tqdm import tqdm
 from medgraft.backbones import Backbone, RemoteCaptioner, prompt_for
 from medgraft.config import GenerationConfig
 from medgraft.data import open_image
+from medgraft.features import FeatureSupply
 from medgraft.training import hardware
 
 
@@ -24,10 +25,11 @@ def caption_images(
     batch_size: int = 32,
     bf16: bool = False,
     progress: bool = False,
+    supply: FeatureSupply | None = None,
 ) -> list[str]:
     """One caption for each image, in order. `backbone` may carry an adapter; `bf16` computes under autocast.
 
-    The prompt is the backbone's own if none is given.
+    The prompt is the backbone's own if none is given. Features are taken from `supply` and kept there.
     """
     where = hardware.device()
     prompt = prompt_for(backbone, prompt)
@@ -36,11 +38,25 @@ def caption_images(
     captions: list[str] = []
     starts = range(0, len(paths), batch_size)
     for start in tqdm(starts, desc="captioning", unit="batch", disable=not progress, dynamic_ncols=True):
-        images = [open_image(path) for path in paths[start : start + batch_size]]
+        some = paths[start : start + batch_size]
         if isinstance(backbone, RemoteCaptioner):
-            captions += backbone.caption(images, prompt=prompt, options=options)
+            captions += backbone.caption([open_image(path) for path in some], prompt=prompt, options=options)
             continue
         with hardware.autocast(where, bf16):
-            features = backbone.encode(backbone.pixel_values(images).to(where), prompt=prompt)
+            features = _features(backbone, some, prompt, where, supply)
             captions += backbone.generate(features, prompt=prompt, options=options)
+    if supply is not None:
+        supply.store.flush()
     return captions
+
+
+def _features(
+    backbone: Backbone, paths: Sequence[Path], prompt: str, where: torch.device, supply: FeatureSupply | None
+) -> torch.Tensor:
+    """Features at the last seam, [B, S, C]."""
+    if supply is None:
+        return backbone.encode(backbone.pixel_values([open_image(path) for path in paths]).to(where), prompt=prompt)
+    features = supply.features(paths)
+    for seam in backbone.seams[backbone.seams.index(supply.seam) + 1 :]:
+        features = backbone.stage(seam.name, features, prompt=prompt)
+    return features

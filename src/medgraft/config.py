@@ -58,6 +58,7 @@ class TrainConfig(StrictModel):
     prompt: str | None = Field(default=None, description="text before every caption; the backbone's own if not given")
     save_steps: int | None = Field(default=None, gt=0, description="checkpoints for --resume; each epoch if not given")
     save_total_limit: int = Field(default=1, gt=0)
+    group_by_length: bool = Field(default=True, description="batches of captions of like length, for less padding")
     eval_during_training: bool = Field(default=False, description="validation loss after each epoch")
     dataloader_num_workers: int = Field(default=0, ge=0)
     pixel_cache_gb: float = Field(default=0.5, ge=0, description="memory for images kept decoded and resized")
@@ -74,6 +75,13 @@ class GenerationConfig(StrictModel):
     repetition_penalty: float = Field(default=1.0, gt=0)
 
 
+class FeaturesConfig(StrictModel):
+    """The feature store, which keeps what frozen parts make of each image."""
+
+    enabled: bool = True
+    max_gb: float = Field(default=10.0, ge=0, description="what the store may take on disk, all models together")
+
+
 class RunConfig(StrictModel):
     """One run: backbone x strategy x data set x seed."""
 
@@ -83,6 +91,7 @@ class RunConfig(StrictModel):
     data: DataConfig
     train: TrainConfig = TrainConfig()
     generation: GenerationConfig = GenerationConfig()
+    features: FeaturesConfig = FeaturesConfig()
     metrics: tuple[str, ...] = ("bleu", "rouge_l", "cider")
     eval_split: Literal["train", "validation", "test"] = "test"
     seed: int = Field(default=0, ge=0)
@@ -109,6 +118,7 @@ class SuiteConfig(StrictModel):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     train: TrainConfig = TrainConfig()
     generation: GenerationConfig = GenerationConfig()
+    features: FeaturesConfig = FeaturesConfig()
     metrics: tuple[str, ...] = ("bleu", "rouge_l", "cider")
     eval_split: Literal["train", "validation", "test"] = "test"
     overrides: dict[str, dict[Literal["train", "strategy"], dict[str, JsonValue]]] = Field(default_factory=dict)
@@ -161,7 +171,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def load_suite(path: Path, overrides: Iterable[str] = ()) -> SuiteConfig:
     """The suite in `path` with `--set` overrides applied; relative data paths are taken from the working directory."""
     values = read_toml(path)
-    for section, changes in parse_overrides(overrides, ("train", "generation", "data")).items():
+    for section, changes in parse_overrides(overrides, ("train", "generation", "features", "data")).items():
         if not isinstance(values.get(section, {}), Mapping | str | list):
             raise ConfigError(f"Suite {path}: {section!r} is a table, not {values[section]!r}.")
         if section != "data":
@@ -180,7 +190,7 @@ def _changed_data(data: Mapping[str, Any] | str, changes: Mapping[str, JsonValue
     return {**base, **own, "options": {**base.get("options", {}), **options}}
 
 
-SECTIONS = ("strategy", "train", "data", "generation")
+SECTIONS = ("strategy", "train", "data", "generation", "features")
 
 
 def parse_overrides(overrides: Iterable[str], sections: tuple[str, ...] = SECTIONS) -> dict[str, dict[str, JsonValue]]:
@@ -228,6 +238,7 @@ def run_config(
         "data": data_values,
         "train": changes.get("train", {}),
         "generation": changes.get("generation", {}),
+        "features": changes.get("features", {}),
         "seed": seed,
     }
     return validated(RunConfig, values, "Run")

@@ -93,12 +93,14 @@ def lies_in(name: str, patterns: Iterable[str]) -> bool:
 class Seam:
     """A place where the forward pass can be cut: `prefix` names the parts that are computed below it.
 
-    `reads_prompt` says that what comes out depends on the prompt as well as on the image.
+    `reads_prompt` says that what comes out depends on the prompt as well as on the image, `read_by_linear` that what reads
+    it casts to the compute dtype first, as a linear layer under autocast does, so that it may be kept in that dtype.
     """
 
     name: str
     prefix: tuple[Part, ...]
     reads_prompt: bool = False
+    read_by_linear: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import torch
 
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.data import open_image
-from medgraft.data.collate import CaptionPairs, Collator, PixelCache
+from medgraft.data.collate import CaptionPairs, PixelCache
+from medgraft.training.collator import Collator
 from medgraft.types import Example
 
 

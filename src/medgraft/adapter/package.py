@@ -84,8 +84,8 @@ def adapter_bytes(manifest: Manifest) -> int:
 def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None = None) -> LoadedAdapter:
     """The adapter in `folder` on its base; `backbone` (`NAME:SOURCE`) says where the base lies on this machine.
 
-    Logits are bit-identical to those at saving. Raises AdapterError if files are missing or altered, or if the base's
-    fingerprint is another. A folder with PEFT's files only is loaded too; then `backbone` must be given.
+    In the precision of its run, logits are bit-identical to those at saving. Raises AdapterError if files are missing or
+    altered, or if the base's fingerprint is another. A folder with PEFT's files only is loaded too, if `backbone` is given.
     """
     if not folder.is_dir():
         raise AdapterError(f"There is no adapter folder {folder}.")

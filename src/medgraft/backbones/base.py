@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,6 +127,10 @@ class Backbone(ABC):
         values: torch.Tensor = self.image_processor(list(images), return_tensors="pt")["pixel_values"]
         return values
 
+    def image_settings(self) -> dict[str, Any]:
+        """All that decides how an image becomes pixel values, for keys; JSON's types only."""
+        return {"class": type(self.image_processor).__name__, **json.loads(self.image_processor.to_json_string())}
+
     def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
         """Rows of head, caption, end and padding, cut to `max_tokens`; only caption and end are labels."""
         head = self.head(prompt)
@@ -160,6 +165,10 @@ class Backbone(ABC):
     @abstractmethod
     def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean loss over the labels that are not -100, logits [B, T, V])."""
+
+    def loss(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        """The loss of `decode`, by whatever is the quickest way to it."""
+        return self.decode(features, text)[0]
 
     def generate(
         self, features: torch.Tensor, *, prompt: str = "", options: GenerationConfig = GenerationConfig()

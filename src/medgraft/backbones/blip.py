@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 import transformers
+from torch import nn
 
 from medgraft.backbones.attention import use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
@@ -46,7 +47,7 @@ class BlipBackbone(Backbone):
             ),
         }
     )
-    seams = (Seam("vision", ("vision",)),)
+    seams = (Seam("vision", ("vision",), read_by_linear=True),)
     model_class = "BlipForConditionalGeneration"
     model_types = ("blip",)
     never_quantized = (r"text_decoder\.cls",)
@@ -85,6 +86,20 @@ class BlipBackbone(Backbone):
             labels=text.labels,
         )
         return output.loss, output.logits
+
+    def loss(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        """See Backbone.loss: the output layer, a quarter of the decoder's work, is computed where there are labels only."""
+        hidden = self.model.text_decoder.bert(
+            input_ids=text.input_ids,
+            attention_mask=text.attention_mask,
+            encoder_hidden_states=features,
+            is_decoder=True,
+        ).last_hidden_state
+        labels = text.labels[:, 1:]
+        wanted = labels != -100
+        logits = self.model.text_decoder.cls(hidden[:, :-1][wanted])  # [labels, V]
+        smoothing = self.config.text_config.label_smoothing
+        return nn.functional.cross_entropy(logits.float(), labels[wanted], label_smoothing=smoothing)
 
     def continuation(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig

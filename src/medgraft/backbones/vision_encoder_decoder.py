@@ -69,7 +69,7 @@ class VisionEncoderDecoderBackbone(Backbone):
         },
         unused=(r"encoder\.pooler",),
     )
-    seams = (Seam("vision", ("vision",)),)
+    seams = (Seam("vision", ("vision",), read_by_linear=True),)
     model_class = "VisionEncoderDecoderModel"
     model_types = ("vision-encoder-decoder",)
     never_quantized = (r"decoder\.lm_head", r"decoder\.cls", r"encoder\.pooler")

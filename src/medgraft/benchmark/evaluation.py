@@ -9,6 +9,7 @@ from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import Backbone, RemoteCaptioner
 from medgraft.captioning import caption_images
 from medgraft.config import GenerationConfig
+from medgraft.features import FeatureSupply
 from medgraft.metrics import score
 from medgraft.plugin import PluginManager
 from medgraft.training import Clock
@@ -36,13 +37,15 @@ def evaluate_examples(
     plugins: PluginManager,
     clock: Clock,
     progress: bool,
+    supply: FeatureSupply | None = None,
 ) -> Evaluation:
     """Caption `examples` with `backbone` as it stands, and score the captions."""
     with clock.phase("generation"):
         paths = [example.image for example in examples]
         captions = caption_images(
-            backbone, paths, options=generation, prompt=prompt, batch_size=batch_size, bf16=bf16, progress=progress
-        )
+            backbone, paths, options=generation, prompt=prompt, batch_size=batch_size, bf16=bf16, progress=progress,
+            supply=supply,
+        )  # fmt: skip
     predictions = {example.id: caption for example, caption in zip(examples, captions, strict=True)}
     references = {example.id: tuple(c for c in example.captions if c) for example in examples}
     with clock.phase("scoring"):

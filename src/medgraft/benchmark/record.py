@@ -19,8 +19,10 @@ from medgraft.strategies import Strategy
 class Record(BaseModel):
     """One run. Times in seconds, sizes in bytes; `train_loss` has one value for every optimiser step.
 
-    `training_seconds` is what one waits for to have the weights: the steps, without loading, validation, checkpoints
-    and captioning, which are in `phase_seconds`. `usage` is what a model behind an API was asked: requests, tokens, cost.
+    `training_seconds` is what one waits for to have the weights: building features and the steps, without loading,
+    validation, checkpoints and captioning, which are in `phase_seconds`. `features` says where the model was cut, and how
+    many images' features were found in the store and built. `usage` is what a model behind an API was asked: requests,
+    tokens, cost.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,6 +51,7 @@ class Record(BaseModel):
     data_fingerprint: str | None = None
     base_fingerprint: str | None = None
     phase_seconds: dict[str, float] | None = None
+    features: dict[str, str | int | None] | None = None
     usage: dict[str, float | None] | None = None
     config: dict[str, Any]
     versions: dict[str, str | None]
@@ -71,6 +74,7 @@ def run_id(
     """
     values = config.model_dump(mode="json")
     values["data"].pop("path")
+    values.pop("features")  # they save time and change nothing but rounding
     values["backbone"] = values["backbone"].partition(":")[0]
     text = json.dumps(
         [values, strategy.model_dump(mode="json") if strategy else None, data_fingerprint, base_fingerprint, versions],

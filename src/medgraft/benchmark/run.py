@@ -18,10 +18,11 @@ from medgraft.benchmark.record import Record, run_id
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import AdapterError, DataError
+from medgraft.features import FeatureSupply
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy
-from medgraft.training import Clock, TrainResult, fit, hardware, uses_bf16
+from medgraft.training import Clock, TrainResult, fit, hardware, hold_frozen, prepare_features, uses_bf16
 from medgraft.types import SPLITS, CaptionData, Split
 
 CHECKPOINTS = ".medgraft-checkpoints"
@@ -74,18 +75,27 @@ def execute(
     say(f"{config.strategy}: {applied.summary()}" if applied and strategy.trains else "zero-shot: nothing is trained")
     result = manifest = evaluation = None
     main = hardware.is_main_process()
+    supply, cut = None, None
+    if isinstance(backbone, Backbone) and applied is not None:
+        if uses_bf16(config):
+            hold_frozen(backbone, applied)
+        with clock.phase("features"):
+            supply, cut = prepare_features(backbone, config, data.split("train") if strategy.trains else (), progress=progress)
+        say(f"features: {cut}" + (f"; {supply.found} found, {supply.built} built" if supply and strategy.trains else ""))
+        if supply and supply.store.problem:
+            say(supply.store.problem.message)
     if isinstance(backbone, Backbone) and applied is not None and strategy.trains:
         untrained = in_place_digests(applied)
         result = fit(
             backbone, applied, config, data.split("train"), data.split("validation"), out / CHECKPOINTS, clock,
-            resume=resume, checkpoints=checkpoints, progress=progress,
+            resume=resume, checkpoints=checkpoints, progress=progress, supply=supply,
         )  # fmt: skip
         if main:
             with clock.phase("package"):
                 files = save_weights(out, applied, untrained)
                 manifest = finish_package(out, _manifest(config, backbone, applied, base, data, result, clock), files)
     if evaluate and main:
-        evaluation = _evaluate(config, backbone, data, plugins, clock, progress)
+        evaluation = _evaluate(config, backbone, data, plugins, clock, progress, supply)
     if evaluation is not None:
         out.mkdir(parents=True, exist_ok=True)
         pairs = {"predictions": evaluation.predictions, "references": evaluation.references}
@@ -98,6 +108,10 @@ def execute(
     record = _record(config, strategy, applied, data, base, result, manifest, evaluation, clock)
     if isinstance(backbone, RemoteCaptioner):
         record = record.model_copy(update={"usage": asdict(backbone.usage())})
+    if cut is not None:
+        kept = {"found": supply.found, "built": supply.built} if supply else {"found": 0, "built": 0}
+        seam = cut.seam.name if cut.seam and supply else None
+        record = record.model_copy(update={"features": {"seam": seam, "reason": cut.reason, **kept}})
     return RunResult(record, evaluation, backbone)
 
 
@@ -141,6 +155,7 @@ def _evaluate(
     plugins: PluginManager,
     clock: Clock,
     progress: bool,
+    supply: FeatureSupply | None,
 ) -> Evaluation | None:
     examples = data.split(config.eval_split)
     if not examples:
@@ -148,7 +163,7 @@ def _evaluate(
     return evaluate_examples(
         backbone, examples, generation=config.generation, prompt=config.train.prompt, metrics=config.metrics,
         batch_size=config.train.per_device_eval_batch_size, bf16=uses_bf16(config), plugins=plugins, clock=clock,
-        progress=progress,
+        progress=progress, supply=supply,
     )  # fmt: skip
 
 
@@ -159,7 +174,7 @@ def _manifest(
     machine = hardware.describe()
     training: dict[str, Any] = {
         "steps": len(result.losses),
-        "seconds": clock.seconds["train"],
+        "seconds": clock.seconds["train"] + clock.seconds["features"],
         "images": len(data.split("train")),
         "learning_rate": config.train.learning_rate or strategy.learning_rate,
         "trainable_parameters": applied.trainable_parameters,
@@ -194,7 +209,7 @@ def _record(
     manifest: Manifest | None, evaluation: Evaluation | None, clock: Clock,
 ) -> Record:  # fmt: skip
     versions, fingerprint = hardware.versions(), data_fingerprint(data.examples)
-    seconds = clock.seconds["train"] if result else 0.0
+    seconds = clock.seconds["train"] + clock.seconds["features"] if result else 0.0
     steps = len(result.losses) if result else 0
     return Record(
         run_id=run_id(config, strategy, fingerprint, base, versions),
@@ -205,7 +220,7 @@ def _record(
         status="ok",
         training_seconds=seconds,
         steps=steps,
-        seconds_per_step=seconds / steps if steps else None,
+        seconds_per_step=clock.seconds["train"] / steps if steps else None,
         train_loss=result.losses if result else (),
         validation_loss=result.validation_losses if result else (),
         trainable_parameters=applied.trainable_parameters if applied else 0,

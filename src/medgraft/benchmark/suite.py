@@ -34,6 +34,7 @@ def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:
             "data": data,
             "train": {**suite.train.model_dump(), **changes.get("train", {})},
             "generation": suite.generation,
+            "features": suite.features,
             "metrics": suite.metrics,
             "eval_split": suite.eval_split,
             "seed": seed,

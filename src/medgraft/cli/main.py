@@ -12,6 +12,7 @@ from medgraft.cli import (
     caption,
     check_plugin,
     evaluate,
+    features,
     list_names,
     new_plugin,
     phantoms,
@@ -25,7 +26,8 @@ from medgraft.errors import MedgraftError
 from medgraft.quiet import quiet_libraries
 
 _COMMANDS = (
-    list_names, plugins, phantoms, tiny_models, train, evaluate, caption, score, bench, report, new_plugin, check_plugin,
+    list_names, plugins, phantoms, tiny_models, train, evaluate, caption, score, bench, report, features, new_plugin,
+    check_plugin,
 )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -44,23 +43,3 @@ class PixelCache:
                 self._kept[path] = pixels.clone()
                 self._room -= pixels.nbytes
         return torch.stack([made[path] if path in made else self._kept[path] for path in paths])
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Pairs to the tensors that CaptioningModule takes: pixel_values [B, 3, H, W], the rest [B, T], T the batch's longest."""
-
-    backbone: Backbone
-    pixels: PixelCache
-    prompt: str
-    max_tokens: int
-
-    def __call__(self, pairs: Sequence[tuple[Example, str]]) -> dict[str, torch.Tensor]:
-        """See the class."""
-        text = self.backbone.text_batch([caption for _, caption in pairs], prompt=self.prompt, max_tokens=self.max_tokens)
-        return {
-            "pixel_values": self.pixels.batch([example.image for example, _ in pairs]),
-            "input_ids": text.input_ids,
-            "attention_mask": text.attention_mask,
-            "labels": text.labels,
-        }

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-Phase = Literal["load", "train", "validation", "checkpoint", "package", "generation", "scoring"]
+Phase = Literal["load", "features", "train", "validation", "checkpoint", "package", "generation", "scoring"]
 
 
 class Clock:

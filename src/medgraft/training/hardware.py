@@ -8,13 +8,16 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
 from accelerate import PartialState
 
+T = TypeVar("T")
 _PACKAGES = ("medgraft", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "evaluate", "tokenizers")
 
 
@@ -27,6 +30,17 @@ def device() -> torch.device:
 def is_main_process() -> bool:
     """Whether this process is the one that writes files and prints, of those that accelerate or torchrun started."""
     return bool(PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu").is_main_process)
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of work that accelerate's or torchrun's processes divide among themselves."""
+    state = PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu")
+    return items[state.process_index :: state.num_processes]
+
+
+def wait_for_everyone() -> None:
+    """Wait until every process has come here."""
+    PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu").wait_for_everyone()
 
 
 def bf16_supported(kind: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,21 +11,24 @@ from torch import nn
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.strategies import Applied
 from medgraft.training.adalora import orthogonality
+from medgraft.types import Seam
 
 
 class CaptioningModule(nn.Module):
     """Loss of captions given images.
 
-    Frozen parts stay in eval mode; below the seam no graph is built if nothing trains there.
+    Frozen parts stay in eval mode; below a seam no graph is built if nothing trains there. `cut` is the seam at which
+    stored features come in.
     """
 
     accepts_loss_kwargs = True  # the Trainer then hands over the number of labels of the whole accumulated batch
 
-    def __init__(self, backbone: Backbone, applied: Applied, prompt: str = ""):
+    def __init__(self, backbone: Backbone, applied: Applied, prompt: str = "", cut: Seam | None = None):
         super().__init__()
         self.backbone = backbone
         self.applied = applied
         self.prompt = prompt
+        self.cut = cut
         self.model = applied.model
         trained = {backbone.anatomy.part_of(n) for n, p in backbone.model.named_parameters() if p.requires_grad}
         self.frozen_seams = tuple(seam for seam in backbone.seams if not trained & set(seam.prefix))
@@ -39,23 +43,46 @@ class CaptioningModule(nn.Module):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,  # [B, ...]
         input_ids: torch.Tensor,  # [B, T]
         attention_mask: torch.Tensor,  # [B, T]
         labels: torch.Tensor,  # [B, T]
+        pixel_values: torch.Tensor | None = None,  # [B - K, ...]
+        features: torch.Tensor | None = None,  # [K, S, C] at the cut
+        feature_rows: torch.Tensor | None = None,  # [K]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> dict[str, torch.Tensor]:
         """`loss`: mean over this batch's labels, or their sum over `num_items_in_batch` if that is given."""
-        features = pixel_values
-        for seam in self.backbone.seams:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and seam not in self.frozen_seams):
-                features = self.backbone.stage(seam.name, features, prompt=self.prompt)
-        loss, _ = self.backbone.decode(features, TextBatch(input_ids, attention_mask, labels))
+        seen = self._features(pixel_values, features, feature_rows, input_ids.shape[0])
+        loss = self.backbone.loss(seen, TextBatch(input_ids, attention_mask, labels))
         if num_items_in_batch is not None:
             loss = loss * (labels != -100).sum() / num_items_in_batch
         if self.training and self.applied.strategy.method == "ADALORA":
             loss = loss + orthogonality(self.model)
         return {"loss": loss}
+
+    def _features(
+        self, pixels: torch.Tensor | None, stored: torch.Tensor | None, rows: torch.Tensor | None, count: int
+    ) -> torch.Tensor:
+        """Features at the last seam for `count` rows, from stored ones at the cut and from pixels."""
+        seams = self.backbone.seams
+        cut = seams.index(self.cut) + 1 if self.cut is not None and stored is not None else 0
+        if stored is None or rows is None:
+            assert pixels is not None, "a batch without images"
+            return self._stages(pixels, seams)
+        if pixels is None:
+            return self._stages(stored, seams[cut:])
+        computed = self._stages(pixels, seams[:cut])
+        whole = computed.new_empty(count, *computed.shape[1:])
+        others = torch.ones(count, dtype=torch.bool, device=rows.device)
+        others[rows] = False
+        whole[rows], whole[others] = stored.to(whole.dtype), computed
+        return self._stages(whole, seams[cut:])
+
+    def _stages(self, inputs: torch.Tensor, seams: Sequence[Seam]) -> torch.Tensor:
+        for seam in seams:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and seam not in self.frozen_seams):
+                inputs = self.backbone.stage(seam.name, inputs, prompt=self.prompt)
+        return inputs
 
     def activation_checkpointing_enable(
         self,

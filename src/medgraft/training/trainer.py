@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,16 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from medgraft.backbones import Backbone, prompt_for
 from medgraft.config import RunConfig
-from medgraft.data.collate import CaptionPairs, Collator, PixelCache
+from medgraft.data.collate import CaptionPairs, PixelCache
 from medgraft.errors import ConfigError, TrainingError
+from medgraft.features import FeatureSupply
 from medgraft.strategies import Applied
 from medgraft.training import hardware
 from medgraft.training.adalora import RankAllocation
 from medgraft.training.clock import Clock
+from medgraft.training.collator import Collator
 from medgraft.training.module import CaptioningModule
+from medgraft.training.sampler import LengthSampler
 from medgraft.types import Example
 
 _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
@@ -31,9 +35,13 @@ _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training left behind: the loss of every optimiser step, and validation losses as (step, loss)."""
+    """What training left behind: loss and seconds of every optimiser step, and validation losses as (step, loss).
+
+    A step's seconds include the wait for its data; steps of an earlier process that was resumed have none.
+    """
 
     losses: tuple[float, ...]
+    step_seconds: tuple[float, ...]
     validation_losses: tuple[tuple[int, float], ...]
 
 
@@ -49,16 +57,19 @@ def fit(
     resume: bool = False,
     checkpoints: bool = True,
     progress: bool = True,
+    supply: FeatureSupply | None = None,
 ) -> TrainResult:
     """Train `applied` in place. Checkpoints go to `folder`, which is removed at the end; `resume` goes on from its last.
+
+    Images whose features are in `supply` are not looked at again.
 
     Raises TrainingError if the loss becomes NaN or infinite.
     """
     settings = config.train
     prompt = prompt_for(backbone, settings.prompt)
-    module = CaptioningModule(backbone, applied, prompt)
+    module = CaptioningModule(backbone, applied, prompt, supply.seam if supply else None)
     pixels = PixelCache(backbone, int(settings.pixel_cache_gb * 1e9))
-    collator = Collator(backbone, pixels, prompt, settings.max_text_tokens)
+    collator = Collator(backbone, pixels, prompt, settings.max_text_tokens, supply)
     try:
         arguments = _arguments(config, applied, folder, checkpoints, bool(validation))
     except ValueError as error:
@@ -76,6 +87,7 @@ def fit(
         trainer.add_callback(_Progress(trainer))
     if applied.strategy.method == "ADALORA" and applied.adapter_parameters:
         trainer.add_callback(RankAllocation(applied.model))
+    trainer.by_length = settings.group_by_length
     trainer.identity = config.model_dump_json(exclude={"train": {"report_to", "dataloader_num_workers"}})
     last = _last_checkpoint(folder) if resume else None
     if not resume:
@@ -87,7 +99,7 @@ def fit(
     module.eval()
     shutil.rmtree(folder, ignore_errors=True)
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
-    return TrainResult(losses, evaluations)
+    return TrainResult(losses, tuple(trainer.step_seconds), evaluations)
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -146,11 +158,23 @@ class CaptionTrainer(Trainer):
     def __init__(self, *, clock: Clock, **options: Any):  # the rest is transformers.Trainer's own
         super().__init__(**options)
         self.clock = clock
+        self.by_length = False  # whether batches are made of captions of like length
         self.identity = ""  # the run's configuration: a checkpoint of another one is refused
         self.remove_callback(PrinterCallback)
+        self.step_seconds: list[float] = []
+        self.step_start = 0.0
         self._losses: list[torch.Tensor | float] = []
         self._parts: list[torch.Tensor] = []  # losses of the micro-batches of the step under way
         self.add_callback(_CollectLosses(self))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Batches of captions with as many words, where that is wanted."""
+        if not self.by_length:
+            return super()._get_train_sampler(train_dataset)
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        lengths = [len(caption.split()) for _, caption in dataset.pairs]
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthSampler(lengths, together, self.args.data_seed or self.args.seed)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the Trainer's; keeps the loss, and on a CPU, where looking costs nothing, checks it at once."""
@@ -161,7 +185,10 @@ class CaptionTrainer(Trainer):
         return loss
 
     def end_step(self) -> None:
-        """Add up the micro-batches of an optimiser step."""
+        """Add up the micro-batches of an optimiser step, and note its time."""
+        now = time.perf_counter()
+        self.step_seconds.append(now - self.step_start)
+        self.step_start = now
         self._losses.append(torch.stack(self._parts).sum())
         self._parts.clear()
 
@@ -220,6 +247,9 @@ class CaptionTrainer(Trainer):
 class _CollectLosses(TrainerCallback):
     def __init__(self, trainer: CaptionTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.step_start = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.end_step()

@@ -44,7 +44,7 @@ class GitBackbone(Backbone):
         },
         unused=(r"git\.img_temporal_embedding",),  # videos only
     )
-    seams = (Seam("vision", ("vision",)), Seam("bridge", ("vision", "bridge")))
+    seams = (Seam("vision", ("vision",), read_by_linear=True), Seam("bridge", ("vision", "bridge")))
     model_class = "GitForCausalLM"
     model_types = ("git",)
     never_quantized = (r"output", r"git\.visual_projection")

@@ -1,0 +1,66 @@
+"""The same job as trainer_script.py by medgraft: `python benchmarks/speed/medgraft_side.py JOB.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import transformers
+
+from medgraft.adapter import load_base
+from medgraft.captioning import caption_images
+from medgraft.config import GenerationConfig, RunConfig
+from medgraft.plugin import PluginManager
+from medgraft.quiet import quiet_libraries
+from medgraft.strategies import apply_strategy, get_strategy
+from medgraft.training import Clock, fit, hardware, hold_frozen, prepare_features
+from medgraft.types import Example
+
+
+def main() -> None:
+    """Train, caption, tell."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    quiet_libraries()
+    transformers.set_seed(job["seed"])
+    plugins = PluginManager()
+    config = RunConfig.model_validate(
+        {
+            "backbone": f"blip:{job['model']}", "strategy": job["strategy"], "data": {"name": "roco"}, "seed": job["seed"],
+            "train": {
+                "num_train_epochs": job["epochs"], "per_device_train_batch_size": job["batch_size"], "bf16": job["bf16"],
+                "learning_rate": job["learning_rate"], "lr_scheduler_type": "constant", "weight_decay": 0.0,
+                "warmup_steps": 0, "group_by_length": False, "max_text_tokens": 512,
+            },
+        }
+    )  # fmt: skip
+    strategy = get_strategy(config.strategy, plugins=plugins)
+    backbone = load_base(config.backbone, strategy, plugins=plugins)
+    applied = apply_strategy(backbone.model, backbone.anatomy, strategy)
+    if job["bf16"]:
+        hold_frozen(backbone, applied)
+    train = [Example(str(i), Path(path), (caption,), "train") for i, (path, caption) in enumerate(job["train"])]
+    start = time.perf_counter()
+    supply, _ = prepare_features(backbone, config, train, progress=False)
+    built = time.perf_counter() - start
+    clock = Clock()
+    result = fit(
+        backbone, applied, config, train, [], Path(job["out"]), clock, checkpoints=False, progress=False, supply=supply
+    )
+    seconds, said = 0.0, []
+    if job["test"]:
+        options = GenerationConfig(max_new_tokens=job["max_new_tokens"])
+        paths = [Path(path) for path in job["test"]]
+        start = time.perf_counter()
+        said = caption_images(backbone, paths, options=options, batch_size=job["batch_size"], bf16=job["bf16"], supply=supply)
+        seconds = time.perf_counter() - start
+    told = {
+        "losses": result.losses, "step_seconds": result.step_seconds, "build_seconds": built, "caption_seconds": seconds,
+        "captions": said, "peak_memory_bytes": hardware.peak_memory_bytes(),
+    }  # fmt: skip
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""medgraft against a tutorial's Trainer script, the same work on both sides: `python benchmarks/speed/run.py`.
+
+Writes a full-size BLIP with synthetic weights (or takes a checkpoint folder, `--model`), phantoms as images, and runs every
+strategy on both sides in turn, each in a process of its own, so that both meet the same state of the machine. The record
+goes to `--out`; `python benchmarks/speed/table.py` makes the tables of README.md and benchmarks/README.md from it. A run
+that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+STRATEGIES = (
+    "encoder-frozen", "full", "lora-decoder", "lora", "qlora-decoder", "qlora", "decoder-frozen", "lora-int8",
+)  # fmt: skip
+RATES = {"full": 1e-5, "encoder-frozen": 1e-5, "decoder-frozen": 1e-5}
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "speed" / "record.json")
+    parser.add_argument("--model", type=Path, help="a BLIP checkpoint folder instead of synthetic weights")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--image-size", type=int, default=384)
+    parser.add_argument("--images", type=int, default=24, help="for training; 16 more are captioned")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--max-new-tokens", type=int, default=20)
+    parser.add_argument("--strategies", nargs="*", default=STRATEGIES)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run what the record lacks."""
+    from medgraft.benchmark.estimate import measured_flops
+    from medgraft.data.phantoms import write_phantoms
+    from medgraft.data.roco import Roco
+    from medgraft.quiet import quiet_libraries
+    from medgraft.training import hardware
+
+    options = parse()
+    quiet_libraries()
+    work = Path(tempfile.mkdtemp(prefix="medgraft-speed-"))
+    try:
+        model = options.model
+        if model is None:
+            from synthetic_models import write_blip
+
+            model = write_blip(work / "blip", layers=options.layers, width=options.width, image_size=options.image_size)
+        write_phantoms(work / "phantoms", count=3 * (options.images + 16))
+        examples = list(Roco().read(work / "phantoms"))
+        pairs = [(str(e.image), e.captions[0]) for e in examples][: options.images]
+        test = [str(e.image) for e in examples][options.images : options.images + 16]
+        job = {
+            "model": str(model), "train": pairs, "test": test, "batch_size": options.batch_size, "epochs": options.epochs,
+            "bf16": hardware.bf16_supported("cpu"), "seed": 0, "max_new_tokens": options.max_new_tokens,
+        }  # fmt: skip
+        record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"runs": {}}
+        record |= {
+            "hardware": hardware.describe(), "versions": hardware.versions(), "git": hardware.git_revision(),
+            "flops_per_second": measured_flops(2.0), "images": len(pairs), "test_images": len(test),
+            "batch_size": options.batch_size, "epochs": options.epochs, "bf16": job["bf16"],
+            "model": "a checkpoint" if options.model else f"BLIP of width {options.width}, synthetic weights",
+            "image_size": options.image_size,
+        }  # fmt: skip
+        one = {"epochs": 1, "train": pairs[: options.batch_size], "test": []}
+        runs = {"fp32-first-step": {**job, **one, "bf16": False, "strategy": "full", "learning_rate": 1e-5}}
+        runs |= {s: {**job, "strategy": s, "learning_rate": RATES.get(s, 1e-4)} for s in options.strategies}
+        for name, settings in runs.items():
+            for side in ("trainer_script", "medgraft_side"):
+                if side not in record["runs"].setdefault(name, {}):
+                    start = time.perf_counter()
+                    record["runs"][name][side] = _run(side, {**settings, "out": str(work / "out")}, work)
+                    record["runs"][name][side]["wall_seconds"] = time.perf_counter() - start
+                    options.out.parent.mkdir(parents=True, exist_ok=True)
+                    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                steps = record["runs"][name][side]["step_seconds"]
+                print(f"{name:<16} {side:<15} {sorted(steps)[len(steps) // 2]:6.2f} s a step", flush=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
+def _run(side: str, job: dict[str, object], work: Path) -> dict[str, object]:
+    path = work / "job.json"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(HERE / f"{side}.py"), str(path)], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"MEDGRAFT_FEATURES": str(work / "features"), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{side} failed on {job['strategy']}")
+    told: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+if __name__ == "__main__":
+    sys.exit(main())

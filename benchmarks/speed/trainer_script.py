@@ -1,0 +1,157 @@
+"""BLIP captioning with transformers.Trainer and peft, written as the public tutorials write it: the other side of the race.
+
+    python benchmarks/speed/trainer_script.py JOB.json
+
+JOB.json names the model folder, images with captions, strategy, batch size, epochs, precision and seed; a JSON object with
+the loss and seconds of every step, seconds to caption, and peak memory goes to stdout's last line. The script depends on
+transformers and peft alone. What tutorials forget and has to be right for a comparison of losses is right here: the decoder
+starts from [DEC], padding carries no label, and every image is decoded and resized anew in each epoch, as datasets'
+`with_transform` does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessorPil,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)  # fmt: skip
+
+EVERYWHERE = r".*(qkv|projection|fc1|fc2|query|key|value|dense)"
+DECODER = r"text_decoder\.bert\.encoder\..*(query|key|value|dense)"
+HEAD = r"text_decoder.cls"
+
+
+class Captions(Dataset):
+    """Images with captions, processed when they are asked for."""
+
+    def __init__(self, pairs, processor):
+        self.pairs, self.processor = pairs, processor
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        path, caption = self.pairs[index]
+        image = Image.open(path).convert("RGB")
+        return {"pixel_values": self.processor(image, return_tensors="pt")["pixel_values"][0], "caption": caption}
+
+
+def load(job):
+    """The model for a strategy, ready to be trained."""
+    strategy, quantization = job["strategy"], None
+    if strategy.startswith("qlora"):
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=[HEAD],
+        )  # fmt: skip
+    elif strategy == "lora-int8":
+        quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[HEAD])
+    model = BlipForConditionalGeneration.from_pretrained(job["model"], quantization_config=quantization, dtype=torch.float32)
+    if strategy == "encoder-frozen":
+        model.vision_model.requires_grad_(False)
+    elif strategy == "decoder-frozen":
+        model.text_decoder.requires_grad_(False)
+    elif strategy != "full":
+        if quantization is not None:
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        targets = DECODER if strategy.endswith("decoder") else EVERYWHERE
+        config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets, exclude_modules=r".*(cls|pooler).*")
+        model = get_peft_model(model, config)
+    return model
+
+
+class Remembering(Trainer):
+    """The loss of every step is kept."""
+
+    losses: list[float]
+
+    def training_step(self, *words, **more):
+        loss = super().training_step(*words, **more)
+        self.losses.append(float(loss))
+        return loss
+
+
+class Watch(TrainerCallback):
+    """Seconds of every step, the waiting for its data included."""
+
+    def __init__(self):
+        self.seconds, self.start = [], 0.0
+
+    def on_train_begin(self, *words, **more):
+        self.start = time.perf_counter()
+
+    def on_step_end(self, *words, **more):
+        now = time.perf_counter()
+        self.seconds.append(now - self.start)
+        self.start = now
+
+
+def main() -> None:
+    """Train, caption, tell."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    set_seed(job["seed"])
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    processor = BlipImageProcessorPil.from_pretrained(job["model"])
+    model = load(job)
+
+    def collate(rows):
+        text = tokenizer([row["caption"] for row in rows], padding=True, return_tensors="pt", return_token_type_ids=False)
+        text["input_ids"][:, 0] = tokenizer.bos_token_id  # [DEC] for [CLS], as generation starts
+        labels = text["input_ids"].masked_fill(text["attention_mask"] == 0, -100)
+        labels[:, 0] = -100
+        pixels = torch.stack([row["pixel_values"] for row in rows])
+        return {"pixel_values": pixels, "labels": labels, **text}
+
+    arguments = TrainingArguments(
+        output_dir=job["out"], per_device_train_batch_size=job["batch_size"], num_train_epochs=job["epochs"],
+        learning_rate=job["learning_rate"], lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
+        bf16=job["bf16"], optim="adamw_torch", save_strategy="no", logging_strategy="no", report_to="none", use_cpu=True,
+        remove_unused_columns=False, label_names=["labels"], disable_tqdm=True, seed=job["seed"], data_seed=job["seed"],
+        dataloader_num_workers=0,
+    )  # fmt: skip
+    watch = Watch()
+    trainer = Remembering(
+        model=model, args=arguments, train_dataset=Captions(job["train"], processor), data_collator=collate, callbacks=[watch]
+    )
+    trainer.losses = []
+    trainer.train()
+    seconds, captions = caption(trainer.model, job, processor, tokenizer) if job["test"] else (0.0, [])
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    told = {
+        "losses": trainer.losses, "step_seconds": watch.seconds, "build_seconds": 0.0, "caption_seconds": seconds,
+        "captions": captions, "peak_memory_bytes": int(peak.split()[1]) * 1024,
+    }  # fmt: skip
+    print(json.dumps(told))
+
+
+@torch.no_grad()
+def caption(model, job, processor, tokenizer):
+    """Seconds for, and captions of, the test images."""
+    model.eval()
+    start, said = time.perf_counter(), []
+    for first in range(0, len(job["test"]), job["batch_size"]):
+        images = [Image.open(path).convert("RGB") for path in job["test"][first : first + job["batch_size"]]]
+        pixels = processor(images, return_tensors="pt")["pixel_values"]
+        with torch.autocast("cpu", torch.bfloat16, enabled=job["bf16"]):
+            ids = model.generate(pixel_values=pixels, max_new_tokens=job["max_new_tokens"])
+        said += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return time.perf_counter() - start, said
+
+
+if __name__ == "__main__":
+    main()

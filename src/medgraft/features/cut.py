@@ -1,0 +1,104 @@
+"""Where a model with a strategy applied can be cut, and the key under which what comes out there is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from medgraft.backbones import Backbone
+from medgraft.backbones.weights import digest
+from medgraft.types import Seam
+
+SCHEMA = 1  # of the store and of what is put into it
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The seam that may be used, or None with the reason why there is none."""
+
+    seam: Seam | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"cut at seam {self.seam.name!r}: {self.reason}" if self.seam else f"no cut: {self.reason}"
+
+
+def find_cut(backbone: Backbone) -> Cut:
+    """The highest seam below which nothing is trained and nothing is random, found on the model as it stands.
+
+    A prefix is fit if none of its parameters is trained, no PEFT layer lies in it, and none of its modules is in
+    training mode with dropout. Images are not augmented at random, so they need no check.
+    """
+    best: Seam | None = None
+    obstacle = ""
+    for seam in backbone.seams:
+        found = _obstacle(backbone, seam)
+        if found is not None:
+            obstacle = found
+            break
+        best = seam
+    if best is None:
+        return Cut(None, obstacle)
+    return Cut(best, obstacle or "all below it is frozen")
+
+
+def _obstacle(backbone: Backbone, seam: Seam) -> str | None:
+    parts = set(seam.prefix)
+    for name, parameter in backbone.model.named_parameters():
+        part = backbone.anatomy.part_of(name)
+        if part in parts and parameter.requires_grad:
+            return f"part {part!r} is trained"
+    for name, module in backbone.model.named_modules():
+        part = backbone.anatomy.part_of(name)
+        if part not in parts:
+            continue
+        if hasattr(module, "base_layer"):
+            return f"part {part!r} carries an adapter"
+        if isinstance(module, nn.Dropout) and module.p > 0 and module.training:
+            return f"part {part!r} has dropout"
+    return None
+
+
+def cut_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str) -> dict[str, Any]:
+    """Everything but the image that decides what comes out at `seam`."""
+    where = next(backbone.model.parameters()).device.type
+    return {
+        "schema": SCHEMA,
+        "backbone": type(backbone).__name__,
+        "seam": seam.name,
+        "prompt": prompt if seam.reads_prompt else None,
+        "prefix": _prefix_digest(backbone, seam),
+        "images": backbone.image_settings(),
+        "computed": "bf16" if bf16 else "fp32",
+        "stored": str(stored_dtype(seam, bf16)).removeprefix("torch."),
+        "device": where,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def stored_dtype(seam: Seam, bf16: bool) -> torch.dtype:
+    """The dtype that loses nothing: bf16 where what reads the seam casts to bf16 first."""
+    return torch.bfloat16 if bf16 and seam.read_by_linear else torch.float32
+
+
+def key_digest(key: dict[str, Any]) -> str:
+    """32 hex digits for a key."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _prefix_digest(backbone: Backbone, seam: Seam) -> str:
+    """SHA-256 over every tensor of the prefix as it is held, quantisation states included."""
+    whole = hashlib.sha256()
+    state = backbone.model.state_dict()
+    for name in sorted(state):
+        value = state[name]
+        if backbone.anatomy.part_of(name) in seam.prefix and isinstance(value, torch.Tensor):
+            whole.update(f"{name}:{digest(value)}\n".encode())
+    return whole.hexdigest()

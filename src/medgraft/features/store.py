@@ -1,0 +1,261 @@
+"""The feature store: tensors by the content of their image, in safetensors shards that are written whole or not at all.
+
+A collection is a folder named after its key (see cut.py), with the key in `collection.json` for people. Each shard holds
+some dozen features under the digests of their images, and a checksum of each in its metadata. Any number of processes may
+read and write one collection: a shard appears under its own name only when it is complete, and two that hold the same
+image do no harm. What is damaged is found when it is opened or first read, put away, and computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from medgraft.features.cut import key_digest
+
+_SHARD, _DAMAGED, _ABOUT = ".safetensors", ".damaged", "collection.json"
+_SHARD_BYTES = 64 << 20
+_SPARE_BYTES = 1 << 30  # of the disk that are left free
+
+
+@dataclass(frozen=True)
+class StoreProblem:
+    """Why features are no longer stored; training goes on without."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class CollectionInfo:
+    """One collection on disk."""
+
+    folder: Path
+    key: Mapping[str, Any]
+    features: int
+    bytes: int
+    used: float  # seconds since the epoch
+
+
+def store_folder() -> Path:
+    """Where collections lie: MEDGRAFT_FEATURES, or `medgraft/features` in the user's cache."""
+    own = os.environ.get("MEDGRAFT_FEATURES")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medgraft" / "features"
+
+
+def image_digest(path: Path) -> str:
+    """SHA-256 of an image file's bytes: an edited image is another image."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class FeatureStore:
+    """One collection, opened for reading and writing.
+
+    `max_bytes` is what the whole store may take on disk; what does not fit is not kept. After a failed write `problem`
+    says what happened, and nothing more is written.
+    """
+
+    def __init__(self, key: dict[str, Any], *, max_bytes: int, root: Path | None = None):
+        self.key = key
+        self.root = root or store_folder()
+        self.folder = self.root / key_digest(key)
+        self.problem: StoreProblem | None = None
+        self._max_bytes = max_bytes
+        self._where: dict[str, Path] = {}  # digest -> shard
+        self._files: dict[Path, Any] = {}  # open shards
+        self._sums: dict[Path, dict[str, int]] = {}
+        self._checked: set[str] = set()
+        self._waiting: dict[str, torch.Tensor] = {}
+        self._known: set[Path] = set()
+        self.refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files, which a worker process opens for itself."""
+        return {**self.__dict__, "_files": {}}
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._where or digest in self._waiting
+
+    def refresh(self) -> None:
+        """See what other processes have written."""
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.glob(f"*{_SHARD}")):
+            if path not in self._known:
+                self._known.add(path)
+                self._open(path)
+
+    def mark_used(self) -> None:
+        """Set the time of last use, which prune goes by."""
+        with contextlib.suppress(OSError):
+            os.utime(self.folder)
+
+    def get(self, digest: str) -> torch.Tensor | None:
+        """The feature [S, C] of an image, None if it is not there or was found damaged."""
+        if digest in self._waiting:
+            return self._waiting[digest]
+        shard = self._where.get(digest)
+        if shard is None:
+            return None
+        try:
+            if shard not in self._files:
+                self._files[shard] = safe_open(shard, framework="pt")
+            feature: torch.Tensor = self._files[shard].get_tensor(digest)
+        except (OSError, SafetensorError):
+            self._put_away(shard)
+            return None
+        if digest not in self._checked:
+            if _checksum(feature) != self._sums[shard].get(digest):
+                self._put_away(shard)
+                return None
+            self._checked.add(digest)
+        return feature
+
+    def put(self, features: Mapping[str, torch.Tensor]) -> None:
+        """Keep features; they are on disk after `flush`, or as soon as they fill a shard."""
+        if self.problem is not None:
+            return
+        for digest, feature in features.items():
+            if digest not in self:
+                self._waiting[digest] = feature.detach().to("cpu").contiguous().clone()
+        if sum(feature.nbytes for feature in self._waiting.values()) >= _SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits as one shard."""
+        if not self._waiting or self.problem is not None:
+            return
+        size = sum(feature.nbytes for feature in self._waiting.values())
+        self.problem = self._refusal(size)
+        if self.problem is None:
+            try:
+                self._write()
+            except OSError as error:
+                self.problem = StoreProblem(f"Features cannot be written to {self.folder}: {error.strerror or error}.")
+        if self.problem is not None:
+            self._waiting.clear()
+
+    def _refusal(self, size: int) -> StoreProblem | None:
+        if _bytes_below(self.root) + size > self._max_bytes:
+            limit = self._max_bytes / 1e9
+            return StoreProblem(
+                f"The feature store in {self.root} has reached features.max_gb={limit:g}; the rest is computed at each use. "
+                "Raise it, or make room with `medgraft features prune`."
+            )
+        if self._disk_free() < size + _SPARE_BYTES:
+            return StoreProblem(f"The disk of {self.root} is nearly full; features are computed at each use.")
+        return None
+
+    def _disk_free(self) -> int:
+        place = next(path for path in (self.root, *self.root.parents) if path.exists())
+        return shutil.disk_usage(place).free
+
+    def _write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = self.folder / _ABOUT
+        if not about.exists():
+            about.write_text(json.dumps(self.key, indent=1), encoding="utf-8")
+        sums = {digest: str(_checksum(feature)) for digest, feature in self._waiting.items()}
+        final = self.folder / f"{uuid.uuid4().hex}{_SHARD}"
+        temporary = final.with_suffix(".tmp")
+        try:
+            save_file(self._waiting, temporary, metadata=sums)
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._known.add(final)
+        self._checked.update(self._waiting)
+        self._open(final)
+        self._waiting.clear()
+
+    def _open(self, path: Path) -> None:
+        try:
+            file: Any = safe_open(path, framework="pt")
+            sums = {digest: int(value) for digest, value in (file.metadata() or {}).items()}
+            digests: list[str] = list(file.keys())
+        except (OSError, SafetensorError, ValueError):
+            self._put_away(path)
+            return
+        self._files[path], self._sums[path] = file, sums
+        for digest in digests:
+            self._where[digest] = path
+
+    def _put_away(self, path: Path) -> None:
+        """Forget a damaged shard and rename it, so that nobody reads it again."""
+        self._files.pop(path, None)
+        self._where = {digest: shard for digest, shard in self._where.items() if shard != path}
+        with contextlib.suppress(OSError):
+            path.replace(path.with_suffix(_DAMAGED))
+
+
+def collections(root: Path | None = None) -> tuple[CollectionInfo, ...]:
+    """Every collection of the store, the last used first."""
+    place = root or store_folder()
+    found = []
+    for folder in place.iterdir() if place.is_dir() else ():
+        try:
+            key = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            key = {}
+        if folder.is_dir():
+            count = sum(_count(path) for path in folder.glob(f"*{_SHARD}"))
+            found.append(CollectionInfo(folder, key, count, _bytes_below(folder), folder.stat().st_mtime))
+    return tuple(sorted(found, key=lambda info: -info.used))
+
+
+def prune(*, older_than_days: float = 0, max_bytes: int | None = None, root: Path | None = None) -> tuple[CollectionInfo, ...]:
+    """Delete collections not used for so long, then the longest unused until the rest fits; what was deleted."""
+    kept = list(collections(root))
+    gone = [info for info in kept if max_bytes is None and time.time() - info.used >= older_than_days * 86400]
+    if max_bytes is not None:
+        while kept and sum(info.bytes for info in kept) > max_bytes:
+            gone.append(kept.pop())
+    for info in gone:
+        shutil.rmtree(info.folder)
+    return tuple(gone)
+
+
+def verify(root: Path | None = None) -> tuple[tuple[Path, ...], int]:
+    """Read every feature of the store; (shards that are damaged and were put away, features that are sound)."""
+    damaged, sound = [], 0
+    for info in collections(root):
+        store = FeatureStore(dict(info.key), max_bytes=0, root=info.folder.parent)
+        store.folder = info.folder  # also where the description was lost
+        store.refresh()
+        for digest in list(store._where):
+            sound += store.get(digest) is not None
+        damaged += sorted(info.folder.glob(f"*{_DAMAGED}"))
+    return tuple(damaged), sound
+
+
+def _checksum(feature: torch.Tensor) -> int:
+    return zlib.crc32(feature.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def _count(path: Path) -> int:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return len(list(file.keys()))
+    except (OSError, SafetensorError):
+        return 0
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total

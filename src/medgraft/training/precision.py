@@ -1,0 +1,59 @@
+"""Frozen weights held in the compute dtype, instead of being cast to it at every step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from medgraft.backbones import Backbone
+from medgraft.strategies import Applied, bare_name
+from medgraft.types import lies_in
+
+_READS_WEIGHTS_ONCE = ("LORA", "IA3")  # PEFT methods that use a layer's weight in its own product and nowhere else
+
+
+class HeldLinear(nn.Linear):
+    """A frozen linear layer in bf16; gives what the fp32 layer gives under bf16 autocast, and its input's dtype without."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        bias = self.bias.to(self.weight.dtype) if self.bias is not None else None
+        output = nn.functional.linear(input.to(self.weight.dtype), self.weight, bias)
+        return output if torch.is_autocast_enabled(input.device.type) else output.to(input.dtype)
+
+
+class HeldConv1D(Conv1D):
+    """GPT-2's transposed linear layer, in the same way."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        flat = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
+        output = torch.addmm(self.bias.to(self.weight.dtype), flat, self.weight).view(*x.shape[:-1], self.nf)
+        return output if torch.is_autocast_enabled(x.device.type) else output.to(x.dtype)
+
+
+_HELD: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: HeldLinear, Conv1D: HeldConv1D}
+
+
+def hold_frozen(backbone: Backbone, applied: Applied) -> int:
+    """Change the model's frozen linear layers to bf16; the number of layers changed.
+
+    For runs under bf16 autocast, which would round these weights anyway: losses and gradients stay as they are. Layers that
+    the backbone keeps in fp32 are left, as are those whose weights a PEFT method reads for more than the product.
+    """
+    strategy = applied.strategy
+    plain = strategy.method in _READS_WEIGHTS_ONCE and not strategy.options.get("use_dora")
+    changed = 0
+    for name, module in backbone.model.named_modules():
+        held = _HELD.get(type(module))
+        wrapped = name.endswith(".base_layer")
+        if held is None or module.weight.requires_grad or module.weight.dtype != torch.float32 or (wrapped and not plain):
+            continue
+        if lies_in(bare_name(name), backbone.keep_in_fp32):
+            continue
+        # a new parameter, since an embedding may share the old one and is to stay as it is
+        module.weight = nn.Parameter(module.weight.detach().to(torch.bfloat16), requires_grad=False)
+        module.__class__ = held
+        changed += 1
+    return changed

@@ -1,0 +1,167 @@
+"""Where models can be cut, what the key depends on, and training, captioning and loading with stored features."""
+
+import pytest
+import torch
+
+from medgraft.adapter import load_base
+from medgraft.benchmark import execute
+from medgraft.config import run_config
+from medgraft.data.images import open_image
+from medgraft.features import find_cut, open_supply
+from medgraft.features.cut import cut_key
+from medgraft.plugin import PluginManager
+from medgraft.strategies import PartPlan, Strategy, apply_strategy
+from medgraft.testing.backbone_checks import CAPTIONS, images
+
+PLUGINS = PluginManager()
+FULL, ADAPTER = PartPlan(mode="full"), PartPlan(mode="adapter")
+
+
+def _applied(name, tiny_folder, strategy):
+    kind, folder = tiny_folder(name)
+    backbone = load_base(f"{kind}:{folder}", strategy, plugins=PLUGINS)
+    return backbone, apply_strategy(backbone.model, backbone.anatomy, strategy)
+
+
+@pytest.mark.parametrize(("name", "strategy", "seam"), [
+    ("blip", Strategy(), "vision"),
+    ("blip", Strategy(text=FULL), "vision"),
+    ("blip", Strategy(text=ADAPTER), "vision"),
+    ("blip", Strategy(vision=FULL), None),
+    ("blip", Strategy(vision=ADAPTER, text=ADAPTER), None),
+    ("blip", Strategy(vision=PartPlan(mode="full", roles=("norm",))), None),
+    ("blip2-opt", Strategy(text=ADAPTER), "bridge"),
+    ("blip2-opt", Strategy(bridge=FULL), "vision"),
+    ("blip2-t5", Strategy(bridge=ADAPTER, text=ADAPTER), "vision"),
+    ("blip2-t5", Strategy(vision=FULL, text=FULL), None),
+    ("instructblip-t5", Strategy(text=ADAPTER, quantization="nf4"), "bridge"),
+    ("vit-gpt2", Strategy(text=FULL), "vision"),
+    ("git", Strategy(text=ADAPTER), "bridge"),
+    ("qwen2.5-vl", Strategy(bridge=FULL, text=FULL), None),
+])  # fmt: skip
+def test_the_cut_is_found_on_the_model(name, strategy, seam, tiny_folder):
+    backbone, _ = _applied(name, tiny_folder, strategy)
+    cut = find_cut(backbone)
+    assert (cut.seam.name if cut.seam else None) == seam
+    if seam is None:
+        assert cut.reason.startswith("part '")
+
+
+def test_dropout_below_the_seam_forbids_a_cut(tiny_folder):
+    backbone, _ = _applied("blip", tiny_folder, Strategy())
+    assert find_cut(backbone).seam is not None
+    backbone.model.vision_model.extra = torch.nn.Dropout(0.1)
+    assert find_cut(backbone).seam is None
+    backbone.model.eval()
+    assert find_cut(backbone).seam is not None
+
+
+def test_the_key_holds_everything_that_decides(tiny_folder):
+    backbone, _ = _applied("instructblip-t5", tiny_folder, Strategy())
+    vision, bridge = backbone.seams
+    key = cut_key(backbone, bridge, bf16=True, prompt="a")
+    assert key == cut_key(backbone, bridge, bf16=True, prompt="a")
+    assert key != cut_key(backbone, bridge, bf16=False, prompt="a")
+    assert key != cut_key(backbone, bridge, bf16=True, prompt="b")  # the Q-Former reads it
+    assert cut_key(backbone, vision, bf16=True, prompt="a") == cut_key(backbone, vision, bf16=True, prompt="b")
+    quantised, _ = _applied("instructblip-t5", tiny_folder, Strategy(quantization="nf4"))
+    assert (
+        cut_key(quantised, vision, bf16=True, prompt="")["prefix"] != cut_key(backbone, vision, bf16=True, prompt="")["prefix"]
+    )
+    before = cut_key(backbone, vision, bf16=True, prompt="")
+    backbone.model.language_model.lm_head.weight.data.add_(1)  # above the seam
+    assert cut_key(backbone, vision, bf16=True, prompt="") == before
+    backbone.model.vision_model.post_layernorm.bias.data[0] += 1
+    assert cut_key(backbone, vision, bf16=True, prompt="") != before
+    backbone.image_processor.size = {"height": 16, "width": 16}
+    assert cut_key(backbone, vision, bf16=True, prompt="")["images"] != before["images"]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    "name", ["blip", "blip2-opt", "blip2-t5", "instructblip-vicuna", "vit-gpt2", "deit-bert", "git", "qwen2.5-vl"]
+)
+def test_loss_from_stored_features_is_bit_identical(name, bf16, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path / "store"))
+    backbone, _ = _applied(name, tiny_folder, Strategy())
+    paths = []
+    for i, image in enumerate(images(3)):
+        paths.append(tmp_path / f"{i}.png")
+        image.save(paths[-1])
+    prompt = backbone.default_prompt
+    text = backbone.text_batch((*CAPTIONS, "normal."), prompt=prompt, max_tokens=160)
+    for seam in backbone.seams:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            computed = backbone.decode(
+                backbone.encode(backbone.pixel_values([open_image(p) for p in paths]), prompt=prompt), text
+            )
+            supply, _ = open_supply(backbone, bf16=bf16, prompt=prompt, max_gb=1)
+            supply.seam = seam
+            supply.store = type(supply.store)(cut_key(backbone, seam, bf16=bf16, prompt=prompt), max_bytes=10**9)
+            supply.dtype = torch.bfloat16 if bf16 and seam.read_by_linear else torch.float32
+            supply.build(paths, batch_size=3)
+            features = torch.stack([supply.stored(path) for path in paths])
+            for above in backbone.seams[backbone.seams.index(seam) + 1 :]:
+                features = backbone.stage(above.name, features, prompt=prompt)
+            stored = backbone.decode(features, text)
+        assert torch.equal(stored[0], computed[0]) and torch.equal(stored[1], computed[1]), seam.name
+
+
+def _run(blip_folder, phantoms_folder, out, strategy, *overrides):
+    config = run_config(
+        backbone=f"blip:{blip_folder}", strategy=strategy, data=f"roco:{phantoms_folder}",
+        overrides=["train.max_steps=6", "train.per_device_train_batch_size=4", "generation.max_new_tokens=8", *overrides],
+    )  # fmt: skip
+    said = []
+    result = execute(config, out, plugins=PLUGINS, progress=False, say=said.append)
+    return result, next(line for line in said if line.startswith("features:"))
+
+
+@pytest.mark.parametrize("bf16", ["true", "false"])
+@pytest.mark.parametrize("strategy", ["encoder-frozen", "qlora-decoder"])
+def test_training_with_and_without_the_store(strategy, bf16, blip_folder, phantoms_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path / "store"))
+    setting = f"train.bf16={bf16}"
+    computed, line = _run(blip_folder, phantoms_folder, tmp_path / "a", strategy, setting, "features.enabled=false")
+    assert line == "features: no cut: features.enabled is false"
+    built, line = _run(blip_folder, phantoms_folder, tmp_path / "b", strategy, setting)
+    assert line.startswith("features: cut at seam 'vision': all below it is frozen; 0 found")
+    assert built.record.features["built"] == built.record.images["train"] + built.record.images["test"]
+    found, _ = _run(blip_folder, phantoms_folder, tmp_path / "c", strategy, setting)
+    assert found.record.features["built"] == 0
+    assert found.record.train_loss == built.record.train_loss  # bit-identical from the store
+    tolerance = 2e-2 if bf16 == "true" else 1e-5  # features were computed in other batches
+    assert built.record.train_loss == pytest.approx(computed.record.train_loss, rel=tolerance)
+    assert found.evaluation.predictions == built.evaluation.predictions
+    if bf16 == "false":
+        assert built.evaluation.predictions == computed.evaluation.predictions
+
+
+def test_what_does_not_fit_is_computed(blip_folder, phantoms_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path / "store"))
+    monkeypatch.setattr("medgraft.features.store._SHARD_BYTES", 8 * 17 * 64 * 4)
+    whole, _ = _run(
+        blip_folder, phantoms_folder, tmp_path / "a", "encoder-frozen", "train.bf16=false", "features.enabled=false"
+    )
+    part, _ = _run(blip_folder, phantoms_folder, tmp_path / "b", "encoder-frozen", "train.bf16=false", "features.max_gb=0.0001")
+    assert 0 < part.record.features["built"] < part.record.images["train"]
+    assert part.record.train_loss == pytest.approx(whole.record.train_loss, rel=1e-5)  # batches of both kinds of rows
+
+
+def test_an_edited_image_is_another_image(blip_folder, phantoms_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path / "store"))
+    backbone = load_base(f"blip:{blip_folder}", Strategy(), plugins=PLUGINS)
+    apply_strategy(backbone.model, backbone.anatomy, Strategy())
+    path = tmp_path / "x.png"
+    images(1)[0].save(path)
+    first, _ = open_supply(backbone, bf16=False, prompt="", max_gb=1)
+    before = first.features([path])
+    images(1)[0].rotate(90).save(path)
+    second, _ = open_supply(backbone, bf16=False, prompt="", max_gb=1)
+    assert not torch.equal(second.features([path]), before)
+
+
+def test_strategies_that_train_the_prefix_say_so(blip_folder, phantoms_folder, tmp_path):
+    result, line = _run(blip_folder, phantoms_folder, tmp_path, "full")
+    assert line == "features: no cut: part 'vision' is trained"
+    assert result.record.features == {"seam": None, "reason": "part 'vision' is trained", "found": 0, "built": 0}
