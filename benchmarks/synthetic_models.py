@@ -17,11 +17,14 @@ from pathlib import Path
 import torch
 from transformers import (
     BertTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessorPil,
     BlipProcessor,
     GPT2Config,
+    OPTConfig,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -68,6 +71,29 @@ def write_vit_gpt2(folder: Path, *, layers: int = 12, width: int = 768, image_si
     torch.manual_seed(seed)
     images = ViTImageProcessorPil(size={"height": image_size, "width": image_size})
     save(folder, VisionEncoderDecoderModel(config), tokenizer, images)
+    return folder
+
+
+def write_blip2(folder: Path, *, part: int = 4, seed: int = 0) -> Path:
+    """A BLIP-2 with OPT 2.7B, every width and depth, and the root of the vocabulary, divided by `part`; 224 px."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = byte_tokenizer("</s> $A", pad_token="<pad>", eos_token="</s>", bos_token="</s>")
+    text = OPTConfig(
+        hidden_size=2560 // part, word_embed_proj_dim=2560 // part, ffn_dim=10240 // part, num_hidden_layers=32 // part,
+        num_attention_heads=32 // part, vocab_size=50304 // part**2, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    vision = {
+        "hidden_size": 1408 // part, "intermediate_size": 6144 // part, "num_hidden_layers": 39 // part,
+        "num_attention_heads": 16 // part, "initializer_range": 0.02,
+    }  # fmt: skip
+    width = 768 // part
+    qformer = {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 12 // part,
+        "num_attention_heads": 12 // part, "encoder_hidden_size": 1408 // part,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    config = Blip2Config(vision_config=vision, qformer_config=qformer, text_config=text.to_dict())
+    save(folder, Blip2ForConditionalGeneration(config), tokenizer, BlipImageProcessorPil(size={"height": 224, "width": 224}))
     return folder
 
 

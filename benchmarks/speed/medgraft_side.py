@@ -27,11 +27,13 @@ def main() -> None:
     plugins = PluginManager()
     config = RunConfig.model_validate(
         {
-            "backbone": f"blip:{job['model']}", "strategy": job["strategy"], "data": {"name": "roco"}, "seed": job["seed"],
+            "backbone": f"{job.get('backbone', 'blip')}:{job['model']}",
+            "strategy": job["strategy"], "data": {"name": "roco"}, "seed": job["seed"],
+            "features": {"enabled": job.get("features", True)},
             "train": {
                 "num_train_epochs": job["epochs"], "per_device_train_batch_size": job["batch_size"], "bf16": job["bf16"],
                 "learning_rate": job["learning_rate"], "lr_scheduler_type": "constant", "weight_decay": 0.0,
-                "warmup_steps": 0, "group_by_length": False, "max_text_tokens": 512,
+                "warmup_steps": 0, "group_by_length": False, "max_text_tokens": job.get("max_text_tokens", 512),
             },
         }
     )  # fmt: skip
