@@ -80,9 +80,6 @@ def main() -> int:
         one = {"epochs": 1, "train": pairs[: options.batch_size], "test": []}
         runs = {"fp32-first-step": {**job, **one, "bf16": False, "strategy": "full", "learning_rate": 1e-5}}
         runs |= {s: {**job, "strategy": s, "learning_rate": RATES.get(s, 1e-4)} for s in options.strategies}
-        for name, settings in runs.items():
-            for side in ("trainer_script", "medgraft_side"):
-                _once(record, options.out, name, side, lambda: _run(side, {**settings, "out": str(work / "out")}, work))  # noqa: B023
         # BLIP-2 with a quarter of the real widths and depths: LoRA on the language model, with and without the store
         blip2 = {
             **job,
@@ -95,6 +92,9 @@ def main() -> int:
         for side, stored in (("recomputed", False), ("stored", True)):
             settings = {**blip2, "learning_rate": 1e-4, "features": stored, "out": str(work / "out")}
             _once(record, options.out, "blip2-lora-decoder", side, lambda: _run("medgraft_side", settings, work))  # noqa: B023
+        for name, settings in runs.items():
+            for side in ("trainer_script", "medgraft_side"):
+                _once(record, options.out, name, side, lambda: _run(side, {**settings, "out": str(work / "out")}, work))  # noqa: B023
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return 0
