@@ -149,6 +149,30 @@ def test_a_model_that_quantisation_left_alone_is_refused(tiny_folder, plugins, m
         check_quantized(plain.model, plain.anatomy, strategy, Blip2Backbone.never_quantized)
 
 
+def test_vicunas_end_is_its_tokenizers_whatever_the_configuration_says(tiny_folder, tmp_path):
+    import json
+    import shutil
+
+    _, folder = tiny_folder("instructblip-vicuna")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"] |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}  # as the published one has them
+    (copy / "config.json").write_text(json.dumps(config))
+    backbone = load_base(f"instructblip:{copy}", Strategy(), plugins=PluginManager())
+    assert backbone.end_id == backbone.tokenizer.convert_tokens_to_ids("</s>")
+
+
+def test_weights_that_nothing_reads_may_be_missing(tiny_folder, tmp_path):
+    _, folder = tiny_folder("vit-gpt2")
+    backbone = load_base(f"vit-gpt2:{folder}", Strategy(), plugins=PluginManager())
+    backbone.model.encoder.pooler = None
+    backbone.model.save_pretrained(tmp_path)
+    backbone.tokenizer.save_pretrained(tmp_path)
+    backbone.image_processor.save_pretrained(tmp_path)
+    again = load_base(f"vit-gpt2:{tmp_path}", Strategy(), plugins=PluginManager())
+    assert torch.equal(again.encode(again.pixel_values(images(1))), backbone.encode(backbone.pixel_values(images(1))))
+
+
 def test_incomplete_checkpoints_are_refused(tiny_folder, tmp_path):
     _, folder = tiny_folder("blip2-opt")
     model = transformers.Blip2ForConditionalGeneration.from_pretrained(folder)

@@ -8,7 +8,7 @@ from medgraft.benchmark import execute
 from medgraft.config import run_config
 from medgraft.data.images import open_image
 from medgraft.features import find_cut, open_supply
-from medgraft.features.cut import cut_key
+from medgraft.features.cut import cut_key, stored_dtype
 from medgraft.plugin import PluginManager
 from medgraft.strategies import PartPlan, Strategy, apply_strategy
 from medgraft.testing.backbone_checks import CAPTIONS, images
@@ -105,6 +105,31 @@ def test_loss_from_stored_features_is_bit_identical(name, bf16, tiny_folder, tmp
                 features = backbone.stage(above.name, features, prompt=prompt)
             stored = backbone.decode(features, text)
         assert torch.equal(stored[0], computed[0]) and torch.equal(stored[1], computed[1]), seam.name
+
+
+def test_a_corrected_stage_is_another_prefix(tiny_folder):
+    backbone, _ = _applied("blip", tiny_folder, Strategy())
+
+    class Corrected(type(backbone)):
+        def stage(self, seam, inputs, *, prompt):
+            return super().stage(seam, inputs, prompt=prompt) * 2
+
+    before = cut_key(backbone, backbone.seams[0], bf16=True, prompt="")
+    backbone.__class__ = Corrected
+    assert cut_key(backbone, backbone.seams[0], bf16=True, prompt="")["code"] != before["code"]
+    backbone.config.vision_config.layer_norm_eps = 0.1
+    assert cut_key(backbone, backbone.seams[0], bf16=True, prompt="")["config"] != before["config"]
+
+
+@pytest.mark.parametrize(("quantization", "compute", "kept"), [
+    ("none", "bfloat16", torch.bfloat16), ("nf4", "bfloat16", torch.bfloat16), ("nf4", "float16", torch.float32),
+    ("int8", "bfloat16", torch.float32),
+])  # fmt: skip
+def test_features_are_kept_in_what_reads_them(quantization, compute, kept, tiny_folder):
+    strategy = Strategy(text=ADAPTER, quantization=quantization, compute_dtype=compute)
+    backbone, _ = _applied("blip", tiny_folder, strategy)
+    assert stored_dtype(backbone, backbone.seams[0], bf16=True) == kept
+    assert stored_dtype(backbone, backbone.seams[0], bf16=False) == torch.float32
 
 
 def _run(blip_folder, phantoms_folder, out, strategy, *overrides):

@@ -147,10 +147,14 @@ def test_listing_pruning_and_verifying(tmp_path):
     shard.write_bytes(content)
     damaged, sound = verify(tmp_path)
     assert [path.suffix for path in damaged] == [".damaged"] and sound <= 6
-    assert [info.folder for info in prune(older_than_days=30, root=tmp_path)] == [old.folder]
+    mine = tmp_path / "my-thesis"
+    mine.mkdir()
+    (mine / "chapter.tex").write_text("x")
+    assert [info.folder for info in prune(older_than_days=30, max_bytes=10**9, root=tmp_path)] == [old.folder]
     assert not old.folder.exists() and new.folder.exists()
     assert prune(max_bytes=0, root=tmp_path)
     assert collections(tmp_path) == ()
+    assert (mine / "chapter.tex").read_text() == "x"  # what is not the store's is left alone
 
 
 def test_a_store_goes_to_a_worker_process(tmp_path):

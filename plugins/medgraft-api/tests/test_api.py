@@ -154,6 +154,15 @@ def test_what_openai_blocks_is_an_empty_caption_and_counted(provider, stub):
     assert client.usage().refused == 1
 
 
+def test_an_answer_without_words_is_an_error_and_not_kept(provider, stub, tmp_path):
+    kind, says = provider
+    stub.script = [says("", "MAX_TOKENS" if kind is Gemini else "length")]
+    with pytest.raises(BackboneError, match=r"raise generation\.max_new_tokens"):
+        caption(kind.load("the-model"), IMAGES[:1])
+    assert len(stub.requests) == 1
+    assert not list((tmp_path / "cache").rglob("*.json"))
+
+
 def test_requests_are_no_faster_than_allowed(provider, stub, monkeypatch):
     import time
 

@@ -69,7 +69,7 @@ class Backbone(ABC):
         Weights are held in fp32, or as `quantization` says.
         """
         loading.read_config(source, cls.model_types)
-        model = loading.load_model(cls.model_class, source, quantization)
+        model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.unused)
         return cls(source, model, loading.load_tokenizer(source), loading.load_image_processor(source))
 
     @classmethod

@@ -71,6 +71,8 @@ class Blip2Backbone(Backbone):
     @property
     def end_id(self) -> int:
         """The language model's own end, which for OPT is the end of a line and not its tokenizer's `</s>`."""
+        if self.config.text_config.model_type != "opt":  # Vicuna's published configuration names another token than its </s>
+            return super().end_id
         end = self.config.text_config.eos_token_id
         return int(end[0] if isinstance(end, Sequence) else end)
 

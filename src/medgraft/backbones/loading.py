@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 
 from medgraft.errors import BackboneError
+from medgraft.types import lies_in
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -33,8 +34,13 @@ def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
     return config
 
 
-def load_model(model_class: str, source: str, quantization: BitsAndBytesConfig | None) -> nn.Module:
-    """The named class of transformers with the weights of `source`, in eval mode; BackboneError if tensors are missing."""
+def load_model(
+    model_class: str, source: str, quantization: BitsAndBytesConfig | None, unused: tuple[str, ...] = ()
+) -> nn.Module:
+    """The named class of transformers with the weights of `source`, in eval mode.
+
+    BackboneError if tensors are missing, unless a pattern of `unused` says that nothing reads them.
+    """
     loader: Any = getattr(transformers, model_class)
     try:
         model, info = loader.from_pretrained(
@@ -42,7 +48,7 @@ def load_model(model_class: str, source: str, quantization: BitsAndBytesConfig |
         )
     except (OSError, ValueError) as error:
         raise BackboneError(f"{source} cannot be loaded as {model_class}: {_first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(name for name in info["missing_keys"] if not lies_in(name, unused)):
         raise BackboneError(f"{source} holds no full {model_class}: {len(missing)} tensors are missing, such as {missing[0]}.")
     loaded: nn.Module = model.eval()
     return loaded

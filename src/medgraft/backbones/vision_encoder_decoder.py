@@ -78,11 +78,14 @@ class VisionEncoderDecoderBackbone(Backbone):
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
         """See Backbone.load; older checkpoints that do not name their image processor get ViT's."""
         loading.read_config(source, cls.model_types)
-        model = loading.load_model(cls.model_class, source, quantization)
+        model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.unused)
         try:
             processor = loading.load_image_processor(source)
-        except BackboneError:
-            processor = transformers.ViTImageProcessorPil.from_pretrained(source)
+        except BackboneError as error:
+            try:
+                processor = transformers.ViTImageProcessorPil.from_pretrained(source)
+            except (OSError, ValueError):
+                raise error from None
         return cls(source, model, loading.load_tokenizer(source), processor)
 
     @property

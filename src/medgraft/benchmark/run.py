@@ -56,6 +56,7 @@ def execute(
     record of them.
     """
     clock = Clock()
+    hardware.device()  # before anything is loaded, so that each process loads onto its own
     transformers.set_seed(config.seed)
     quiet_libraries()
     with clock.phase("load"):

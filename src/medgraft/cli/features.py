@@ -34,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.all and arguments.older_than is None and arguments.max_gb is None:
             raise ConfigError("Say what to prune: --older-than DAYS, --max-gb N, or --all.")
         limit = None if arguments.max_gb is None else int(arguments.max_gb * 1e9)
-        listed = prune(older_than_days=arguments.older_than or 0, max_bytes=limit)
+        age = 0.0 if arguments.all else arguments.older_than
+        listed = prune(older_than_days=age, max_bytes=limit)
     else:
         listed = collections()
     if arguments.json:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import inspect
 import json
 from dataclasses import dataclass
 from typing import Any
 
+import PIL
 import torch
 import transformers
 from torch import nn
 
 from medgraft.backbones import Backbone
 from medgraft.backbones.weights import digest
+from medgraft.strategies import quantized_modules
 from medgraft.types import Seam
 
 SCHEMA = 1  # of the store and of what is put into it
@@ -71,21 +75,42 @@ def cut_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str) -> dict[
     return {
         "schema": SCHEMA,
         "backbone": type(backbone).__name__,
+        "code": _code_digest(type(backbone)),
+        "config": hashlib.sha256(backbone.config.to_json_string().encode()).hexdigest()[:16],
         "seam": seam.name,
         "prompt": prompt if seam.reads_prompt else None,
         "prefix": _prefix_digest(backbone, seam),
         "images": backbone.image_settings(),
         "computed": "bf16" if bf16 else "fp32",
-        "stored": str(stored_dtype(seam, bf16)).removeprefix("torch."),
+        "stored": str(stored_dtype(backbone, seam, bf16=bf16)).removeprefix("torch."),
         "device": where,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "pillow": PIL.__version__,
     }
 
 
-def stored_dtype(seam: Seam, bf16: bool) -> torch.dtype:
-    """The dtype that loses nothing: bf16 where what reads the seam casts to bf16 first."""
-    return torch.bfloat16 if bf16 and seam.read_by_linear else torch.float32
+def stored_dtype(backbone: Backbone, seam: Seam, *, bf16: bool) -> torch.dtype:
+    """The dtype that loses nothing: bf16 where what reads the seam casts to bf16 first.
+
+    8-bit layers read float16, and 4-bit layers the dtype that they compute in.
+    """
+    if not bf16 or not seam.read_by_linear:
+        return torch.float32
+    held = [backbone.model.get_submodule(name) for name in quantized_modules(backbone.model)]
+    return torch.bfloat16 if all(getattr(m, "compute_dtype", None) == torch.bfloat16 for m in held) else torch.float32
+
+
+def _code_digest(kind: type[Backbone]) -> str:
+    """SHA-256 over the source of a backbone's classes: a corrected `stage` is another prefix."""
+    whole = hashlib.sha256(importlib.metadata.version("medgraft").encode())
+    for base in kind.__mro__[:-1]:
+        whole.update(f"{base.__module__}.{base.__qualname__}".encode())
+        try:
+            whole.update(inspect.getsource(base).encode())
+        except (OSError, TypeError):  # typed into an interpreter, or built in
+            continue
+    return whole.hexdigest()[:16]
 
 
 def key_digest(key: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -27,6 +28,7 @@ from safetensors.torch import save_file
 
 from medgraft.features.cut import key_digest
 
+_COLLECTION = re.compile(r"[0-9a-f]{32}")  # what the store names its folders, and touches no other
 _SHARD, _DAMAGED, _ABOUT = ".safetensors", ".damaged", "collection.json"
 _SHARD_BYTES = 64 << 20
 _SPARE_BYTES = 1 << 30  # of the disk that are left free
@@ -114,7 +116,9 @@ class FeatureStore:
             if shard not in self._files:
                 self._files[shard] = safe_open(shard, framework="pt")
             feature: torch.Tensor = self._files[shard].get_tensor(digest)
-        except (OSError, SafetensorError):
+        except OSError:  # the machine's trouble, not the shard's
+            return None
+        except SafetensorError:
             self._put_away(shard)
             return None
         if digest not in self._checked:
@@ -149,7 +153,7 @@ class FeatureStore:
             self._waiting.clear()
 
     def _refusal(self, size: int) -> StoreProblem | None:
-        if _bytes_below(self.root) + size > self._max_bytes:
+        if sum(_bytes_below(folder) for folder in _collections_in(self.root)) + size > self._max_bytes:
             limit = self._max_bytes / 1e9
             return StoreProblem(
                 f"The feature store in {self.root} has reached features.max_gb={limit:g}; the rest is computed at each use. "
@@ -186,7 +190,9 @@ class FeatureStore:
             file: Any = safe_open(path, framework="pt")
             sums = {digest: int(value) for digest, value in (file.metadata() or {}).items()}
             digests: list[str] = list(file.keys())
-        except (OSError, SafetensorError, ValueError):
+        except OSError:
+            return
+        except (SafetensorError, ValueError):
             self._put_away(path)
             return
         self._files[path], self._sums[path] = file, sums
@@ -205,27 +211,34 @@ def collections(root: Path | None = None) -> tuple[CollectionInfo, ...]:
     """Every collection of the store, the last used first."""
     place = root or store_folder()
     found = []
-    for folder in place.iterdir() if place.is_dir() else ():
+    for folder in _collections_in(place):
         try:
             key = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             key = {}
-        if folder.is_dir():
-            count = sum(_count(path) for path in folder.glob(f"*{_SHARD}"))
-            found.append(CollectionInfo(folder, key, count, _bytes_below(folder), folder.stat().st_mtime))
+        count = sum(_count(path) for path in folder.glob(f"*{_SHARD}"))
+        found.append(CollectionInfo(folder, key, count, _bytes_below(folder), folder.stat().st_mtime))
     return tuple(sorted(found, key=lambda info: -info.used))
 
 
-def prune(*, older_than_days: float = 0, max_bytes: int | None = None, root: Path | None = None) -> tuple[CollectionInfo, ...]:
+def prune(
+    *, older_than_days: float | None = None, max_bytes: int | None = None, root: Path | None = None
+) -> tuple[CollectionInfo, ...]:
     """Delete collections not used for so long, then the longest unused until the rest fits; what was deleted."""
-    kept = list(collections(root))
-    gone = [info for info in kept if max_bytes is None and time.time() - info.used >= older_than_days * 86400]
-    if max_bytes is not None:
-        while kept and sum(info.bytes for info in kept) > max_bytes:
-            gone.append(kept.pop())
+    limit = float("inf") if older_than_days is None else older_than_days * 86400
+    listed, now = collections(root), time.time()
+    gone = [info for info in listed if now - info.used >= limit]
+    kept = [info for info in listed if info not in gone]
+    while max_bytes is not None and kept and sum(info.bytes for info in kept) > max_bytes:
+        gone.append(kept.pop())
     for info in gone:
-        shutil.rmtree(info.folder)
+        shutil.rmtree(info.folder, ignore_errors=True)  # another process may be removing it too
     return tuple(gone)
+
+
+def _collections_in(root: Path) -> list[Path]:
+    """The folders of collections in `root`, which may be a folder that holds other things as well."""
+    return [path for path in root.iterdir() if path.is_dir() and _COLLECTION.fullmatch(path.name)] if root.is_dir() else []
 
 
 def verify(root: Path | None = None) -> tuple[tuple[Path, ...], int]:

@@ -94,4 +94,4 @@ def open_supply(backbone: Backbone, *, bf16: bool, prompt: str, max_gb: float) -
     key = cut_key(backbone, cut.seam, bf16=bf16, prompt=prompt)
     store = FeatureStore(key, max_bytes=int(max_gb * 1e9))
     store.mark_used()
-    return FeatureSupply(backbone, cut.seam, store, prompt, stored_dtype(cut.seam, bf16)), cut
+    return FeatureSupply(backbone, cut.seam, store, prompt, stored_dtype(backbone, cut.seam, bf16=bf16)), cut

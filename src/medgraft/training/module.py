@@ -31,14 +31,15 @@ class CaptioningModule(nn.Module):
         self.cut = cut
         self.model = applied.model
         trained = {backbone.anatomy.part_of(n) for n, p in backbone.model.named_parameters() if p.requires_grad}
+        prefixes = [p for part in applied.frozen_parts for p in backbone.anatomy.parts[part].prefixes]
+        self._at_rest = [module for name, module in backbone.model.named_modules() if name in prefixes]
         self.frozen_seams = tuple(seam for seam in backbone.seams if not trained & set(seam.prefix))
 
     def train(self, mode: bool = True) -> CaptioningModule:
         """As nn.Module.train, but frozen parts never leave eval mode."""
         super().train(mode)
-        for name, module in self.backbone.model.named_modules():
-            if self.backbone.anatomy.part_of(name) in self.applied.frozen_parts:
-                module.eval()
+        for module in self._at_rest:
+            module.eval()
         return self
 
     def forward(

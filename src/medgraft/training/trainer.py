@@ -91,15 +91,23 @@ def fit(
     trainer.identity = config.model_dump_json(exclude={"train": {"report_to", "dataloader_num_workers"}})
     last = _last_checkpoint(folder) if resume else None
     if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     with clock.phase("train"):
         trainer.train(resume_from_checkpoint=last)
         losses = trainer.step_losses()
     trainer.check_finite(losses)
     module.eval()
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
     return TrainResult(losses, tuple(trainer.step_seconds), evaluations)
+
+
+def _remove(folder: Path) -> None:
+    """Remove checkpoints once, when no process is writing any."""
+    hardware.wait_for_everyone()
+    if hardware.is_main_process():
+        shutil.rmtree(folder, ignore_errors=True)
+    hardware.wait_for_everyone()
 
 
 def _last_checkpoint(folder: Path) -> str | None:

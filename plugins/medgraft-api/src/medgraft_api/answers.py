@@ -25,6 +25,15 @@ class Answer:
     refused: str | None = None
 
 
+class NoRoomError(Exception):
+    """The model used up its tokens before it said a word, as models do that think first; asking again does not help."""
+
+    code = 400
+
+    def __init__(self) -> None:
+        super().__init__("it used all its tokens and said nothing; raise generation.max_new_tokens")
+
+
 def question_id(image: Image, **question: Any) -> str:
     """SHA-256 of an image's pixels and of everything else that is asked."""
     whole = hashlib.sha256(f"{image.mode}{image.size}".encode())

@@ -9,7 +9,7 @@ from typing import Any
 from google import genai
 from google.genai import types
 
-from medgraft_api.answers import Answer
+from medgraft_api.answers import Answer, NoRoomError
 from medgraft_api.captioner import ApiCaptioner
 from medgraft_api.settings import key
 
@@ -33,15 +33,17 @@ class Gemini(ApiCaptioner):
             contents=[types.Part.from_bytes(data=png, mime_type="image/png"), prompt],
             config=types.GenerateContentConfig(temperature=0.0, max_output_tokens=max_tokens, thinking_config=self._thinking()),
         )
-        used = response.usage_metadata
+        used, text, refused = response.usage_metadata, _text(response), _refusal(response)
+        if not text and refused is None:
+            raise NoRoomError
         return Answer(
-            text=_text(response),
+            text=text,
             input_tokens=(used.prompt_token_count if used else None) or 0,
             output_tokens=((used.candidates_token_count if used else None) or 0)
             + ((used.thoughts_token_count if used else None) or 0),
             model=response.model_version or self.source,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            refused=_refusal(response),
+            refused=refused,
         )
 
     def _thinking(self) -> types.ThinkingConfig | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 
-from medgraft_api.answers import Answer
+from medgraft_api.answers import Answer, NoRoomError
 from medgraft_api.captioner import ApiCaptioner
 from medgraft_api.settings import key
 
@@ -38,13 +38,16 @@ class OpenAiServer(ApiCaptioner):
             raise ValueError("the answer has no choices")
         choice, used = response.choices[0], response.usage
         blocked = "content_filter" if choice.finish_reason == "content_filter" else None
+        refused = blocked or choice.message.refusal
+        if not choice.message.content and not refused:
+            raise NoRoomError
         return Answer(
             text=choice.message.content or "",
             input_tokens=used.prompt_tokens if used else 0,
             output_tokens=used.completion_tokens if used else 0,
             model=response.model or self.source,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            refused=blocked or choice.message.refusal,
+            refused=refused,
         )
 
     def _limit(self, max_tokens: int) -> dict[str, int]:

@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 
 from medgraft.backbones import Backbone, TextBatch, next_token_loss
 from medgraft.backbones.roles import language_model_roles
+from medgraft.errors import BackboneError
 from medgraft.types import Anatomy, Part, PartAnatomy, Seam
 
 if TYPE_CHECKING:
@@ -60,8 +61,13 @@ class QwenVlBackbone(Backbone):
         """See Backbone.load; the chat template may lie beside the tokenizer."""
         backbone = super().load(source, quantization=quantization)
         if "image" not in (backbone.tokenizer.chat_template or ""):
-            path = cached_file(source, "chat_template.json")
-            backbone.tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
+            try:
+                path = cached_file(source, "chat_template.json")
+                backbone.tokenizer.chat_template = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
+            except (OSError, ValueError, KeyError):
+                raise BackboneError(
+                    f"{source} has no chat template that takes images; use an instruction-tuned checkpoint."
+                ) from None
         processor = backbone.image_processor
         processor.size = {"shortest_edge": backbone.side**2, "longest_edge": backbone.side**2}
         return backbone
