@@ -58,7 +58,7 @@ class TrainConfig(StrictModel):
     prompt: str | None = Field(default=None, description="text before every caption; the backbone's own if not given")
     save_steps: int | None = Field(default=None, gt=0, description="checkpoints for --resume; each epoch if not given")
     save_total_limit: int = Field(default=1, gt=0)
-    group_by_length: bool = Field(default=True, description="batches of captions of like length, for less padding")
+    group_by_length: bool = Field(default=False, description="batches of like length: less padding, but lower scores")
     eval_during_training: bool = Field(default=False, description="validation loss after each epoch")
     dataloader_num_workers: int = Field(default=0, ge=0)
     pixel_cache_gb: float = Field(default=0.5, ge=0, description="memory for images kept decoded and resized")
