@@ -1,8 +1,8 @@
 """Fill the tables of README.md and benchmarks/README.md from committed records: `python benchmarks/readme_table.py`.
 
 A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLACE is a folder of records seen from the root;
-or a `.json` file, the record of benchmarks/speed; or `support`, for what every backbone can be trained with, found by trying
-each pair on small random models.
+`speed:FILE` or `profile:FILE`, the record of benchmarks/speed; or `support`, for what every backbone can be trained with,
+found by trying each pair on small random models.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from speed.table import speed_table
+from speed.table import profile_table, speed_table
 
 from medgraft.benchmark import read_records, why_unsupported
 from medgraft.plugin import PluginManager
@@ -28,8 +28,9 @@ def filled(text: str) -> str:
 
     def made(match: re.Match[str]) -> str:
         place = match[2]
-        make = _support if place == "support" else speed_table if place.endswith(".json") else _table
-        return match[1] + make(ROOT / place) + match[3]
+        kinds = {"support": _support, "speed": speed_table, "profile": profile_table}
+        kind, _, path = place.rpartition(":")
+        return match[1] + kinds.get(kind or place, _table)(ROOT / path) + match[3]
 
     return _PLACE.sub(made, text)
 

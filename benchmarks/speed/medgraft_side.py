@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import transformers
+from profiling import counted_kernels
 
 from medgraft.adapter import load_base
 from medgraft.captioning import caption_images
@@ -46,10 +48,11 @@ def main() -> None:
     start = time.perf_counter()
     supply, _ = prepare_features(backbone, config, train, progress=False)
     built = time.perf_counter() - start
-    clock = Clock()
-    result = fit(
-        backbone, applied, config, train, [], Path(job["out"]), clock, checkpoints=False, progress=False, supply=supply
-    )
+    clock, kernels = Clock(), {}
+    with counted_kernels(kernels) if job.get("profile") else nullcontext():
+        result = fit(
+            backbone, applied, config, train, [], Path(job["out"]), clock, checkpoints=False, progress=False, supply=supply
+        )
     seconds, said = 0.0, []
     if job["test"]:
         options = GenerationConfig(max_new_tokens=job["max_new_tokens"])
@@ -59,7 +62,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
     told = {
         "losses": result.losses, "step_seconds": result.step_seconds, "build_seconds": built, "caption_seconds": seconds,
-        "captions": said, "peak_memory_bytes": hardware.peak_memory_bytes(),
+        "captions": said, "peak_memory_bytes": hardware.peak_memory_bytes(), "kernels": kernels,
     }  # fmt: skip
     print(json.dumps(told))
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +90,25 @@ def main() -> int:
         }
         for side, stored in (("recomputed", False), ("stored", True)):
             settings = {**blip2, "learning_rate": 1e-4, "features": stored, "out": str(work / "out")}
-            _once(record, options.out, "blip2-lora-decoder", side, lambda: _run("medgraft_side", settings, work))  # noqa: B023
+            _once(record, options.out, "blip2-lora-decoder", side, "medgraft_side", settings, work)
         for name, settings in runs.items():
             for side in ("trainer_script", "medgraft_side"):
-                _once(record, options.out, name, side, lambda: _run(side, {**settings, "out": str(work / "out")}, work))  # noqa: B023
+                _once(record, options.out, name, side, side, {**settings, "out": str(work / "out")}, work)
+        for name in options.strategies:
+            profiled = {**runs[name], "epochs": 1, "train": pairs[: 2 * options.batch_size], "test": [], "profile": True}
+            for side in ("trainer_script", "medgraft_side"):
+                _once(record, options.out, f"profile {name}", side, side, {**profiled, "out": str(work / "out")}, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return 0
 
 
-def _once(record: dict[str, Any], out: Path, name: str, side: str, do: Callable[[], dict[str, Any]]) -> None:
+def _once(record: dict[str, Any], out: Path, name: str, side: str, script: str, job: dict[str, Any], work: Path) -> None:
     """Do one run unless the record has it, and write the record."""
     runs = record["runs"].setdefault(name, {})
     if side not in runs:
         start = time.perf_counter()
-        runs[side] = do()
+        runs[side] = _run(script, job, work)
         runs[side]["wall_seconds"] = time.perf_counter() - start
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

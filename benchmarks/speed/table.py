@@ -11,16 +11,18 @@ from typing import Any
 def speed_table(path: Path) -> str:
     """Seconds of a step on both sides from the second epoch on, whole training, captioning and memory, with the ratios."""
     record = json.loads(path.read_text(encoding="utf-8"))
-    runs = dict(record["runs"])
+    runs = {name: run for name, run in record["runs"].items() if not name.startswith("profile")}
     first, blip2 = runs.pop("fp32-first-step"), runs.pop("blip2-lora-decoder")
-    head = "| strategy | Trainer s/step | medgraft s/step | step | all epochs | captioning | peak memory |"
-    lines = [head, "|---" + "|---:" * 6 + "|"]
+    head = "| strategy | Trainer s/step | medgraft s/step | step | of peak | all epochs | captioning | peak memory |"
+    lines = [head, "|---" + "|---:" * 7 + "|"]
     for name, run in runs.items():
         theirs, ours = run["trainer_script"], run["medgraft_side"]
         a, b = _later(theirs, record), _later(ours, record)
         memory = ours["peak_memory_bytes"] / theirs["peak_memory_bytes"]
+        peak = _operations(record, name) / b / record["flops_per_second"]
         lines.append(
-            f"| {name} | {a:.2f} | {b:.2f} | **{a / b:.1f}x** | {_whole(theirs) / _whole(ours):.1f}x "
+            f"| {name} | {a:.2f} | {b:.2f} | **{a / b:.1f}x** | {peak:.0%} "
+            f"| {_whole(theirs) / _whole(ours):.1f}x "
             f"| {theirs['caption_seconds'] / ours['caption_seconds']:.1f}x | {memory:.2f}x |"
         )
     machine, kind = record["hardware"], "bf16" if record["bf16"] else "fp32"
@@ -33,12 +35,35 @@ def speed_table(path: Path) -> str:
     note = (
         f"{record['model']}, {record['image_size']} px, batch {record['batch_size']}, {record['epochs']} epochs of "
         f"{record['images']} images, {kind}; {machine['cpu']}, {machine['threads']} threads, {speed:.2f} TFLOP/s measured in "
-        f"{kind} matrix products. Steps are medians from the second epoch on; *all epochs* has the feature build in it. The "
+        f"{kind} matrix products. Steps are medians from the second epoch on; *of peak*: the operations "
+        f"of medgraft's matrix products against what that rate does in the time of its step; *all epochs* has the feature "
+        f"build in it. The "
         f"whole grid: {grid:.1f}x. Encoder-frozen here against full there: {cross:.1f}x. Loss of the first step in fp32: "
         f"{apart:.0e} apart. BLIP-2 at a quarter of its widths and depths, LoRA on the language model, from stored features "
         f"against recomputing them: {_later(blip2['recomputed'], record) / _later(blip2['stored'], record):.1f}x."
     )
     return "\n".join(lines) + f"\n\n{note}\n"
+
+
+def profile_table(path: Path) -> str:
+    """The share of each kind of kernel in the time of a step, on both sides."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    profiles = {name.partition(" ")[2]: run for name, run in record["runs"].items() if name.startswith("profile")}
+    kinds = ("products", "attention", "softmax", "gelu", "norm", "casts and copies", "quantisation", "optimiser", "other")
+    lines = ["| strategy | side | TFLOP a step | " + " | ".join(kinds) + " |", "|---|---|" + "---:|" * (len(kinds) + 1)]
+    for name, run in profiles.items():
+        for side, label in (("trainer_script", "Trainer"), ("medgraft_side", "medgraft")):
+            found = run[side]["kernels"]
+            steps, whole = len(run[side]["step_seconds"]), sum(found.get(kind, 0) for kind in kinds)
+            shares = " | ".join(f"{found.get(kind, 0) / whole:.0%}" for kind in kinds)
+            lines.append(f"| {name} | {label} | {found['flops'] / steps / 1e12:.2f} | {shares} |")
+    return "\n".join(lines) + "\n"
+
+
+def _operations(record: dict[str, Any], name: str) -> float:
+    """Floating-point operations of the matrix products of one step on medgraft's side."""
+    run = record["runs"][f"profile {name}"]["medgraft_side"]
+    return float(run["kernels"]["flops"] / len(run["step_seconds"]))
 
 
 def _later(run: dict[str, Any], record: dict[str, Any]) -> float:

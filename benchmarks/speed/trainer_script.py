@@ -14,11 +14,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from PIL import Image
+from profiling import counted_kernels
 from torch.utils.data import Dataset
 from transformers import (
     AutoTokenizer,
@@ -129,12 +131,14 @@ def main() -> None:
         model=model, args=arguments, train_dataset=Captions(job["train"], processor), data_collator=collate, callbacks=[watch]
     )
     trainer.losses = []
-    trainer.train()
+    kernels = {}
+    with counted_kernels(kernels) if job.get("profile") else nullcontext():
+        trainer.train()
     seconds, captions = caption(trainer.model, job, processor, tokenizer) if job["test"] else (0.0, [])
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     told = {
         "losses": trainer.losses, "step_seconds": watch.seconds, "build_seconds": 0.0, "caption_seconds": seconds,
-        "captions": captions, "peak_memory_bytes": int(peak.split()[1]) * 1024,
+        "captions": captions, "peak_memory_bytes": int(peak.split()[1]) * 1024, "kernels": kernels,
     }  # fmt: skip
     print(json.dumps(told))
 

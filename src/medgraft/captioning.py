@@ -56,7 +56,5 @@ def _features(
     """Features at the last seam, [B, S, C]."""
     if supply is None:
         return backbone.encode(backbone.pixel_values([open_image(path) for path in paths]).to(where), prompt=prompt)
-    features = supply.features(paths)
-    for seam in backbone.seams[backbone.seams.index(supply.seam) + 1 :]:
-        features = backbone.stage(seam.name, features, prompt=prompt)
-    return features
+    above = backbone.seams[backbone.seams.index(supply.seam) + 1 :]
+    return backbone.through(above, supply.features(paths), prompt=prompt)

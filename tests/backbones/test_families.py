@@ -136,7 +136,7 @@ def test_what_is_quantised_is_counted(name, vision, text, strategy, tiny_folder,
     assert (parts.count("vision"), parts.count("text"), parts.count("bridge")) == (vision, text, 0)
 
 
-def test_a_model_that_quantisation_left_alone_is_refused(tiny_folder, plugins, monkeypatch):
+def test_a_model_that_quantisation_left_alone_is_refused(tiny_folder, plugins):
     from medgraft.backbones.blip2 import Blip2Backbone
     from medgraft.errors import StrategyError
     from medgraft.strategies import check_quantized

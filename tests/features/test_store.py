@@ -100,8 +100,8 @@ def test_the_budget_is_kept_and_said(tmp_path):
     store = _store(tmp_path, max_bytes=100)
     store.put(_features(6))
     store.flush()
-    assert "reached features.max_gb" in store.problem.message
-    assert "medgraft features prune" in store.problem.message
+    assert "reached features.max_gb" in store.problem
+    assert "medgraft features prune" in store.problem
     assert not list(tmp_path.rglob("*.safetensors"))
     store.put(_features(1))  # goes on without
     assert store.get("0-0") is None
@@ -114,7 +114,7 @@ def test_a_full_disk_is_said_and_survived(tmp_path, monkeypatch):
     store = _store(tmp_path)
     store.put(_features(2))
     store.flush()
-    assert "No space left on device" in store.problem.message
+    assert "No space left on device" in store.problem
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -123,7 +123,7 @@ def test_a_nearly_full_disk_is_left_alone(tmp_path, monkeypatch):
     store = _store(tmp_path)
     store.put(_features(2))
     store.flush()
-    assert "nearly full" in store.problem.message
+    assert "nearly full" in store.problem
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     store = _store(tmp_path / "file")
     store.put(_features(2))
     store.flush()
-    assert "cannot be written" in store.problem.message
+    assert "cannot be written" in store.problem
 
 
 def test_listing_pruning_and_verifying(tmp_path):

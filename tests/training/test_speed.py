@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 
 from medgraft.adapter import load_base
 from medgraft.plugin import PluginManager
 from medgraft.strategies import apply_strategy, get_strategy
+from medgraft.strategies.linear_4bit import HeldLinear4bit
 from medgraft.testing.backbone_checks import CAPTIONS, images
 from medgraft.training import CaptioningModule, hold_frozen
 from medgraft.training.precision import HeldConv1D, HeldLinear
@@ -24,6 +26,9 @@ def _step(name, tiny_folder, strategy, hold):
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, std=0.1)
     held = hold_frozen(backbone, applied) if hold else 0
+    for layer in backbone.model.modules():
+        if isinstance(layer, HeldLinear4bit) and not hold:
+            layer.__class__ = Linear4bit
     module = CaptioningModule(backbone, applied, backbone.default_prompt).eval()  # without dropout
     text = backbone.text_batch(CAPTIONS, prompt=backbone.default_prompt, max_tokens=160)
     with torch.autocast("cpu", torch.bfloat16):
@@ -33,7 +38,7 @@ def _step(name, tiny_folder, strategy, hold):
     return loss.detach(), gradients, held, backbone
 
 
-@pytest.mark.parametrize("strategy", ["lora", "lora-decoder", "encoder-frozen", "decoder-frozen", "qlora", "ia3", "bitfit"])
+@pytest.mark.parametrize("strategy", ["lora", "lora-decoder", "encoder-frozen", "decoder-frozen", "ia3", "bitfit"])
 @pytest.mark.parametrize("name", ["blip", "blip2-opt", "vit-gpt2", "git"])
 def test_held_weights_give_the_same_loss_and_gradients(name, strategy, tiny_folder):
     loss, gradients, _, _ = _step(name, tiny_folder, strategy, hold=False)
@@ -45,6 +50,30 @@ def test_held_weights_give_the_same_loss_and_gradients(name, strategy, tiny_fold
     assert held == kinds.count(HeldLinear) + kinds.count(HeldConv1D) > 0
     if name == "blip2-opt":
         assert all(p.dtype == torch.float32 for n, p in backbone.model.named_parameters() if n.startswith("qformer"))
+
+
+@pytest.mark.parametrize("name", ["blip", "blip2-opt", "vit-gpt2", "git"])
+def test_4bit_layers_give_bf16_to_what_follows(name, tiny_folder):
+    loss, gradients, _, _ = _step(name, tiny_folder, "qlora", hold=False)
+    again, others, _, backbone = _step(name, tiny_folder, "qlora", hold=True)
+    torch.testing.assert_close(again, loss, rtol=2e-3, atol=0)
+    assert gradients.keys() == others.keys()
+    whole = torch.cat([gradient.flatten() for gradient in gradients.values()])
+    apart = torch.cat([(gradient - others[key]).flatten() for key, gradient in gradients.items()])
+    assert apart.norm() < 0.02 * whole.norm()  # bf16 keeps eight binary digits
+    layers = [module for module in backbone.model.modules() if isinstance(module, Linear4bit)]
+    held = [module for module in layers if isinstance(module, HeldLinear4bit)]
+    assert held
+    seen = {}
+    for module in layers:
+        module.register_forward_hook(lambda m, _, output: seen.update({m: output.dtype}))
+    text = backbone.text_batch(CAPTIONS, prompt=backbone.default_prompt, max_tokens=160)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features = backbone.encode(backbone.pixel_values(images(2)), prompt=backbone.default_prompt)
+        backbone.loss(features, text)
+    assert {seen[module] for module in held if module in seen} == {torch.bfloat16}
+    if name == "blip2-opt":
+        assert not any("qformer" in n for n, m in backbone.model.named_modules() if m in held)
 
 
 def test_what_reads_weights_otherwise_is_left_alone(tiny_folder):

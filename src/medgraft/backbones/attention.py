@@ -1,8 +1,8 @@
 """Fused attention for BLIP, whose two towers compute attention step by step in transformers 5.
 
 `use_sdpa` gives every attention module of a loaded BLIP the same computation through
-`torch.nn.functional.scaled_dot_product_attention`; `eager_attention` restores the original for as long as attention
-weights are wanted. Parameters, module names and checkpoints stay as they are.
+`torch.nn.functional.scaled_dot_product_attention`, or what is quicker than that on a CPU; `eager_attention` restores the
+original for as long as attention weights are wanted. Parameters, module names and checkpoints stay as they are.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
-# On CPU the fused kernel's bf16 backward is slower than plain matrix products on short sequences: 45 ms against 10 ms
-# at [64, 6, 65, 32], 160 ms against 200 ms at [8, 12, 577, 64] (torch 2.13, AMX).
-_SHORT = 256
+from medgraft.backbones.blocked_attention import blocked_attention
 
 
 def attend(
@@ -31,22 +29,21 @@ def attend(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """softmax(query key^T * scale + mask) value for [B, H, T, D] tensors, by the faster of two equal computations."""
+    """softmax(query key^T * scale + mask) value for [B, H, T, D] tensors, by the quickest of three equal computations."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     if mask is not None:
         mask = mask.to(device=query.device, dtype=query.dtype)
-    if query.device.type != "cpu" or key.shape[2] > _SHORT or not (torch.is_grad_enabled() and _needs_grad(query, key)):
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
-    scores = (query @ key.transpose(-1, -2)) * (scale if scale is not None else query.shape[-1] ** -0.5)
+    if mask is None and not dropout:
+        return blocked_attention(query, key, value, scale)
+    scores = query @ key.transpose(-1, -2) * scale
     if mask is not None:
         scores = scores + mask
     weights = scores.softmax(dim=-1).to(value.dtype)
     if dropout:
         weights = nn.functional.dropout(weights, dropout)
     return weights @ value
-
-
-def _needs_grad(*tensors: torch.Tensor) -> bool:
-    return any(tensor.requires_grad for tensor in tensors)
 
 
 class SdpaBlipAttention(BlipAttention):

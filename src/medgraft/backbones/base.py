@@ -153,10 +153,13 @@ class Backbone(ABC):
 
     def encode(self, pixel_values: torch.Tensor, *, prompt: str = "") -> torch.Tensor:
         """Features at the last seam, [B, S, C]."""
-        features = pixel_values
-        for seam in self.seams:
-            features = self.stage(seam.name, features, prompt=prompt)
-        return features
+        return self.through(self.seams, pixel_values, prompt=prompt)
+
+    def through(self, seams: Sequence[Seam], inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+        """Features at the last of successive `seams`, [B, S, C], from those at the seam below the first one."""
+        for seam in seams:
+            inputs = self.stage(seam.name, inputs, prompt=prompt)
+        return inputs
 
     @abstractmethod
     def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -28,6 +28,7 @@ class InstructBlipBackbone(Blip2Backbone):
     model_class = "InstructBlipForConditionalGeneration"
     model_types = ("instructblip",)
     default_prompt = "A short image description."
+    qformer_tokenizer: Any
 
     @classmethod
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
@@ -36,10 +37,8 @@ class InstructBlipBackbone(Blip2Backbone):
         backbone.qformer_tokenizer = loading.load_tokenizer(source, subfolder="qformer_tokenizer")
         return backbone
 
-    qformer_tokenizer: object
-
     def _query_outputs(self, queries: torch.Tensor, image: torch.Tensor, prompt: str) -> torch.Tensor:
-        ids, _ = padded([self.qformer_tokenizer(prompt)["input_ids"]], 0)  # type: ignore[operator]
+        ids, _ = padded([self.qformer_tokenizer(prompt)["input_ids"]], 0)
         ids = ids.to(image.device).expand(image.shape[0], -1)  # [B, P]
         outputs: torch.Tensor = self.model.qformer(
             input_ids=ids,

@@ -28,7 +28,7 @@ def get_captioner(text: str, *, plugins: PluginManager) -> tuple[type[Backbone] 
     return captioner, str(Path(source).expanduser()) if source.startswith("~") else source
 
 
-def prompt_for(captioner: Backbone | RemoteCaptioner, wanted: str | None) -> str:
+def prompt_for(captioner: Backbone | RemoteCaptioner | type[RemoteCaptioner], wanted: str | None) -> str:
     """The prompt that is used: the wanted one, or the model's own."""
     return captioner.default_prompt if wanted is None else wanted
 

@@ -10,11 +10,18 @@ from collections.abc import Callable, Mapping
 import transformers
 from transformers import PreTrainedConfig
 
+from medgraft.backbones.loading import read_config
+
 
 def published_config(source: str) -> PreTrainedConfig | None:
     """The configuration of the hub id `source`, None if it is not one of the paper's."""
     make = _CONFIGS.get(source)
     return make() if make is not None else None
+
+
+def planning_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
+    """The configuration of a hub id or folder: a published one as written down here, else read from where it is."""
+    return published_config(source) or read_config(source, model_types)
 
 
 def _blip_base() -> PreTrainedConfig:

@@ -19,9 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from medgraft.backbones import Backbone
 from medgraft.config import RunConfig
-from medgraft.strategies import Applied, Strategy
+from medgraft.strategies import Applied, Strategy, bare_name
 from medgraft.training import hardware
-from medgraft.types import Part, lies_in
+from medgraft.types import PARTS, Part, lies_in
 
 CAPTION = 40  # word pieces: ROCO's median is 26, its mean higher
 _UTILISATION = 0.3  # of the measured matrix products while training; captioning word by word reaches far less
@@ -29,7 +29,6 @@ _CAPTIONING = 0.05
 _KEPT = 2.5  # bytes kept for the backward pass, for each byte of a linear layer's input: norms, activations, attention
 _BYTES = {"none": 4.0, "int8": 1.0, "nf4": 0.57, "fp4": 0.57}
 _PROCESS = 600_000_000  # Python with torch and transformers, where no accelerator has memory of its own
-_ORDER: tuple[Part, ...] = ("vision", "bridge", "text")
 
 
 @dataclass(frozen=True)
@@ -56,17 +55,14 @@ def estimate(
 ) -> Estimate:
     """For a strategy applied to the skeleton of `config`."""
     tokens = backbone.tokens(config, CAPTION)
-    trained = {part for part in _ORDER if strategy.plan(part).mode != "frozen"}
-    started: set[Part] = set()  # parts that a gradient passes through
-    for part in _ORDER:
-        if trained & {*started, part} or started:
-            started.add(part)
+    trained = [part for part in PARTS if strategy.plan(part).mode != "frozen"]
+    passed = PARTS[PARTS.index(trained[0]) :] if trained else ()  # the parts that a gradient passes through
     forward = backward = kept = 0.0
     batch = run.train.per_device_train_batch_size
     for part, layer, width in _linear_layers(backbone, applied.model):
         once = 2.0 * layer.weight.numel() * tokens.get(part, 0)
         forward += once
-        if part in started:
+        if part in passed:
             backward += once * (2 if layer.weight.requires_grad else 1)
             kept += batch * tokens.get(part, 0) * width * 2 * _KEPT
     process = _PROCESS if hardware.device().type == "cpu" else 0
@@ -98,7 +94,7 @@ def measured_flops(seconds: float = 0.5) -> float:
 def _linear_layers(backbone: type[Backbone], model: nn.Module) -> Iterator[tuple[Part, nn.Linear, int]]:
     """(part, layer, width of its input) for every linear layer that captioning runs."""
     for name, module in model.named_modules():
-        bare = name.removeprefix("base_model.model.")
+        bare = bare_name(name)
         part = backbone.anatomy.part_of(bare)
         if part is not None and isinstance(module, nn.Linear | Conv1D) and not lies_in(bare, backbone.anatomy.unused):
             layer: nn.Linear = module
@@ -107,7 +103,7 @@ def _linear_layers(backbone: type[Backbone], model: nn.Module) -> Iterator[tuple
 
 def _held(backbone: type[Backbone], name: str, parameter: nn.Parameter, strategy: Strategy) -> float:
     """Bytes for each value of a parameter."""
-    bare = name.removeprefix("base_model.model.").replace(".base_layer", "")
+    bare = bare_name(name)
     part = backbone.anatomy.part_of(bare)
     plain = (
         parameter.requires_grad or parameter.ndim != 2 or part is None or strategy.plan(part).mode == "full"

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 
 from medgraft.backbones import RemoteCaptioner, get_backbone, get_captioner
-from medgraft.backbones.loading import read_config
-from medgraft.backbones.published import published_config
+from medgraft.backbones.published import planning_config
 from medgraft.benchmark.record import run_id
 from medgraft.benchmark.run import needed_splits
 from medgraft.benchmark.suite import expand
@@ -75,14 +74,20 @@ def plan(suite: SuiteConfig, *, plugins: PluginManager) -> Plan:
 def why_unsupported(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> str | None:
     """Why `strategy` cannot be used on `NAME[:SOURCE]`, or None if it can; a model without weights is all it takes."""
     captioner, _ = get_captioner(backbone, plugins=plugins)
-    if issubclass(captioner, RemoteCaptioner):
-        refused = strategy.trains or strategy.quantization != "none"
-        return "A model behind an API cannot be trained here." if refused else None
     try:
-        rehearse(backbone, strategy, plugins=plugins)
+        if issubclass(captioner, RemoteCaptioner):
+            refuse_training(strategy)
+        else:
+            rehearse(backbone, strategy, plugins=plugins)
     except StrategyError as error:
         return str(error)
     return None
+
+
+def refuse_training(strategy: Strategy) -> None:
+    """StrategyError if `strategy` changes a model, for models behind an API."""
+    if strategy.trains or strategy.quantization != "none":
+        raise StrategyError("A model behind an API cannot be trained here.")
 
 
 def rehearse(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> Applied | None:
@@ -92,7 +97,7 @@ def rehearse(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> Ap
     """
     backbone_class, source = get_backbone(backbone, plugins=plugins)
     quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
-    config = published_config(source) or read_config(source, backbone_class.model_types)
+    config = planning_config(source, backbone_class.model_types)
     plain = strategy.model_copy(update={"quantization": "none"})
     try:
         return apply_strategy(backbone_class.skeleton(config), backbone_class.anatomy, plain)

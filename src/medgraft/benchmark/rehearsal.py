@@ -7,17 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner
-from medgraft.backbones.loading import read_config
-from medgraft.backbones.published import published_config
+from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_for
+from medgraft.backbones.published import planning_config, published_config
 from medgraft.benchmark.estimate import Estimate, estimate, measured_flops
-from medgraft.benchmark.plan import rehearse, why_unsupported
+from medgraft.benchmark.plan import refuse_training, rehearse
 from medgraft.benchmark.suite import expand
 from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
-from medgraft.errors import MedgraftError, UnknownNameError
+from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
 from medgraft.plugin import PluginManager
-from medgraft.strategies import get_strategy
+from medgraft.strategies import Strategy, get_strategy
 from medgraft.training import hardware
 from medgraft.types import SPLITS, CaptionData
 
@@ -75,14 +74,12 @@ def rehearse_suite(suite: SuiteConfig, *, plugins: PluginManager) -> Rehearsal:
             captioner, source = get_captioner(config.backbone, plugins=plugins)
             if config.backbone not in weights:
                 weights[config.backbone] = _weights(config.backbone, captioner, source, missing)
-            reason = why_unsupported(config.backbone, strategy, plugins=plugins)
-            if reason is not None:
-                left_out[f"{config.strategy} on {config.backbone}"] = reason
-                continue
             if issubclass(captioner, RemoteCaptioner):
-                runs.append(_by_api(config, captioner, source, images))
+                runs.append(_by_api(config, captioner, source, strategy, images))
             else:
-                runs.append(_here(config, captioner, source, images, speed, plugins))
+                runs.append(_here(config, captioner, source, strategy, images, speed, plugins))
+        except StrategyError as error:
+            left_out[f"{config.strategy} on {config.backbone}"] = str(error)
         except UnknownNameError as error:
             missing[str(error)] = None
         except MedgraftError as error:
@@ -139,13 +136,13 @@ def _download_bytes(captioner: type[Backbone], source: str, missing: dict[str, N
 
 
 def _here(
-    config: RunConfig, captioner: type[Backbone], source: str, data: CaptionData | None, speed: float, plugins: PluginManager
-) -> RunEstimate:
-    strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+    config: RunConfig, captioner: type[Backbone], source: str, strategy: Strategy, data: CaptionData | None, speed: float,
+    plugins: PluginManager,
+) -> RunEstimate:  # fmt: skip
     applied = rehearse(config.backbone, strategy, plugins=plugins)
     made: Estimate | None = None
     if applied is not None:
-        shapes = published_config(source) or read_config(source, captioner.model_types)
+        shapes = planning_config(source, captioner.model_types)
         made = estimate(captioner, shapes, applied, strategy, config)
     steps = config.train.max_steps * config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     seen = None if data is None else int(len(data.split("train")) * config.train.num_train_epochs)
@@ -162,10 +159,13 @@ def _here(
     )
 
 
-def _by_api(config: RunConfig, captioner: type[RemoteCaptioner], source: str, data: CaptionData | None) -> RunEstimate:
+def _by_api(
+    config: RunConfig, captioner: type[RemoteCaptioner], source: str, strategy: Strategy, data: CaptionData | None
+) -> RunEstimate:
+    refuse_training(strategy)
     usage = None
     if data is not None:
         sizes = [open_image(example.image).size for example in data.split(config.eval_split)]
-        prompt = captioner.default_prompt if config.train.prompt is None else config.train.prompt
+        prompt = prompt_for(captioner, config.train.prompt)
         usage = asdict(captioner.estimate(source, sizes, prompt=prompt, options=config.generation))
     return RunEstimate(config.backbone, config.strategy, config.seed, 0, None, 0.0, None, usage)

@@ -18,12 +18,12 @@ from medgraft.benchmark.record import Record, run_id
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import AdapterError, DataError
-from medgraft.features import FeatureSupply
+from medgraft.features import Cut, FeatureSupply
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy
 from medgraft.training import Clock, TrainResult, fit, hardware, hold_frozen, prepare_features, uses_bf16
-from medgraft.types import SPLITS, CaptionData, Split
+from medgraft.types import SPLITS, CaptionData, Example, Split
 
 CHECKPOINTS = ".medgraft-checkpoints"
 
@@ -59,32 +59,22 @@ def execute(
     hardware.device()  # before anything is loaded, so that each process loads onto its own
     transformers.set_seed(config.seed)
     quiet_libraries()
+    strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+    if not overwrite:
+        _check_out(out, strategy, resume)
     with clock.phase("load"):
-        strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
-        if not overwrite:
-            _check_out(out, strategy, resume)
-        get_captioner(config.backbone, plugins=plugins)  # a misspelt name is told before the data are read
-        data = load_data(config.data, plugins=plugins, splits=needed_splits(config, strategy))
-        backbone = load_captioner(config.backbone, strategy, plugins=plugins)
-        base = backbone.fingerprint(backbone.source)
-        applied = None
-        if isinstance(backbone, Backbone):
-            applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=_base_name(config))
-        if strategy.trains and not data.split("train"):
-            raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
+        loaded = _load(config, strategy, plugins)
+    data, backbone, applied = loaded.data, loaded.backbone, loaded.applied
     say(_data_line(data))
     say(f"{config.strategy}: {applied.summary()}" if applied and strategy.trains else "zero-shot: nothing is trained")
-    result = manifest = evaluation = None
+    supply = cut = result = manifest = evaluation = None
     main = hardware.is_main_process()
-    supply, cut = None, None
-    if isinstance(backbone, Backbone) and applied is not None:
-        if uses_bf16(config):
-            hold_frozen(backbone, applied)
+    if isinstance(backbone, Backbone):
         with clock.phase("features"):
-            supply, cut = prepare_features(backbone, config, data.split("train") if strategy.trains else (), progress=progress)
+            supply, cut = prepare_features(backbone, config, _seen(config, strategy, data), progress=progress)
         say(f"features: {cut}" + (f"; {supply.found} found, {supply.built} built" if supply and strategy.trains else ""))
         if supply and supply.store.problem:
-            say(supply.store.problem.message)
+            say(supply.store.problem)
     if isinstance(backbone, Backbone) and applied is not None and strategy.trains:
         untrained = in_place_digests(applied)
         result = fit(
@@ -94,26 +84,66 @@ def execute(
         if main:
             with clock.phase("package"):
                 files = save_weights(out, applied, untrained)
-                manifest = finish_package(out, _manifest(config, backbone, applied, base, data, result, clock), files)
+                manifest = finish_package(out, _manifest(config, backbone, applied, loaded.base, data, result, clock), files)
     if evaluate and main:
         evaluation = _evaluate(config, backbone, data, plugins, clock, progress, supply)
     if evaluation is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        pairs = {"predictions": evaluation.predictions, "references": evaluation.references}
-        (out / "predictions.json").write_text(json.dumps(pairs, indent=0, ensure_ascii=False), encoding="utf-8")
-        if manifest is not None:
-            done: dict[str, Any] = {"images": len(evaluation.predictions), "split": config.eval_split}
-            done |= {"generation": config.generation.model_dump()}
-            manifest = manifest.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})
-            finish_package(out, manifest, tuple(manifest.files))
-    record = _record(config, strategy, applied, data, base, result, manifest, evaluation, clock)
-    if isinstance(backbone, RemoteCaptioner):
-        record = record.model_copy(update={"usage": asdict(backbone.usage())})
-    if cut is not None:
-        kept = {"found": supply.found, "built": supply.built} if supply else {"found": 0, "built": 0}
-        seam = cut.seam.name if cut.seam and supply else None
-        record = record.model_copy(update={"features": {"seam": seam, "reason": cut.reason, **kept}})
+        manifest = _keep(evaluation, config, out, manifest)
+    record = _record(config, strategy, loaded, result, manifest, evaluation, clock, _used_features(cut, supply))
     return RunResult(record, evaluation, backbone)
+
+
+def _seen(config: RunConfig, strategy: Strategy, data: CaptionData) -> tuple[Example, ...]:
+    """The examples that training looks at more than once."""
+    if not strategy.trains:
+        return ()
+    return (*data.split("train"), *(data.split("validation") if config.train.eval_during_training else ()))
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a run starts from; `applied` is None for a model behind an API."""
+
+    data: CaptionData
+    backbone: Backbone | RemoteCaptioner
+    base: str  # fingerprint
+    applied: Applied | None
+
+
+def _load(config: RunConfig, strategy: Strategy, plugins: PluginManager) -> _Loaded:
+    get_captioner(config.backbone, plugins=plugins)  # a misspelt name is told before the data are read
+    data = load_data(config.data, plugins=plugins, splits=needed_splits(config, strategy))
+    backbone = load_captioner(config.backbone, strategy, plugins=plugins)
+    base = backbone.fingerprint(backbone.source)
+    applied = None
+    if isinstance(backbone, Backbone):
+        applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=_base_name(config))
+        if uses_bf16(config):
+            hold_frozen(backbone, applied)
+    if strategy.trains and not data.split("train"):
+        raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
+    return _Loaded(data, backbone, base, applied)
+
+
+def _keep(evaluation: Evaluation, config: RunConfig, out: Path, manifest: Manifest | None) -> Manifest | None:
+    """Write the captions to `out`, and the scores into the package's manifest if there is one."""
+    out.mkdir(parents=True, exist_ok=True)
+    pairs = {"predictions": evaluation.predictions, "references": evaluation.references}
+    (out / "predictions.json").write_text(json.dumps(pairs, indent=0, ensure_ascii=False), encoding="utf-8")
+    if manifest is None:
+        return None
+    done: dict[str, Any] = {"images": len(evaluation.predictions), "split": config.eval_split}
+    done |= {"generation": config.generation.model_dump()}
+    manifest = manifest.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})
+    return finish_package(out, manifest, tuple(manifest.files))
+
+
+def _used_features(cut: Cut | None, supply: FeatureSupply | None) -> dict[str, str | int | None] | None:
+    """What the record tells of the feature store."""
+    if cut is None:
+        return None
+    seam = cut.seam.name if cut.seam and supply else None
+    return {"seam": seam, "reason": cut.reason, "found": supply.found if supply else 0, "built": supply.built if supply else 0}
 
 
 def _check_out(out: Path, strategy: Strategy, resume: bool) -> None:
@@ -206,9 +236,10 @@ def _manifest(
 
 
 def _record(
-    config: RunConfig, strategy: Strategy, applied: Applied | None, data: CaptionData, base: str, result: TrainResult | None,
-    manifest: Manifest | None, evaluation: Evaluation | None, clock: Clock,
+    config: RunConfig, strategy: Strategy, loaded: _Loaded, result: TrainResult | None, manifest: Manifest | None,
+    evaluation: Evaluation | None, clock: Clock, features: dict[str, str | int | None] | None,
 ) -> Record:  # fmt: skip
+    data, applied, base = loaded.data, loaded.applied, loaded.base
     versions, fingerprint = hardware.versions(), data_fingerprint(data.examples)
     seconds = clock.seconds["train"] + clock.seconds["features"] if result else 0.0
     steps = len(result.losses) if result else 0
@@ -240,6 +271,8 @@ def _record(
         data_fingerprint=fingerprint,
         base_fingerprint=base,
         phase_seconds=dict(clock.seconds),
+        features=features,
+        usage=asdict(loaded.backbone.usage()) if isinstance(loaded.backbone, RemoteCaptioner) else None,
         config=config.model_dump(mode="json"),
         versions=versions,
         hardware=hardware.describe(),

@@ -19,7 +19,7 @@ from medgraft.backbones.weights import digest
 from medgraft.strategies import quantized_modules
 from medgraft.types import Seam
 
-SCHEMA = 1  # of the store and of what is put into it
+SCHEMA = 2  # of the store and of what is put into it
 
 
 @dataclass(frozen=True)

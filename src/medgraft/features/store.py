@@ -35,13 +35,6 @@ _SPARE_BYTES = 1 << 30  # of the disk that are left free
 
 
 @dataclass(frozen=True)
-class StoreProblem:
-    """Why features are no longer stored; training goes on without."""
-
-    message: str
-
-
-@dataclass(frozen=True)
 class CollectionInfo:
     """One collection on disk."""
 
@@ -74,7 +67,8 @@ class FeatureStore:
         self.key = key
         self.root = root or store_folder()
         self.folder = self.root / key_digest(key)
-        self.problem: StoreProblem | None = None
+        self.problem: str | None = None
+        self.written = 0  # features that this object has put on disk
         self._max_bytes = max_bytes
         self._where: dict[str, Path] = {}  # digest -> shard
         self._files: dict[Path, Any] = {}  # open shards
@@ -148,19 +142,19 @@ class FeatureStore:
             try:
                 self._write()
             except OSError as error:
-                self.problem = StoreProblem(f"Features cannot be written to {self.folder}: {error.strerror or error}.")
+                self.problem = f"Features cannot be written to {self.folder}: {error.strerror or error}."
         if self.problem is not None:
             self._waiting.clear()
 
-    def _refusal(self, size: int) -> StoreProblem | None:
+    def _refusal(self, size: int) -> str | None:
         if sum(_bytes_below(folder) for folder in _collections_in(self.root)) + size > self._max_bytes:
             limit = self._max_bytes / 1e9
-            return StoreProblem(
+            return (
                 f"The feature store in {self.root} has reached features.max_gb={limit:g}; the rest is computed at each use. "
                 "Raise it, or make room with `medgraft features prune`."
             )
         if self._disk_free() < size + _SPARE_BYTES:
-            return StoreProblem(f"The disk of {self.root} is nearly full; features are computed at each use.")
+            return f"The disk of {self.root} is nearly full; features are computed at each use."
         return None
 
     def _disk_free(self) -> int:
@@ -180,6 +174,7 @@ class FeatureStore:
             temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
+        self.written += len(self._waiting)
         self._known.add(final)
         self._checked.update(self._waiting)
         self._open(final)

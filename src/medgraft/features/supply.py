@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,18 +20,22 @@ from medgraft.types import Seam
 
 @dataclass
 class FeatureSupply:
-    """What a run takes its features from. `built` counts features computed and kept, `found` those that were there."""
+    """What a run takes its features from. `found` counts features that were there."""
 
     backbone: Backbone
     seam: Seam
     store: FeatureStore
     prompt: str
     dtype: torch.dtype
-    built: int = 0
     found: int = 0
 
     def __post_init__(self) -> None:
         self._digests: dict[Path, str] = {}
+
+    @property
+    def built(self) -> int:
+        """How many features were computed and kept."""
+        return self.store.written
 
     def digest(self, path: Path) -> str:
         """An image's digest, read once."""
@@ -48,10 +54,8 @@ class FeatureSupply:
         self.found += len(unique) - len(lacking)
         bar = tqdm(total=len(lacking), desc="features", unit="image", disable=not progress or not lacking, dynamic_ncols=True)
         with bar:
-            for start in range(0, len(lacking), batch_size):
-                some = lacking[start : start + batch_size]
-                features = self.compute(some)
-                self._keep(some, features)
+            for some, pixels in self._read_ahead([lacking[i : i + batch_size] for i in range(0, len(lacking), batch_size)]):
+                self._keep(some, self._compute(pixels))
                 bar.update(len(some))
                 if self.store.problem is not None:
                     break
@@ -69,21 +73,29 @@ class FeatureSupply:
         where = next(self.backbone.model.parameters()).device
         return torch.stack([feature.to(where) for path in paths if (feature := known[path]) is not None])
 
-    @torch.no_grad()
     def compute(self, paths: Sequence[Path]) -> torch.Tensor:
         """Features of images, without the store; called under the run's autocast."""
-        where = next(self.backbone.model.parameters()).device
-        features = self.backbone.pixel_values([open_image(path) for path in paths]).to(where)
-        for seam in self.backbone.seams:
-            features = self.backbone.stage(seam.name, features, prompt=self.prompt)
-            if seam == self.seam:
-                break
-        return features.to(self.dtype)
+        return self._compute(self._pixels(paths))
+
+    def _read_ahead(self, batches: Sequence[Sequence[Path]]) -> Iterator[tuple[Sequence[Path], torch.Tensor]]:
+        """Each batch with its pixel values; the next one is decoded and resized in a thread meanwhile."""
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            coming = deque(reader.submit(self._pixels, batch) for batch in batches[:1])
+            for number, batch in enumerate(batches, start=1):
+                coming.extend(reader.submit(self._pixels, later) for later in batches[number : number + 1])
+                yield batch, coming.popleft().result()
+
+    def _pixels(self, paths: Sequence[Path]) -> torch.Tensor:
+        return self.backbone.pixel_values([open_image(path) for path in paths])
+
+    @torch.no_grad()
+    def _compute(self, pixels: torch.Tensor) -> torch.Tensor:
+        pixels = pixels.to(next(self.backbone.model.parameters()).device)
+        below = self.backbone.seams[: self.backbone.seams.index(self.seam) + 1]
+        return self.backbone.through(below, pixels, prompt=self.prompt).to(self.dtype)
 
     def _keep(self, paths: Sequence[Path], features: torch.Tensor) -> None:
-        before = self.store.problem
         self.store.put({self.digest(path): feature for path, feature in zip(paths, features, strict=True)})
-        self.built += len(paths) if before is None and self.store.problem is None else 0
 
 
 def open_supply(backbone: Backbone, *, bf16: bool, prompt: str, max_gb: float) -> tuple[FeatureSupply | None, Cut]:

@@ -60,15 +60,24 @@ def check_quantized(model: nn.Module, anatomy: Anatomy, strategy: Strategy, neve
             )
 
 
-def keep_unpacked(model: nn.Module) -> None:
-    """Keep 4-bit weights on a CPU as they were loaded, changing `model`.
+def prepare_4bit(model: nn.Module, keep_in_fp32: Sequence[str]) -> None:
+    """Change how the 4-bit layers of a loaded `model` compute, not what they hold.
 
-    bitsandbytes repacks them at the first inference and unpacks them with a loss when a state dict is taken, so that
-    saving an adapter would change its base; its repacked kernel is also the slower one for whole sequences.
+    On a CPU bitsandbytes repacks weights at the first inference and unpacks them with a loss when a state dict is taken, so
+    that saving an adapter would change its base; they stay as they were loaded, which is also quicker for whole sequences.
+    Layers that compute in bf16 give bf16 under autocast, where bitsandbytes' return to the dtype of their input.
     """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - torch types attributes as tensors
+    names = quantized_modules(model)
+    if not names:
+        return
+    from medgraft.strategies.linear_4bit import HeldLinear4bit, Linear4bit
+
+    for name in names:
+        module = model.get_submodule(name)
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+            if module.compute_dtype == torch.bfloat16 and not lies_in(name, keep_in_fp32):
+                module.__class__ = HeldLinear4bit
 
 
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:

@@ -23,24 +23,24 @@ _PACKAGES = ("medgraft", "torch", "transformers", "peft", "bitsandbytes", "accel
 
 def device() -> torch.device:
     """The device that accelerate gives this process; MEDGRAFT_DEVICE=cpu keeps it on the CPU."""
-    where: torch.device = PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu").device
+    where: torch.device = _processes().device
     return where
 
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes files and prints, of those that accelerate or torchrun started."""
-    return bool(PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu").is_main_process)
+    return bool(_processes().is_main_process)
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
     """This process's part of work that accelerate's or torchrun's processes divide among themselves."""
-    state = PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu")
+    state = _processes()
     return items[state.process_index :: state.num_processes]
 
 
 def wait_for_everyone() -> None:
     """Wait until every process has come here."""
-    PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu").wait_for_everyone()
+    _processes().wait_for_everyone()
 
 
 def bf16_supported(kind: str) -> bool:
@@ -104,6 +104,11 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return text.stdout.strip() or None
+
+
+def _processes() -> PartialState:
+    """What accelerate knows of this process and its siblings."""
+    return PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu")
 
 
 def _cpu_name() -> str:

@@ -1,4 +1,4 @@
-"""Frozen weights held in the compute dtype, instead of being cast to it at every step."""
+"""No cast that changes nothing: frozen weights held in bf16, and no step through fp32 between layers that compute in bf16."""
 
 from __future__ import annotations
 
@@ -37,23 +37,33 @@ _HELD: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: HeldLinear, Conv1D: 
 
 
 def hold_frozen(backbone: Backbone, applied: Applied) -> int:
-    """Change the model's frozen linear layers to bf16; the number of layers changed.
+    """Prepare the model's frozen linear layers for bf16 autocast; the number of layers whose weights changed to bf16.
 
-    For runs under bf16 autocast, which would round these weights anyway: losses and gradients stay as they are. Layers that
-    the backbone keeps in fp32 are left, as are those whose weights a PEFT method reads for more than the product.
+    For runs under bf16 autocast, which would round weights and products anyway. Layers that the backbone keeps in fp32 are
+    left, as are those whose weights a PEFT method reads for more than the product.
     """
     strategy = applied.strategy
     plain = strategy.method in _READS_WEIGHTS_ONCE and not strategy.options.get("use_dora")
     changed = 0
     for name, module in backbone.model.named_modules():
+        if lies_in(bare_name(name), backbone.keep_in_fp32):
+            continue
+        if plain and hasattr(module, "lora_A"):
+            module.cast_input_dtype_enabled = False  # autocast casts the input, and not by way of fp32
         held = _HELD.get(type(module))
         wrapped = name.endswith(".base_layer")
         if held is None or module.weight.requires_grad or module.weight.dtype != torch.float32 or (wrapped and not plain):
-            continue
-        if lies_in(bare_name(name), backbone.keep_in_fp32):
             continue
         # a new parameter, since an embedding may share the old one and is to stay as it is
         module.weight = nn.Parameter(module.weight.detach().to(torch.bfloat16), requires_grad=False)
         module.__class__ = held
         changed += 1
+    _leave_file(backbone.model)
     return changed
+
+
+def _leave_file(model: nn.Module) -> None:
+    """Copy what is still mapped from the weights file, which keeps all of it in memory for as long as one tensor is in use."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
+            tensor.data = tensor.data.clone()

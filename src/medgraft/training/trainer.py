@@ -88,7 +88,7 @@ def fit(
     if applied.strategy.method == "ADALORA" and applied.adapter_parameters:
         trainer.add_callback(RankAllocation(applied.model))
     trainer.by_length = settings.group_by_length
-    trainer.identity = config.model_dump_json(exclude={"train": {"report_to", "dataloader_num_workers"}})
+    trainer.identity = config.model_dump_json(exclude={"train": {"report_to", "dataloader_num_workers"}, "features": True})
     last = _last_checkpoint(folder) if resume else None
     if not resume:
         _remove(folder)

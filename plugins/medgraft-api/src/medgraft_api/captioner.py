@@ -133,10 +133,8 @@ class ApiCaptioner(RemoteCaptioner):
 
 def is_final(error: Exception) -> bool:
     """Whether asking again cannot help: the server answered that the request is wrong."""
-    code = (
-        getattr(error, "code", None) if isinstance(getattr(error, "code", None), int) else getattr(error, "status_code", None)
-    )
-    return isinstance(code, int) and code in _FINAL and code not in _AGAIN
+    codes = (getattr(error, name, None) for name in ("code", "status_code"))  # google-genai's name and openai's
+    return any(isinstance(code, int) and code in _FINAL and code not in _AGAIN for code in codes)
 
 
 def _png(image: Image) -> bytes:

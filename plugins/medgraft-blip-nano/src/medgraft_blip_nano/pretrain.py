@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
 
 from medgraft.backbones.attention import use_sdpa
-from medgraft_blip_nano.scenes import GRID, SHAPES, SIZE, TEXTURES, TONES, caption, random_scene, render
+from medgraft_blip_nano.scene_captions import caption
+from medgraft_blip_nano.scenes import GRID, SHAPES, SIZE, TEXTURES, TONES, random_scene, render
 
 VOCABULARY = 4500
 CAPTION_TOKENS, GLOSS_TOKENS = 44, 48
