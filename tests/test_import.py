@@ -12,7 +12,7 @@ SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
     "errors", "types", "quiet", "config", "plugin", "backbones", "strategies", "data", "features", "training", "adapter",
-    "captioning", "metrics", "benchmark", "testing", "report", "worker", "api", "scaffold", "cli",
+    "captioning", "metrics", "stats", "benchmark", "testing", "report", "worker", "api", "scaffold", "cli",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from medgraft.benchmark import Record, execute
 from medgraft.benchmark import run_suite as run_suite_runs
 from medgraft.benchmark.evaluation import Evaluation, evaluate_examples, generation_of
 from medgraft.captioning import caption_images
-from medgraft.config import DataConfig, GenerationConfig, SuiteConfig, load_suite, run_config
+from medgraft.config import METRICS, DataConfig, GenerationConfig, SuiteConfig, load_suite, run_config
 from medgraft.data import load_data
 from medgraft.errors import ConfigError
 from medgraft.plugin import PluginManager
@@ -87,7 +87,7 @@ def evaluate(
     adapter: LoadedAdapter | str | Path | None = None,
     backbone: Backbone | RemoteCaptioner | str | None = None,
     split: Split = "test",
-    metrics: tuple[str, ...] = ("bleu", "rouge_l", "cider"),
+    metrics: tuple[str, ...] = METRICS,
     generation: GenerationConfig | None = None,
     progress: bool = False,
     plugins: PluginManager | None = None,

@@ -69,7 +69,10 @@ def medgraft_datasets() -> Iterator[DatasetSpec]:
 
 @hookimpl
 def medgraft_metrics() -> Iterator[MetricSpec]:
-    """The COCO caption scores."""
+    """The COCO caption scores, and what words say of facts."""
     yield MetricSpec("bleu", "BLEU-1..4 by COCO's rules", "medgraft.metrics.bleu:Bleu")
     yield MetricSpec("rouge_l", "ROUGE-L by COCO's rules", "medgraft.metrics.rouge_l:RougeL")
     yield MetricSpec("cider", "CIDEr-D by COCO's rules", "medgraft.metrics.cider:Cider")
+    yield MetricSpec("rouge_1", "ROUGE-1 by ImageCLEFmedical's rules", "medgraft.metrics.imageclef:Rouge1")
+    yield MetricSpec("clinical", "modality, side, findings, measurements, by their words", "medgraft.metrics.clinical:Clinical")
+    yield MetricSpec("facts", "what phantoms show: study, view, finding, side, site", "medgraft.metrics.facts:PhantomFacts")

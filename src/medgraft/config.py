@@ -65,6 +65,9 @@ class TrainConfig(StrictModel):
     report_to: tuple[str, ...] = ()
 
 
+METRICS = ("bleu", "rouge_l", "cider", "rouge_1", "clinical", "facts")
+
+
 class GenerationConfig(StrictModel):
     """How captions are decoded, in transformers' words; lengths in word pieces, prompt not counted."""
 
@@ -92,7 +95,7 @@ class RunConfig(StrictModel):
     train: TrainConfig = TrainConfig()
     generation: GenerationConfig = GenerationConfig()
     features: FeaturesConfig = FeaturesConfig()
-    metrics: tuple[str, ...] = ("bleu", "rouge_l", "cider")
+    metrics: tuple[str, ...] = METRICS
     eval_split: Literal["train", "validation", "test"] = "test"
     seed: int = Field(default=0, ge=0)
 
@@ -119,7 +122,7 @@ class SuiteConfig(StrictModel):
     train: TrainConfig = TrainConfig()
     generation: GenerationConfig = GenerationConfig()
     features: FeaturesConfig = FeaturesConfig()
-    metrics: tuple[str, ...] = ("bleu", "rouge_l", "cider")
+    metrics: tuple[str, ...] = METRICS
     eval_split: Literal["train", "validation", "test"] = "test"
     overrides: dict[str, dict[Literal["train", "strategy"], dict[str, JsonValue]]] = Field(default_factory=dict)
 

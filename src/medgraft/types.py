@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Split = Literal["train", "validation", "test"]
 Part = Literal["vision", "bridge", "text"]
@@ -19,13 +19,17 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its reference captions; `group` is the patient or article that it must not be parted from."""
+    """One image with its reference captions; `group` is the patient or article that it must not be parted from.
+
+    `facts` is what the image is known to show, in the data set's own words, where it knows that.
+    """
 
     id: str
     image: Path
     captions: tuple[str, ...]
     split: Split
     group: str | None = None
+    facts: Mapping[str, Any] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)

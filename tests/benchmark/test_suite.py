@@ -79,19 +79,27 @@ def finished(blip_folder, phantoms_folder, tmp_path_factory):
 
 def test_runs_and_failures_have_records(finished):
     _, out, records, said = finished
-    zero, lora, bad = records
+    zero, lora, bad, *baselines = records
+    assert [(record.backbone, record.strategy) for record in baselines] == [
+        ("baseline", "most-frequent"), ("baseline", "random"),
+    ]  # fmt: skip
+    assert all(record.metrics["cider"] >= 0 and record.training_seconds is None for record in baselines)
     assert (zero.status, lora.status, bad.status) == ("ok", "ok", "failed")
     assert bad.error.startswith("TrainingError: The loss became")
     assert bad.metrics is None
     assert zero.training_seconds == 0 and zero.adapter_bytes == 0 and zero.steps == 0
     assert lora.training_seconds > 0 and lora.adapter_bytes > 0 and len(lora.train_loss) == 2
-    assert set(lora.metrics) == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"}
+    assert {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "rouge_1", "finding_f1"} <= set(lora.metrics)
+    assert all(lora.intervals[name][0] <= lora.intervals[name][1] for name in lora.metrics)
+    assert lora.signatures["cider"].startswith("cider|D|n:4")
+    assert "does not say what its images show" in lora.unavailable["facts"]
+    assert {"distinct_share", "most_frequent_share", "shuffled_cider"} <= set(lora.collapse)
     assert lora.peak_memory_bytes > 2**27
     assert lora.images == {"train": 6, "validation": 5, "test": 6}
     assert (out / lora.adapter / "adapter_model.safetensors").is_file()
     assert any("failed: TrainingError" in line for line in said)
-    assert len(list((out / "records").glob("*.json"))) == 3
-    assert read_records(out) == tuple(sorted(records, key=lambda r: r.strategy))
+    assert len(list((out / "records").glob("*.json"))) == 5
+    assert read_records(out) == tuple(sorted(records, key=lambda r: (r.backbone, r.strategy)))
 
 
 def test_a_suite_started_again_runs_only_what_is_missing(finished, plugins):
@@ -112,7 +120,7 @@ def test_a_killed_run_leaves_a_record(finished, plugins, monkeypatch, tmp_path):
     real = runner._watch
     monkeypatch.setattr(runner, "_watch", lambda command: real([command[0], "-c", "import os; os.kill(os.getpid(), 9)"]))
     one = suite.model_copy(update={"strategies": ("zero-shot",), "overrides": {}})
-    (record,) = run_suite(one, tmp_path, plugins=plugins, progress=False)
+    (record, *_) = run_suite(one, tmp_path, plugins=plugins, progress=False)
     assert record.status == "failed"
     assert "ended with code -9" in record.error
 
@@ -128,12 +136,13 @@ def test_tables(finished):
     _, out, records, _ = finished
     table = rows(records)
     assert table[-1].strategy == "ia3" and table[-1].failed == 1
+    assert {row.strategy for row in table if row.backbone == "baseline"} == {"most-frequent", "random"}
     text = terminal(table)
     body = [line for line in text.splitlines() if line and not line.startswith("blip:")]
     assert max(map(len, body)) <= 80
     assert "Failed runs: ia3 (1 of 1); their records say why." in text
     assert markdown(table).count("|---:") == 8
-    assert json.loads(as_json(table))[0]["backbone"].startswith("blip:")
+    assert any(row["backbone"].startswith("blip:") for row in json.loads(as_json(table)))
     examples = example_captions(records, out)
     assert "zero-shot" in examples and "lora" in examples
 
@@ -142,7 +151,7 @@ def test_the_best_is_marked_among_trained_runs():
     from medgraft.report.table import Row
 
     def row(strategy, cider, trained, seconds):
-        return Row("b", "d", strategy, 1, 0, cider, cider, cider, seconds, trained, trained / 1e7, 5e8, 1e6)
+        return Row("b", "d", strategy, 1, 0, cider, None, None, None, cider, cider, seconds, trained, trained / 1e7, 5e8, 1e6)
 
     text = terminal([row("lora", 0.5, 1e5, 60), row("full", 0.7, 1e7, 90), row("zero-shot", 0.01, 0, 0)])
     assert "0.700*" in text and "0.500*" not in text

@@ -1,5 +1,7 @@
 """Runs, grids of runs, and their records."""
 
+from medgraft.benchmark.baselines import BASELINE
+from medgraft.benchmark.captions import RunCaptions, read_captions
 from medgraft.benchmark.plan import plan, why_unsupported
 from medgraft.benchmark.record import Record, read_record, read_records, write_record
 from medgraft.benchmark.rehearsal import Rehearsal, rehearse_suite
@@ -7,6 +9,6 @@ from medgraft.benchmark.run import RunResult, execute
 from medgraft.benchmark.runner import run_suite
 
 __all__ = [
-    "Record", "Rehearsal", "RunResult", "execute", "plan", "read_record", "read_records", "rehearse_suite", "run_suite",
-    "why_unsupported", "write_record",
+    "BASELINE", "Record", "Rehearsal", "RunCaptions", "RunResult", "execute", "plan", "read_captions", "read_record",
+    "read_records", "rehearse_suite", "run_suite", "why_unsupported", "write_record",
 ]  # fmt: skip

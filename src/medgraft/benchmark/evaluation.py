@@ -4,25 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import Backbone, RemoteCaptioner
+from medgraft.benchmark.captions import RunCaptions, captions_of, collapse, shuffled
 from medgraft.captioning import caption_images
 from medgraft.config import GenerationConfig
 from medgraft.features import FeatureSupply
-from medgraft.metrics import score
+from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
+from medgraft.stats import Interval, Resampling
 from medgraft.training import Clock
 from medgraft.types import Example
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was said of each image, and the scores of all of it."""
+    """What was said of each image, the scores of all of it with their intervals, and signs of captions that ignore the image.
 
-    predictions: Mapping[str, str]
-    references: Mapping[str, tuple[str, ...]]
-    metrics: Mapping[str, float]
+    `collapse` holds, beside what `captions.collapse` counts, every score with each caption given to another image
+    (`shuffled_NAME`).
+    """
+
+    captions: RunCaptions
+    scores: Scores
+    intervals: Mapping[str, Interval]
+    collapse: Mapping[str, float]
+
+    @property
+    def predictions(self) -> Mapping[str, str]:
+        """Captions by image id."""
+        return self.captions.predictions
+
+    @property
+    def references(self) -> Mapping[str, tuple[str, ...]]:
+        """Reference captions by image id."""
+        return self.captions.references
+
+    def for_record(self) -> dict[str, Any]:
+        """The fields of a Record that tell of it."""
+        return {
+            "metrics": dict(self.scores.values),
+            "intervals": {name: (interval.low, interval.high) for name, interval in self.intervals.items()},
+            "collapse": dict(self.collapse),
+            "signatures": dict(self.scores.signatures),
+            "unavailable": dict(self.scores.unavailable),
+        }
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Every score by name."""
+        return self.scores.values
 
 
 def evaluate_examples(
@@ -42,15 +75,29 @@ def evaluate_examples(
     """Caption `examples` with `backbone` as it stands, and score the captions."""
     with clock.phase("generation"):
         paths = [example.image for example in examples]
-        captions = caption_images(
+        said = caption_images(
             backbone, paths, options=generation, prompt=prompt, batch_size=batch_size, bf16=bf16, progress=progress,
             supply=supply,
         )  # fmt: skip
-    predictions = {example.id: caption for example, caption in zip(examples, captions, strict=True)}
-    references = {example.id: tuple(c for c in example.captions if c) for example in examples}
     with clock.phase("scoring"):
-        numbers = score(predictions, references, metrics=metrics, plugins=plugins)
-    return Evaluation(predictions, references, numbers)
+        return evaluated(captions_of(examples, said), metrics=metrics, plugins=plugins)
+
+
+def evaluated(captions: RunCaptions, *, metrics: tuple[str, ...], plugins: PluginManager) -> Evaluation:
+    """Scores of `captions` with 95 % intervals over groups, where a metric tells what it measured of every image."""
+    scores = measure(captions.caption_set(), metrics=metrics, plugins=plugins)
+    resampling = Resampling(captions.group_names())
+    intervals = {
+        name: interval
+        for measured in scores.measured.values()
+        for name, interval in resampling.intervals(measured).items()
+        if name in scores.values
+    }
+    signs = collapse(captions)
+    if len(captions.ids) > 1:
+        others = measure(shuffled(captions).caption_set(), metrics=metrics, plugins=plugins).values
+        signs |= {f"shuffled_{name}": value for name, value in others.items()}
+    return Evaluation(captions, scores, intervals, signs)
 
 
 def generation_of(adapter: LoadedAdapter) -> GenerationConfig:

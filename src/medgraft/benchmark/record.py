@@ -20,8 +20,11 @@ class Record(BaseModel):
     """One run. Times in seconds, sizes in bytes; `train_loss` has one value for every optimiser step.
 
     `training_seconds` is what one waits for to have the weights: building features and the steps, without loading,
-    validation, checkpoints and captioning, which are in `phase_seconds`. `features` says where the model was cut, and how
-    many images' features were found in the store and built. `usage` is what a model behind an API was asked: requests,
+    validation, checkpoints and captioning, which are in `phase_seconds`; there, on a CPU, steps are split into waiting for
+    data, forward, backward and optimiser, with the rest as `train`. `features` says where the model was cut, and how
+    many images' features were found in the store and built. `intervals` are those of `metrics` at 95 % over groups of test
+    images, `signatures` the metrics' settings, `unavailable` why some could not be computed, `collapse` signs of captions
+    that ignore the image (see medgraft.benchmark.evaluation). `usage` is what a model behind an API was asked: requests,
     tokens, cost.
     """
 
@@ -46,6 +49,10 @@ class Record(BaseModel):
     adapter_bytes: int | None = None
     adapter: str | None = None
     metrics: dict[str, float] | None = None
+    intervals: dict[str, tuple[float, float]] | None = None
+    collapse: dict[str, float] | None = None
+    signatures: dict[str, str] | None = None
+    unavailable: dict[str, str] | None = None
     images: dict[str, int] | None = None
     data_report: dict[str, Any] | None = None
     data_fingerprint: str | None = None

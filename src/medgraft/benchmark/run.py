@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import transformers
 
 from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, load_captioner, save_weights
 from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_for, split_name
+from medgraft.benchmark.captions import write_captions
 from medgraft.benchmark.evaluation import Evaluation, evaluate_examples
 from medgraft.benchmark.record import Record, run_id
 from medgraft.config import RunConfig
@@ -106,7 +106,8 @@ class _Loaded:
 
     data: CaptionData
     backbone: Backbone | RemoteCaptioner
-    base: str  # fingerprint
+    fingerprint: str  # of the data
+    base: str  # fingerprint of the weights
     applied: Applied | None
 
 
@@ -122,14 +123,12 @@ def _load(config: RunConfig, strategy: Strategy, plugins: PluginManager) -> _Loa
             hold_frozen(backbone, applied)
     if strategy.trains and not data.split("train"):
         raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
-    return _Loaded(data, backbone, base, applied)
+    return _Loaded(data, backbone, data_fingerprint(data.examples), base, applied)
 
 
 def _keep(evaluation: Evaluation, config: RunConfig, out: Path, manifest: Manifest | None) -> Manifest | None:
     """Write the captions to `out`, and the scores into the package's manifest if there is one."""
-    out.mkdir(parents=True, exist_ok=True)
-    pairs = {"predictions": evaluation.predictions, "references": evaluation.references}
-    (out / "predictions.json").write_text(json.dumps(pairs, indent=0, ensure_ascii=False), encoding="utf-8")
+    write_captions(evaluation.captions, out)
     if manifest is None:
         return None
     done: dict[str, Any] = {"images": len(evaluation.predictions), "split": config.eval_split}
@@ -205,7 +204,7 @@ def _manifest(
     machine = hardware.describe()
     training: dict[str, Any] = {
         "steps": len(result.losses),
-        "seconds": clock.seconds["train"] + clock.seconds["features"],
+        "seconds": clock.training,
         "images": len(data.split("train")),
         "learning_rate": config.train.learning_rate or strategy.learning_rate,
         "trainable_parameters": applied.trainable_parameters,
@@ -240,8 +239,7 @@ def _record(
     evaluation: Evaluation | None, clock: Clock, features: dict[str, str | int | None] | None,
 ) -> Record:  # fmt: skip
     data, applied, base = loaded.data, loaded.applied, loaded.base
-    versions, fingerprint = hardware.versions(), data_fingerprint(data.examples)
-    seconds = clock.seconds["train"] + clock.seconds["features"] if result else 0.0
+    versions, fingerprint = hardware.versions(), loaded.fingerprint
     steps = len(result.losses) if result else 0
     return Record(
         run_id=run_id(config, strategy, fingerprint, base, versions),
@@ -250,9 +248,9 @@ def _record(
         data=config.data.name,
         seed=config.seed,
         status="ok",
-        training_seconds=seconds,
+        training_seconds=clock.training if result else 0.0,
         steps=steps,
-        seconds_per_step=clock.seconds["train"] / steps if steps else None,
+        seconds_per_step=clock.steps / steps if steps else None,
         train_loss=result.losses if result else (),
         validation_loss=result.validation_losses if result else (),
         trainable_parameters=applied.trainable_parameters if applied else 0,
@@ -261,7 +259,7 @@ def _record(
         quantized_modules=len(applied.quantized) if applied else 0,
         peak_memory_bytes=hardware.peak_memory_bytes(),
         adapter_bytes=adapter_bytes(manifest) if manifest else 0,
-        metrics=dict(evaluation.metrics) if evaluation else None,
+        **(evaluation.for_record() if evaluation else {}),
         images={split: len(data.split(split)) for split in ("train", "validation", "test")},
         data_report={
             "missing": len(data.report.missing),

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from medgraft.benchmark.baselines import run_baselines
 from medgraft.benchmark.plan import PlannedRun, plan
 from medgraft.benchmark.record import Record, read_record, write_record
 from medgraft.benchmark.run import failed_record
@@ -26,6 +27,8 @@ def run_suite(
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Record, ...]:
     """Do every run of `suite` that has no record in `out/records` yet; the records of all its runs, in its order.
+
+    Records of the baselines follow, for each data set that something was trained on.
 
     Pairs of backbone and strategy that cannot be run are left out, and `say` is told why.
     """
@@ -48,6 +51,9 @@ def run_suite(
         if record.status == "failed":
             say(f"  failed: {record.error}")
         results.append(record)
+    trained = {run.config.data.model_dump_json(): run.config for run in runs if run.config.strategy != "zero-shot"}
+    for config in trained.values():
+        results += run_baselines(config, out, plugins=plugins)
     return tuple(results)
 
 

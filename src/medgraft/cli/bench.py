@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     suite = load_suite(arguments.suite, arguments.overrides)
     from medgraft.benchmark import rehearse_suite, run_suite
     from medgraft.plugin import PluginManager
-    from medgraft.report import as_json, example_captions, markdown, rehearsal_text, rows, terminal
+    from medgraft.report import as_json, example_captions, html_report, markdown, read_results, rehearsal_text, rows, terminal
 
     if arguments.dry_run:
         rehearsal = rehearse_suite(suite, plugins=PluginManager.from_environment())
@@ -43,11 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
         suite, out, plugins=PluginManager.from_environment(), retry_failed=arguments.retry_failed,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
-    table = rows(records)
+    results = read_results(out, plugins=PluginManager.from_environment())
+    table = rows(records, results)
+    page = html_report(suite.name, records, results, plugins=PluginManager.from_environment())
+    (out / "report.html").write_text(page, encoding="utf-8")
     (out / "table.md").write_text(markdown(table) + "\n", encoding="utf-8")
     (out / "table.json").write_text(as_json(table) + "\n", encoding="utf-8")
     if arguments.json:
         print("[" + ",\n".join(record.model_dump_json() for record in records) + "]")
     else:
-        print(f"\n{example_captions(records, out)}\n\n{terminal(table)}\n\nRecords, tables and adapters are in {out}")
+        print(f"\n{example_captions(records, out)}\n\n{terminal(table)}\n")
+        print(f"The report: {out / 'report.html'}; records, tables and adapters are beside it.")
     return 1 if any(record.status == "failed" for record in records) else 0

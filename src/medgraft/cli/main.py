@@ -11,6 +11,7 @@ from medgraft.cli import (
     bench,
     caption,
     check_plugin,
+    compare,
     evaluate,
     features,
     list_names,
@@ -26,7 +27,7 @@ from medgraft.errors import MedgraftError
 from medgraft.quiet import quiet_libraries
 
 _COMMANDS = (
-    list_names, plugins, phantoms, tiny_models, train, evaluate, caption, score, bench, report, features, new_plugin,
+    list_names, plugins, phantoms, tiny_models, train, evaluate, caption, score, bench, report, compare, features, new_plugin,
     check_plugin,
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`medgraft report`: the table of stored records."""
+"""`medgraft report`: the table of stored records, or the whole report."""
 
 from __future__ import annotations
 
@@ -6,21 +6,36 @@ import argparse
 from pathlib import Path
 
 NAME = "report"
-SUMMARY = "print the table of the records in a folder"
-EXAMPLE = "medgraft report medgraft-results/quickstart --format md"
+SUMMARY = "print the table of the records in a folder, or write the report as one page"
+EXAMPLE = "medgraft report medgraft-results/quickstart --format html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="the --out of `medgraft bench`")
-    parser.add_argument("--format", choices=("text", "md", "json"), default="text")
+    parser.add_argument("--format", choices=("text", "md", "json", "html"), default="text")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there (html: report.html in DIR if not given)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     from medgraft.benchmark.record import read_records
-    from medgraft.report import as_json, markdown, rows, terminal
+    from medgraft.plugin import PluginManager
+    from medgraft.report import as_json, html_report, markdown, read_results, rows, terminal
 
-    table = rows(read_records(arguments.folder))
-    print({"text": terminal, "md": markdown, "json": as_json}[arguments.format](table))
+    manager = PluginManager.from_environment()
+    records = read_records(arguments.folder)
+    results = read_results(arguments.folder, plugins=manager)
+    out = arguments.out
+    if arguments.format == "html":
+        out = out or arguments.folder / "report.html"
+        text = html_report(arguments.folder.resolve().name, records, results, plugins=manager)
+    else:
+        text = {"text": terminal, "md": markdown, "json": as_json}[arguments.format](rows(records, results))
+    if out is None:
+        print(text)
+        return 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text + "\n", encoding="utf-8")
+    print(f"Written to {out}")
     return 0

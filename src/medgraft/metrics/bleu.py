@@ -2,52 +2,50 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import datasets
-import evaluate
+import numpy as np
 
-from medgraft.metrics.coco import ngrams, tokenize_pairs
+from medgraft.metrics.base import Array, CaptionMetric, CaptionSet, Measured
+from medgraft.metrics.coco import TOKENIZER, ngrams, tokenize_pairs
 
 _TINY, _SMALL = 1e-15, 1e-9
 
 
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Corpus BLEU-1..4, closest reference length, on PTB tokens, with COCO's constants against division by zero."""
-    correct, guessed = [0] * 4, [0] * 4
-    length = reference_length = 0
-    for tokens, lines in tokenize_pairs(predictions, references):
+    return {name: float(value) for name, value in _score(_rows(predictions, references).sum(axis=0)).items()}
+
+
+def _rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
+    """[N, 10]: matched n-grams and n-grams said, for n = 1..4; words said, and words of the reference nearest in length."""
+    rows = np.zeros((len(predictions), 10))
+    for row, (tokens, lines) in zip(rows, tokenize_pairs(predictions, references), strict=True):
         best = ngrams(lines[0])
         for line in lines[1:]:
             best |= ngrams(line)
         for gram, count in ngrams(tokens).items():
-            correct[len(gram) - 1] += min(count, best[gram])
-        for n in range(4):
-            guessed[n] += max(0, len(tokens) - n)
-        length += len(tokens)
-        reference_length += min((abs(len(line) - len(tokens)), len(line)) for line in lines)[1]
-    ratio = (length + _TINY) / (reference_length + _SMALL)
-    penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    product, scores = 1.0, {}
-    for n in range(4):
-        product *= (correct[n] + _TINY) / (guessed[n] + _SMALL)
-        scores[f"bleu_{n + 1}"] = product ** (1 / (n + 1)) * penalty
-    return scores
+            row[len(gram) - 1] += min(count, best[gram])
+        row[4:8] = [max(0, len(tokens) - n) for n in range(4)]
+        row[8:] = len(tokens), min((abs(len(line) - len(tokens)), len(line)) for line in lines)[1]
+    return rows
 
 
-class Bleu(evaluate.Metric):
+def _score(sums: Array) -> dict[str, Array]:
+    ratio = (sums[..., 8] + _TINY) / (sums[..., 9] + _SMALL)
+    penalty = np.exp(np.minimum(0.0, 1 - 1 / ratio))
+    product = np.cumprod((sums[..., :4] + _TINY) / (sums[..., 4:8] + _SMALL), axis=-1, dtype=np.float64)
+    return {f"bleu_{n}": product[..., n - 1] ** (1 / n) * penalty for n in (1, 2, 3, 4)}
+
+
+class Bleu(CaptionMetric):
     """`bleu_1` .. `bleu_4`, each between 0 and 1."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return caption_metric_info(bleu.__doc__ or "", "Papineni et al. 2002, BLEU. pycocoevalcap's rules.")
+    summary = bleu.__doc__ or ""
+    citation = "Papineni et al. 2002, BLEU. pycocoevalcap's rules."
+    signature = f"bleu|corpus|n:4|length:closest|smooth:1e-15,1e-9|{TOKENIZER}"
 
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        return bleu(predictions, references)
-
-
-def caption_metric_info(description: str, citation: str) -> evaluate.MetricInfo:
-    """What evaluate wants to know of a metric on one caption and several references each."""
-    text = datasets.Value("string")
-    features = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
-    return evaluate.MetricInfo(description=description, citation=citation, inputs_description="", features=features)
+    def measure(self, captions: CaptionSet) -> Measured:
+        """See CaptionMetric."""
+        rows = _rows(captions.predictions, captions.references)
+        return Measured(rows, _score, _score(rows))

@@ -7,10 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import evaluate
-
-from medgraft.metrics.bleu import caption_metric_info
-from medgraft.metrics.coco import Ngrams, ngrams, tokenize_pairs
+from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, means
+from medgraft.metrics.coco import TOKENIZER, Ngrams, ngrams, tokenize_pairs
 
 _SIGMA = 6.0
 
@@ -62,12 +60,13 @@ def _similarity(a: _Vector, b: _Vector) -> float:
     return sum(cosines) / 4 * math.exp(-((a.bigrams - b.bigrams) ** 2) / (2 * _SIGMA**2))
 
 
-class Cider(evaluate.Metric):
-    """`cider`, the mean over images, between 0 and 10."""
+class Cider(CaptionMetric):
+    """`cider`, the mean over images, between 0 and 10. When images are resampled, document frequencies stay as they are."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return caption_metric_info(cider.__doc__ or "", "Vedantam et al. 2015, CIDEr. pycocoevalcap's rules (CIDEr-D).")
+    summary = cider.__doc__ or ""
+    citation = "Vedantam et al. 2015, CIDEr. pycocoevalcap's rules (CIDEr-D)."
+    signature = f"cider|D|n:4|sigma:6|df:references of the scored set|{TOKENIZER}"
 
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        scores = cider(predictions, references)
-        return {"cider": sum(scores) / len(scores)}
+    def measure(self, captions: CaptionSet) -> Measured:
+        """See CaptionMetric."""
+        return means({"cider": cider(captions.predictions, captions.references)})

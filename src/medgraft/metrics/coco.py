@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from medgraft.errors import ScoringError
 from medgraft.metrics.ptb import tokenize_lines
 
+TOKENIZER = "tok:ptb"  # in the signatures of what is computed on these tokens
+
 Ngrams = Counter[tuple[str, ...]]
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import evaluate
-
-from medgraft.metrics.bleu import caption_metric_info
-from medgraft.metrics.coco import tokenize_pairs
+from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, means
+from medgraft.metrics.coco import TOKENIZER, tokenize_pairs
 
 _BETA2 = 1.2**2
 
@@ -39,12 +37,13 @@ def _lcs(a: list[str], b: list[str]) -> int:
     return len(a) - row.bit_count()
 
 
-class RougeL(evaluate.Metric):
+class RougeL(CaptionMetric):
     """`rouge_l`, the mean over images, between 0 and 1."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return caption_metric_info(rouge_l.__doc__ or "", "Lin 2004, ROUGE. pycocoevalcap's rules.")
+    summary = rouge_l.__doc__ or ""
+    citation = "Lin 2004, ROUGE. pycocoevalcap's rules."
+    signature = f"rouge_l|beta:1.2|{TOKENIZER}"
 
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        scores = rouge_l(predictions, references)
-        return {"rouge_l": sum(scores) / len(scores)}
+    def measure(self, captions: CaptionSet) -> Measured:
+        """See CaptionMetric."""
+        return means({"rouge_l": rouge_l(captions.predictions, captions.references)})

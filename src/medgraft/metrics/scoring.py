@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from medgraft.errors import PluginError, ScoringError
+from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError
 from medgraft.plugin import PluginManager
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`values` by name; what each metric measured of every image, where it tells; its settings; and what was unavailable."""
+
+    values: Mapping[str, float]
+    measured: Mapping[str, Measured]
+    signatures: Mapping[str, str]
+    unavailable: Mapping[str, str]
 
 
 def score(
@@ -23,13 +37,41 @@ def score(
         if ids:
             raise ScoringError(f"{len(ids)} ids have no {what}, such as {min(ids)!r}. Both files must have the same ids.")
     order = sorted(predictions)
-    said = [predictions[key] for key in order]
-    meant = [list(references[key]) for key in order]
-    numbers: dict[str, float] = {}
+    captions = CaptionSet(tuple(predictions[key] for key in order), tuple(tuple(references[key]) for key in order))
+    found = measure(captions, metrics=metrics, plugins=plugins)
+    if found.unavailable:
+        name, reason = next(iter(found.unavailable.items()))
+        raise ScoringError(f"{name}: {reason}")
+    return dict(found.values)
+
+
+def measure(captions: CaptionSet, *, metrics: Iterable[str], plugins: PluginManager) -> Scores:
+    """Everything that `metrics` have to say of `captions`; a metric that lacks something is left out with its reason."""
+    values: dict[str, float] = {}
+    measured: dict[str, Measured] = {}
+    signatures: dict[str, str] = {}
+    unavailable: dict[str, str] = {}
     for name in metrics:
-        result = plugins.get("metric", name)().compute(predictions=said, references=meant)
-        taken = set(result) & set(numbers)
-        if taken:
+        metric = plugins.get("metric", name)()
+        try:
+            result = _result(metric, captions, name, measured, signatures)
+        except UnavailableError as error:
+            unavailable[name] = str(error)
+            continue
+        if taken := set(result) & set(values):
             raise PluginError(f"Metric {name!r} reports {', '.join(taken)}, which another metric reports too.")
-        numbers |= {key: float(value) for key, value in result.items()}
-    return numbers
+        values |= {key: float(value) for key, value in result.items() if math.isfinite(value)}
+        unavailable |= {key: "no image has what it is about" for key, value in result.items() if not math.isfinite(value)}
+    return Scores(values, measured, signatures, unavailable)
+
+
+def _result(
+    metric: Any, captions: CaptionSet, name: str, measured: dict[str, Measured], signatures: dict[str, str]
+) -> Mapping[str, float]:
+    if isinstance(metric, CaptionMetric):
+        measured[name], signatures[name] = metric.measure(captions), metric.signature
+        return measured[name].scores
+    result: Mapping[str, float] = metric.compute(
+        predictions=list(captions.predictions), references=[list(texts) for texts in captions.references]
+    )
+    return result

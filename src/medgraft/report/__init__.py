@@ -1,7 +1,13 @@
 """Records as tables that people and programs read."""
 
+from medgraft.report.comparison import compare
 from medgraft.report.examples import example_captions
+from medgraft.report.html import html_report
 from medgraft.report.rehearsal import rehearsal_text
+from medgraft.report.results import Group, read_results
 from medgraft.report.table import Row, as_json, markdown, rows, terminal
 
-__all__ = ["Row", "as_json", "example_captions", "markdown", "rehearsal_text", "rows", "terminal"]
+__all__ = [
+    "Group", "Row", "as_json", "compare", "example_captions", "html_report", "markdown", "read_results", "rehearsal_text",
+    "rows", "terminal",
+]  # fmt: skip

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medgraft.benchmark import Record
+from medgraft.benchmark import Record, read_captions
 
 _MANY = 10  # runs
 
@@ -18,15 +17,14 @@ def example_captions(records: Sequence[Record], folder: Path, count: int = 3) ->
     """
     wanted = [r for r in records if r.status == "ok" and r.seed == records[0].seed and r.data == records[0].data]
     many = len({record.backbone for record in wanted}) > 1
-    said: list[tuple[str, dict[str, str]]] = []
-    references: dict[str, list[str]] = {}
+    said: list[tuple[str, Mapping[str, str]]] = []
+    references: dict[str, tuple[str, ...]] = {}
     for record in wanted:
-        path = folder / (record.adapter or "") / "predictions.json"
-        if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
+        captions = read_captions(folder / (record.adapter or ""))
+        if captions is not None:
             name = f"{record.backbone.rpartition('/')[2]} {record.strategy}" if many else record.strategy
-            said.append((name, content["predictions"]))
-            references |= content["references"]
+            said.append((name, captions.predictions))
+            references |= captions.references
     ids = sorted(references)
     shown = count if len(said) <= _MANY else 1
     width = max((len(name) for name, _ in said), default=0)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from statistics import fmean
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
 
-from medgraft.benchmark import Record
+from medgraft.benchmark import BASELINE, Record
+from medgraft.report.results import Group
 
 
 @dataclass(frozen=True)
 class Row:
-    """One strategy on one backbone and data set; numbers are means over its seeds, None where unknown."""
+    """One strategy on one backbone and data set; numbers are means over its seeds, None where unknown.
+
+    `cider_interval` is for other test images, at 95 %; `seed_spread` the standard deviation of CIDEr over seeds; `tied`
+    says that this row has the best CIDEr of all on these images, or is not shown to be worse, None where that is unknown.
+    """
 
     backbone: str
     data: str
@@ -21,6 +27,9 @@ class Row:
     seeds: int
     failed: int
     cider: float | None
+    cider_interval: tuple[float, float] | None
+    seed_spread: float | None
+    tied: bool | None
     bleu_4: float | None
     rouge_l: float | None
     training_seconds: float | None
@@ -42,27 +51,45 @@ def _size(value: float) -> str:
     return f"{value / 2**20:.0f}MB" if value >= 10 * 2**20 else f"{value / 2**10:.0f}KB"
 
 
-# heading, field, how it is written, whether more is better
-_COLUMNS: tuple[tuple[str, str, Callable[[float], str], bool], ...] = (
+def _interval(value: tuple[float, float]) -> str:
+    return f"{value[0]:.2f}-{value[1]:.2f}"
+
+
+# heading, field, how it is written, whether more is better (None: neither)
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str], bool | None], ...] = (
     ("CIDEr", "cider", lambda v: f"{v:.3f}", True),
+    ("95%", "cider_interval", _interval, None),
     ("BLEU-4", "bleu_4", lambda v: f"{v:.3f}", True),
     ("ROUGE-L", "rouge_l", lambda v: f"{v:.3f}", True),
     ("train s", "training_seconds", lambda v: f"{v:,.1f}", False),
     ("trained", "trainable_parameters", _count, False),
-    ("share", "trainable_share", lambda v: f"{100 * v:.1f}%", False),
     ("memory", "peak_memory_bytes", _size, False),
     ("adapter", "adapter_bytes", _size, False),
 )
 
 
-def rows(records: Iterable[Record]) -> tuple[Row, ...]:
-    """One row for each backbone, data set and strategy, the highest CIDEr first, failed ones last."""
+def rows(records: Iterable[Record], results: Iterable[Group] = ()) -> tuple[Row, ...]:
+    """One row for each backbone, data set and strategy, the highest CIDEr first, failed ones last.
+
+    With `results` of the same runs, intervals are those of the mean over seeds, and ties are told.
+    """
+    compared = {
+        record.run_id: (group.interval(entry, "cider"), entry.name in ties)
+        for group in results
+        for ties in (group.ties("cider"),)
+        for entry in group.entries
+        for record in entry.records
+    }
     made = []
     ordered = sorted(records, key=_key)
     for (backbone, data, strategy, *_), group in itertools.groupby(ordered, key=_key):
         several = list(group)
         done = [r for r in several if r.status == "ok"]
-        made.append(_row(backbone, data, strategy, several, done))
+        row = _row(backbone, data, strategy, several, done)
+        if done and done[0].run_id in compared:
+            interval, tied = compared[done[0].run_id]
+            row = replace(row, cider_interval=(interval.low, interval.high) if interval else None, tied=tied)
+        made.append(row)
     return tuple(sorted(made, key=lambda r: (r.backbone, r.data, r.cider is None, -(r.cider or 0))))
 
 
@@ -80,6 +107,7 @@ def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], don
     def metric(name: str) -> float | None:
         return mean((r.metrics or {}).get(name) for r in done)
 
+    ciders = [value for r in done if (value := (r.metrics or {}).get("cider")) is not None]
     return Row(
         backbone=backbone,
         data=data,
@@ -87,6 +115,9 @@ def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], don
         seeds=len(done),
         failed=len(several) - len(done),
         cider=metric("cider"),
+        cider_interval=(done[0].intervals or {}).get("cider") if len(done) == 1 else None,
+        seed_spread=stdev(ciders) if len(ciders) > 1 else None,
+        tied=None,
         bleu_4=metric("bleu_4"),
         rouge_l=metric("rouge_l"),
         training_seconds=mean(r.training_seconds for r in done),
@@ -98,15 +129,19 @@ def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], don
 
 
 def _cells(table: Sequence[Row], mark: str) -> list[list[str]]:
-    """Formatted cells of one backbone and data set; the best of each column among runs that trained gets `mark`."""
+    """Formatted cells of one backbone and data set; the best of each column among runs that trained gets `mark`.
+
+    Where it is known which rows tie for the best CIDEr, all of them get it.
+    """
     cells = [[row.strategy] for row in table]
     for _, field, text, more in _COLUMNS:
         values = [getattr(row, field) for row in table]
         trained = [v for v, row in zip(values, table, strict=True) if v is not None and row.trainable_parameters]
-        best = (max if more else min)(trained) if trained and len(table) > 1 else None
+        best = (max if more else min)(trained) if trained and len(table) > 1 and more is not None else None
         for cell, value, row in zip(cells, values, table, strict=True):
             shown = "-" if value is None else text(value)
-            cell.append(shown + (mark if value is not None and value == best and row.trainable_parameters else ""))
+            marked = row.tied if field == "cider" and row.tied is not None else value is not None and value == best
+            cell.append(shown + (mark if marked and row.trainable_parameters else ""))
     return cells
 
 
@@ -116,8 +151,10 @@ def _failures(group: Sequence[Row]) -> list[str]:
 
 
 def _groups(table: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
-    for (backbone, data), group in itertools.groupby(table, key=lambda r: (r.backbone, r.data)):
-        several = list(group)
+    baselines = [row for row in table if row.backbone == BASELINE]
+    models = [row for row in table if row.backbone != BASELINE]
+    for (backbone, data), group in itertools.groupby(models or table, key=lambda r: (r.backbone, r.data)):
+        several = list(group) + [row for row in baselines if row.data == data and models]
         seeds = max(row.seeds for row in several)
         yield f"{backbone} on {data}" + (f", mean of {seeds} seeds" if seeds > 1 else ""), several
 

@@ -7,7 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-Phase = Literal["load", "features", "train", "validation", "checkpoint", "package", "generation", "scoring"]
+Phase = Literal[
+    "load", "features", "train", "data", "forward", "backward", "optimizer", "validation", "checkpoint", "package",
+    "generation", "scoring",
+]  # fmt: skip
+STEPS: tuple[Phase, ...] = ("train", "data", "forward", "backward", "optimizer")  # "train" is what is in none of the others
 
 
 class Clock:
@@ -38,6 +42,16 @@ class Clock:
         if self._open:
             self._seconds[self._open[-1]] += now - self._since
         self._since = now
+
+    @property
+    def steps(self) -> float:
+        """Seconds of the training steps."""
+        return sum(self._seconds[phase] for phase in STEPS)
+
+    @property
+    def training(self) -> float:
+        """Seconds that one waits for to have the weights: building features and the steps."""
+        return self._seconds["features"] + self.steps
 
     @property
     def seconds(self) -> Mapping[Phase, float]:

@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from medgraft.features import FeatureSupply
 from medgraft.strategies import Applied
 from medgraft.training import hardware
 from medgraft.training.adalora import RankAllocation
-from medgraft.training.clock import Clock
+from medgraft.training.clock import Clock, Phase
 from medgraft.training.collator import Collator
 from medgraft.training.module import CaptioningModule
 from medgraft.training.sampler import LengthSampler
@@ -171,6 +172,7 @@ class CaptionTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.step_seconds: list[float] = []
         self.step_start = 0.0
+        self._optimizing = ExitStack()
         self._losses: list[torch.Tensor | float] = []
         self._parts: list[torch.Tensor] = []  # losses of the micro-batches of the step under way
         self.add_callback(_CollectLosses(self))
@@ -186,11 +188,32 @@ class CaptionTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the Trainer's; keeps the loss, and on a CPU, where looking costs nothing, checks it at once."""
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        with self._phase("backward"):  # of which the forward pass is a phase of its own
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
         self._parts.append(loss)
         if loss.device.type == "cpu" or self.state.global_step % 50 == 0:
             self.check_finite([loss.item()])
         return loss
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, on the clock as the forward pass."""
+        with self._phase("forward"):
+            return super().compute_loss(*args, **kwargs)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, on the clock as waiting for data."""
+        with self._phase("data"):
+            return super().get_batch_samples(*args, **kwargs)
+
+    def optimizing(self, now: bool) -> None:
+        """Put the clock on the optimiser, or take it off."""
+        self._optimizing.close()
+        if now:
+            self._optimizing.enter_context(self._phase("optimizer"))
+
+    def _phase(self, name: Phase) -> AbstractContextManager[None]:
+        """A part of a step, where parts can be told without making the device wait for the host: on a CPU."""
+        return self.clock.phase(name) if self.args.device.type == "cpu" and self.model.training else nullcontext()
 
     def end_step(self) -> None:
         """Add up the micro-batches of an optimiser step, and note its time."""
@@ -234,7 +257,7 @@ class CaptionTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         trained = {n: p.detach().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
         save_file(trained, folder / _TRAINED)
-        progress = {"identity": self.identity, "losses": self.step_losses(), "seconds": self.clock.seconds["train"]}
+        progress = {"identity": self.identity, "losses": self.step_losses(), "seconds": self.clock.steps}
         (folder / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -258,6 +281,14 @@ class _CollectLosses(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.step_start = time.perf_counter()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.optimizing(True)
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.optimizing(False)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.end_step()

@@ -6,12 +6,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
 
 from medgraft.data.base import Dataset
-from medgraft.data.phantoms.writer import VERSION, write_phantoms
+from medgraft.data.phantoms.writer import VERSION, read_facts, write_phantoms
 from medgraft.data.roco import Roco
 from medgraft.types import Example
 
@@ -27,7 +28,9 @@ class Phantoms(Dataset):
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
         folder = path or _cached(self.count, self.seed)
-        return Roco(groups="patients.csv", group_column="patient").read(folder)
+        facts = read_facts(folder)
+        for example in Roco(groups="patients.csv", group_column="patient").read(folder):
+            yield replace(example, facts=facts.get(example.id))
 
 
 def _cached(count: int, seed: int) -> Path:

@@ -93,6 +93,12 @@ def write_phantoms(out: Path, *, count: int, seed: int = 0, progress: bool = Fal
     return {split: len(entries) for split, entries in lines.items()}
 
 
+def read_facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """What each image of phantoms in `folder` shows, by id, as `facts.jsonl` says."""
+    lines = (line for path in folder.glob("*/radiology/facts.jsonl") for line in path.read_text(encoding="utf-8").splitlines())
+    return {entry["id"]: entry for entry in map(json.loads, lines)}
+
+
 def _made(planned: tuple[Phantom, ...], seed: int, out: Path) -> Iterator[tuple[Phantom, str, dict[str, Any]]]:
     chunks = [planned[i : i + _CHUNK] for i in range(0, len(planned), _CHUNK)]
     if len(chunks) == 1:

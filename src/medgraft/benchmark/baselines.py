@@ -1,0 +1,63 @@
+"""What needs no model: the commonest caption of the training images for every image, and a random one for each.
+
+A model that does not beat them has learnt a data set's habits of speech, not to look.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from medgraft.benchmark.captions import captions_of, write_captions
+from medgraft.benchmark.evaluation import evaluated
+from medgraft.benchmark.record import Record, read_record, run_id, write_record
+from medgraft.config import RunConfig
+from medgraft.data import data_fingerprint, load_data
+from medgraft.plugin import PluginManager
+from medgraft.training import hardware
+from medgraft.types import SPLITS, CaptionData
+
+BASELINE = "baseline"  # stands where a record names its backbone
+STRATEGIES = ("most-frequent", "random")
+
+
+def run_baselines(config: RunConfig, out: Path, *, plugins: PluginManager) -> tuple[Record, ...]:
+    """A record of each baseline on the data of `config`, which is a run on them; those that are in `out` are kept."""
+    data = load_data(config.data, plugins=plugins)
+    if not data.split("train") or not data.split(config.eval_split):
+        return ()
+    fingerprint = data_fingerprint(data.examples)
+    records = []
+    for name in STRATEGIES:
+        own = config.model_copy(update={"backbone": BASELINE, "strategy": name, "strategy_options": {}, "seed": 0})
+        identity = run_id(own, None, fingerprint, "", hardware.versions())
+        path = out / "records" / f"{identity}.json"
+        records.append(read_record(path) if path.is_file() else _run(own, identity, data, fingerprint, out, plugins))
+    return tuple(records)
+
+
+def _run(config: RunConfig, identity: str, data: CaptionData, fingerprint: str, out: Path, plugins: PluginManager) -> Record:
+    captions = captions_of(data.split(config.eval_split), _said(config.strategy, data, config))
+    label = f"runs/{BASELINE}_{config.strategy}_{config.data.name}_{identity[:8]}"
+    write_captions(captions, out / label)
+    record = Record(
+        run_id=identity, backbone=BASELINE, strategy=config.strategy, data=config.data.name, seed=0, status="ok",
+        trainable_parameters=0, adapter=label, data_fingerprint=fingerprint,
+        images={split: len(data.split(split)) for split in SPLITS}, config=config.model_dump(mode="json"),
+        versions=hardware.versions(), hardware=hardware.describe(), git=hardware.git_revision(),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        **evaluated(captions, metrics=config.metrics, plugins=plugins).for_record(),
+    )  # fmt: skip
+    write_record(record, out / "records")
+    return record
+
+
+def _said(name: str, data: CaptionData, config: RunConfig) -> list[str]:
+    captions = [caption for example in data.split("train") for caption in example.captions if caption]
+    count = len(data.split(config.eval_split))
+    if name == "most-frequent":
+        return [Counter(captions).most_common(1)[0][0]] * count
+    return [captions[i] for i in np.random.default_rng(0).integers(0, len(captions), count)]

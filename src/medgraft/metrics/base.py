@@ -1,0 +1,96 @@
+"""What a caption metric is here: an evaluate.Metric whose scores are functions of sums over images.
+
+Sums can be resampled: a bootstrap draws images, adds up their rows and scores each draw by `combine`, so that a corpus score
+such as BLEU is computed anew for every draw and not approximated by a mean.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import numpy.typing as npt
+
+from medgraft.errors import ScoringError
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """Captions to be scored, with what they are scored against, all in one order.
+
+    `facts` says of each image what it is known to show, where a data set knows that; `concepts` its UMLS identifiers.
+    """
+
+    predictions: tuple[str, ...]
+    references: tuple[tuple[str, ...], ...]
+    facts: tuple[Mapping[str, Any] | None, ...] | None = None
+    concepts: tuple[tuple[str, ...] | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows [N, K], one an image; `combine` makes named scores [...] of their sums [..., K]; NaN where undefined.
+
+    `per_image` holds scores of single images [N], NaN where an image has none.
+    """
+
+    rows: Array
+    combine: Callable[[Array], dict[str, Array]]
+    per_image: Mapping[str, Array]
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """The scores of all images together."""
+        return {name: float(value) for name, value in self.combine(self.rows.sum(axis=0)).items()}
+
+
+class CaptionMetric(evaluate.Metric):
+    """A metric of captions. `signature` has the settings that decide its numbers, as `name|key:value|...`."""
+
+    summary: str = ""
+    citation: str = ""
+    signature: str = ""
+
+    @abstractmethod
+    def measure(self, captions: CaptionSet) -> Measured:
+        """Rows and scores; UnavailableError with the reason where something that it needs is not there."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
+        return evaluate.MetricInfo(description=self.summary, citation=self.citation, inputs_description="", features=features)
+
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        return self.measure(CaptionSet(tuple(predictions), tuple(map(tuple, references)))).scores
+
+
+class UnavailableError(ScoringError):
+    """A metric cannot be computed here; the message says what is missing."""
+
+
+def ratios(columns: Mapping[str, tuple[Sequence[float] | Array, Sequence[float] | Array]]) -> Measured:
+    """Scores that are each a sum over images divided by another, given as (numerators [N], denominators [N])."""
+    names = tuple(columns)
+    above = np.stack([np.asarray(columns[name][0], dtype=np.float64) for name in names], axis=1)
+    below = np.stack([np.asarray(columns[name][1], dtype=np.float64) for name in names], axis=1)
+
+    def combine(sums: Array) -> dict[str, Array]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {name: sums[..., i] / sums[..., len(names) + i] for i, name in enumerate(names)}
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        each = above / below
+    return Measured(np.concatenate([above, below], axis=1), combine, {name: each[:, i] for i, name in enumerate(names)})
+
+
+def means(columns: Mapping[str, Sequence[float]]) -> Measured:
+    """Scores that are means over images."""
+    return ratios({name: (values, np.ones(len(values))) for name, values in columns.items()})

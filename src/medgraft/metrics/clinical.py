@@ -1,0 +1,112 @@
+"""Lexical proxies of clinical content: whether modality, side, findings and measurements are named as the reference names them.
+
+Proxies and no more: words are matched against a plain-English list (`lexicon.toml`), so what is said in other words is
+missed, and a right word does not make a right report. How much of the references the list covers is reported beside.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, ratios
+
+_MEASURE = re.compile(r"\b(\d+(?:\.\d+)?)\s?(mm|cm)\b")
+_SIDES = re.compile(r"\b(left|right)\b")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a caption names. A finding that is negated is one of its own: (name, False)."""
+
+    modalities: frozenset[str]
+    sides: frozenset[str]
+    findings: frozenset[tuple[str, bool]]
+    millimetres: frozenset[float]
+
+
+def content(caption: str) -> Content:
+    """The words of `caption` that the lexicon knows."""
+    text = caption.lower()
+    lexicon = _lexicon()
+    findings = {
+        (name, not negated)
+        for clause, negated in _clauses(text)
+        for name, pattern in lexicon["findings"].items()
+        if pattern.search(clause)
+    }
+    return Content(
+        frozenset(name for name, pattern in lexicon["modalities"].items() if pattern.search(text)),
+        frozenset(_SIDES.findall(text)),
+        frozenset(findings),
+        frozenset(float(value) * (10 if unit == "cm" else 1) for value, unit in _MEASURE.findall(text)),
+    )
+
+
+def _clauses(text: str) -> list[tuple[str, bool]]:
+    """Parts of `text` with whether they are negated: from a negating word to the end of its clause."""
+    negation = _lexicon()["negation"]
+    parts = []
+    for clause in re.split(r"[.;:]|,(?! (?:or|nor|and)\b)", negation["ends"].sub(".", text)):
+        for piece in clause.split("."):
+            cut = negation["before"].search(piece)
+            parts += [(piece, False)] if cut is None else [(piece[: cut.start()], False), (piece[cut.start() :], True)]
+    return parts
+
+
+@cache
+def _lexicon() -> Mapping[str, Mapping[str, re.Pattern[str]]]:
+    raw = tomllib.loads((files("medgraft.metrics") / "lexicon.toml").read_text(encoding="utf-8"))
+    return {
+        section: {name: re.compile(rf"(?<![\w-])(?:{'|'.join(patterns)})(?![\w-])") for name, patterns in entries.items()}
+        for section, entries in raw.items()
+    }
+
+
+def _united(references: tuple[str, ...]) -> Content:
+    """What any reference names."""
+    each = [content(reference) for reference in references]
+    return Content(
+        frozenset().union(*(c.modalities for c in each)),
+        frozenset().union(*(c.sides for c in each)),
+        frozenset().union(*(c.findings for c in each)),
+        frozenset().union(*(c.millimetres for c in each)),
+    )
+
+
+class Clinical(CaptionMetric):
+    """Shares of images, or of findings, as their names say.
+
+    Of images whose references name one: `modality_accuracy`, `side_contradicted`, `side_omitted`. Of all findings named,
+    negated ones apart: `finding_precision`, `finding_recall`, `finding_f1`. Of all images: `unsupported_measurement`, one
+    that no reference has; and `finding_coverage` and `modality_coverage`, of whose references the lexicon knows anything.
+    """
+
+    summary = __doc__ or ""
+    citation = "medgraft's lexicon"
+    signature = "clinical|lexicon:1|findings:micro,negation apart|side:one named|measurement:mm,cm"
+
+    def measure(self, captions: CaptionSet) -> Measured:
+        """See CaptionMetric."""
+        rows = [_row(content(p), _united(r)) for p, r in zip(captions.predictions, captions.references, strict=True)]
+        return ratios({name: ([row[name][0] for row in rows], [row[name][1] for row in rows]) for name in rows[0]})
+
+
+def _row(said: Content, meant: Content) -> dict[str, tuple[float, float]]:
+    """What one image adds above and below the line of each score."""
+    hits, named, sided = len(said.findings & meant.findings), bool(meant.modalities), len(meant.sides) == 1
+    return {
+        "modality_accuracy": (named and said.modalities == meant.modalities, named),
+        "side_contradicted": (sided and bool(said.sides) and not said.sides & meant.sides, sided),
+        "side_omitted": (sided and not said.sides, sided),
+        "finding_precision": (hits, len(said.findings)),
+        "finding_recall": (hits, len(meant.findings)),
+        "finding_f1": (2 * hits, len(said.findings) + len(meant.findings)),
+        "unsupported_measurement": (bool(said.millimetres - meant.millimetres), 1),
+        "finding_coverage": (bool(meant.findings), 1),
+        "modality_coverage": (named, 1),
+    }

@@ -1,0 +1,208 @@
+"""The report as one page that needs nothing else: no network, no server, no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import numpy as np
+import vl_convert
+from PIL import ImageOps
+
+from medgraft.benchmark import BASELINE, Record
+from medgraft.config import RunConfig
+from medgraft.data import load_data, open_image
+from medgraft.errors import MedgraftError
+from medgraft.plugin import PluginManager
+from medgraft.report.charts import learning_curves, quality_against_time, where_the_time_went
+from medgraft.report.results import ALPHA, Entry, Group
+
+_SCORE = "cider"
+_SHOWN = (
+    "cider", "bleu_4", "rouge_l", "rouge_1", "finding_f1", "modality_accuracy", "side_contradicted", "side_omitted",
+    "unsupported_measurement", "fact_study", "fact_finding", "fact_side", "fact_all",
+)  # fmt: skip
+_THUMBNAIL = 224  # px
+
+
+def html_report(title: str, records: Sequence[Record], groups: Sequence[Group], *, plugins: PluginManager) -> str:
+    """The page. Images of examples are in it where the data of the runs can still be read."""
+    folder = files("medgraft.report") / "page"
+    sections = [_section(number, group, plugins) for number, group in enumerate(groups)]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
+    charts = {f"{name}-{s['number']}": spec for s in sections for name, spec in s["charts"].items() if spec is not None}
+    data = {"charts": charts, "examples": [section["examples"] for section in sections]}
+    return template.render(
+        title=title,
+        sections=sections,
+        failed=[record for record in records if record.status == "failed"],
+        provenance=_provenance(records),
+        caveats=_caveats(records, groups),
+        css=(folder / "page.css").read_text(encoding="utf-8"),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
+        vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+        data=json.dumps(data, ensure_ascii=False, allow_nan=False).replace("</", "<\\/"),
+    )
+
+
+def _section(number: int, group: Group, plugins: PluginManager) -> dict[str, Any]:
+    scores = [name for name in _SHOWN if any(entry.seeds(name) for entry in group.entries)]
+    ties = {name: group.ties(name) for name in scores}
+    ordered = sorted(group.entries, key=lambda entry: -float(np.mean(entry.values(_SCORE) or [0.0])))
+    shares = group.frontier(_SCORE)
+    return {
+        "number": number,
+        "title": f"{', '.join(dict.fromkeys(e.backbone for e in ordered if e.backbone != BASELINE))} on {group.data}",
+        "images": len(ordered[0].captions[0].ids),
+        "groups": group.resampling.groups,
+        "scores": scores,
+        "rows": [_row(entry, group, scores, ties, shares) for entry in ordered],
+        "pairs": _pairs(group, ordered),
+        "names": [entry.name for entry in ordered],
+        "charts": {
+            "quality": quality_against_time(group, _SCORE),
+            "time": where_the_time_went(group),
+            "curves": learning_curves(group),
+        },
+        "examples": _examples(ordered, plugins),
+    }
+
+
+def _row(entry: Entry, group: Group, scores: list[str], ties: dict[str, set[str]], shares: dict[str, float]) -> dict[str, Any]:
+    cells: list[dict[str, Any] | None] = []
+    for name in scores:
+        values, interval = entry.values(name), group.interval(entry, name)
+        if not values or interval is None:
+            cells.append(None)
+            continue
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        best = entry.name in ties[name] and entry.backbone != BASELINE
+        value = float(np.mean(values))
+        cells.append({"value": value, "low": interval.low, "high": interval.high, "spread": spread, "best": best})
+    collapse = [record.collapse or {} for record in entry.records]
+    return {
+        "name": entry.name,
+        "seeds": len(entry.records),
+        "cells": cells,
+        "seconds": entry.mean("training_seconds"),
+        "trained": entry.mean("trainable_parameters"),
+        "memory": entry.mean("peak_memory_bytes"),
+        "adapter": entry.mean("adapter_bytes"),
+        "frontier": shares.get(entry.name),
+        "distinct": _mean(collapse, "distinct_share"),
+        "shuffled": _mean(collapse, f"shuffled_{_SCORE}"),
+    }
+
+
+def _mean(several: Sequence[dict[str, float]], key: str) -> float | None:
+    known = [each[key] for each in several if key in each]
+    return float(np.mean(known)) if known else None
+
+
+def _pairs(group: Group, ordered: Sequence[Entry]) -> list[list[dict[str, Any] | None]]:
+    """The row's score minus the column's, with its corrected p-value, None on the diagonal."""
+    found = group.differences(_SCORE)
+    matrix: list[list[dict[str, Any] | None]] = []
+    for a in ordered:
+        row: list[dict[str, Any] | None] = []
+        for b in ordered:
+            sign = 1 if (a.name, b.name) in found else -1
+            pair = found.get((a.name, b.name)) or found.get((b.name, a.name))
+            if pair is None:
+                row.append(None)
+                continue
+            value, p = sign * pair[0].value, pair[1]
+            row.append({"value": value, "p": p, "word": "undecided" if p >= ALPHA else "better" if value > 0 else "worse"})
+        matrix.append(row)
+    return matrix
+
+
+def _examples(ordered: Sequence[Entry], plugins: PluginManager) -> dict[str, Any]:
+    """What the browser of examples shows: captions of the first seed of each entry, and their scores."""
+    captions = [entry.captions[0] for entry in ordered]
+    each = [entry.measured[0].get(_SCORE) for entry in ordered]
+    images = _images(ordered, plugins)
+    items = []
+    for i, key in enumerate(captions[0].ids):
+        scores = [None if m is None else round(float(m.per_image[_SCORE][i]), 3) for m in each]
+        known = [score for score in scores if score is not None]
+        items.append(
+            {
+                "id": key,
+                "references": captions[0].references[key],
+                "captions": [said.predictions[key] for said in captions],
+                "scores": scores,
+                "spread": round(max(known) - min(known), 3) if known else 0.0,
+                "image": images.get(key),
+            }
+        )
+    return {"names": [entry.name for entry in ordered], "score": _SCORE, "items": items}
+
+
+def _images(ordered: Sequence[Entry], plugins: PluginManager) -> dict[str, str]:
+    """Small JPEGs as data URIs, by id; empty if the data are not where they were."""
+    config = RunConfig.model_validate(ordered[0].records[0].config)
+    try:
+        examples = load_data(config.data, plugins=plugins, splits=(config.eval_split,)).split(config.eval_split)
+    except MedgraftError:
+        return {}
+    wanted = set(ordered[0].captions[0].ids)
+    found = {}
+    for example in examples:
+        if example.id in wanted:
+            buffer = io.BytesIO()
+            ImageOps.contain(open_image(example.image), (_THUMBNAIL, _THUMBNAIL)).save(buffer, "JPEG", quality=70)
+            found[example.id] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return found
+
+
+def _provenance(records: Sequence[Record]) -> dict[str, str]:
+    """What the runs were made with; several values where they differ."""
+
+    def all_of(values: Sequence[object]) -> str:
+        return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "unknown"
+
+    first = records[0]
+    return {
+        "finished": all_of([record.finished for record in records[-1:]]),
+        "hardware": all_of([f"{r.hardware.get('cpu')}, {r.hardware.get('threads')} threads" for r in records]),
+        "accelerators": all_of([name for r in records for name in r.hardware.get("accelerators", ())] or ["none"]),
+        "code": all_of([record.git for record in records]),
+        "versions": ", ".join(f"{name} {version}" for name, version in first.versions.items() if version),
+        "data": all_of([f"{r.data} {(r.data_fingerprint or '')[:12]}" for r in records]),
+        "metrics": "; ".join(dict.fromkeys(text for r in records for text in (r.signatures or {}).values())),
+        "not computed": "; ".join(dict.fromkeys(f"{n}: {why}" for r in records for n, why in (r.unavailable or {}).items()))
+        or "nothing",
+    }
+
+
+def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
+    """What a reader has to know, in words, from the numbers at hand."""
+    said = [
+        "These scores compare words with words. A caption can score well and name the wrong finding; none of this measures "
+        "clinical correctness.",
+        "Intervals (95 %) say how much a score would move with other test images of the same kind, drawn by patient or article "
+        "where groups are known. They do not cover other hospitals, other data sets or other ways of decoding.",
+    ]
+    for group in groups:
+        single = [entry.name for entry in group.entries if len(entry.records) == 1 and entry.backbone != BASELINE]
+        if single:
+            said.append(f"{group.data}: one seed only, so differences may be the seed's: {', '.join(single)}.")
+        if group.resampling.groups < 50:
+            said.append(f"{group.data}: only {group.resampling.groups} independent groups of test images.")
+        floor = [np.mean(e.values(_SCORE)) for e in group.entries if e.backbone == BASELINE and e.values(_SCORE)]
+        below = [e.name for e in group.entries if floor and e.backbone != BASELINE and np.mean(e.values(_SCORE)) <= max(floor)]
+        if below:
+            said.append(f"{group.data}: no better than captions that ignore the image: {', '.join(below)}.")
+        same = [e.name for e in group.entries if any((r.collapse or {}).get("most_frequent_share", 0) > 0.5 for r in e.records)]
+        if [name for name in same if not name.startswith(BASELINE)]:
+            said.append(f"{group.data}: one caption for more than half of the images: {', '.join(same)}.")
+    if len({record.hardware.get("cpu") for record in records}) > 1:
+        said.append("Runs were made on different machines: their times cannot be compared.")
+    return said

@@ -1,0 +1,157 @@
+"""Results on disk as what reports are made of: strategies with their seeds, scored anew from what they said."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from medgraft.benchmark import Record, RunCaptions, read_captions, read_records
+from medgraft.config import METRICS
+from medgraft.metrics import Measured, measure
+from medgraft.plugin import PluginManager
+from medgraft.stats import Difference, Interval, Resampling, bca, frontier, holm
+
+LESS_IS_BETTER = ("side_contradicted", "side_omitted", "unsupported_measurement")
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One strategy on one backbone and data set: its runs that ended well, by seed, each with what it measured."""
+
+    backbone: str
+    data: str
+    strategy: str
+    records: tuple[Record, ...]
+    captions: tuple[RunCaptions, ...]
+    measured: tuple[dict[str, Measured], ...]  # of each seed, by score name
+
+    @property
+    def name(self) -> str:
+        """The strategy, and the backbone if that is not plain from where it stands."""
+        return f"{self.backbone} {self.strategy}"
+
+    def seeds(self, score: str) -> list[Measured]:
+        """What was measured for `score`, of each seed that has it."""
+        return [each[score] for each in self.measured if score in each]
+
+    def values(self, score: str) -> list[float]:
+        """The score of each seed."""
+        return [measured.scores[score] for measured in self.seeds(score)]
+
+    def mean(self, field: str) -> float | None:
+        """The mean over seeds of a number in their records."""
+        known = [value for record in self.records if (value := getattr(record, field)) is not None]
+        return float(np.mean(known)) if known else None
+
+    def phase(self, name: str) -> float:
+        """Mean seconds of a phase."""
+        return float(np.mean([(record.phase_seconds or {}).get(name, 0.0) for record in self.records]))
+
+    @cached_property
+    def scores(self) -> tuple[str, ...]:
+        """Names of everything that was measured."""
+        return tuple(dict.fromkeys(name for each in self.measured for name in each))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Entries on the same test images, which alone can be compared."""
+
+    data: str
+    entries: tuple[Entry, ...]
+    resampling: Resampling
+
+    def interval(self, entry: Entry, score: str) -> Interval | None:
+        """For the mean over seeds, which test images there are being the only doubt; None without such a score."""
+        seeds = entry.seeds(score)
+        if not seeds:
+            return None
+        left_out = np.mean([self.resampling.left_out(m)[score] for m in seeds], axis=0)
+        return bca(float(np.mean(entry.values(score))), self.resampling.mean_draws(seeds, score), left_out)
+
+    def differences(self, score: str) -> dict[tuple[str, str], tuple[Difference, float]]:
+        """Each pair of entries: the first's score minus the second's, and its p-value corrected by Holm for all pairs."""
+        having = [entry for entry in self.entries if entry.seeds(score)]
+        found = {
+            (a.name, b.name): self.resampling.difference(a.seeds(score), b.seeds(score), score)
+            for a, b in itertools.combinations(having, 2)
+        }
+        corrected = holm({json.dumps(pair): difference.p for pair, difference in found.items()})
+        return {pair: (difference, corrected[json.dumps(pair)]) for pair, difference in found.items()}
+
+    def frontier(self, score: str) -> dict[str, float]:
+        """For each trained entry, how often no other is at least as good in at most its training time, by resampling.
+
+        Test images are drawn, and seeds, whose scores and times stay together.
+        """
+        trained = [entry for entry in self.entries if entry.seeds(score) and entry.mean("training_seconds")]
+        if not trained:
+            return {}
+        rng = np.random.default_rng(0)
+        quality, cost = [], []
+        for entry in trained:
+            draws = np.stack([self.resampling.draws(m)[score] for m in entry.seeds(score)])  # [seeds, R]
+            seconds = np.array([record.training_seconds or 0.0 for record in entry.records])
+            chosen = rng.integers(0, len(draws), draws.shape)
+            quality.append(np.take_along_axis(draws, chosen, axis=0).mean(axis=0) * (-1 if score in LESS_IS_BETTER else 1))
+            cost.append(seconds[chosen].mean(axis=0))
+        return {e.name: float(s) for e, s in zip(trained, frontier(np.stack(quality), np.stack(cost)), strict=True)}
+
+    def ties(self, score: str) -> set[str]:
+        """Names of the entry with the best score and of all that are not shown to be worse than it."""
+        having = {entry.name: float(np.mean(entry.values(score))) for entry in self.entries if entry.seeds(score)}
+        if not having:
+            return set()
+        best = (min if score in LESS_IS_BETTER else max)(having, key=lambda name: having[name])
+        pairs = self.differences(score)
+        return {best} | {name for pair, (_, p) in pairs.items() if best in pair and p >= ALPHA for name in pair}
+
+
+def read_results(folder: Path, *, plugins: PluginManager) -> tuple[Group, ...]:
+    """Everything in a folder of `medgraft bench` whose captions are there, by the images that were captioned."""
+    records = [record for record in read_records(folder) if record.status == "ok"]
+    runs = [
+        (record, captions) for record in records if (captions := read_captions(folder / (record.adapter or ""))) is not None
+    ]
+    return groups(runs, plugins=plugins)
+
+
+def groups(runs: Iterable[tuple[Record, RunCaptions]], *, plugins: PluginManager) -> tuple[Group, ...]:
+    """Runs as groups of entries; runs of one entry differ in their seed alone."""
+    by_images: dict[tuple[str, ...], list[tuple[Record, RunCaptions]]] = {}
+    for record, captions in runs:
+        by_images.setdefault((record.data, *captions.ids), []).append((record, captions))
+    made = []
+    for (data, *_), several in by_images.items():
+        entries: dict[str, list[tuple[Record, RunCaptions]]] = {}
+        for record, captions in several:
+            settings = {key: value for key, value in record.config.items() if key != "seed"}
+            entries.setdefault(json.dumps(settings, sort_keys=True), []).append((record, captions))
+        resampling = Resampling(several[0][1].group_names())
+        made.append(Group(data, tuple(_entry(runs, plugins) for runs in entries.values()), resampling))
+    return tuple(made)
+
+
+def _entry(runs: Sequence[tuple[Record, RunCaptions]], plugins: PluginManager) -> Entry:
+    ordered = sorted(runs, key=lambda run: run[0].seed)
+    first = ordered[0][0]
+    measured = tuple(measured_scores(captions, tuple(first.config.get("metrics", METRICS)), plugins) for _, captions in ordered)
+    return Entry(
+        first.backbone, first.data, first.strategy, tuple(record for record, _ in ordered),
+        tuple(captions for _, captions in ordered), measured,
+    )  # fmt: skip
+
+
+def measured_scores(captions: RunCaptions, metrics: tuple[str, ...], plugins: PluginManager) -> dict[str, Measured]:
+    """What every metric measured, under the name of each of its scores that is defined."""
+    found = measure(captions.caption_set(), metrics=metrics, plugins=plugins)
+    return {
+        name: measured for measured in found.measured.values() for name, value in measured.scores.items() if np.isfinite(value)
+    }

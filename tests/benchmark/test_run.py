@@ -1,0 +1,44 @@
+"""One run's record: the same for the same seed but for its times, and those add up."""
+
+import time
+
+import pytest
+
+from medgraft.benchmark import execute
+from medgraft.config import RunConfig
+
+_TIMES = ("training_seconds", "seconds_per_step", "phase_seconds", "peak_memory_bytes", "finished", "features")
+
+
+@pytest.fixture
+def config(blip_folder, phantoms_folder):
+    return RunConfig.model_validate(
+        {
+            "backbone": f"blip:{blip_folder}",
+            "strategy": "lora",
+            "data": {"name": "phantoms", "path": str(phantoms_folder), "max_images": 6},
+            "train": {"num_train_epochs": 2, "per_device_train_batch_size": 3, "eval_during_training": True},
+            "generation": {"max_new_tokens": 6},
+        }
+    )
+
+
+def test_a_run_repeated_gives_the_same_record_but_for_times(config, plugins, tmp_path):
+    first, second = (
+        execute(config, tmp_path / name, plugins=plugins, progress=False).record.model_dump(exclude=set(_TIMES))
+        for name in "ab"
+    )
+    assert first == second
+    assert first["metrics"]["fact_study"] >= 0 and "facts" in first["signatures"]
+
+
+def test_the_phases_add_up_to_the_run(config, plugins, tmp_path):
+    execute(config, tmp_path / "warm", plugins=plugins, progress=False)
+    start = time.perf_counter()
+    record = execute(config, tmp_path / "timed", plugins=plugins, progress=False).record
+    whole = time.perf_counter() - start
+    phases = record.phase_seconds
+    assert 0.97 * whole <= sum(phases.values()) <= whole
+    steps = sum(phases[name] for name in ("train", "data", "forward", "backward", "optimizer"))
+    assert record.training_seconds == pytest.approx(steps + phases["features"])
+    assert min(phases[name] for name in ("data", "forward", "backward", "optimizer", "validation", "generation", "load")) > 0

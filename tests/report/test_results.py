@@ -1,0 +1,128 @@
+"""Results read from disk: intervals, ties, comparisons, and the page."""
+
+import json
+import re
+
+import pytest
+
+from medgraft.benchmark import Record, RunCaptions, write_record
+from medgraft.benchmark.captions import collapse, shuffled, write_captions
+from medgraft.cli.main import main
+from medgraft.config import RunConfig
+from medgraft.report import compare, html_report, read_results, rows, terminal
+
+WORDS = "chest ct mri of the brain showing a mass nodule effusion in left right lung kidney lobe with no bone".split()  # noqa: SIM905
+
+
+def _reference(i):
+    return " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 9))
+
+
+def _write(out, strategy, right, seed=0, seconds=10.0, images=40):
+    """A run whose captions are right for the first `right` of every 40 images."""
+    ids = [f"image-{i:02d}" for i in range(images)]
+    references = {key: (_reference(i),) for i, key in enumerate(ids)}
+    said = {key: _reference(i) if (i + seed) % 40 < right else _reference(i + 7) for i, key in enumerate(ids)}
+    captions = RunCaptions(said, references, {key: f"p{i // 2}" for i, key in enumerate(ids)}, {})
+    config = RunConfig.model_validate({"backbone": "b", "strategy": strategy, "data": {"name": "csv"}, "seed": seed})
+    record = Record(
+        run_id=f"{strategy}-{seed}", backbone="b", strategy=strategy, data="csv", seed=seed, status="ok",
+        training_seconds=seconds, trainable_parameters=10, total_parameters=100, adapter=f"runs/{strategy}-{seed}",
+        metrics={"cider": 1.0}, phase_seconds={"train": seconds}, train_loss=(3.0, 2.0, 1.0),
+        config=config.model_dump(mode="json"), versions={}, hardware={"cpu": "x", "threads": 2}, collapse=collapse(captions),
+    )  # fmt: skip
+    write_record(record, out / "records")
+    write_captions(captions, out / record.adapter)
+    return record
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two strategies that nothing parts but three images, and one that is plainly worse."""
+    out = tmp_path / "results"
+    return out, [_write(out, "one", 36, seconds=30), _write(out, "two", 35, seconds=20), _write(out, "poor", 5, seconds=25)]
+
+
+def test_ties_and_the_frontier(results, plugins):
+    out, records = results
+    (group,) = read_results(out, plugins=plugins)
+    assert group.resampling.groups == 20
+    assert group.ties("cider") == {"b one", "b two"}
+    shares = group.frontier("cider")
+    assert shares["b two"] == 1.0 and shares["b poor"] == 0.0 and 0.5 < shares["b one"] < 1.0
+    found = group.differences("cider")
+    assert found["b one", "b two"][1] > 0.05 > found["b one", "b poor"][1]
+    text = terminal(rows(records, [group]))
+    assert len(re.findall(r"\d\*? ", text)) and max(map(len, text.splitlines())) <= 80
+    marked = {row.strategy: row.tied for row in rows(records, [group])}
+    assert marked == {"one": True, "two": True, "poor": False}
+
+
+def test_intervals_of_several_seeds(results, plugins, tmp_path):
+    out, _ = results
+    _write(out, "one", 36, seed=3)
+    (group,) = read_results(out, plugins=plugins)
+    entry = next(entry for entry in group.entries if entry.strategy == "one")
+    assert len(entry.records) == 2
+    interval = group.interval(entry, "cider")
+    assert interval.low < sum(entry.values("cider")) / 2 < interval.high
+
+
+def test_shuffled_captions_are_all_elsewhere(results, plugins):
+    out, _ = results
+    (group,) = read_results(out, plugins=plugins)
+    captions = group.entries[0].captions[0]
+    moved = shuffled(captions)
+    assert sorted(moved.predictions.values()) == sorted(captions.predictions.values())
+    assert collapse(captions)["distinct_share"] <= 1.0
+    said = {key: key for key in captions.predictions}
+    apart = shuffled(RunCaptions(said, captions.references, {}, {})).predictions
+    assert all(key != value for key, value in apart.items())
+
+
+def test_compare_tells_better_worse_and_undecided(results, tmp_path, plugins, capsys):
+    out, _ = results
+    later = tmp_path / "later"
+    _write(later, "one", 8)
+    _write(later, "two", 36)
+    _write(later, "poor", 34)
+    changes = {change.entry.split()[1]: change.verdict for change in compare(out, later, scores=["cider"], plugins=plugins)}
+    assert changes == {"one": "worse", "two": "undecided", "poor": "better"}
+    assert main(["compare", str(out), str(later)]) == 1
+    assert "worse     b one on csv" in capsys.readouterr().out
+    assert main(["compare", str(out), str(out), "--json"]) == 0
+    assert {change["verdict"] for change in json.loads(capsys.readouterr().out)} == {"undecided"}
+    assert main(["compare", str(out / "runs" / "poor-0"), str(out / "runs" / "one-0")]) == 0  # two runs
+
+
+def test_compare_refuses_other_images(results, tmp_path, capsys):
+    out, _ = results
+    _write(tmp_path / "fewer", "one", 30, images=30)
+    assert main(["compare", str(out), str(tmp_path / "fewer")]) == 2
+    assert "scored on other images" in capsys.readouterr().err
+    _write(tmp_path / "other", "three", 30)
+    assert main(["compare", str(out), str(tmp_path / "other")]) == 2
+    assert "have no run in common" in capsys.readouterr().err
+    assert main(["compare", str(out), str(out), "--score", "ciderr"]) == 2
+    assert "No run has a score named ciderr." in capsys.readouterr().err
+
+
+def test_the_page_needs_nothing_else(results, plugins):
+    out, records = results
+    page = html_report("mine </script>", records, read_results(out, plugins=plugins), plugins=plugins)
+    assert "<title>mine &lt;/script&gt;</title>" in page
+    body = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)=["'](?!#|data:)""", body)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert len(data["examples"][0]["items"]) == 40
+    assert set(data["charts"]) == {"quality-0", "time-0", "curves-0"}
+    assert "one seed only" in page and "only 20 independent groups" in page
+    assert page.count("<h2") == page.count("</h2>")
+
+
+def test_report_writes_the_page_and_the_table(results, capsys):
+    out, _ = results
+    assert main(["report", str(out), "--format", "html"]) == 0
+    assert (out / "report.html").is_file()
+    assert main(["report", str(out), "--format", "md", "--out", str(out / "t.md")]) == 0
+    assert "| strategy | CIDEr | 95% |" in (out / "t.md").read_text()
