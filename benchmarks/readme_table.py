@@ -1,12 +1,13 @@
 """Fill the tables of README.md and benchmarks/README.md from committed records: `python benchmarks/readme_table.py`.
 
 A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLACE is a folder of records seen from the root;
-`speed:FILE` or `profile:FILE`, the record of benchmarks/speed; or `support`, for what every backbone can be trained with,
-found by trying each pair on small random models.
+`speed:FILE` or `profile:FILE`, the record of benchmarks/speed; `coverage:FILE`, that of coverage.py; or `support`, for what
+every backbone can be trained with, found by trying each pair on small random models.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from speed.table import profile_table, speed_table
 from medgraft.benchmark import read_records, why_unsupported
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
-from medgraft.report import markdown, rows
+from medgraft.report import markdown, read_results, rows
 from medgraft.strategies import get_strategy
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +29,7 @@ def filled(text: str) -> str:
 
     def made(match: re.Match[str]) -> str:
         place = match[2]
-        kinds = {"support": _support, "speed": speed_table, "profile": profile_table}
+        kinds = {"support": _support, "speed": speed_table, "profile": profile_table, "coverage": _coverage}
         kind, _, path = place.rpartition(":")
         return match[1] + kinds.get(kind or place, _table)(ROOT / path) + match[3]
 
@@ -56,13 +57,23 @@ def _support(_: Path) -> str:
     return "\n".join([head, *lines]) + f"\n\n{said}\n"
 
 
+def _coverage(path: Path) -> str:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["| score | truth inside the 95 % interval |", "|---|---:|"]
+    lines += [f"| {name} | {share:.1%} |" for name, share in record["coverage"].items()]
+    lines += ["", "| two halves of one model's seeds | called different at 5 % |", "|---|---:|"]
+    lines += [f"| {name} | {share:.1%} |" for name, share in record["false_alarms"].items()]
+    return "\n".join(lines) + f"\n\n{record['sets']:,} simulated test sets of {record['patients']} patients.\n"
+
+
 def _table(folder: Path) -> str:
     records = read_records(folder)
     first = records[0]
     cpu, threads = first.hardware["cpu"], first.hardware["threads"]
     images = max((record.images or {}).get("train", 0) for record in records)
     note = f"{images} training images, {(first.images or {})['test']} test images. {cpu}, {threads} threads, bf16."
-    return f"{markdown(rows(records))}\n\n{note}\n"
+    results = read_results(folder, plugins=PluginManager())
+    return f"{markdown(rows(records, results))}\n\n{note}\n"
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", type=Path, metavar="SUITE", help="a TOML file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where records go (default: medgraft-results/SUITE's name)")
     add_set(parser, "train.K=V, generation.K=V or data.K=V for every run, such as data.path=/data/roco")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="instead of the suite's, such as --seeds 0 1 2")
     parser.add_argument("--dry-run", action="store_true", help="say what would be downloaded, used and missing, and stop")
     parser.add_argument("--retry-failed", action="store_true", help="do runs again whose record says failed")
     add_json(parser)
@@ -30,6 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft.config import load_suite
 
     suite = load_suite(arguments.suite, arguments.overrides)
+    if arguments.seeds:
+        suite = suite.model_copy(update={"seeds": tuple(arguments.seeds)})
     from medgraft.benchmark import rehearse_suite, run_suite
     from medgraft.plugin import PluginManager
     from medgraft.report import as_json, example_captions, html_report, markdown, read_results, rehearsal_text, rows, terminal
