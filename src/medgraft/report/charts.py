@@ -93,7 +93,7 @@ def learning_curves(group: Group) -> dict[str, Any] | None:
         .mark_line(strokeWidth=1.8)
         .encode(
             x=alt.X("step:Q", title="step"),
-            y=alt.Y("loss:Q", title="training loss", scale=alt.Scale(zero=False)),
+            y=alt.Y("loss:Q", title="training loss (logarithmic)", scale=alt.Scale(type="log", nice=True)),
             color=_colour("strategy", names),
             strokeDash=alt.StrokeDash("strategy:N", sort=names, legend=None),
             tooltip=["strategy:N", "step:Q", alt.Tooltip("loss:Q", format=".3f")],

@@ -68,7 +68,9 @@ def _sides(folder: Path, plugins: PluginManager) -> dict[str, tuple[RunCaptions,
     if not found:
         raise ConfigError(f"{folder} holds no captions: neither predictions.json nor runs/*/predictions.json.")
     return {
-        f"{entry.name} on {group.data}": (entry.captions[0], list(entry.measured)) for group in found for entry in group.entries
+        f"{entry.backbone} {entry.strategy} on {group.data}": (entry.captions[0], list(entry.measured))
+        for group in found
+        for entry in group.entries
     }
 
 

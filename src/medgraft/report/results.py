@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medgraft.benchmark import Record, RunCaptions, read_captions, read_records
+from medgraft.benchmark import BASELINE, Record, RunCaptions, read_captions, read_records
 from medgraft.config import METRICS
 from medgraft.metrics import Measured, measure
 from medgraft.plugin import PluginManager
@@ -31,11 +31,7 @@ class Entry:
     records: tuple[Record, ...]
     captions: tuple[RunCaptions, ...]
     measured: tuple[dict[str, Measured], ...]  # of each seed, by score name
-
-    @property
-    def name(self) -> str:
-        """The strategy, and the backbone if that is not plain from where it stands."""
-        return f"{self.backbone} {self.strategy}"
+    name: str  # the strategy, and the backbone if a group has several
 
     def seeds(self, score: str) -> list[Measured]:
         """What was measured for `score`, of each seed that has it."""
@@ -134,18 +130,25 @@ def groups(runs: Iterable[tuple[Record, RunCaptions]], *, plugins: PluginManager
         for record, captions in several:
             settings = {key: value for key, value in record.config.items() if key != "seed"}
             entries.setdefault(json.dumps(settings, sort_keys=True), []).append((record, captions))
-        resampling = Resampling(several[0][1].group_names())
-        made.append(Group(data, tuple(_entry(runs, plugins) for runs in entries.values()), resampling))
+        models = {record.backbone for record, _ in several} - {BASELINE}
+        listed: dict[str, Entry] = {}
+        for runs in entries.values():
+            first = runs[0][0]
+            name = first.strategy if len(models) < 2 else f"{first.backbone} {first.strategy}"
+            alike = sum(known == name or known.startswith(f"{name} (") for known in listed)  # other settings
+            name = f"{name} ({alike + 1})" if alike else name
+            listed[name] = _entry(runs, name, plugins)
+        made.append(Group(data, tuple(listed.values()), Resampling(several[0][1].group_names())))
     return tuple(made)
 
 
-def _entry(runs: Sequence[tuple[Record, RunCaptions]], plugins: PluginManager) -> Entry:
+def _entry(runs: Sequence[tuple[Record, RunCaptions]], name: str, plugins: PluginManager) -> Entry:
     ordered = sorted(runs, key=lambda run: run[0].seed)
     first = ordered[0][0]
     measured = tuple(measured_scores(captions, tuple(first.config.get("metrics", METRICS)), plugins) for _, captions in ordered)
     return Entry(
         first.backbone, first.data, first.strategy, tuple(record for record, _ in ordered),
-        tuple(captions for _, captions in ordered), measured,
+        tuple(captions for _, captions in ordered), measured, name,
     )  # fmt: skip
 
 
