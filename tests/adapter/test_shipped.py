@@ -23,7 +23,8 @@ def test_scores_are_those_on_the_card(folder):
     data = DataConfig(name="phantoms", options=adapter.manifest.data["options"])
     metrics = medgraft.evaluate(data, adapter=adapter).metrics
     # greedy decoding under bf16 may choose another word where kernels round differently, so not to the last digit
-    assert metrics == pytest.approx(adapter.manifest.metrics, rel=0.03, abs=0.003)
+    promised = adapter.manifest.metrics
+    assert {name: metrics[name] for name in promised} == pytest.approx(promised, rel=0.03, abs=0.003)
     card = (folder / "README.md").read_text()
     for name, value in adapter.manifest.metrics.items():
         assert f"| {name} | {value:.4f} |" in card

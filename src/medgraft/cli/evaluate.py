@@ -44,9 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.predictions:
         arguments.predictions.write_text(json.dumps(result.predictions, indent=0, ensure_ascii=False), encoding="utf-8")
     if arguments.json:
-        print(json.dumps({"images": len(result.predictions), "split": arguments.split, "metrics": result.metrics}, indent=2))
+        content = {"images": len(result.predictions), "split": arguments.split, "metrics": result.metrics}
+        content |= {"intervals": {name: (i.low, i.high) for name, i in result.intervals.items()}, "collapse": result.collapse}
+        print(json.dumps(content, indent=2))
     else:
         print(f"{len(result.predictions)} images of {arguments.split}")
+        width = max(map(len, result.metrics), default=0)
         for name, value in result.metrics.items():
-            print(f"{name:<10} {value:.4f}")
+            interval = result.intervals.get(name)
+            print(f"{name:<{width}} {value:.4f}" + (f"  [{interval.low:.4f}, {interval.high:.4f}]" if interval else ""))
+        print("In brackets: 95 % intervals for other test images of the same kind.")
     return 0

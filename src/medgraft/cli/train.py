@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 
 from medgraft.cli.options import add_json, add_set
@@ -68,5 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
             f"adapter of {record.adapter_bytes:,} bytes in {arguments.out}"
         )
     if record.metrics:
-        print("  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items()))
+        said = "  ".join(f"{name}\u00a0{value:.4f}" for name, value in record.metrics.items())
+        print(textwrap.fill(said, 78).replace("\u00a0", " "))
     return 0

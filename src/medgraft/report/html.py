@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -55,6 +56,7 @@ def _section(number: int, group: Group, plugins: PluginManager) -> dict[str, Any
     scores = [name for name in _SHOWN if any(entry.seeds(name) for entry in group.entries)]
     ties = {name: group.ties(name) for name in scores}
     ordered = sorted(group.entries, key=lambda entry: -float(np.mean(entry.values(_SCORE) or [0.0])))
+    group = replace(group, entries=tuple(ordered))
     shares = group.frontier(_SCORE)
     return {
         "number": number,
