@@ -74,5 +74,6 @@ def medgraft_metrics() -> Iterator[MetricSpec]:
     yield MetricSpec("rouge_l", "ROUGE-L by COCO's rules", "medgraft.metrics.rouge_l:RougeL")
     yield MetricSpec("cider", "CIDEr-D by COCO's rules", "medgraft.metrics.cider:Cider")
     yield MetricSpec("rouge_1", "ROUGE-1 by ImageCLEFmedical's rules", "medgraft.metrics.imageclef:Rouge1")
+    yield MetricSpec("bertscore", "BERTScore as bertscore:HUB_ID_OR_FOLDER", "medgraft.metrics.bertscore:BertScore")
     yield MetricSpec("clinical", "modality, side, findings, measurements, by their words", "medgraft.metrics.clinical:Clinical")
     yield MetricSpec("facts", "what phantoms show: study, view, finding, side, site", "medgraft.metrics.facts:PhantomFacts")

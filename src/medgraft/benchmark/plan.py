@@ -54,7 +54,7 @@ def plan(suite: SuiteConfig, *, plugins: PluginManager) -> Plan:
     for config in expand(suite):
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
         for metric in config.metrics:
-            plugins.get("metric", metric)
+            plugins.get("metric", metric.partition(":")[0])
         pair = (config.backbone, config.strategy)
         if pair not in reasons:
             reasons[pair] = why_unsupported(config.backbone, strategy, plugins=plugins)

@@ -68,7 +68,7 @@ def rehearse_suite(suite: SuiteConfig, *, plugins: PluginManager) -> Rehearsal:
     for config in expand(suite):
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
         for metric in config.metrics:
-            plugins.get("metric", metric)
+            plugins.get("metric", metric.partition(":")[0])
         images = data[config.data.model_dump_json()]
         try:
             captioner, source = get_captioner(config.backbone, plugins=plugins)

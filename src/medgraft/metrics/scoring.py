@@ -52,7 +52,7 @@ def measure(captions: CaptionSet, *, metrics: Iterable[str], plugins: PluginMana
     signatures: dict[str, str] = {}
     unavailable: dict[str, str] = {}
     for name in metrics:
-        metric = plugins.get("metric", name)()
+        metric = get_metric(name, plugins)
         try:
             result = _result(metric, captions, name, measured, signatures)
         except UnavailableError as error:
@@ -63,6 +63,13 @@ def measure(captions: CaptionSet, *, metrics: Iterable[str], plugins: PluginMana
         values |= {key: float(value) for key, value in result.items() if math.isfinite(value)}
         unavailable |= {key: "no image has what it is about" for key, value in result.items() if not math.isfinite(value)}
     return Scores(values, measured, signatures, unavailable)
+
+
+def get_metric(text: str, plugins: PluginManager) -> Any:
+    """The metric `NAME`, or `NAME:SOURCE` for one that takes a model."""
+    name, _, source = text.partition(":")
+    metric = plugins.get("metric", name)
+    return metric(source) if source else metric()
 
 
 def _result(

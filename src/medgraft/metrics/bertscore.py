@@ -1,0 +1,117 @@
+"""BERTScore (Zhang et al. 2020, arXiv 1904.09675) as ImageCLEFmedical Caption uses it: F1 with idf, no rescaling.
+
+The model is named behind the metric, `bertscore:HUB_ID_OR_FOLDER`, and after it the layer whose outputs are compared,
+`bertscore:FOLDER@6`; the last one otherwise, or for microsoft/deberta-xlarge-mnli, the campaign's model, the 40th.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, means
+from medgraft.metrics.imageclef import preprocess
+
+_LAYERS = {"microsoft/deberta-xlarge-mnli": 40}
+_BATCH = 64
+
+Embedded = tuple[torch.Tensor, torch.Tensor]  # unit vectors [T, C] and idf weights [T]; empty for a text without words
+
+
+def bertscore(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], source: str, layer: int | None = None
+) -> list[float]:
+    """F1 of each prediction, the best over its references; idf is counted over all references together.
+
+    UnavailableError if the model cannot be had.
+    """
+    tokenizer, model = _load(source, layer)
+    ids = {text: _tokens(text, tokenizer) for text in {*predictions, *(text for texts in references for text in texts)}}
+    idf = _idf([ids[text] for texts in references for text in texts])
+    embedded = _embed(ids, tokenizer, model, idf)
+    return [
+        max(_f1(embedded[said], embedded[text]) for text in texts) for said, texts in zip(predictions, references, strict=True)
+    ]
+
+
+def _load(source: str, layer: int | None) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer, model = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UnavailableError(f"the model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+    layers = model.encoder.layer
+    wanted = layer or _LAYERS.get(source, len(layers))
+    if not 0 < wanted <= len(layers):
+        raise UnavailableError(f"the model {source} has {len(layers)} layers, not {wanted}")
+    model.encoder.layer = layers[:wanted]
+    return tokenizer, model.eval()
+
+
+def _tokens(text: str, tokenizer: Any) -> list[int]:
+    ids: list[int] = tokenizer(text.strip(), truncation=True, max_length=min(tokenizer.model_max_length, 512))["input_ids"]
+    return ids
+
+
+def _idf(documents: Sequence[Sequence[int]]) -> Mapping[int, float]:
+    """log((N + 1) / (n + 1)) of every token in n of N documents; special tokens, being in all, weigh nothing."""
+    counts = Counter(token for document in documents for token in set(document))
+    return {token: math.log((len(documents) + 1) / (count + 1)) for token, count in counts.items()} | {
+        -1: math.log(len(documents) + 1)  # of a token that is in none
+    }
+
+
+@torch.no_grad()
+def _embed(ids: Mapping[str, list[int]], tokenizer: Any, model: Any, idf: Mapping[int, float]) -> dict[str, Embedded]:
+    texts = sorted(ids, key=lambda text: len(ids[text]))
+    special = len(tokenizer("")["input_ids"])
+    found: dict[str, Embedded] = {}
+    for start in range(0, len(texts), _BATCH):
+        some = texts[start : start + _BATCH]
+        batch = tokenizer.pad({"input_ids": [ids[text] for text in some]}, return_tensors="pt")
+        hidden = model(**batch).last_hidden_state  # [B, T, C]
+        for text, states in zip(some, hidden, strict=True):
+            length = len(ids[text])
+            weights = torch.tensor([idf.get(token, idf[-1]) for token in ids[text]])
+            if length <= special:
+                weights = weights[:0]
+            found[text] = torch.nn.functional.normalize(states[: len(weights)], dim=-1), weights
+    return found
+
+
+def _f1(said: Embedded, meant: Embedded) -> float:
+    (a, a_weights), (b, b_weights) = said, meant
+    if not len(a) or not len(b):
+        return 0.0
+    similarity = (a @ b.T).clamp(min=0)  # [T, T']
+    precision = float((similarity.max(dim=1).values * a_weights).sum() / a_weights.sum())
+    recall = float((similarity.max(dim=0).values * b_weights).sum() / b_weights.sum())
+    score = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return score if math.isfinite(score) else 0.0
+
+
+class BertScore(CaptionMetric):
+    """`bertscore`, the mean over images, on captions after ImageCLEFmedical's preprocessing."""
+
+    summary = __doc__ or ""
+    citation = "Zhang et al. 2020, BERTScore"
+
+    def __init__(self, source: str = ""):
+        super().__init__()
+        name, _, layer = source.partition("@")
+        self.source, self.layer = name, int(layer) if layer.isdigit() else None
+        depth = str(self.layer or _LAYERS.get(name) or "last")
+        self.signature = f"bertscore|F1|idf|rescale:no|model:{name}|layer:{depth}|prep:imageclef-2026"
+
+    def measure(self, captions: CaptionSet) -> Measured:
+        """See CaptionMetric."""
+        if not self.source:
+            raise UnavailableError("no model is named: write bertscore:HUB_ID_OR_FOLDER")
+        said = [preprocess(text) for text in captions.predictions]
+        meant = [[preprocess(text) for text in texts] for texts in captions.references]
+        return means({"bertscore": bertscore(said, meant, self.source, self.layer)})
