@@ -7,9 +7,10 @@ several.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -60,6 +61,7 @@ class Resampling:
         _, self._group = np.unique(names, return_inverse=True)  # [N]
         self.groups = int(self._group.max()) + 1
         self._resamples, self._seed = resamples, seed
+        self._kept: dict[tuple[int, str], tuple[Measured, Any]] = {}  # with what it was made from, so that its id stays taken
 
     @cached_property
     def _counts(self) -> Array:
@@ -80,14 +82,21 @@ class Resampling:
         np.add.at(sums, self._group, measured.rows)
         return sums
 
+    def _once(self, measured: Measured, what: str, make: Callable[[Array], Array]) -> dict[str, Array]:
+        """Scores of `make`'s sums, computed once, as a report compares every run with every other."""
+        key = (id(measured), what)
+        if key not in self._kept:
+            self._kept[key] = measured, measured.combine(make(self.sums(measured)))
+        scores: dict[str, Array] = self._kept[key][1]
+        return scores
+
     def draws(self, measured: Measured) -> dict[str, Array]:
         """Every score of every draw, [R]."""
-        return measured.combine(self._counts @ self.sums(measured))
+        return self._once(measured, "draws", lambda sums: self._counts @ sums)
 
     def left_out(self, measured: Measured) -> dict[str, Array]:
         """Every score without each group in turn, [G]."""
-        sums = self.sums(measured)
-        return measured.combine(sums.sum(axis=0) - sums)
+        return self._once(measured, "left out", lambda sums: sums.sum(axis=0) - sums)
 
     def intervals(self, measured: Measured) -> dict[str, Interval]:
         """An interval for every score."""

@@ -1,5 +1,6 @@
 """Results read from disk: intervals, ties, comparisons, and the page."""
 
+import csv
 import html
 import json
 import re
@@ -172,3 +173,7 @@ def test_report_writes_the_page_and_the_table(results, capsys):
     assert (out / "report.html").is_file()
     assert main(["report", str(out), "--format", "md", "--out", str(out / "t.md")]) == 0
     assert "| strategy | CIDEr | 95% |" in (out / "t.md").read_text()
+    capsys.readouterr()
+    assert main(["report", str(out), "--format", "csv"]) == 0
+    lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert {line["strategy"] for line in lines} == {"one", "two", "poor"} and float(lines[0]["cider"]) == 1.0

@@ -13,7 +13,7 @@ EXAMPLE = "medgraft report medgraft-results/quickstart --format html"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="the --out of `medgraft bench`")
-    parser.add_argument("--format", choices=("text", "md", "json", "html"), default="text")
+    parser.add_argument("--format", choices=("text", "md", "json", "csv", "html"), default="text")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there (html: report.html in DIR if not given)")
 
 
@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     from medgraft.benchmark.record import read_records
     from medgraft.plugin import PluginManager
-    from medgraft.report import as_json, html_report, markdown, read_results, rows, terminal
+    from medgraft.report import as_csv, as_json, html_report, markdown, read_results, rows, terminal
 
     manager = PluginManager.from_environment()
     records = read_records(arguments.folder)
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         out = out or arguments.folder / "report.html"
         text = html_report(arguments.folder.resolve().name, records, results, plugins=manager)
     else:
-        text = {"text": terminal, "md": markdown, "json": as_json}[arguments.format](rows(records, results))
+        text = {"text": terminal, "md": markdown, "json": as_json, "csv": as_csv}[arguments.format](rows(records, results))
     if out is None:
         print(text)
         return 0

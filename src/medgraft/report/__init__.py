@@ -5,9 +5,9 @@ from medgraft.report.examples import example_captions
 from medgraft.report.html import html_report
 from medgraft.report.rehearsal import rehearsal_text
 from medgraft.report.results import Group, read_results
-from medgraft.report.table import Row, as_json, markdown, rows, terminal
+from medgraft.report.table import Row, as_csv, as_json, markdown, rows, terminal
 
 __all__ = [
-    "Group", "Row", "as_json", "compare", "example_captions", "html_report", "markdown", "read_results", "rehearsal_text",
-    "rows", "terminal",
+    "Group", "Row", "as_csv", "as_json", "compare", "example_captions", "html_report", "markdown", "read_results",
+    "rehearsal_text", "rows", "terminal",
 ]  # fmt: skip

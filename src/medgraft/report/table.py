@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -187,6 +189,15 @@ def markdown(table: Sequence[Row]) -> str:
             lines.append("| " + " | ".join(f"**{c[:-1]}**" if c.endswith("*") else c for c in row) + " |")
         blocks.append("\n".join([f"**{title}**", "", *lines, *_failures(group)]))
     return "\n\n".join(blocks)
+
+
+def as_csv(table: Sequence[Row]) -> str:
+    """The rows as comma-separated values, one line each below the names of their fields."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in table)
+    return text.getvalue().rstrip("\n")
 
 
 def as_json(table: Sequence[Row]) -> str:
