@@ -42,6 +42,14 @@ def test_randomisation_counts_every_exchange():
     assert found.p == found.p_images
 
 
+def test_a_plain_difference_is_found_among_hundreds_of_pairs():
+    rng = np.random.default_rng(0)
+    a = _mean(rng.normal(size=200))
+    b = _mean(a.rows[:, 0] + 1 + rng.normal(scale=0.1, size=200))
+    p = Resampling([None] * 200).difference([b], [a], "x").p
+    assert holm({"it": p, **{str(i): 1.0 for i in range(189)}})["it"] < 0.05
+
+
 def test_holm_by_hand():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
     assert holm({"a": 0.6, "b": 0.9}) == {"a": 1.0, "b": 1.0}

@@ -20,6 +20,8 @@ from medgraft.metrics import Measured
 from medgraft.metrics.base import Array
 
 RESAMPLES = 1000
+RANDOMISATIONS = 10_000
+_CELLS = 20_000_000  # of a table of exchanges: 160 MB
 LEVEL = 0.95
 
 
@@ -72,9 +74,13 @@ class Resampling:
 
     @cached_property
     def _swaps(self) -> Array:
-        """For each randomisation and group, 1 if two runs change places there, [R, G]."""
+        """For each randomisation and group, 1 if two runs change places there, [S, G].
+
+        More of them than draws, since a p-value that is corrected for hundreds of pairs has to be small to begin with.
+        """
         rng = np.random.default_rng([self._seed, 1])
-        return rng.integers(0, 2, (self._resamples, self.groups)).astype(np.float64)
+        count = max(RESAMPLES, min(RANDOMISATIONS, _CELLS // self.groups))
+        return rng.integers(0, 2, (count, self.groups)).astype(np.float64)
 
     def sums(self, measured: Measured) -> Array:
         """Rows added up by group, [G, K]."""
