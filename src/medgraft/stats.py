@@ -113,15 +113,18 @@ class Resampling:
         """The score `name` of one strategy minus that of another, each given by its seeds, on average over them."""
         value = _mean_score(ours, name) - _mean_score(theirs, name)
         draws = self.mean_draws(ours, name) - self.mean_draws(theirs, name)
-        left_out = np.mean([self.left_out(m)[name] for m in ours], axis=0) - np.mean(
-            [self.left_out(m)[name] for m in theirs], axis=0
-        )
+        left_out = self.mean_left_out(ours, name) - self.mean_left_out(theirs, name)
         p_images = self._randomisation(ours, theirs, name, abs(value))
         return Difference(value, bca(value, draws, left_out), p_images, _welch(ours, theirs, name, draws, self.groups))
 
     def mean_draws(self, seeds: Sequence[Measured], name: str) -> Array:
         """The score of every draw on average over seeds, [R]."""
         mean: Array = np.mean([self.draws(measured)[name] for measured in seeds], axis=0)
+        return mean
+
+    def mean_left_out(self, seeds: Sequence[Measured], name: str) -> Array:
+        """The score without each group in turn, on average over seeds, [G]."""
+        mean: Array = np.mean([self.left_out(measured)[name] for measured in seeds], axis=0)
         return mean
 
     def _randomisation(self, ours: Sequence[Measured], theirs: Sequence[Measured], name: str, found: float) -> float:

@@ -6,7 +6,6 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +49,6 @@ class Entry:
         """Mean seconds of a phase."""
         return float(np.mean([(record.phase_seconds or {}).get(name, 0.0) for record in self.records]))
 
-    @cached_property
-    def scores(self) -> tuple[str, ...]:
-        """Names of everything that was measured."""
-        return tuple(dict.fromkeys(name for each in self.measured for name in each))
-
 
 @dataclass(frozen=True)
 class Group:
@@ -69,8 +63,8 @@ class Group:
         seeds = entry.seeds(score)
         if not seeds:
             return None
-        left_out = np.mean([self.resampling.left_out(m)[score] for m in seeds], axis=0)
-        return bca(float(np.mean(entry.values(score))), self.resampling.mean_draws(seeds, score), left_out)
+        draws, left_out = self.resampling.mean_draws(seeds, score), self.resampling.mean_left_out(seeds, score)
+        return bca(float(np.mean(entry.values(score))), draws, left_out)
 
     def differences(self, score: str) -> dict[tuple[str, str], tuple[Difference, float]]:
         """Each pair of entries: the first's score minus the second's, and its p-value corrected by Holm for all pairs."""
