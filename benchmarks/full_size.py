@@ -22,6 +22,7 @@ import torch
 from synthetic_models import WRITERS
 
 import medgraft
+from medgraft import hardware
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.benchmark import execute
 from medgraft.config import run_config
@@ -29,7 +30,6 @@ from medgraft.data import open_image
 from medgraft.data.phantoms import write_phantoms
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
-from medgraft.training import hardware
 
 
 @torch.no_grad()

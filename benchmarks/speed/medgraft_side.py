@@ -11,13 +11,14 @@ from pathlib import Path
 import transformers
 from profiling import counted_kernels
 
+from medgraft import hardware
 from medgraft.adapter import load_base
 from medgraft.captioning import caption_images
 from medgraft.config import GenerationConfig, RunConfig
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.training import Clock, fit, hardware, hold_frozen, prepare_features
+from medgraft.training import Clock, fit, hold_frozen, prepare_features
 from medgraft.types import Example
 
 

@@ -47,11 +47,11 @@ def main() -> int:
     """Run what the record lacks."""
     from synthetic_models import write_blip, write_blip2
 
+    from medgraft import hardware
     from medgraft.benchmark.estimate import measured_flops
     from medgraft.data.phantoms import write_phantoms
     from medgraft.data.roco import Roco
     from medgraft.quiet import quiet_libraries
-    from medgraft.training import hardware
 
     options = parse()
     quiet_libraries()

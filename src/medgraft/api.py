@@ -6,18 +6,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from medgraft import adapter as adapters
+from medgraft import hardware
 from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import Backbone, RemoteCaptioner
 from medgraft.benchmark import Record, execute
 from medgraft.benchmark import run_suite as run_suite_runs
 from medgraft.benchmark.evaluation import Evaluation, evaluate_examples, generation_of
 from medgraft.captioning import caption_images
-from medgraft.config import METRICS, DataConfig, GenerationConfig, SuiteConfig, load_suite, run_config
+from medgraft.config import METRICS, DataConfig, GenerationConfig, SaliencyConfig, SuiteConfig, load_suite, run_config
 from medgraft.data import load_data
 from medgraft.errors import ConfigError
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy
-from medgraft.training import Clock, hardware
+from medgraft.training import Clock
 from medgraft.types import Split
 
 
@@ -100,7 +101,7 @@ def evaluate(
     return evaluate_examples(
         model, examples, generation=generation or (generation_of(loaded) if loaded else GenerationConfig()),
         prompt=loaded.prompt if loaded else None, metrics=metrics, batch_size=32, bf16=_bf16(loaded), plugins=manager,
-        clock=Clock(), progress=progress,
+        clock=Clock(), progress=progress, saliency=SaliencyConfig(maps=0),
     )  # fmt: skip
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from medgraft import hardware
 from medgraft.backbones import Backbone, RemoteCaptioner, prompt_for
 from medgraft.config import GenerationConfig
 from medgraft.data import open_image
 from medgraft.features import FeatureSupply
-from medgraft.training import hardware
 
 
 @torch.no_grad()  # not inference_mode: parameters moved within it could not be trained afterwards

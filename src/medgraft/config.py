@@ -65,7 +65,7 @@ class TrainConfig(StrictModel):
     report_to: tuple[str, ...] = ()
 
 
-METRICS = ("bleu", "rouge_l", "cider", "rouge_1", "clinical", "facts")
+METRICS = ("bleu", "rouge_l", "cider", "rouge_1", "clinical", "facts", "localization")
 
 
 class GenerationConfig(StrictModel):
@@ -85,6 +85,13 @@ class FeaturesConfig(StrictModel):
     max_gb: float = Field(default=10.0, ge=0, description="what the store may take on disk, all models together")
 
 
+class SaliencyConfig(StrictModel):
+    """Attention maps of test images: those that the report shows, and those that deletion and insertion are tried on."""
+
+    maps: int = Field(default=128, ge=0, description="images whose maps are kept for the report")
+    curves: int = Field(default=24, ge=0, description="images for the metric 'faithfulness', the first ones")
+
+
 class RunConfig(StrictModel):
     """One run: backbone x strategy x data set x seed."""
 
@@ -95,6 +102,7 @@ class RunConfig(StrictModel):
     train: TrainConfig = TrainConfig()
     generation: GenerationConfig = GenerationConfig()
     features: FeaturesConfig = FeaturesConfig()
+    saliency: SaliencyConfig = SaliencyConfig()
     metrics: tuple[str, ...] = METRICS
     eval_split: Literal["train", "validation", "test"] = "test"
     seed: int = Field(default=0, ge=0)
@@ -122,6 +130,7 @@ class SuiteConfig(StrictModel):
     train: TrainConfig = TrainConfig()
     generation: GenerationConfig = GenerationConfig()
     features: FeaturesConfig = FeaturesConfig()
+    saliency: SaliencyConfig = SaliencyConfig()
     metrics: tuple[str, ...] = METRICS
     eval_split: Literal["train", "validation", "test"] = "test"
     overrides: dict[str, dict[Literal["train", "strategy"], dict[str, JsonValue]]] = Field(default_factory=dict)
@@ -174,7 +183,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def load_suite(path: Path, overrides: Iterable[str] = ()) -> SuiteConfig:
     """The suite in `path` with `--set` overrides applied; relative data paths are taken from the working directory."""
     values = read_toml(path)
-    for section, changes in parse_overrides(overrides, ("train", "generation", "features", "data")).items():
+    for section, changes in parse_overrides(overrides, ("train", "generation", "features", "saliency", "data")).items():
         if not isinstance(values.get(section, {}), Mapping | str | list):
             raise ConfigError(f"Suite {path}: {section!r} is a table, not {values[section]!r}.")
         if section != "data":
@@ -193,7 +202,7 @@ def _changed_data(data: Mapping[str, Any] | str, changes: Mapping[str, JsonValue
     return {**base, **own, "options": {**base.get("options", {}), **options}}
 
 
-SECTIONS = ("strategy", "train", "data", "generation", "features")
+SECTIONS = ("strategy", "train", "data", "generation", "features", "saliency")
 
 
 def parse_overrides(overrides: Iterable[str], sections: tuple[str, ...] = SECTIONS) -> dict[str, dict[str, JsonValue]]:
@@ -242,6 +251,7 @@ def run_config(
         "train": changes.get("train", {}),
         "generation": changes.get("generation", {}),
         "features": changes.get("features", {}),
+        "saliency": changes.get("saliency", {}),
         "seed": seed,
     }
     return validated(RunConfig, values, "Run")

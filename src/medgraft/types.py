@@ -108,6 +108,24 @@ class Seam:
 
 
 @dataclass(frozen=True)
+class Gaze:
+    """Where a model keeps the attention with which its words look at the image.
+
+    `words`, `queries`, `vision` and `text` are patterns for whole names of attention modules. Those of `words` have text
+    positions as queries and the image's tokens among their keys. `queries`, where learned queries stand between image and
+    words as in a Q-Former, have those as queries and patches as keys. `vision` is the self-attention of the vision tower,
+    None if it cannot be followed through it; `text` the decoder's, None if words and image stand in one sequence.
+    `label` says what a map read off this way is.
+    """
+
+    label: str
+    words: str
+    queries: str | None = None
+    vision: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
 class DataReport:
     """What was found on reading a data set: images that were listed but are not there, or cannot be decoded."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -13,9 +15,10 @@ import transformers
 from torch import nn
 
 from medgraft.backbones import loading, weights
+from medgraft.backbones.view import seen_rectangle
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
-from medgraft.types import Anatomy, Part, Seam
+from medgraft.types import Anatomy, Gaze, Part, Seam
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,13 +36,17 @@ class TextBatch:
     attention_mask: torch.Tensor
     labels: torch.Tensor
 
+    def to(self, device: torch.device) -> TextBatch:
+        """The same on `device`."""
+        return TextBatch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+
 
 class Backbone(ABC):
     """A captioning model. Its forward pass is cut at `seams`: `stage` computes one from the one below it.
 
     Above the last seam are `decode` and `generate`. Strategies change `model` in place, so every method reaches the
     layers through `self.model`. `never_quantized` and `keep_in_fp32` are patterns for modules that stay as they are
-    whatever the strategy asks for.
+    whatever the strategy asks for. `gaze` says how attention maps are read off, None if they cannot be.
     """
 
     anatomy: ClassVar[Anatomy]
@@ -50,6 +57,7 @@ class Backbone(ABC):
     keep_in_fp32: ClassVar[tuple[str, ...]] = ()
     default_source: ClassVar[str | None] = None
     default_prompt: ClassVar[str] = ""
+    gaze: ClassVar[Gaze | None] = None
 
     def __init__(self, source: str, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any):
         self.source = source
@@ -118,6 +126,11 @@ class Backbone(ABC):
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
+    def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """For each of `token_ids`, where it stands in its text: (start, end) in characters."""
+        read = self.tokenizer(list(texts), add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+        return [[(int(start), int(end)) for start, end in spans] for spans in read["offset_mapping"]]
+
     def readable(self, text: str) -> str:
         """A decoded caption as people write it."""
         return text.strip()
@@ -130,6 +143,13 @@ class Backbone(ABC):
     def image_settings(self) -> dict[str, Any]:
         """All that decides how an image becomes pixel values, for keys; JSON's types only."""
         return {"class": type(self.image_processor).__name__, **json.loads(self.image_processor.to_json_string())}
+
+    def view(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The rectangle (left, top, right, bottom) that the model sees of an image, in the image's own pixels.
+
+        It ends inside the image where that is cropped, and beyond it where it is padded.
+        """
+        return seen_rectangle(self.image_settings(), width, height)
 
     def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
         """Rows of head, caption, end and padding, cut to `max_tokens`; only caption and end are labels."""
@@ -194,6 +214,32 @@ class Backbone(ABC):
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
         """The new tokens [B, N] that the model says behind the head `input_ids` [B, T]."""
+
+    def sight(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
+        """How the attention of `gaze.words` is read, by default as cross-attention to `features`.
+
+        What is added to a label's place to get the row that predicts it, and the columns of the image's tokens.
+        """
+        return -1, slice(0, features.shape[1])
+
+    @contextmanager
+    def weights_shown(self) -> Iterator[None]:
+        """Compute attention step by step inside the block, so that attention modules return their weights."""
+        fused = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(fused)
+
+    def untrained(self, seed: int = 0) -> Self:
+        """The same architecture with random weights, in fp32: a control for whatever is read off the trained one."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = loading.build_random(self.model_class, self.config)
+        other = copy.copy(self)
+        other.model = model.to(next(self.model.parameters()).device).eval()
+        return other
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 import torch
 import transformers
 from torch import nn
 
-from medgraft.backbones.attention import use_sdpa
+from medgraft.backbones.attention import eager_attention, use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
 from medgraft.backbones.roles import vision_tower_roles
 from medgraft.backbones.wordpieces import join_punctuation
-from medgraft.types import Anatomy, PartAnatomy, Seam
+from medgraft.types import Anatomy, Gaze, PartAnatomy, Seam
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -51,6 +53,10 @@ class BlipBackbone(Backbone):
     model_class = "BlipForConditionalGeneration"
     model_types = ("blip",)
     never_quantized = (r"text_decoder\.cls",)
+    gaze = Gaze(
+        "cross-attention", rf"{_LAYER}\.crossattention\.self", vision=r"vision_model\.encoder\.layers\.\d+\.self_attn",
+        text=rf"{_LAYER}\.attention\.self",
+    )  # fmt: skip
 
     @classmethod
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
@@ -113,3 +119,9 @@ class BlipBackbone(Backbone):
             generation_config=decoding,
         )
         return ids[:, input_ids.shape[1] :]
+
+    @contextmanager
+    def weights_shown(self) -> Iterator[None]:
+        """See Backbone.weights_shown."""
+        with eager_attention(self.model):
+            yield

@@ -11,7 +11,7 @@ from torch import nn
 
 from medgraft.backbones.base import Backbone, TextBatch, next_token_loss, padded
 from medgraft.backbones.roles import language_model_roles, vision_tower_roles
-from medgraft.types import Anatomy, Part, PartAnatomy, Seam
+from medgraft.types import Anatomy, Gaze, Part, PartAnatomy, Seam
 
 _LAYER = r"qformer\.encoder\.layer\.\d+"
 
@@ -57,6 +57,11 @@ class Blip2Backbone(Backbone):
         r"language_model\.(encoder|decoder)\.block\.\d+\.layer\.\d\.DenseReluDense\.wo",  # T5 overflows there in 16 bits
     )  # fmt: skip
     keep_in_fp32 = ("query_tokens", "qformer", "language_projection")
+    gaze = Gaze(
+        "the language model's attention to the Q-Former's queries, and theirs to patches",
+        r"language_model\.(decoder\.block\.\d+\.layer\.1\.EncDecAttention|(model\.)?(decoder\.)?layers\.\d+\.self_attn)",
+        queries=rf"{_LAYER}\.crossattention\.attention", vision=r"vision_model\.encoder\.layers\.\d+\.self_attn",
+    )  # fmt: skip
 
     @classmethod
     def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
@@ -137,3 +142,8 @@ class Blip2Backbone(Backbone):
         inputs = self._language_inputs(features, input_ids, torch.ones_like(input_ids))
         ids: torch.Tensor = self.model.language_model.generate(**inputs, generation_config=decoding)
         return ids  # given embeddings, both kinds of model return the new tokens only
+
+    def sight(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
+        """See Backbone.sight: T5's labels stand where they are predicted; others have the queries before the words."""
+        queries = features.shape[1]
+        return (0 if self._has_text_encoder else queries - 1), slice(0, queries)

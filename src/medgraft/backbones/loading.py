@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +57,19 @@ def load_model(
 
 def build_skeleton(model_class: str, config: PreTrainedConfig) -> nn.Module:
     """The model that `config` describes, on the meta device: shapes and names without memory."""
-    builder: Any = getattr(transformers, model_class)
     with torch.device("meta"):
-        skeleton: nn.Module = builder._from_config(config) if hasattr(builder, "_from_config") else builder.from_config(config)
-    return skeleton
+        return build_random(model_class, config)
+
+
+def build_random(model_class: str, config: PreTrainedConfig) -> nn.Module:
+    """The model that `config` describes, with random weights in fp32, unquantised."""
+    builder: Any = getattr(transformers, model_class)
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = torch.float32
+    model: nn.Module = builder._from_config(config) if hasattr(builder, "_from_config") else builder.from_config(config)
+    return model
 
 
 def load_tokenizer(source: str, subfolder: str = "") -> Any:

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from medgraft.backbones import loading
 from medgraft.backbones.base import Backbone, TextBatch, next_token_loss
 from medgraft.errors import BackboneError
-from medgraft.types import Anatomy, PartAnatomy, Seam
+from medgraft.types import Anatomy, Gaze, PartAnatomy, Seam
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -73,6 +73,10 @@ class VisionEncoderDecoderBackbone(Backbone):
     model_class = "VisionEncoderDecoderModel"
     model_types = ("vision-encoder-decoder",)
     never_quantized = (r"decoder\.lm_head", r"decoder\.cls", r"encoder\.pooler")
+    gaze = Gaze(
+        "cross-attention", rf"{_GPT}\.crossattention|{_BERT}\.crossattention\.self",
+        vision=r"encoder\.layers\.\d+\.attention", text=rf"{_GPT}\.attn|{_BERT}\.attention\.self",
+    )  # fmt: skip
 
     @classmethod
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:

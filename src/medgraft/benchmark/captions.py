@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from medgraft.metrics import CaptionSet
+from medgraft.metrics.looks import Looks
 from medgraft.types import Example
 
 _FILE = "predictions.json"
@@ -19,12 +21,13 @@ _FILE = "predictions.json"
 
 @dataclass(frozen=True)
 class RunCaptions:
-    """By image id: captions said, reference captions, groups and, where the data set knows them, facts."""
+    """By image id: captions said, reference captions, groups, facts where the data set knows them, and where was looked."""
 
     predictions: Mapping[str, str]
     references: Mapping[str, tuple[str, ...]]
     groups: Mapping[str, str | None]
     facts: Mapping[str, Mapping[str, Any]]
+    looks: Mapping[str, Looks] = field(default_factory=dict)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -37,6 +40,7 @@ class RunCaptions:
             tuple(self.predictions[key] for key in self.ids),
             tuple(self.references[key] for key in self.ids),
             tuple(self.facts.get(key) for key in self.ids) if self.facts else None,
+            looks=tuple(self.looks.get(key) for key in self.ids) if self.looks else None,
         )
 
     def group_names(self) -> tuple[str | None, ...]:
@@ -44,20 +48,21 @@ class RunCaptions:
         return tuple(self.groups.get(key) for key in self.ids)
 
 
-def captions_of(examples: Sequence[Example], said: Sequence[str]) -> RunCaptions:
-    """Captions `said` of `examples`, in their order."""
+def captions_of(examples: Sequence[Example], said: Sequence[str], looks: Mapping[str, Looks] | None = None) -> RunCaptions:
+    """Captions `said` of `examples`, in their order, and where was looked by their ids."""
     return RunCaptions(
         predictions={example.id: caption for example, caption in zip(examples, said, strict=True)},
         references={example.id: tuple(caption for caption in example.captions if caption) for example in examples},
         groups={example.id: example.group for example in examples},
         facts={example.id: example.facts for example in examples if example.facts is not None},
+        looks=looks or {},
     )
 
 
 def write_captions(captions: RunCaptions, folder: Path) -> None:
     """Write `predictions.json` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _FILE).write_text(json.dumps(asdict(captions), indent=0, ensure_ascii=False), encoding="utf-8")
+    (folder / _FILE).write_text(json.dumps(_rounded(asdict(captions)), indent=0, ensure_ascii=False), encoding="utf-8")
 
 
 def read_captions(folder: Path) -> RunCaptions | None:
@@ -67,7 +72,17 @@ def read_captions(folder: Path) -> RunCaptions | None:
     except FileNotFoundError:
         return None
     references = {key: tuple(texts) for key, texts in content["references"].items()}
-    return RunCaptions(content["predictions"], references, content.get("groups", {}), content.get("facts", {}))
+    looks = TypeAdapter(dict[str, Looks]).validate_python(content.get("looks", {}))
+    return RunCaptions(content["predictions"], references, content.get("groups", {}), content.get("facts", {}), looks)
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with four decimals, which is more than what they are good for."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def shuffled(captions: RunCaptions, seed: int = 0) -> RunCaptions:
@@ -75,7 +90,7 @@ def shuffled(captions: RunCaptions, seed: int = 0) -> RunCaptions:
     ids = list(captions.ids)
     order = [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))]
     moved = dict(zip(order, (*order[1:], order[0]), strict=True))  # one cycle, so that nobody keeps its own
-    return replace(captions, predictions={key: captions.predictions[other] for key, other in moved.items()})
+    return replace(captions, predictions={key: captions.predictions[other] for key, other in moved.items()}, looks={})
 
 
 def collapse(captions: RunCaptions) -> dict[str, float]:

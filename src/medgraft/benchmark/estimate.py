@@ -17,10 +17,10 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from medgraft import hardware
 from medgraft.backbones import Backbone
 from medgraft.config import RunConfig
 from medgraft.strategies import Applied, Strategy, bare_name
-from medgraft.training import hardware
 from medgraft.types import PARTS, Part, lies_in
 
 CAPTION = 40  # word pieces: ROCO's median is 26, its mean higher

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medgraft.adapter import LoadedAdapter
-from medgraft.backbones import Backbone, RemoteCaptioner
+from medgraft.backbones import Backbone, RemoteCaptioner, prompt_for
 from medgraft.benchmark.captions import RunCaptions, captions_of, collapse, shuffled
 from medgraft.captioning import caption_images
-from medgraft.config import GenerationConfig
+from medgraft.config import GenerationConfig, SaliencyConfig
+from medgraft.errors import BackboneError
 from medgraft.features import FeatureSupply
 from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
+from medgraft.saliency import Looked, look
 from medgraft.stats import Interval, Resampling
 from medgraft.training import Clock
 from medgraft.types import Example
+
+LOOKS = ("localization", "faithfulness")  # metrics of where the model looked
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,14 @@ class Evaluation:
     """What was said of each image, the scores of all of it with their intervals, and signs of captions that ignore the image.
 
     `collapse` holds, beside what `captions.collapse` counts, every score with each caption given to another image
-    (`shuffled_NAME`).
+    (`shuffled_NAME`). `maps` are packed attention maps by image id.
     """
 
     captions: RunCaptions
     scores: Scores
     intervals: Mapping[str, Interval]
     collapse: Mapping[str, float]
+    maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def predictions(self) -> Mapping[str, str]:
@@ -70,17 +75,39 @@ def evaluate_examples(
     plugins: PluginManager,
     clock: Clock,
     progress: bool,
+    saliency: SaliencyConfig,
     supply: FeatureSupply | None = None,
 ) -> Evaluation:
-    """Caption `examples` with `backbone` as it stands, and score the captions."""
+    """Caption `examples` with `backbone` as it stands, look where it looks, and score both."""
     with clock.phase("generation"):
         paths = [example.image for example in examples]
         said = caption_images(
             backbone, paths, options=generation, prompt=prompt, batch_size=batch_size, bf16=bf16, progress=progress,
             supply=supply,
         )  # fmt: skip
+    with clock.phase("saliency"):
+        looked, obstacle = _look(backbone, examples, said, prompt, metrics, bf16, saliency, supply, progress)
     with clock.phase("scoring"):
-        return evaluated(captions_of(examples, said), metrics=metrics, plugins=plugins)
+        found = evaluated(captions_of(examples, said, looked.looks), metrics=metrics, plugins=plugins)
+    reasons = dict(found.scores.unavailable) | {name: obstacle for name in LOOKS if name in metrics and obstacle}
+    return replace(found, maps=looked.maps, scores=replace(found.scores, unavailable=reasons))
+
+
+def _look(
+    backbone: Backbone | RemoteCaptioner, examples: tuple[Example, ...], said: list[str], prompt: str | None,
+    metrics: tuple[str, ...], bf16: bool, saliency: SaliencyConfig, supply: FeatureSupply | None, progress: bool,
+) -> tuple[Looked, str | None]:  # fmt: skip
+    """Where the model looked, as far as `metrics` and the report ask; and why it cannot be known, if so."""
+    if isinstance(backbone, RemoteCaptioner):
+        return Looked({}, {}), "a model behind an API shows no attention"
+    try:
+        return look(
+            backbone, examples, {example.id: caption for example, caption in zip(examples, said, strict=True)},
+            prompt=prompt_for(backbone, prompt), bf16=bf16, pointing="localization" in metrics,
+            curves=saliency.curves if "faithfulness" in metrics else 0, kept=saliency.maps, supply=supply, progress=progress,
+        ), None  # fmt: skip
+    except BackboneError as error:
+        return Looked({}, {}), str(error)
 
 
 def evaluated(captions: RunCaptions, *, metrics: tuple[str, ...], plugins: PluginManager) -> Evaluation:

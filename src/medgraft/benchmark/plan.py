@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from medgraft import hardware
 from medgraft.backbones import RemoteCaptioner, get_backbone, get_captioner
 from medgraft.backbones.published import planning_config
 from medgraft.benchmark.record import run_id
@@ -15,7 +16,6 @@ from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import ConfigError, StrategyError
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy, quantization_config
-from medgraft.training import hardware
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ def run_id(
     values = config.model_dump(mode="json")
     values["data"].pop("path")
     values.pop("features")  # they save time and change nothing but rounding
+    values["saliency"].pop("maps")  # for looking at
     values["backbone"] = values["backbone"].partition(":")[0]
     text = json.dumps(
         [values, strategy.model_dump(mode="json") if strategy else None, data_fingerprint, base_fingerprint, versions],

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from medgraft import hardware
 from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_for
 from medgraft.backbones.published import planning_config, published_config
 from medgraft.benchmark.estimate import Estimate, estimate, measured_flops
@@ -17,7 +18,6 @@ from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy
-from medgraft.training import hardware
 from medgraft.types import SPLITS, CaptionData
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import transformers
 
+from medgraft import hardware
 from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, load_captioner, save_weights
 from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_for, split_name
 from medgraft.benchmark.captions import write_captions
@@ -21,8 +22,9 @@ from medgraft.errors import AdapterError, DataError
 from medgraft.features import Cut, FeatureSupply
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
+from medgraft.saliency import write_maps
 from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy
-from medgraft.training import Clock, TrainResult, fit, hardware, hold_frozen, prepare_features, uses_bf16
+from medgraft.training import Clock, TrainResult, fit, hold_frozen, prepare_features, uses_bf16
 from medgraft.types import SPLITS, CaptionData, Example, Split
 
 CHECKPOINTS = ".medgraft-checkpoints"
@@ -129,6 +131,8 @@ def _load(config: RunConfig, strategy: Strategy, plugins: PluginManager) -> _Loa
 def _keep(evaluation: Evaluation, config: RunConfig, out: Path, manifest: Manifest | None) -> Manifest | None:
     """Write the captions to `out`, and the scores into the package's manifest if there is one."""
     write_captions(evaluation.captions, out)
+    if evaluation.maps:
+        write_maps(evaluation.maps, out)
     if manifest is None:
         return None
     done: dict[str, Any] = {"images": len(evaluation.predictions), "split": config.eval_split}
@@ -193,7 +197,7 @@ def _evaluate(
     return evaluate_examples(
         backbone, examples, generation=config.generation, prompt=config.train.prompt, metrics=config.metrics,
         batch_size=config.train.per_device_eval_batch_size, bf16=uses_bf16(config), plugins=plugins, clock=clock,
-        progress=progress, supply=supply,
+        progress=progress, saliency=config.saliency, supply=supply,
     )  # fmt: skip
 
 

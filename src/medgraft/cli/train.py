@@ -49,8 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         max_images=arguments.max_images, overrides=[*arguments.overrides, *given],
     )  # fmt: skip
     from medgraft.benchmark import execute, write_record
+    from medgraft.hardware import is_main_process
     from medgraft.plugin import PluginManager
-    from medgraft.training.hardware import is_main_process
 
     done = execute(
         config, arguments.out, plugins=PluginManager.from_environment(), resume=arguments.resume,

@@ -58,22 +58,36 @@ _SIZE = re.compile(r"\b(\d+) ?mm\b")
 
 def stated_facts(caption: str) -> dict[str, Any]:
     """The facts that `caption` states, by FIELDS; None for what it does not say, or, as its finding, for nothing found."""
-    text = caption.lower()
-    positive = _NEGATED.sub("", text)
+    text, positive = _readings(caption)
     size = _SIZE.search(positive)
     finding = _first(_FINDINGS, positive)
     return {
-        "study": _first(_STUDIES, text),
-        "view": _first(_VIEWS, text),
-        "finding": finding,
-        "side": _first(_SIDES, positive),
-        "site": _first(_SITES, positive) if finding else None,
+        "study": _first(_STUDIES, text)[0],
+        "view": _first(_VIEWS, text)[0],
+        "finding": finding[0],
+        "side": _first(_SIDES, positive)[0],
+        "site": _first(_SITES, positive)[0] if finding[0] else None,
         "size_mm": int(size[1]) if size else None,
     }
 
 
-def _first(patterns: tuple[tuple[str, str], ...], text: str) -> str | None:
-    return next((value for pattern, value in patterns if re.search(pattern, text)), None)
+def where_stated(caption: str) -> dict[str, tuple[int, int]]:
+    """Where `caption` names the finding, its side and its site: (start, end) in characters of each that it names."""
+    _, positive = _readings(caption)
+    places = {name: _first(of, positive)[1] for name, of in (("finding", _FINDINGS), ("side", _SIDES), ("site", _SITES))}
+    return {name: place for name, place in places.items() if place is not None and places["finding"] is not None}
+
+
+def _readings(caption: str) -> tuple[str, str]:
+    """The caption in lower case, and the same with blanks for what it negates."""
+    text = caption.lower()
+    return text, _NEGATED.sub(lambda found: " " * len(found[0]), text)
+
+
+def _first(patterns: tuple[tuple[str, str], ...], text: str) -> tuple[str | None, tuple[int, int] | None]:
+    """The value of the first pattern that is found, and where it is."""
+    found = ((value, match.span()) for pattern, value in patterns if (match := re.search(pattern, text)))
+    return next(found, (None, None))
 
 
 def _right(said: Mapping[str, Any], meant: Mapping[str, Any], shown: Mapping[str, Any], field: str) -> float:

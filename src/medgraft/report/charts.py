@@ -20,6 +20,7 @@ _PHASES = {
     "forward": ("forward", "#44AA99"), "backward": ("backward", "#DDCC77"), "optimizer": ("optimiser", "#CC6677"),
     "train": ("other in training", "#999999"), "validation": ("validation", "#999933"),
     "checkpoint": ("checkpoints", "#661100"), "package": ("packaging", "#DDDDDD"), "generation": ("captioning", "#AA4499"),
+    "saliency": ("attention maps", "#661133"),
     "scoring": ("scoring", "#882255"),
 }  # fmt: skip
 _POINTS = 200  # of a learning curve

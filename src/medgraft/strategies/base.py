@@ -36,7 +36,8 @@ class Strategy(StrictModel):
     """What is trained, and how the frozen base is held.
 
     `method` is a PEFT type (`LORA`, `IA3`, ...) and `options` the fields of its config class, under PEFT's names.
-    `learning_rate` is the peak rate used unless the run names one.
+    `learning_rate` is the peak rate used unless the run names one. `compute_dtype` is that of 4-bit layers; `auto` is bf16
+    where the hardware has it, since emulating it costs ten times the time.
     """
 
     vision: PartPlan = FROZEN
@@ -46,7 +47,7 @@ class Strategy(StrictModel):
     options: dict[str, JsonValue] = Field(default_factory=dict)
     quantization: Quantization = "none"
     double_quantization: bool = True
-    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     learning_rate: float = Field(default=5e-4, gt=0)
 
     def plan(self, part: Part) -> PartPlan:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from medgraft import hardware
 from medgraft.errors import StrategyError
 from medgraft.strategies.base import LINEAR_ROLES, Strategy
 from medgraft.types import Anatomy, lies_in
@@ -39,9 +40,19 @@ def quantization_config(strategy: Strategy, anatomy: Anatomy, never: Sequence[st
         load_in_4bit=True,
         bnb_4bit_quant_type=strategy.quantization,
         bnb_4bit_use_double_quant=strategy.double_quantization,
-        bnb_4bit_compute_dtype=getattr(torch, strategy.compute_dtype),
+        bnb_4bit_compute_dtype=_compute_dtype(strategy),
         llm_int8_skip_modules=skip,
     )
+
+
+def _compute_dtype(strategy: Strategy) -> torch.dtype:
+    if strategy.compute_dtype != "auto":
+        dtype: torch.dtype = getattr(torch, strategy.compute_dtype)
+        return dtype
+    where = hardware.device().type
+    if hardware.bf16_supported(where):
+        return torch.bfloat16
+    return torch.float16 if where == "cuda" else torch.float32
 
 
 def check_quantized(model: nn.Module, anatomy: Anatomy, strategy: Strategy, never: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 Phase = Literal[
     "load", "features", "train", "data", "forward", "backward", "optimizer", "validation", "checkpoint", "package",
-    "generation", "scoring",
+    "generation", "saliency", "scoring",
 ]  # fmt: skip
 STEPS: tuple[Phase, ...] = ("train", "data", "forward", "backward", "optimizer")  # "train" is what is in none of the others
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medgraft import hardware
 from medgraft.backbones import Backbone, prompt_for
 from medgraft.config import RunConfig
 from medgraft.features import Cut, FeatureSupply, open_supply
-from medgraft.training import hardware
 from medgraft.training.trainer import uses_bf16
 from medgraft.types import Example
 

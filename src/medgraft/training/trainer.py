@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from medgraft import hardware
 from medgraft.backbones import Backbone, prompt_for
 from medgraft.config import RunConfig
 from medgraft.data.collate import CaptionPairs, PixelCache
 from medgraft.errors import ConfigError, TrainingError
 from medgraft.features import FeatureSupply
 from medgraft.strategies import Applied
-from medgraft.training import hardware
 from medgraft.training.adalora import RankAllocation
 from medgraft.training.clock import Clock, Phase
 from medgraft.training.collator import Collator

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.backbones.roles import vision_tower_roles
 from medgraft.backbones.wordpieces import join_punctuation
-from medgraft.types import Anatomy, Part, PartAnatomy, Seam
+from medgraft.types import Anatomy, Gaze, Part, PartAnatomy, Seam
 
 _LAYER = r"git\.encoder\.layer\.\d+"
 
@@ -48,6 +48,10 @@ class GitBackbone(Backbone):
     model_class = "GitForCausalLM"
     model_types = ("git",)
     never_quantized = (r"output", r"git\.visual_projection")
+    gaze = Gaze(
+        "attention to the image's tokens", rf"{_LAYER}\.attention\.self",
+        vision=r"git\.image_encoder\.vision_model\.encoder\.layers\.\d+\.self_attn",
+    )  # fmt: skip
 
     @classmethod
     def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
@@ -99,6 +103,11 @@ class GitBackbone(Backbone):
                 generation_config=decoding,
             )
         return ids[:, input_ids.shape[1] :]
+
+    def sight(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
+        """The patches stand before the words."""
+        patches = features.shape[1]
+        return patches - 1, slice(0, patches)
 
     @contextmanager
     def _given_features(self) -> Iterator[None]:

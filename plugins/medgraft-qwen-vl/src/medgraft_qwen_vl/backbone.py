@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from medgraft.backbones import Backbone, TextBatch, next_token_loss
 from medgraft.backbones.roles import language_model_roles
 from medgraft.errors import BackboneError
-from medgraft.types import Anatomy, Part, PartAnatomy, Seam
+from medgraft.types import Anatomy, Gaze, Part, PartAnatomy, Seam
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -54,6 +54,7 @@ class QwenVlBackbone(Backbone):
     model_class = "AutoModelForImageTextToText"
     model_types = ("qwen2_5_vl", "qwen2_vl")
     never_quantized = (r"lm_head", r"model\.visual\.merger")
+    gaze = Gaze("attention to the image's tokens", r"model\.language_model\.layers\.\d+\.self_attn")
     default_prompt = "Describe this medical image in one sentence."
 
     @classmethod
@@ -144,3 +145,14 @@ class QwenVlBackbone(Backbone):
             generation_config=decoding,
         )
         return ids[:, input_ids.shape[1] :]
+
+    def sight(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
+        """The image's tokens stand within the prompt."""
+        first = int((text.input_ids[0] == self.config.image_token_id).nonzero()[0])
+        return -1, slice(first, first + features.shape[1])
+
+    def view(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The square around the image."""
+        side = max(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side

@@ -1,0 +1,32 @@
+"""What part of an image a model sees, from its image processor's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def seen_rectangle(settings: Mapping[str, Any], width: int, height: int) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) in pixels of an image of `width` x `height`, after resizing and cropping at the centre.
+
+    `settings` are an image processor's of transformers: `do_resize` with `size`, `do_center_crop` with `crop_size`.
+    """
+    resized = _resized(settings, width, height)
+    cropped = settings.get("crop_size") if settings.get("do_center_crop") else None
+    shown = (cropped["width"], cropped["height"]) if cropped else resized
+    left, top, right, bottom = (
+        (whole + sign * part) / 2 * pixels / whole
+        for sign in (-1, 1)
+        for whole, part, pixels in zip(resized, shown, (width, height), strict=True)
+    )
+    return left, top, right, bottom
+
+
+def _resized(settings: Mapping[str, Any], width: int, height: int) -> tuple[float, float]:
+    size = settings.get("size") or {}
+    if not settings.get("do_resize", True):
+        return width, height
+    if "shortest_edge" in size:
+        scale = size["shortest_edge"] / min(width, height)
+        return width * scale, height * scale
+    return size["width"], size["height"]

@@ -1,0 +1,27 @@
+"""Whether attention maps are to be believed: deletion and insertion of the patches that they hold highest."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+
+from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, ratios
+from medgraft.metrics.looks import Curves
+
+
+class Faithfulness(CaptionMetric):
+    """`deletion` (less is better) and `insertion`, means over images, each beside the same in random order (`..._random`)."""
+
+    summary = __doc__ or ""
+    citation = "Petsiuk et al. 2018, arXiv 1806.07421"
+    signature = "faithfulness|maps:attention, mean of words|8 steps|deleted:mean colour|inserted into:blurred|caption:own"
+
+    def measure(self, captions: CaptionSet) -> Measured:
+        """See CaptionMetric."""
+        curves = [looks.curves if looks else None for looks in captions.looks or ()]
+        known = np.array([float(curve is not None) for curve in curves])
+        if not known.any():
+            raise UnavailableError("no deletion or insertion curves of these captions")
+        names = [field.name for field in fields(Curves)]
+        return ratios({name: ([getattr(curve, name) if curve else 0.0 for curve in curves], known) for name in names})

@@ -1,0 +1,67 @@
+"""Whether attention points at the finding, where a data set knows the finding's box.
+
+The model is told each reference caption, so that every strategy is asked about the same words of the same images: the
+words that name the finding, its side and its site. A high score says that the map lies on the finding, not that the
+model's own caption is right.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medgraft.metrics.base import Array, CaptionMetric, CaptionSet, Measured, UnavailableError
+from medgraft.metrics.looks import NAMED, THRESHOLDS, Looks
+
+_CONTROLS = ("", "_uniform", "_untrained")
+
+
+class Localization(CaptionMetric):
+    """`pointing_X`, `energy_X` and `iou_X` for X = finding, side, site: means over the images whose reference names X.
+
+    `iou_X` is taken at the threshold that is best for all images together. `..._uniform` is what a map without preference
+    gets, `..._untrained` what the maps of a decoder with random weights get.
+    """
+
+    summary = __doc__ or ""
+    citation = "Zhang et al. 2016, arXiv 1608.00507; Wang et al. 2020, arXiv 1910.01279; Choe et al. 2020, arXiv 2001.07437"
+    signature = "localization|maps:attention, all layers and heads|told:reference|hit:touches box|iou:best of 9 thresholds"
+
+    def measure(self, captions: CaptionSet) -> Measured:
+        """See CaptionMetric."""
+        if captions.looks is None or not any(looks and looks.pointing for looks in captions.looks):
+            raise UnavailableError("no attention maps of images whose findings' boxes are known, as phantoms' are")
+        blocks: list[Array] = []
+        per_image: dict[str, Array] = {}
+        for name in NAMED:
+            for control in _CONTROLS:
+                rows = np.array([_row(looks, name, control) for looks in captions.looks])
+                blocks.append(rows)
+                per_image |= _scores(rows, f"{name}{control}", best=int(np.argmax(rows[:, 3:].sum(axis=0))))
+        width = blocks[0].shape[1]
+
+        def combine(sums: Array) -> dict[str, Array]:
+            scores: dict[str, Array] = {}
+            for number, name in enumerate(f"{name}{control}" for name in NAMED for control in _CONTROLS):
+                scores |= _scores(sums[..., number * width : (number + 1) * width], name, best=None)
+            return scores
+
+        return Measured(np.concatenate(blocks, axis=1), combine, per_image)
+
+
+def _row(looks: Looks | None, name: str, control: str) -> list[float]:
+    """Count, hit, energy and overlap at each threshold; zeros for an image that is not asked."""
+    several = {} if looks is None else looks.untrained if control == "_untrained" else looks.pointing
+    pointing = several.get(name)
+    if pointing is None:
+        return [0.0] * (3 + len(THRESHOLDS))
+    if control == "_uniform":
+        return [1.0, pointing.uniform_hit, pointing.uniform_energy, *[pointing.uniform_iou] * len(THRESHOLDS)]
+    return [1.0, pointing.hit, pointing.energy, *pointing.iou]
+
+
+def _scores(sums: Array, name: str, best: int | None) -> dict[str, Array]:
+    """Means from sums [..., 3 + thresholds]; the overlap at threshold `best`, or at the best of each."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = sums[..., 1:] / sums[..., :1]
+    overlap = means[..., 2:].max(axis=-1) if best is None else means[..., 2 + best]
+    return {f"pointing_{name}": means[..., 0], f"energy_{name}": means[..., 1], f"iou_{name}": overlap}

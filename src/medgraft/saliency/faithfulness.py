@@ -1,0 +1,69 @@
+"""Whether a map is to be believed: what becomes of a caption's probability as the patches it points at go, or come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from medgraft.backbones import Backbone
+from medgraft.metrics.base import Array
+from medgraft.metrics.looks import Curves
+from medgraft.saliency.geometry import Rectangle, on_image
+
+STEPS = 8
+
+
+def faithfulness(
+    backbone: Backbone, image: Image.Image, caption: str, grid: Array, view: Rectangle, *, prompt: str, seed: int
+) -> Curves:
+    """Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421, section 4.1) of one image, for `grid` and at random.
+
+    Deletion grays out the patches that the map holds highest, an eighth of all at a time; insertion brings them back into
+    a blurred image. A point of a curve is the caption's probability per token, the geometric mean.
+    """
+    random = np.random.default_rng(seed).permutation(grid.size).reshape(grid.shape)
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
+    gray = np.broadcast_to(pixels.mean(axis=(0, 1)), pixels.shape)
+    blurred = np.asarray(image.convert("RGB").filter(ImageFilter.GaussianBlur(max(image.size) / 16)), dtype=np.float64)
+    orders = [_ranks(values) for values in (grid, random.astype(np.float64))]
+    changed = [
+        _mixed(pixels, other, on_image(ranks, view, image.size, smooth=False), step / STEPS, keep)
+        for ranks in orders
+        for other, keep in ((gray, False), (blurred, True))
+        for step in range(STEPS + 1)
+    ]
+    curves = _probability(backbone, changed, caption, prompt).reshape(4, STEPS + 1)
+    return Curves(*(float(np.trapezoid(curve)) / STEPS for curve in curves))
+
+
+def _ranks(grid: Array) -> Array:
+    """The share of patches that are higher, from 0 (the highest) to below 1."""
+    order = np.argsort(-grid, axis=None, kind="stable")
+    ranks = np.empty(grid.size)
+    ranks[order] = np.arange(grid.size) / grid.size
+    return ranks.reshape(grid.shape)
+
+
+def _mixed(pixels: Array, other: Array, ranks: Array, share: float, keep: bool) -> Image.Image:
+    """`other` with the highest `share` of the patches (`keep`), or the image without them."""
+    chosen = (ranks < share)[..., None]
+    return Image.fromarray(np.where(chosen == keep, pixels, other).astype(np.uint8))
+
+
+@torch.no_grad()
+def _probability(backbone: Backbone, images: Sequence[Image.Image], caption: str, prompt: str) -> Array:
+    """Of `caption` for each image, per token."""
+    where = next(backbone.model.parameters()).device
+    text = backbone.text_batch([caption] * len(images), prompt=prompt, max_tokens=backbone.positions).to(where)
+    features = backbone.encode(backbone.pixel_values(images).to(where), prompt=prompt)
+    logits = backbone.decode(features, text)[1].float()
+    shift = 0 if text.labels.shape != text.input_ids.shape else 1  # T5's labels stand where they are predicted
+    labels = text.labels[:, shift:]
+    known = labels != -100
+    chances = logits[:, : labels.shape[1]].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    mean = (chances * known).sum(1) / known.sum(1)
+    result: Array = mean.exp().double().cpu().numpy()
+    return result

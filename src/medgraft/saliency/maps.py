@@ -1,0 +1,202 @@
+"""For every word of a caption, a map over the image's patches."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from medgraft.backbones import Backbone, TextBatch
+from medgraft.errors import BackboneError, ConfigError
+from medgraft.metrics.base import Array
+from medgraft.saliency.record import Attentions, graph_below, recorded
+from medgraft.saliency.relevance import cross_relevance, normalised, rollout, self_relevance, weighted
+from medgraft.saliency.words import Word, words_of
+from medgraft.types import Gaze, Seam
+
+Method = Literal["attention", "rollout", "gradient"]
+METHODS: tuple[Method, ...] = get_args(Method)
+_LABELS = {"rollout": "followed through the vision tower by rollout", "gradient": "weighted by gradients"}
+_CLASS_TOKENS = 2  # that stand before the patches, at the most
+
+
+@dataclass(frozen=True)
+class WordMap:
+    """A word at [start, end) of its caption, and its map [rows, columns] over the patches that the model sees.
+
+    A map of the methods `attention` and `rollout` sums to the share that the patches have; tokens that are no patches have
+    the rest, such as a class token. One of `gradient` has no such unit.
+    """
+
+    text: str
+    start: int
+    end: int
+    grid: Array
+
+
+@dataclass(frozen=True)
+class CaptionMaps:
+    """A caption with the maps of its words; `label` says what they are."""
+
+    caption: str
+    words: tuple[WordMap, ...]
+    label: str
+
+    def mean(self) -> Array:
+        """The mean map of all words, [rows, columns]."""
+        mean: Array = np.mean([word.grid for word in self.words], axis=0)
+        return mean
+
+    def over(self, start: int, end: int) -> Array | None:
+        """The mean map of the words that overlap [start, end) of the caption, None if there are none."""
+        grids = [word.grid for word in self.words if max(word.start, start) < min(word.end, end)]
+        return np.mean(grids, axis=0) if grids else None
+
+
+def gaze_of(backbone: Backbone, method: str) -> Gaze:
+    """How maps of `method` are read off `backbone`; an error says which methods it has if not this one."""
+    if method not in METHODS:
+        raise ConfigError(f"There is no method {method!r}. Known: {', '.join(METHODS)}.")
+    gaze, name = backbone.gaze, type(backbone).__name__
+    if gaze is None:
+        raise BackboneError(f"{name} does not say where its attention to the image is, so there are no maps of it.")
+    if method == "rollout" and gaze.vision is None:
+        raise BackboneError(f"{name} gives no attention of its vision tower, so method 'rollout' has none. Use 'attention'.")
+    if method == "gradient" and gaze.queries is not None:
+        raise BackboneError(f"Method 'gradient' is not defined through the learned queries of {name}. Use 'attention'.")
+    return gaze
+
+
+def caption_maps(
+    backbone: Backbone,
+    inputs: torch.Tensor,
+    captions: Sequence[str],
+    *,
+    seam: Seam | None = None,
+    prompt: str = "",
+    method: Method = "attention",
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> list[CaptionMaps]:
+    """Maps of every word of `captions`, as the model is told to say them of the images.
+
+    `inputs` are pixel values, or features at `seam`. The map of a word is that of the places that predict its tokens, on
+    average. `layers` and `heads` choose those of the attention of words, all by default; `gradient` always has all.
+    """
+    gaze = gaze_of(backbone, method)
+    text = backbone.text_batch(captions, prompt=prompt, max_tokens=backbone.positions).to(inputs.device)
+    places = _places(backbone, captions, text)
+    above = backbone.seams if seam is None else backbone.seams[backbone.seams.index(seam) + 1 :]
+    if method == "gradient":
+        vectors = _by_gradient(backbone, gaze, inputs, above, text, places, prompt)
+    else:
+        vectors = _by_attention(backbone, gaze, inputs, above, text, places, prompt, method, layers, heads)
+    return [
+        CaptionMaps(
+            caption,
+            tuple(WordMap(w.text, w.start, w.end, as_grid(v)) for (w, _), v in zip(of_caption, values, strict=True)),
+            gaze.label if method == "attention" else f"{gaze.label}, {_LABELS[method]}",
+        )
+        for caption, of_caption, values in zip(captions, places, vectors, strict=True)
+    ]
+
+
+def layer_count(backbone: Backbone) -> int:
+    """How many layers have attention of words to the image."""
+    pattern = gaze_of(backbone, "attention").words
+    return sum(re.fullmatch(pattern, name) is not None for name, _ in backbone.model.named_modules())
+
+
+def as_grid(vector: torch.Tensor) -> Array:
+    """What an image's tokens [S] got as [rows, columns] of its patches, which form a square behind any class tokens."""
+    for others in range(_CLASS_TOKENS + 1):
+        side = math.isqrt(len(vector) - others)
+        if side * side == len(vector) - others:
+            grid: Array = vector[others:].reshape(side, side).double().cpu().numpy()
+            return grid
+    raise BackboneError(f"{len(vector)} image tokens are not a square of patches; this model's maps cannot be drawn.")
+
+
+_Places = list[tuple[tuple[Word, tuple[int, ...]], ...]]  # of each caption: its words, with the places of their labels
+
+
+def _places(backbone: Backbone, captions: Sequence[str], text: TextBatch) -> _Places:
+    found: _Places = []
+    for caption, spans, labels in zip(captions, backbone.token_spans(captions), text.labels, strict=True):
+        labelled = (labels != -100).nonzero()[:, 0].tolist()
+        words = words_of(caption, spans, len(labelled) - 1)  # the last label is the caption's end
+        found.append(tuple((word, tuple(labelled[token] for token in word.tokens)) for word in words))
+    return found
+
+
+def _by_attention(
+    backbone: Backbone, gaze: Gaze, inputs: torch.Tensor, above: Sequence[Seam], text: TextBatch, places: _Places, prompt: str,
+    method: Method, layers: Sequence[int] | None, heads: Sequence[int] | None,
+) -> list[list[torch.Tensor]]:  # fmt: skip
+    wanted = {"words": gaze.words, "queries": gaze.queries, "vision": gaze.vision if method == "rollout" else None}
+    with torch.no_grad(), recorded(backbone, wanted) as seen:
+        features = backbone.through(above, inputs, prompt=prompt)
+        backbone.decode(features, text)
+    shift, columns = backbone.sight(features, text)
+    attention = _mean(seen.layers("words"), layers, heads)[:, :, columns]  # [B, Q, image tokens]
+    if gaze.queries is not None:
+        attention = attention @ _mean(seen.layers("queries"), None, None)  # [B, Q, S]
+    if method == "rollout":
+        attention = attention @ rollout(seen.layers("vision"))
+    return _rows(attention, places, shift)
+
+
+def _by_gradient(
+    backbone: Backbone, gaze: Gaze, inputs: torch.Tensor, above: Sequence[Seam], text: TextBatch, places: _Places, prompt: str
+) -> list[list[torch.Tensor]]:
+    """For the first word of every caption at once, then the second: captions do not depend on each other."""
+    wanted = {"words": gaze.words, "vision": gaze.vision, "text": gaze.text}
+    with graph_below(backbone.model), recorded(backbone, wanted) as seen:
+        features = backbone.through(above, inputs, prompt=prompt)
+        logits = backbone.decode(features, text)[1].float()  # [B, T, V]
+        shift, columns = backbone.sight(features, text)
+        found: list[list[torch.Tensor]] = [[] for _ in places]
+        for number in range(max(map(len, places), default=0)):
+            rows = [(b, place) for b, words in enumerate(places) for place in (words[number][1] if number < len(words) else ())]
+            target = sum(logits[b, place - 1, text.labels[b, place]] for b, place in rows)
+            relevance = _relevance(gaze, seen, target, columns)  # [B, Q, image tokens]
+            for b, words in enumerate(places):
+                if number < len(words):
+                    found[b].append(relevance[b, [place + shift for place in words[number][1]]].mean(0))
+    return found
+
+
+def _relevance(gaze: Gaze, seen: Attentions, target: torch.Tensor | int, columns: slice) -> torch.Tensor:
+    kinds = [kind for kind, pattern in (("words", gaze.words), ("vision", gaze.vision), ("text", gaze.text)) if pattern]
+    weights = {kind: seen.layers(kind) for kind in kinds}
+    flat = [layer for kind in kinds for layer in weights[kind]]
+    gradients = iter(torch.autograd.grad(target, flat, retain_graph=True, allow_unused=True))  # type: ignore[arg-type]
+    of = {kind: [weighted(layer.detach(), next(gradients)) for layer in weights[kind]] for kind in kinds}
+    image = self_relevance(of["vision"]) if gaze.vision else None
+    if gaze.text is None:
+        both = self_relevance(of["words"])[:, :, columns]
+        return both if image is None else both @ normalised(image)
+    if image is None:
+        image = torch.eye(of["words"][0].shape[-1], device=of["words"][0].device)[None]
+    return cross_relevance(of["text"], of["words"], image)
+
+
+def _mean(layers: list[torch.Tensor], which: Sequence[int] | None, heads: Sequence[int] | None) -> torch.Tensor:
+    """The mean of the chosen layers and heads, [B, Q, K]."""
+    counts = {"layer": (which, len(layers)), "head": (heads, layers[0].shape[1])}
+    for what, (chosen, count) in counts.items():
+        if wrong := [number for number in chosen or () if not 0 <= number < count]:
+            raise ConfigError(f"There is no {what} {wrong[0]}; this model has {count}, counted from 0.")
+    chosen_layers = [layers[i].float() for i in (which if which is not None else range(len(layers)))]
+    return torch.stack([w[:, list(heads)].mean(1) if heads is not None else w.mean(1) for w in chosen_layers]).mean(0)
+
+
+def _rows(attention: torch.Tensor, places: _Places, shift: int) -> list[list[torch.Tensor]]:
+    return [
+        [attention[b, [place + shift for place in of_word]].mean(0) for _, of_word in words] for b, words in enumerate(places)
+    ]

@@ -1,0 +1,50 @@
+"""Maps as small data for pages: each word's patches as bytes, drawn by the page itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medgraft.metrics.base import Array
+from medgraft.saliency.geometry import Rectangle
+from medgraft.saliency.maps import CaptionMaps
+
+_FILE = "maps.json"
+
+
+def packed(maps: CaptionMaps, view: Rectangle, size: tuple[int, int]) -> dict[str, Any]:
+    """`words` as [start, end, map], maps as base64 of bytes row by row, 255 at the highest; `view` in shares of the image."""
+    shape = maps.words[0].grid.shape if maps.words else (0, 0)
+    return {
+        "caption": maps.caption,
+        "label": maps.label,
+        "view": [round(edge / whole, 5) for edge, whole in zip(view, (*size, *size), strict=True)],
+        "shape": list(shape),
+        "words": [[word.start, word.end, _bytes(word.grid)] for word in maps.words],
+    }
+
+
+def write_maps(maps: Mapping[str, dict[str, Any]], folder: Path) -> None:
+    """Write `maps.json` into `folder`, packed maps by image id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _FILE).write_text(json.dumps(maps, ensure_ascii=False), encoding="utf-8")
+
+
+def read_maps(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `write_maps` wrote into `folder`; nothing if it has no maps."""
+    try:
+        maps: dict[str, dict[str, Any]] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return maps
+
+
+def _bytes(grid: Array) -> str:
+    highest = float(grid.max())
+    values = np.round(grid / highest * 255) if highest > 0 else np.zeros(grid.shape)
+    return base64.b64encode(values.clip(0, 255).astype(np.uint8).tobytes()).decode()
