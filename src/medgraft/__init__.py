@@ -11,11 +11,11 @@ from medgraft.errors import MedgraftError
 from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, StrategySpec, hookimpl
 
 if TYPE_CHECKING:
-    from medgraft.api import caption, evaluate, load_adapter, load_backbone, run_suite, train
+    from medgraft.api import caption, evaluate, explain, load_adapter, load_backbone, run_suite, train
 
 __version__ = "0.1.0"
 
-_LAZY = ("caption", "evaluate", "load_adapter", "load_backbone", "run_suite", "train")
+_LAZY = ("caption", "evaluate", "explain", "load_adapter", "load_backbone", "run_suite", "train")
 
 __all__ = [
     "BackboneSpec",
@@ -25,6 +25,7 @@ __all__ = [
     "StrategySpec",
     "caption",
     "evaluate",
+    "explain",
     "hookimpl",
     "load_adapter",
     "load_backbone",

@@ -8,15 +8,16 @@ from pathlib import Path
 from medgraft import adapter as adapters
 from medgraft import hardware
 from medgraft.adapter import LoadedAdapter
-from medgraft.backbones import Backbone, RemoteCaptioner
+from medgraft.backbones import Backbone, RemoteCaptioner, prompt_for
 from medgraft.benchmark import Record, execute
 from medgraft.benchmark import run_suite as run_suite_runs
 from medgraft.benchmark.evaluation import Evaluation, evaluate_examples, generation_of
 from medgraft.captioning import caption_images
 from medgraft.config import METRICS, DataConfig, GenerationConfig, SaliencyConfig, SuiteConfig, load_suite, run_config
 from medgraft.data import load_data
-from medgraft.errors import ConfigError
+from medgraft.errors import BackboneError, ConfigError
 from medgraft.plugin import PluginManager
+from medgraft.saliency import Explanation, Method, explain_images
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.training import Clock
 from medgraft.types import Split
@@ -71,15 +72,52 @@ def caption(
 ) -> list[str]:
     """One caption for each image file, by an adapter (an object or its folder) or by a bare backbone."""
     model, loaded = _model(adapter, backbone, plugins or PluginManager.from_environment())
-    decoding = generation or (generation_of(loaded) if loaded else GenerationConfig())
+    return _caption([Path(image) for image in images], model, loaded, generation, progress)
+
+
+def _caption(
+    images: Sequence[Path],
+    model: Backbone | RemoteCaptioner,
+    loaded: LoadedAdapter | None,
+    generation: GenerationConfig | None,
+    progress: bool,
+) -> list[str]:
     return caption_images(
         model,
-        [Path(image) for image in images],
-        options=decoding,
+        images,
+        options=generation or (generation_of(loaded) if loaded else GenerationConfig()),
         prompt=loaded.prompt if loaded else None,
         bf16=_bf16(loaded),
         progress=progress,
     )
+
+
+def explain(
+    image: str | Path,
+    *,
+    adapter: LoadedAdapter | str | Path | None = None,
+    backbone: Backbone | RemoteCaptioner | str | None = None,
+    caption: str | None = None,
+    method: Method = "attention",
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    generation: GenerationConfig | None = None,
+    plugins: PluginManager | None = None,
+) -> Explanation:
+    """Where a model looks while it says each word of an image's caption, its own or the one given.
+
+    `method` is one of medgraft.saliency.METHODS. `layers` and `heads`, counted from 0, choose attention; all by default.
+    """
+    model, loaded = _model(adapter, backbone, plugins or PluginManager.from_environment())
+    if isinstance(model, RemoteCaptioner):
+        raise BackboneError("A model behind an API shows no attention, so what it looked at cannot be known.")
+    text = caption or _caption([Path(image)], model, loaded, generation, progress=False)[0]
+    if not text.strip():
+        raise BackboneError(f"The model says nothing of {image}, so there are no words to explain. Give a caption.")
+    return explain_images(
+        model, [Path(image)], [text], prompt=prompt_for(model, loaded.prompt if loaded else None), bf16=_bf16(loaded),
+        method=method, layers=layers, heads=heads,
+    )[0]  # fmt: skip
 
 
 def evaluate(

@@ -65,6 +65,7 @@ class TrainConfig(StrictModel):
     report_to: tuple[str, ...] = ()
 
 
+DISCARDED_STEPS = 3  # at the beginning of a run, which are slower
 METRICS = ("bleu", "rouge_l", "cider", "rouge_1", "clinical", "facts", "localization")
 
 
@@ -108,6 +109,33 @@ class RunConfig(StrictModel):
     seed: int = Field(default=0, ge=0)
 
 
+class TuningConfig(StrictModel):
+    """The same small budget for every strategy: learning rates tried on validation images before the suite's own runs.
+
+    Each of `factors` times the rate that the strategy would have is tried once; the rate with the best `score` is used by
+    all of its runs, the lower one of two that score the same.
+    """
+
+    factors: tuple[float, ...] = Field(default=(0.3, 1.0, 3.0), min_length=1)
+    score: str = "cider"
+    num_train_epochs: float | None = Field(default=None, gt=0, description="of each try; the suite's own if not given")
+    seed: int = Field(default=1000, ge=0)
+
+    @field_validator("factors")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if min(value) <= 0 or len(set(value)) < len(value):
+            raise ValueError("factors are different numbers above 0")
+        return value
+
+
+class TimingConfig(StrictModel):
+    """Steps timed for themselves, after the runs: `steps` of each run, the grid over and over, the first ones left out."""
+
+    repeats: int = Field(default=3, ge=2)
+    steps: int = Field(default=20, gt=DISCARDED_STEPS)
+
+
 class BackboneRows(StrictModel):
     """A backbone in a suite that is run with strategies of its own."""
 
@@ -134,6 +162,8 @@ class SuiteConfig(StrictModel):
     metrics: tuple[str, ...] = METRICS
     eval_split: Literal["train", "validation", "test"] = "test"
     overrides: dict[str, dict[Literal["train", "strategy"], dict[str, JsonValue]]] = Field(default_factory=dict)
+    tuning: TuningConfig | None = None
+    timing: TimingConfig | None = None
 
     @field_validator("data", mode="before")
     @classmethod
@@ -180,10 +210,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
+SUITE_SECTIONS = ("train", "generation", "features", "saliency", "tuning", "timing", "data")
+
+
 def load_suite(path: Path, overrides: Iterable[str] = ()) -> SuiteConfig:
     """The suite in `path` with `--set` overrides applied; relative data paths are taken from the working directory."""
     values = read_toml(path)
-    for section, changes in parse_overrides(overrides, ("train", "generation", "features", "saliency", "data")).items():
+    for section, changes in parse_overrides(overrides, SUITE_SECTIONS).items():
         if not isinstance(values.get(section, {}), Mapping | str | list):
             raise ConfigError(f"Suite {path}: {section!r} is a table, not {values[section]!r}.")
         if section != "data":

@@ -28,6 +28,7 @@ def main(job_file: Path) -> int:
             plugins=plugins,
             resume=True,
             overwrite=True,
+            evaluate=job["evaluate"],
             checkpoints=config.train.save_steps is not None,
             progress=job["progress"],
             say=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
@@ -35,7 +36,7 @@ def main(job_file: Path) -> int:
         record = done.record
     except (MedgraftError, RuntimeError, MemoryError) as error:
         record = failed_record(config, f"{type(error).__name__}: {error}")
-    record = record.model_copy(update={"run_id": job["run_id"], "adapter": job["label"]})
+    record = record.model_copy(update={"run_id": job["run_id"], "adapter": job["label"], "tuning": job["tuning"]})
     write_record(record, Path(job["records"]))
     return 0 if record.status == "ok" else 1
 

@@ -7,8 +7,9 @@ from medgraft.benchmark.record import Record, read_record, read_records, write_r
 from medgraft.benchmark.rehearsal import Rehearsal, rehearse_suite
 from medgraft.benchmark.run import RunResult, execute
 from medgraft.benchmark.runner import run_suite
+from medgraft.benchmark.timing import StepTime, step_time
 
 __all__ = [
-    "BASELINE", "Record", "Rehearsal", "RunCaptions", "RunResult", "execute", "plan", "read_captions", "read_record",
-    "read_records", "rehearse_suite", "run_suite", "why_unsupported", "write_record",
+    "BASELINE", "Record", "Rehearsal", "RunCaptions", "RunResult", "StepTime", "execute", "plan", "read_captions",
+    "read_record", "read_records", "rehearse_suite", "run_suite", "step_time", "why_unsupported", "write_record",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from medgraft import hardware
@@ -10,8 +11,7 @@ from medgraft.backbones import RemoteCaptioner, get_backbone, get_captioner
 from medgraft.backbones.published import planning_config
 from medgraft.benchmark.record import run_id
 from medgraft.benchmark.run import needed_splits
-from medgraft.benchmark.suite import expand
-from medgraft.config import RunConfig, SuiteConfig
+from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import ConfigError, StrategyError
 from medgraft.plugin import PluginManager
@@ -40,8 +40,8 @@ class Plan:
     unsupported: dict[tuple[str, str], str]
 
 
-def plan(suite: SuiteConfig, *, plugins: PluginManager) -> Plan:
-    """The suite's runs with their ids.
+def plan(configs: Iterable[RunConfig], *, plugins: PluginManager) -> Plan:
+    """Runs with their ids.
 
     Reads the data, the base weights' digests and the models' shapes, and raises what is wrong with any of them, so that a
     misspelled name ends the suite before its first run and not after hours.
@@ -51,7 +51,7 @@ def plan(suite: SuiteConfig, *, plugins: PluginManager) -> Plan:
     prints: dict[tuple[str, tuple[str, ...]], str] = {}
     reasons: dict[tuple[str, str], str | None] = {}
     planned = []
-    for config in expand(suite):
+    for config in configs:
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
         for metric in config.metrics:
             plugins.get("metric", metric.partition(":")[0])

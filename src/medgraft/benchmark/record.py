@@ -25,7 +25,8 @@ class Record(BaseModel):
     many images' features were found in the store and built. `intervals` are those of `metrics` at 95 % over groups of test
     images, `signatures` the metrics' settings, `unavailable` why some could not be computed, `collapse` signs of captions
     that ignore the image (see medgraft.benchmark.evaluation). `usage` is what a model behind an API was asked: requests,
-    tokens, cost.
+    tokens, cost. `step_quartiles` are of the seconds of single steps, the first ones left out. `tuning` tells which learning
+    rates were tried, what each scored on validation images and took, and which was chosen.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +40,7 @@ class Record(BaseModel):
     training_seconds: float | None = None
     steps: int | None = None
     seconds_per_step: float | None = None
+    step_quartiles: tuple[float, float, float] | None = None
     train_loss: tuple[float, ...] | None = None
     validation_loss: tuple[tuple[int, float], ...] | None = None
     trainable_parameters: int | None = None
@@ -60,6 +62,7 @@ class Record(BaseModel):
     phase_seconds: dict[str, float] | None = None
     features: dict[str, str | int | None] | None = None
     usage: dict[str, float | None] | None = None
+    tuning: dict[str, Any] | None = None
     config: dict[str, Any]
     versions: dict[str, str | None]
     hardware: dict[str, Any]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_
 from medgraft.benchmark.captions import write_captions
 from medgraft.benchmark.evaluation import Evaluation, evaluate_examples
 from medgraft.benchmark.record import Record, run_id
-from medgraft.config import RunConfig
+from medgraft.config import DISCARDED_STEPS, RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import AdapterError, DataError
 from medgraft.features import Cut, FeatureSupply
@@ -255,6 +256,7 @@ def _record(
         training_seconds=clock.training if result else 0.0,
         steps=steps,
         seconds_per_step=clock.steps / steps if steps else None,
+        step_quartiles=_quartiles(result.step_seconds) if result else None,
         train_loss=result.losses if result else (),
         validation_loss=result.validation_losses if result else (),
         trainable_parameters=applied.trainable_parameters if applied else 0,
@@ -281,6 +283,14 @@ def _record(
         git=hardware.git_revision(),
         finished=_now(),
     )
+
+
+def _quartiles(step_seconds: Sequence[float]) -> tuple[float, float, float] | None:
+    """None if too few steps are left without the first ones."""
+    if len(step_seconds) < DISCARDED_STEPS + 4:
+        return None
+    low, median, high = statistics.quantiles(step_seconds[DISCARDED_STEPS:], n=4)
+    return low, median, high
 
 
 def _data_line(data: CaptionData) -> str:

@@ -6,15 +6,21 @@ import json
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from medgraft.benchmark.baselines import run_baselines
 from medgraft.benchmark.plan import PlannedRun, plan
 from medgraft.benchmark.record import Record, read_record, write_record
 from medgraft.benchmark.run import failed_record
-from medgraft.config import SuiteConfig
+from medgraft.benchmark.suite import expand
+from medgraft.benchmark.timing import TIMING, timing_path
+from medgraft.benchmark.tuning import Choice, choose, tries
+from medgraft.config import RunConfig, SuiteConfig, TimingConfig, TuningConfig
 from medgraft.plugin import PluginManager
+from medgraft.strategies import get_strategy
 
 
 def run_suite(
@@ -28,42 +34,123 @@ def run_suite(
 ) -> tuple[Record, ...]:
     """Do every run of `suite` that has no record in `out/records` yet; the records of all its runs, in its order.
 
+    Learning rates are chosen first where the suite wants that, in `out/tuning`, and steps timed at the end, in `out/timing`.
     Records of the baselines follow, for each data set that something was trained on.
 
     Pairs of backbone and strategy that cannot be run are left out, and `say` is told why.
     """
-    records = out / "records"
-    planned_suite = plan(suite, plugins=plugins)
-    runs = planned_suite.runs
-    for (backbone, strategy), reason in planned_suite.unsupported.items():
+    configs = expand(suite)
+    work = _Work(out, plugins, retry_failed, progress, say)
+    choices: dict[str, Choice] = {}
+    if suite.tuning is not None:
+        plan(configs, plugins=plugins)  # what is misspelt ends the suite before the search
+        choices = _tune(configs, suite.tuning, work)
+        configs = tuple(_tuned(config, choices.get(_row_of(config))) for config in configs)
+    planned = plan(configs, plugins=plugins)
+    for (backbone, strategy), reason in planned.unsupported.items():
         say(f"left out: {strategy} on {backbone}: {reason}")
     results = []
-    for number, planned in enumerate(runs, start=1):
-        path = records / f"{planned.run_id}.json"
-        name = f"[{number}/{len(runs)}] {planned.config.backbone} {planned.config.strategy} seed {planned.config.seed}"
-        known = read_record(path) if path.is_file() else None
-        if known is not None and (known.status == "ok" or not retry_failed):
-            say(f"{name}: done before" + (" (failed; --retry-failed tries again)" if known.status == "failed" else ""))
-            results.append(known)
-            continue
-        say(name)
-        record = _run(planned, out, records, progress)
-        if record.status == "failed":
-            say(f"  failed: {record.error}")
-        results.append(record)
-    trained = {run.config.data.model_dump_json(): run.config for run in runs if run.config.strategy != "zero-shot"}
+    for number, run in enumerate(planned.runs, start=1):
+        choice = choices.get(_row_of(run.config))
+        results.append(work.do(run, f"[{number}/{len(planned.runs)}]", tuning=choice.for_record() if choice else None))
+    if suite.timing is not None:
+        _time(planned.runs, suite.timing, work)
+    trained = {run.config.data.model_dump_json(): run.config for run in planned.runs if run.config.strategy != "zero-shot"}
     for config in trained.values():
         results += run_baselines(config, out, plugins=plugins)
     return tuple(results)
 
 
-def _run(planned: PlannedRun, out: Path, records: Path, progress: bool) -> Record:
-    folder = out / "runs" / planned.label
+@dataclass(frozen=True)
+class _Work:
+    """Where runs go and what is said of them."""
+
+    out: Path
+    plugins: PluginManager
+    retry_failed: bool
+    progress: bool
+    say: Callable[[str], None]
+
+    def below(self, name: str) -> _Work:
+        """The same with its records and files in a folder of their own."""
+        return replace(self, out=self.out / name)
+
+    def do(self, run: PlannedRun, number: str, *, tuning: dict[str, Any] | None = None) -> Record:
+        """The record of `run`, done now if there is none yet."""
+        path = self.out / "records" / f"{run.run_id}.json"
+        name = f"{number} {run.config.backbone} {run.config.strategy} seed {run.config.seed}"
+        known = read_record(path) if path.is_file() else None
+        if known is not None and (known.status == "ok" or not self.retry_failed):
+            self.say(f"{name}: done before" + (" (failed; --retry-failed tries again)" if known.status == "failed" else ""))
+            return known
+        self.say(name)
+        record = _run(run, self.out, self.progress, tuning=tuning)
+        if record.status == "failed":
+            self.say(f"  failed: {record.error}")
+        return record
+
+
+def _row_of(config: RunConfig) -> str:
+    """What runs share whose learning rate is chosen together: all but the seed and the rate itself."""
+    return config.model_copy(
+        update={"seed": 0, "train": config.train.model_copy(update={"learning_rate": None})}
+    ).model_dump_json()
+
+
+def _tune(configs: Sequence[RunConfig], tuning: TuningConfig, work: _Work) -> dict[str, Choice]:
+    """The learning rate chosen for each row of the grid; none for a row that trains nothing or whose tries all failed."""
+    rows = {_row_of(config): config for config in reversed(configs)}  # of the first seed
+    choices = {}
+    for number, (row, config) in enumerate(reversed(rows.items()), start=1):
+        strategy = get_strategy(config.strategy, config.strategy_options, plugins=work.plugins)
+        planned = plan(tries(config, strategy, tuning), plugins=work.plugins).runs
+        records = []
+        for run in planned:
+            rate = run.config.train.learning_rate
+            records.append(work.below("tuning").do(run, f"[tuning {number}/{len(rows)}] learning rate {rate:g}:"))
+        choice = choose(records, tuning) if records else None
+        if choice is not None:
+            choices[row] = choice
+            scores = ", ".join(f"{rate:g}: {'failed' if score is None else f'{score:.3f}'}" for rate, score, _ in choice.tried)
+            work.say(f"  {config.strategy}: learning rate {choice.learning_rate:g} by {choice.score} ({scores})")
+    return choices
+
+
+def _tuned(config: RunConfig, choice: Choice | None) -> RunConfig:
+    if choice is None:
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": choice.learning_rate})})
+
+
+def _time(runs: Sequence[PlannedRun], timing: TimingConfig, work: _Work) -> None:
+    """Time some steps of each trained run of the first seed, the whole grid over and over."""
+    seed = runs[0].config.seed if runs else 0
+    trained = [
+        run for run in runs
+        if run.config.seed == seed
+        and get_strategy(run.config.strategy, run.config.strategy_options, plugins=work.plugins).trains
+    ]  # fmt: skip
+    for repeat in range(timing.repeats):
+        for number, run in enumerate(trained, start=1):
+            name = f"[timing {repeat + 1}/{timing.repeats}, {number}/{len(trained)}] {run.config.strategy}"
+            if timing_path(work.out, run.run_id, repeat).is_file():
+                work.say(f"{name}: done before")
+                continue
+            work.say(name)
+            train = run.config.train.model_copy(update={"max_steps": timing.steps, "num_train_epochs": 1.0})
+            short = PlannedRun(run.config.model_copy(update={"train": train}), f"{run.run_id}.{repeat}")
+            _run(short, work.out / TIMING, work.progress, evaluate=False)
+
+
+def _run(
+    planned: PlannedRun, out: Path, progress: bool, *, tuning: dict[str, Any] | None = None, evaluate: bool = True
+) -> Record:
+    records, folder = out / "records", out / "runs" / planned.label
     folder.mkdir(parents=True, exist_ok=True)
     job = folder / "job.json"
     content = {
         "config": planned.config.model_dump(mode="json"), "run_id": planned.run_id, "label": f"runs/{planned.label}",
-        "out": str(folder), "records": str(records), "progress": progress,
+        "out": str(folder), "records": str(records), "progress": progress, "tuning": tuning, "evaluate": evaluate,
     }  # fmt: skip
     job.write_text(json.dumps(content), encoding="utf-8")
     code, tail = _watch([sys.executable, "-m", "medgraft.worker", str(job)])
@@ -72,7 +159,7 @@ def _run(planned: PlannedRun, out: Path, records: Path, progress: bool) -> Recor
         return read_record(path)
     # the process died before it could say why: killed for memory, or a crash in native code
     error = f"the run's process ended with code {code}: {tail or 'no output'}"
-    record = failed_record(planned.config, error).model_copy(update={"run_id": planned.run_id})
+    record = failed_record(planned.config, error).model_copy(update={"run_id": planned.run_id, "tuning": tuning})
     write_record(record, records)
     return record
 

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     results = read_results(out, plugins=PluginManager.from_environment())
     table = rows(records, results)
-    page = html_report(suite.name, records, results, plugins=PluginManager.from_environment())
+    page = html_report(suite.name, records, results, out, plugins=PluginManager.from_environment())
     (out / "report.html").write_text(page, encoding="utf-8")
     (out / "table.md").write_text(markdown(table) + "\n", encoding="utf-8")
     (out / "table.json").write_text(as_json(table) + "\n", encoding="utf-8")

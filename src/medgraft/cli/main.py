@@ -13,6 +13,7 @@ from medgraft.cli import (
     check_plugin,
     compare,
     evaluate,
+    explain,
     features,
     list_names,
     new_plugin,
@@ -27,8 +28,8 @@ from medgraft.errors import MedgraftError
 from medgraft.quiet import quiet_libraries
 
 _COMMANDS = (
-    list_names, plugins, phantoms, tiny_models, train, evaluate, caption, score, bench, report, compare, features, new_plugin,
-    check_plugin,
+    list_names, plugins, phantoms, tiny_models, train, evaluate, caption, explain, score, bench, report, compare, features,
+    new_plugin, check_plugin,
 )  # fmt: skip
 
 

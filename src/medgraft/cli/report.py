@@ -13,23 +13,30 @@ EXAMPLE = "medgraft report medgraft-results/quickstart --format html"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="the --out of `medgraft bench`")
-    parser.add_argument("--format", choices=("text", "md", "json", "csv", "html"), default="text")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write there (html: report.html in DIR if not given)")
+    parser.add_argument("--format", choices=("text", "md", "json", "csv", "html", "peft"), default="text")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="write there (html: report.html in DIR if not given; peft: a folder for files as PEFT's method_comparison has)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     from medgraft.benchmark.record import read_records
     from medgraft.plugin import PluginManager
-    from medgraft.report import as_csv, as_json, html_report, markdown, read_results, rows, terminal
+    from medgraft.report import as_csv, as_json, html_report, markdown, read_results, rows, terminal, write_peft_results
 
     manager = PluginManager.from_environment()
     records = read_records(arguments.folder)
-    results = read_results(arguments.folder, plugins=manager)
     out = arguments.out
+    if arguments.format == "peft":
+        out = out or arguments.folder / "peft-results"
+        print(f"{write_peft_results(records, out)} files written to {out}")
+        return 0
+    results = read_results(arguments.folder, plugins=manager)
     if arguments.format == "html":
         out = out or arguments.folder / "report.html"
-        text = html_report(arguments.folder.resolve().name, records, results, plugins=manager)
+        text = html_report(arguments.folder.resolve().name, records, results, arguments.folder, plugins=manager)
     else:
         text = {"text": terminal, "md": markdown, "json": as_json, "csv": as_csv}[arguments.format](rows(records, results))
     if out is None:

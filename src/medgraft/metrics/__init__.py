@@ -1,9 +1,9 @@
 """Caption scores, each an evaluate.Metric that works offline."""
 
 from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, means, ratios
-from medgraft.metrics.scoring import Scores, get_metric, measure, score
+from medgraft.metrics.scoring import LESS_IS_BETTER, Scores, get_metric, measure, score
 
 __all__ = [
-    "CaptionMetric", "CaptionSet", "Measured", "Scores", "UnavailableError", "get_metric", "means", "measure", "ratios",
-    "score",
+    "LESS_IS_BETTER", "CaptionMetric", "CaptionSet", "Measured", "Scores", "UnavailableError", "get_metric", "means", "measure",
+    "ratios", "score",
 ]  # fmt: skip

@@ -11,6 +11,8 @@ from medgraft.errors import PluginError, ScoringError
 from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError
 from medgraft.plugin import PluginManager
 
+LESS_IS_BETTER = ("side_contradicted", "side_omitted", "unsupported_measurement", "deletion")
+
 
 @dataclass(frozen=True)
 class Scores:

@@ -2,12 +2,14 @@
 
 from medgraft.report.comparison import compare
 from medgraft.report.examples import example_captions
+from medgraft.report.explanation import explanation_page
 from medgraft.report.html import html_report
+from medgraft.report.peft_layout import peft_results, write_peft_results
 from medgraft.report.rehearsal import rehearsal_text
 from medgraft.report.results import Group, read_results
 from medgraft.report.table import Row, as_csv, as_json, markdown, rows, terminal
 
 __all__ = [
-    "Group", "Row", "as_csv", "as_json", "compare", "example_captions", "html_report", "markdown", "read_results",
-    "rehearsal_text", "rows", "terminal",
+    "Group", "Row", "as_csv", "as_json", "compare", "example_captions", "explanation_page", "html_report", "markdown",
+    "peft_results", "read_results", "rehearsal_text", "rows", "terminal", "write_peft_results",
 ]  # fmt: skip

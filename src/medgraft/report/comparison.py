@@ -11,9 +11,9 @@ import numpy as np
 from medgraft.benchmark import RunCaptions, read_captions
 from medgraft.config import METRICS
 from medgraft.errors import ConfigError
-from medgraft.metrics import Measured
+from medgraft.metrics import LESS_IS_BETTER, Measured
 from medgraft.plugin import PluginManager
-from medgraft.report.results import ALPHA, LESS_IS_BETTER, measured_scores, read_results
+from medgraft.report.results import ALPHA, measured_scores, read_results
 from medgraft.stats import Difference, Resampling, holm
 
 

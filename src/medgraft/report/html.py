@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import vl_convert
 from PIL import ImageOps
@@ -21,38 +17,38 @@ from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError
 from medgraft.plugin import PluginManager
 from medgraft.report.charts import learning_curves, quality_against_time, where_the_time_went
+from medgraft.report.pages import jpeg_uri, render_page
 from medgraft.report.results import ALPHA, Entry, Group
+from medgraft.saliency import COLOURS, read_maps
 
 _SCORE = "cider"
 _SHOWN = (
     "cider", "bleu_4", "rouge_l", "rouge_1", "finding_f1", "modality_accuracy", "side_contradicted", "side_omitted",
-    "unsupported_measurement", "fact_study", "fact_finding", "fact_side", "fact_all",
+    "unsupported_measurement", "fact_study", "fact_finding", "fact_side", "fact_all", "pointing_finding",
+    "pointing_finding_uniform", "pointing_finding_untrained", "energy_finding", "iou_finding", "pointing_side", "pointing_site",
+    "deletion", "deletion_random", "insertion", "insertion_random",
 )  # fmt: skip
 _THUMBNAIL = 224  # px
+_MAPS_ROOM = 6_000_000  # characters of a page for maps
 
 
-def html_report(title: str, records: Sequence[Record], groups: Sequence[Group], *, plugins: PluginManager) -> str:
-    """The page. Images of examples are in it where the data of the runs can still be read."""
-    folder = files("medgraft.report") / "page"
-    sections = [_section(number, group, plugins) for number, group in enumerate(groups)]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
+def html_report(title: str, records: Sequence[Record], groups: Sequence[Group], folder: Path, *, plugins: PluginManager) -> str:
+    """The page. Images of examples are in it where the data of the runs can still be read, maps where `folder` has them."""
+    sections = [_section(number, group, folder, plugins) for number, group in enumerate(groups)]
     charts = {f"{name}-{s['number']}": spec for s in sections for name, spec in s["charts"].items() if spec is not None}
-    data = {"charts": charts, "examples": [section["examples"] for section in sections]}
-    return template.render(
+    return render_page(
+        "report",
+        {"charts": charts, "examples": [section["examples"] for section in sections], "colours": COLOURS.tolist()},
         title=title,
         sections=sections,
         failed=[record for record in records if record.status == "failed"],
         provenance=_provenance(records),
         caveats=_caveats(records, groups),
-        css=(folder / "page.css").read_text(encoding="utf-8"),
-        script=(folder / "page.js").read_text(encoding="utf-8"),
         vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
-        data=json.dumps(data, ensure_ascii=False, allow_nan=False).replace("</", "<\\/"),
     )
 
 
-def _section(number: int, group: Group, plugins: PluginManager) -> dict[str, Any]:
+def _section(number: int, group: Group, folder: Path, plugins: PluginManager) -> dict[str, Any]:
     scores = [name for name in _SHOWN if any(entry.seeds(name) for entry in group.entries)]
     ties = {name: group.ties(name) for name in scores}
     ordered = sorted(group.entries, key=lambda entry: -float(np.mean(entry.values(_SCORE) or [0.0])))
@@ -72,7 +68,8 @@ def _section(number: int, group: Group, plugins: PluginManager) -> dict[str, Any
             "time": where_the_time_went(group),
             "curves": learning_curves(group),
         },
-        "examples": _examples(ordered, plugins),
+        "examples": (examples := _examples(ordered, folder, plugins)),
+        "maps": any(item["maps"] for item in examples["items"]),
     }
 
 
@@ -93,6 +90,8 @@ def _row(entry: Entry, group: Group, scores: list[str], ties: dict[str, set[str]
         "seeds": len(entry.records),
         "cells": cells,
         "seconds": entry.mean("training_seconds"),
+        "tuning": entry.tuning_seconds,
+        "step": entry.step,
         "trained": entry.mean("trainable_parameters"),
         "memory": entry.mean("peak_memory_bytes"),
         "adapter": entry.mean("adapter_bytes"),
@@ -125,11 +124,12 @@ def _pairs(group: Group, ordered: Sequence[Entry]) -> list[list[dict[str, Any] |
     return matrix
 
 
-def _examples(ordered: Sequence[Entry], plugins: PluginManager) -> dict[str, Any]:
+def _examples(ordered: Sequence[Entry], folder: Path, plugins: PluginManager) -> dict[str, Any]:
     """What the browser of examples shows: captions of the first seed of each entry, and their scores."""
     captions = [entry.captions[0] for entry in ordered]
     each = [entry.measured[0].get(_SCORE) for entry in ordered]
     images = _images(ordered, plugins)
+    maps = _maps(ordered, folder) if images else {}
     items = []
     for i, key in enumerate(captions[0].ids):
         scores = [None if m is None else round(float(m.per_image[_SCORE][i]), 3) for m in each]
@@ -142,6 +142,7 @@ def _examples(ordered: Sequence[Entry], plugins: PluginManager) -> dict[str, Any
                 "scores": scores,
                 "spread": round(max(known) - min(known), 3) if known else 0.0,
                 "image": images.get(key),
+                "maps": maps.get(key),
             }
         )
     return {"names": [entry.name for entry in ordered], "score": _SCORE, "items": items}
@@ -158,9 +159,20 @@ def _images(ordered: Sequence[Entry], plugins: PluginManager) -> dict[str, str]:
     found = {}
     for example in examples:
         if example.id in wanted:
-            buffer = io.BytesIO()
-            ImageOps.contain(open_image(example.image), (_THUMBNAIL, _THUMBNAIL)).save(buffer, "JPEG", quality=70)
-            found[example.id] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+            found[example.id] = jpeg_uri(ImageOps.contain(open_image(example.image), (_THUMBNAIL, _THUMBNAIL)), quality=70)
+    return found
+
+
+def _maps(ordered: Sequence[Entry], folder: Path) -> dict[str, list[dict[str, Any] | None]]:
+    """Packed maps by image id, of the first seed of each entry, for as many images as the page has room for."""
+    kept = [read_maps(folder / (entry.records[0].adapter or "")) for entry in ordered]
+    found: dict[str, list[dict[str, Any] | None]] = {}
+    room = _MAPS_ROOM
+    for key in ordered[0].captions[0].ids:
+        of_image = [maps.get(key) for maps in kept]
+        room -= sum(len(word[2]) for maps in of_image if maps for word in maps["words"])
+        if any(of_image) and room > 0:
+            found[key] = of_image
     return found
 
 
@@ -205,6 +217,16 @@ def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
         same = [e.name for e in group.entries if any((r.collapse or {}).get("most_frequent_share", 0) > 0.5 for r in e.records)]
         if [name for name in same if not name.startswith(BASELINE)]:
             said.append(f"{group.data}: one caption for more than half of the images: {', '.join(same)}.")
+        if disturbed := [entry.name for entry in group.entries if entry.step and entry.step.disturbed]:
+            said.append(f"{group.data}: other work disturbed the timing of {', '.join(disturbed)}.")
+        untuned = [e.name for e in group.entries if e.tuning_seconds is None and (e.mean("trainable_parameters") or 0) > 0]
+        if untuned:
+            said.append(f"{group.data}: learning rates were given, not chosen by equal budgets: {', '.join(untuned)}.")
+    if any(entry.seeds("pointing_finding") for group in groups for entry in group.entries):
+        said.append(
+            "Pointing, energy and overlap are of attention as the model is told the reference. Compare them with the controls: "
+            "a map without preference, and a decoder with random weights. Attention shows where, and neither whether nor why."
+        )
     if len({record.hardware.get("cpu") for record in records}) > 1:
         said.append("Runs were made on different machines: their times cannot be compared.")
     return said

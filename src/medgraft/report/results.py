@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from medgraft.benchmark import BASELINE, Record, RunCaptions, read_captions, read_records
+from medgraft.benchmark import BASELINE, Record, RunCaptions, StepTime, read_captions, read_records, step_time
 from medgraft.config import METRICS
-from medgraft.metrics import Measured, measure
+from medgraft.metrics import LESS_IS_BETTER, Measured, measure
 from medgraft.plugin import PluginManager
 from medgraft.stats import Difference, Interval, Resampling, bca, frontier, holm
 
-LESS_IS_BETTER = ("side_contradicted", "side_omitted", "unsupported_measurement")
 ALPHA = 0.05
 
 
@@ -31,6 +30,13 @@ class Entry:
     captions: tuple[RunCaptions, ...]
     measured: tuple[dict[str, Measured], ...]  # of each seed, by score name
     name: str  # the strategy, and the backbone if a group has several
+    step: StepTime | None
+
+    @property
+    def tuning_seconds(self) -> float | None:
+        """What the search for the learning rate took; None if there was none."""
+        tuning = self.records[0].tuning
+        return tuning["seconds"] if tuning else None
 
     def seeds(self, score: str) -> list[Measured]:
         """What was measured for `score`, of each seed that has it."""
@@ -110,11 +116,11 @@ def read_results(folder: Path, *, plugins: PluginManager) -> tuple[Group, ...]:
     runs = [
         (record, captions) for record in records if (captions := read_captions(folder / (record.adapter or ""))) is not None
     ]
-    return groups(runs, plugins=plugins)
+    return groups(runs, folder, plugins=plugins)
 
 
-def groups(runs: Iterable[tuple[Record, RunCaptions]], *, plugins: PluginManager) -> tuple[Group, ...]:
-    """Runs as groups of entries; runs of one entry differ in their seed alone."""
+def groups(runs: Iterable[tuple[Record, RunCaptions]], folder: Path, *, plugins: PluginManager) -> tuple[Group, ...]:
+    """Runs as groups of entries; runs of one entry differ in their seed alone. Timing is looked for in `folder`."""
     by_images: dict[tuple[str, ...], list[tuple[Record, RunCaptions]]] = {}
     for record, captions in runs:
         by_images.setdefault((record.data, *captions.ids), []).append((record, captions))
@@ -131,18 +137,18 @@ def groups(runs: Iterable[tuple[Record, RunCaptions]], *, plugins: PluginManager
             name = first.strategy if len(models) < 2 else f"{first.backbone} {first.strategy}"
             alike = sum(known == name or known.startswith(f"{name} (") for known in listed)  # other settings
             name = f"{name} ({alike + 1})" if alike else name
-            listed[name] = _entry(runs, name, plugins)
+            listed[name] = _entry(runs, name, folder, plugins)
         made.append(Group(data, tuple(listed.values()), Resampling(several[0][1].group_names())))
     return tuple(made)
 
 
-def _entry(runs: Sequence[tuple[Record, RunCaptions]], name: str, plugins: PluginManager) -> Entry:
+def _entry(runs: Sequence[tuple[Record, RunCaptions]], name: str, folder: Path, plugins: PluginManager) -> Entry:
     ordered = sorted(runs, key=lambda run: run[0].seed)
     first = ordered[0][0]
     measured = tuple(measured_scores(captions, tuple(first.config.get("metrics", METRICS)), plugins) for _, captions in ordered)
     return Entry(
         first.backbone, first.data, first.strategy, tuple(record for record, _ in ordered),
-        tuple(captions for _, captions in ordered), measured, name,
+        tuple(captions for _, captions in ordered), measured, name, step_time(ordered[0][0], folder),
     )  # fmt: skip
 
 

@@ -6,13 +6,14 @@ import csv
 import io
 import itertools
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from statistics import fmean, stdev
 from typing import Any
 
 from medgraft.benchmark import BASELINE, Record
-from medgraft.report.results import Group
+from medgraft.report.results import Entry, Group
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class Row:
 
     `cider_interval` is for other test images, at 95 %; `seed_spread` the standard deviation of CIDEr over seeds; `tied`
     says that this row has the best CIDEr of all on these images, or is not shown to be worse, None where that is unknown.
+    `pointing` is how often attention at the finding's words points at the finding (`pointing_finding`), with its interval
+    and two controls. `step` are the median seconds of a step with quartiles, `disturbed` says that other work ran beside;
+    `tuning_seconds` is what the search for the learning rate took, and is not in `training_seconds`.
     """
 
     backbone: str
@@ -34,7 +38,14 @@ class Row:
     tied: bool | None
     bleu_4: float | None
     rouge_l: float | None
+    pointing: float | None
+    pointing_interval: tuple[float, float] | None
+    pointing_uniform: float | None
+    pointing_untrained: float | None
     training_seconds: float | None
+    tuning_seconds: float | None
+    step: tuple[float, float, float] | None
+    disturbed: bool | None
     trainable_parameters: float | None
     trainable_share: float | None
     peak_memory_bytes: float | None
@@ -63,10 +74,11 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], bool | None], ...] = (
     ("95%", "cider_interval", _interval, None),
     ("BLEU-4", "bleu_4", lambda v: f"{v:.3f}", True),
     ("ROUGE-L", "rouge_l", lambda v: f"{v:.3f}", True),
+    ("point", "pointing", lambda v: f"{v:.0%}", True),
     ("train s", "training_seconds", lambda v: f"{v:,.1f}", False),
-    ("trained", "trainable_parameters", _count, False),
+    ("params", "trainable_parameters", _count, False),
     ("memory", "peak_memory_bytes", _size, False),
-    ("adapter", "adapter_bytes", _size, False),
+    ("size", "adapter_bytes", _size, False),
 )
 
 
@@ -76,7 +88,7 @@ def rows(records: Iterable[Record], results: Iterable[Group] = ()) -> tuple[Row,
     With `results` of the same runs, intervals are those of the mean over seeds, and ties are told.
     """
     compared = {
-        record.run_id: (group.interval(entry, "cider"), entry.name in ties)
+        record.run_id: (group, entry, entry.name in ties)
         for group in results
         for ties in (group.ties("cider"),)
         for entry in group.entries
@@ -89,10 +101,23 @@ def rows(records: Iterable[Record], results: Iterable[Group] = ()) -> tuple[Row,
         done = [r for r in several if r.status == "ok"]
         row = _row(backbone, data, strategy, several, done)
         if done and done[0].run_id in compared:
-            interval, tied = compared[done[0].run_id]
-            row = replace(row, cider_interval=(interval.low, interval.high) if interval else None, tied=tied)
+            row = _with_results(row, *compared[done[0].run_id])
         made.append(row)
     return tuple(sorted(made, key=lambda r: (r.backbone, r.data, r.cider is None, -(r.cider or 0))))
+
+
+def _with_results(row: Row, group: Group, entry: Entry, tied: bool) -> Row:
+    """Intervals of the mean over seeds, ties, and times of steps."""
+
+    def interval(score: str) -> tuple[float, float] | None:
+        found = group.interval(entry, score)
+        return (found.low, found.high) if found else None
+
+    step = entry.step
+    return replace(
+        row, cider_interval=interval("cider"), pointing_interval=interval("pointing_finding"), tied=tied,
+        step=(step.low, step.median, step.high) if step else None, disturbed=step.disturbed if step else None,
+    )  # fmt: skip
 
 
 def _key(record: Record) -> tuple[str, str, str, str]:
@@ -118,16 +143,28 @@ def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], don
         failed=len(several) - len(done),
         cider=metric("cider"),
         cider_interval=(done[0].intervals or {}).get("cider") if len(done) == 1 else None,
+        pointing=metric("pointing_finding"),
+        pointing_interval=(done[0].intervals or {}).get("pointing_finding") if len(done) == 1 else None,
+        pointing_uniform=metric("pointing_finding_uniform"),
+        pointing_untrained=metric("pointing_finding_untrained"),
         seed_spread=stdev(ciders) if len(ciders) > 1 else None,
         tied=None,
         bleu_4=metric("bleu_4"),
         rouge_l=metric("rouge_l"),
         training_seconds=mean(r.training_seconds for r in done),
+        tuning_seconds=mean(r.tuning["seconds"] for r in done if r.tuning),
+        step=None,
+        disturbed=None,
         trainable_parameters=mean(r.trainable_parameters for r in done),
         trainable_share=mean((r.trainable_parameters or 0) / r.total_parameters for r in done if r.total_parameters),
         peak_memory_bytes=mean(r.peak_memory_bytes for r in done),
         adapter_bytes=mean(r.adapter_bytes for r in done),
     )
+
+
+def _columns(table: Sequence[Row]) -> list[tuple[str, str, Callable[[Any], str], bool | None]]:
+    """The columns that these rows have something for."""
+    return [column for column in _COLUMNS if column[1] != "pointing" or any(row.pointing is not None for row in table)]
 
 
 def _cells(table: Sequence[Row], mark: str) -> list[list[str]]:
@@ -136,7 +173,7 @@ def _cells(table: Sequence[Row], mark: str) -> list[list[str]]:
     Where it is known which rows tie for the best CIDEr, all of them get it.
     """
     cells = [[row.strategy] for row in table]
-    for _, field, text, more in _COLUMNS:
+    for _, field, text, more in _columns(table):
         values = [getattr(row, field) for row in table]
         trained = [v for v, row in zip(values, table, strict=True) if v is not None and row.trainable_parameters]
         best = (max if more else min)(trained) if trained and len(table) > 1 and more is not None else None
@@ -147,9 +184,23 @@ def _cells(table: Sequence[Row], mark: str) -> list[list[str]]:
     return cells
 
 
-def _failures(group: Sequence[Row]) -> list[str]:
-    failed = [f"{row.strategy} ({row.failed} of {row.failed + row.seeds})" for row in group if row.failed]
-    return ["", f"Failed runs: {', '.join(failed)}; their records say why."] if failed else []
+def _notes(group: Sequence[Row]) -> list[str]:
+    """What has to be said below a table."""
+    notes = []
+    uniform = [row.pointing_uniform for row in group if row.pointing_uniform is not None]
+    untrained = [row.pointing_untrained for row in group if row.pointing_untrained is not None]
+    if uniform:
+        controls = f"a map without preference {fmean(uniform):.0%}"
+        controls += f", untrained decoders {min(untrained):.0%} to {max(untrained):.0%}" if untrained else ""
+        notes.append(f"point: how often attention at the finding's words lies highest on the finding; {controls}.")
+    tuned = [row.tuning_seconds for row in group if row.tuning_seconds is not None]
+    if tuned:
+        notes.append(f"Learning rates were chosen on validation images, which took {sum(tuned):,.0f} s more.")
+    if disturbed := [row.strategy for row in group if row.disturbed]:
+        notes.append(f"Other work disturbed the timing of: {', '.join(disturbed)}.")
+    if failed := [f"{row.strategy} ({row.failed} of {row.failed + row.seeds})" for row in group if row.failed]:
+        notes.append(f"Failed runs: {', '.join(failed)}; their records say why.")
+    return notes
 
 
 def _groups(table: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
@@ -165,7 +216,7 @@ def terminal(table: Sequence[Row]) -> str:
     """A table at most 80 columns wide (longer strategy names aside), `*` at the best of each column among trained runs."""
     blocks = []
     for title, group in _groups(table):
-        cells = [["strategy", *(heading for heading, *_ in _COLUMNS)], *_cells(group, "*")]
+        cells = [["strategy", *(heading for heading, *_ in _columns(group))], *_cells(group, "*")]
         widths = [max(len(row[i].rstrip("*")) for row in cells) for i in range(len(cells[0]))]
         lines = []
         for row in cells:
@@ -176,7 +227,8 @@ def terminal(table: Sequence[Row]) -> str:
             ]
             lines.append(f"{first} {''.join(rest)}".rstrip())
         lines.insert(1, "-" * max(map(len, lines)))
-        blocks.append("\n".join([title, "", *lines, *_failures(group)]))
+        notes = [line for note in _notes(group) for line in textwrap.wrap(note, 80)]
+        blocks.append("\n".join([title, "", *lines, *(["", *notes] if notes else [])]))
     return "\n\n".join(blocks)
 
 
@@ -184,10 +236,12 @@ def markdown(table: Sequence[Row]) -> str:
     """The same as Markdown tables, the best in bold."""
     blocks = []
     for title, group in _groups(table):
-        lines = ["| strategy | " + " | ".join(h for h, *_ in _COLUMNS) + " |", "|---" + "|---:" * len(_COLUMNS) + "|"]
+        headings = [heading for heading, *_ in _columns(group)]
+        lines = [f"| strategy | {' | '.join(headings)} |", "|---" + "|---:" * len(headings) + "|"]
         for row in _cells(group, "*"):
             lines.append("| " + " | ".join(f"**{c[:-1]}**" if c.endswith("*") else c for c in row) + " |")
-        blocks.append("\n".join([f"**{title}**", "", *lines, *_failures(group)]))
+        notes = _notes(group)
+        blocks.append("\n".join([f"**{title}**", "", *lines, *(["", " ".join(notes)] if notes else [])]))
     return "\n\n".join(blocks)
 
 

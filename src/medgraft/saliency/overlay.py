@@ -8,8 +8,8 @@ from PIL import Image
 from medgraft.metrics.base import Array
 from medgraft.saliency.geometry import Rectangle, on_image
 
-# black, violet, orange, yellow: ever lighter, so that it reads in grey and without telling red from green
-COLOURS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
+# black, violet, red, orange, yellow: ever lighter, so that it reads in grey and without telling red from green
+COLOURS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [255, 221, 20]], dtype=np.float64)
 _COVER = 0.65  # of the image at the map's highest value
 
 

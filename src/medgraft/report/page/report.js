@@ -1,6 +1,3 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-
 // sorting: a column's head turns its order round
 for (const button of document.querySelectorAll(".sortable thead button")) {
   button.addEventListener("click", () => {
@@ -42,48 +39,56 @@ dark.addEventListener("change", draw);
 // examples, a page at a time
 const PAGE = 10;
 const words = (text) => text.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
-function caption(text, known) {
+function plain(text, known) {
   const span = document.createElement("span");
   for (const part of text.split(/([\p{L}\p{N}]+)/u)) {
     const odd = /[\p{L}\p{N}]/u.test(part) && !known.has(part.toLowerCase());
-    const node = odd ? document.createElement("mark") : document.createTextNode(part);
-    if (odd) node.textContent = part;
-    span.append(node);
+    span.append(odd ? element("mark", "", part) : part);
   }
   return span;
 }
-function element(tag, name, ...children) {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  made.append(...children);
-  return made;
-}
-function shown(item, set) {
+// the image under the word that is pointed at, and beside it under the same word of the strategy to compare with
+function shown(item, set, compared) {
   const known = new Set(item.references.flatMap(words));
+  const pictures = element("div", "pictures");
+  const views = item.image ? [picture(item.image, `Image ${item.id}`)] : [];
+  if (views.length && item.maps) views.push(picture(item.image, ""));
+  const notes = views.map(() => element("div", "id"));
+  views.forEach((view, i) => pictures.append(element("div", "", view.frame, notes[i])));
+  if (views.length > 1) pictures.lastChild.hidden = true;
+  if (notes.length) notes[0].textContent = item.id;
+  const look = (row) => (number) => {
+    const maps = item.maps[row];
+    const said = maps.caption.slice(...maps.words[number]);
+    views[0].show(maps, number);
+    notes[0].textContent = `${set.names[row]}: ${said}`;
+    const other = compared === row ? null : item.maps[compared];
+    pictures.lastChild.hidden = !other;
+    if (!other) return;
+    const place = other.words.findIndex((word) => other.caption.slice(...word).toLowerCase() === said.toLowerCase());
+    views[1].show(other, place < 0 ? undefined : place);
+    notes[1].textContent = `${set.names[compared]}: ${place < 0 ? `does not say ${said}` : said}`;
+  };
   const rows = set.names.map((name, i) => {
     const head = element("th", "", name);
     head.scope = "row";
     const score = item.scores[i] === null ? "" : item.scores[i].toFixed(2);
-    return element("tr", "", head, element("td", "", caption(item.captions[i], known)), element("td", "n", score));
+    const maps = item.maps?.[i];
+    const text = maps && views.length ? wordsOf(maps, look(i), (word) => words(word).some((part) => !known.has(part)))
+      : plain(item.captions[i], known);
+    return element("tr", "", head, element("td", "", text), element("td", "n", score));
   });
-  const picture = element("div");
-  if (item.image) {
-    const image = new Image();
-    image.src = item.image;
-    image.alt = `Image ${item.id}`;
-    image.loading = "lazy";
-    picture.append(image);
-  }
-  picture.append(element("div", "id", item.id));
+  if (!views.length) pictures.append(element("div", "id", item.id));
   const text = element("div", "", ...item.references.map((reference) => element("p", "reference", reference)));
   text.append(element("table", "", element("tbody", "", ...rows)));
-  return element("article", "example", picture, text);
+  return element("article", "example", pictures, text);
 }
 for (const form of document.querySelectorAll(".browser")) {
   const number = Number(form.dataset.section);
   const set = data.examples[number];
   const place = document.getElementById(`examples-${number}`);
-  const [search, order, output] = ["input", "select", "output"].map((tag) => form.querySelector(tag));
+  const [search, order, output, compare] = ["input", ".order", "output", ".compare"].map((tag) => form.querySelector(tag));
+  if (compare) set.names.forEach((name, i) => compare.add(new Option(name, i, i === 1, i === 1)));
   const text = set.items.map((item) => [item.id, ...item.references, ...item.captions].join(" ").toLowerCase());
   const mean = (item) => { const known = item.scores.filter((s) => s !== null); return known.reduce((a, b) => a + b, 0) / known.length; };
   const orders = {
@@ -96,13 +101,14 @@ for (const form of document.querySelectorAll(".browser")) {
     const found = set.items.filter((_, i) => text[i].includes(wanted)).sort(orders[order.value]);
     const pages = Math.max(1, Math.ceil(found.length / PAGE));
     page = Math.min(Math.max(page, 0), pages - 1);
-    place.replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map((item) => shown(item, set)));
+    place.replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map((item) => shown(item, set, Number(compare?.value))));
     output.textContent = `page ${page + 1} of ${pages}, ${found.length} images`;
     form.querySelector("[data-step='-1']").disabled = page === 0;
     form.querySelector("[data-step='1']").disabled = page === pages - 1;
   };
   search.addEventListener("input", () => { page = 0; render(); });
   order.addEventListener("change", () => { page = 0; render(); });
+  compare?.addEventListener("change", render);
   form.addEventListener("submit", (event) => event.preventDefault());
   for (const button of form.querySelectorAll("button")) {
     button.addEventListener("click", () => { page += Number(button.dataset.step); render(); });

@@ -1,0 +1,45 @@
+"""How long a step takes, from steps timed for themselves or from those of a run, and whether something disturbed them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+from medgraft.benchmark.record import Record, read_record
+
+TIMING = "timing"  # the folder of repeats in a suite's results
+_SPREAD_OF_REPEATS = 0.1  # of their median, between the fastest and the slowest
+_SPREAD_OF_STEPS = 0.35  # of their median, between quartiles; captions of unlike length make most of it
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step: the median with quartiles, over `repeats` or over the steps of one run if that is 1.
+
+    `disturbed` says that repeats, or steps, differ more than the work does: other work ran on the machine.
+    """
+
+    median: float
+    low: float
+    high: float
+    repeats: int
+    disturbed: bool
+
+
+def timing_path(out: Path, run_id: str, repeat: int) -> Path:
+    """Where a repeat's record is kept in a suite's results."""
+    return out / TIMING / "records" / f"{run_id}.{repeat}.json"
+
+
+def step_time(record: Record, out: Path) -> StepTime | None:
+    """From the repeats of this run in `out` if there are several, else from its own steps; None if neither is known."""
+    repeats = [read_record(path) for path in sorted((out / TIMING / "records").glob(f"{record.run_id}.*.json"))]
+    medians = [repeat.step_quartiles[1] for repeat in repeats if repeat.step_quartiles]
+    if len(medians) > 1:
+        low, middle, high = quantiles(medians, n=4, method="inclusive")
+        return StepTime(middle, low, high, len(medians), max(medians) - min(medians) > _SPREAD_OF_REPEATS * median(medians))
+    if record.step_quartiles is None:
+        return None
+    low, middle, high = record.step_quartiles
+    return StepTime(middle, low, high, 1, high - low > _SPREAD_OF_STEPS * middle)

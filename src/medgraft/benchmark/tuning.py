@@ -1,0 +1,66 @@
+"""Learning rates, tried on validation images: the same number of tries for every strategy, chosen by the same rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medgraft.benchmark.record import Record
+from medgraft.config import RunConfig, SaliencyConfig, TuningConfig
+from medgraft.metrics import LESS_IS_BETTER
+from medgraft.strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A learning rate, and what the search for it found: (rate, score, seconds) of each try, the score None if it failed."""
+
+    learning_rate: float
+    score: str
+    tried: tuple[tuple[float, float | None, float], ...]
+
+    def for_record(self) -> dict[str, Any]:
+        """The record's `tuning`."""
+        seconds = sum(seconds for *_, seconds in self.tried)
+        return {
+            "score": self.score,
+            "split": "validation",
+            "chosen": self.learning_rate,
+            "tried": self.tried,
+            "seconds": seconds,
+        }
+
+
+def tries(config: RunConfig, strategy: Strategy, tuning: TuningConfig) -> tuple[RunConfig, ...]:
+    """The runs that are tried for `config`, one for each factor; none if nothing is trained."""
+    if not strategy.trains:
+        return ()
+    own = config.train.learning_rate or strategy.learning_rate
+    length = {} if tuning.num_train_epochs is None else {"num_train_epochs": tuning.num_train_epochs}
+    return tuple(
+        config.model_copy(
+            update={
+                "train": config.train.model_copy(update={"learning_rate": float(f"{own * factor:.6g}"), **length}),
+                "seed": tuning.seed,
+                "eval_split": "validation",
+                "metrics": tuple(name for name in config.metrics if name not in ("localization", "faithfulness")),
+                "saliency": SaliencyConfig(maps=0, curves=0),
+            }
+        )
+        for factor in tuning.factors
+    )
+
+
+def choose(records: Sequence[Record], tuning: TuningConfig) -> Choice | None:
+    """The rate that scored best, the lower one of equals; None if every try failed."""
+    tried = []
+    for record in records:
+        rate, score = record.config["train"]["learning_rate"], (record.metrics or {}).get(tuning.score)
+        tried.append((float(rate), score, record.training_seconds or 0.0))
+    known = [(score, rate) for rate, score, _ in tried if score is not None]
+    if not known:
+        return None
+    sign = -1 if tuning.score in LESS_IS_BETTER else 1
+    best = max(known, key=lambda pair: (sign * pair[0], -pair[1]))
+    return Choice(best[1], tuning.score, tuple(tried))

@@ -1,0 +1,127 @@
+"""`medgraft explain`: where a model looked while it said each word."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medgraft.cli.options import add_generation, add_json, add_model
+
+if TYPE_CHECKING:
+    from medgraft.saliency import Explanation
+
+NAME = "explain"
+SUMMARY = "show where a model looks while it says each word of a caption"
+EXAMPLE = "medgraft explain scan.jpg --adapter my-adapter --out explanation.html"
+_ALL = "all"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See medgraft.cli."""
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    add_model(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a page to look at there")
+    parser.add_argument("--overlays", type=Path, metavar="DIR", help="write an image for each word there")
+    parser.add_argument("--caption", metavar="TEXT", help="explain this caption instead of the model's own")
+    parser.add_argument(
+        "--method", choices=("attention", "rollout", "gradient", _ALL), default="attention",
+        help="attention weights; those followed through the vision tower (rollout); weighted by gradients; or all of them",
+    )  # fmt: skip
+    parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="only these layers, from 0 (default: their mean)")
+    parser.add_argument("--heads", type=int, nargs="+", metavar="N", help="only these heads, from 0 (default: their mean)")
+    add_generation(parser)
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """See medgraft.cli."""
+    from medgraft import api
+    from medgraft.cli.models import generation, load_model
+
+    adapter, backbone = load_model(arguments)
+    model = adapter.backbone if adapter else backbone
+    explained: dict[str, list[tuple[str, Explanation]]] = {}
+    for image in arguments.images:
+        text: str | None = arguments.caption
+        for name, choice in _choices(arguments, model):
+            made = api.explain(
+                image, adapter=adapter, backbone=backbone, caption=text, generation=generation(arguments, adapter), **choice
+            )
+            text = made.caption  # said once, explained in each way
+            explained.setdefault(str(image), []).append((name, made))
+    if arguments.json:
+        print(json.dumps({name: [_numbers(e) for _, e in several] for name, several in explained.items()}, indent=2))
+    else:
+        print("\n\n".join(_text(name, several[0][1]) for name, several in explained.items()))
+    written = _write(arguments, explained)
+    if not arguments.json:
+        print(f"\n{written}")
+    return 0
+
+
+def _choices(arguments: argparse.Namespace, model: Any) -> list[tuple[str, dict[str, Any]]]:
+    """What is explained of every image: a name, and the options of api.explain."""
+    from medgraft.errors import MedgraftError
+    from medgraft.saliency import METHODS, layer_count
+    from medgraft.saliency.maps import gaze_of
+
+    own = {"layers": arguments.layers, "heads": arguments.heads}
+    if arguments.method != _ALL:
+        return [(arguments.method, {"method": arguments.method, **own})]
+    found: list[tuple[str, dict[str, Any]]] = []
+    for method in METHODS:
+        try:
+            gaze_of(model, method)
+        except MedgraftError:
+            continue
+        found.append((method, {"method": method, **own}))
+    if arguments.layers is None:
+        found += [(f"attention, layer {i}", {"layers": [i], "heads": arguments.heads}) for i in range(layer_count(model))]
+    return found
+
+
+def _write(arguments: argparse.Namespace, explained: dict[str, list[tuple[str, Explanation]]]) -> str:
+    """Write what was asked for; a line that says what, or how to get it."""
+    from medgraft.report import explanation_page
+
+    done = []
+    if arguments.out:
+        model = f"Adapter {arguments.adapter}" if arguments.adapter else f"Backbone {arguments.backbone}"
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(explanation_page(explained, model), encoding="utf-8")
+        done.append(f"The page: {arguments.out}")
+    if arguments.overlays:
+        for name, ((_, explanation), *_) in explained.items():
+            folder = arguments.overlays / Path(name).stem
+            folder.mkdir(parents=True, exist_ok=True)
+            for i, word in enumerate(explanation.maps.words):
+                explanation.overlay(i).save(folder / f"{i:02d}-{word.text.replace('/', '-')}.png")
+        done.append(f"An image for each word: {arguments.overlays}")
+    return "\n".join(done) or "--out page.html makes a page of the maps, --overlays DIR an image for each word."
+
+
+def _peak(explanation: Explanation, word: int) -> tuple[int, int]:
+    """The pixel (x, y) where a word's map is highest."""
+    values = explanation.heat(word)
+    y, x = divmod(int(values.argmax()), values.shape[1])
+    return x, y
+
+
+def _text(name: str, explanation: Explanation) -> str:
+    words = explanation.maps.words
+    width = max([len("word"), *(len(word.text) for word in words)])
+    lines = [f"{name}: {explanation.caption}", explanation.maps.label, "", f"{'word':<{width}}  highest at (x, y)"]
+    for i, word in enumerate(words):
+        x, y = _peak(explanation, i)
+        lines.append(f"{word.text:<{width}}  ({x}, {y})")
+    return "\n".join(lines)
+
+
+def _numbers(explanation: Explanation) -> dict[str, Any]:
+    words = [
+        {"text": word.text, "start": word.start, "end": word.end, "map": word.grid.tolist(), "peak": _peak(explanation, i)}
+        for i, word in enumerate(explanation.maps.words)
+    ]
+    return {"caption": explanation.caption, "label": explanation.maps.label, "view": explanation.view, "words": words}

@@ -1,0 +1,35 @@
+"""Explanations as a page: an image, its caption, and for each word where the model looked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from PIL import ImageOps
+
+from medgraft.report.pages import jpeg_uri, render_page
+from medgraft.saliency import COLOURS, Explanation
+
+_LONGEST_SIDE = 2048  # px of an image in the page
+
+
+def explanation_page(images: Mapping[str, Sequence[tuple[str, Explanation]]], model: str) -> str:
+    """The page. Each image, by its name, has explanations of one caption to choose from, as (what this one is, it)."""
+    data = {
+        "colours": COLOURS.tolist(),
+        "images": [
+            {
+                "name": name,
+                "image": jpeg_uri(ImageOps.contain(image, _fitting(image.size)).convert("RGB"), quality=88),
+                "choices": [{"name": choice, **explanation.packed()} for choice, explanation in choices],
+            }
+            for name, choices in images.items()
+            for image in (choices[0][1].image,)
+        ],
+    }
+    return render_page("explanation", data, title="Where the model looked", model=model)
+
+
+def _fitting(size: tuple[int, int]) -> tuple[int, int]:
+    """The same size, or the largest of its shape that a page has room for."""
+    scale = min(1.0, _LONGEST_SIDE / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

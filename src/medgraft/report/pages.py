@@ -1,0 +1,35 @@
+"""Pages that need nothing else: no network, no server, no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+
+def render_page(name: str, data: dict[str, Any], **values: Any) -> str:
+    """The template `page/NAME.html` with `values`, the style of all pages, and `data` for its script `page/NAME.js`."""
+    folder = files("medgraft.report") / "page"
+
+    def read(file: str) -> str:
+        return (folder / file).read_text(encoding="utf-8")
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(read(f"{name}.html")).render(
+        **values,
+        css=read("page.css"),
+        script=read("maps.js") + read(f"{name}.js"),
+        data=json.dumps(data, ensure_ascii=False, allow_nan=False).replace("</", "<\\/"),
+    )
+
+
+def jpeg_uri(image: Image.Image, *, quality: int) -> str:
+    """The image as a data URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

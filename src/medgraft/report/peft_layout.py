@@ -1,0 +1,83 @@
+"""Records as PEFT's `method_comparison` keeps them, a JSON file a run, so that its tables and plots read ours too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medgraft.benchmark import BASELINE, Record
+
+_SCORE = "cider"  # stands where PEFT has its test accuracy
+
+
+def peft_results(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """File names and contents, of every run that trained; the fields are those of PEFT's `method_comparison/processing.py`.
+
+    `train_time` is our training time, without tokenising and captioning, which PEFT's has in it. What has no counterpart is
+    0 where PEFT wants a number, and what only we know is under `medgraft`.
+    """
+    return {f"{_name(r)}.json": _result(r) for r in records if r.backbone != BASELINE and (r.trainable_parameters or r.error)}
+
+
+def write_peft_results(records: Sequence[Record], folder: Path) -> int:
+    """Write them into `folder`; how many."""
+    found = peft_results(records)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in found.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return len(found)
+
+
+def _name(record: Record) -> str:
+    model = record.backbone.rpartition("/")[2].replace(":", "-")
+    return f"{record.strategy.replace(':', '-')}--{model}-{record.data}-seed{record.seed}-{record.run_id[:8]}"
+
+
+def _result(record: Record) -> dict[str, Any]:
+    train = record.config["train"]
+    samples = (record.steps or 0) * train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
+    loss = record.train_loss[-1] if record.train_loss else None
+    memory = record.peak_memory_bytes or 0
+    metrics = {
+        "step": record.steps or 0, "train loss": loss, "train samples": samples, "train total tokens": 0,
+        "test accuracy": (record.metrics or {}).get(_SCORE),
+    }  # fmt: skip
+    full = record.strategy in ("full", "encoder-frozen", "decoder-frozen", "bitfit", "norm-tuning")
+    return {
+        "run_info": {
+            "created_at": record.finished,
+            "total_time": sum((record.phase_seconds or {}).values()),
+            "experiment_name": f"{record.strategy}/{_name(record).partition('--')[2]}",
+            "peft_branch": "medgraft",
+            "train_config": {
+                "model_id": record.backbone, "batch_size": train["per_device_train_batch_size"], "seed": record.seed,
+                "max_steps": record.steps or 0, "grad_norm_clip": train["max_grad_norm"], "optimizer_type": train["optim"],
+                "optimizer_kwargs": {"lr": train["learning_rate"], "weight_decay": train["weight_decay"]},
+                "lr_scheduler": train["lr_scheduler_type"],
+            },
+            "peft_config": None if full else {"peft_type": record.strategy.upper(), **record.config["strategy_options"]},
+            "error_msg": record.error or "",
+        },
+        "train_info": {
+            "status": "success" if record.status == "ok" else "failed",
+            "accelerator_memory_reserved_avg": memory, "accelerator_memory_max": memory,
+            "accelerator_memory_reserved_99th": memory,
+            "train_time": record.training_seconds or 0.0,
+            "file_size": record.adapter_bytes or 0,
+            "num_trainable_params": record.trainable_parameters or 0,
+            "num_total_params": record.total_parameters or 0,
+            "metrics": [metrics],
+        },
+        "meta_info": {
+            "model_info": {"sha": record.base_fingerprint, "created_at": None},
+            "dataset_info": {record.data: {"sha": record.data_fingerprint, "created_at": None}},
+            "package_info": {
+                f"{name}-version": record.versions.get(name)
+                for name in ("transformers", "datasets", "peft", "torch", "bitsandbytes", "medgraft")
+            },
+            "system_info": record.hardware,
+        },
+        "medgraft": record.model_dump(mode="json"),
+    }  # fmt: skip
