@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import os
+import re
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -90,3 +94,34 @@ def shared_data() -> Path:
 def full_size():
     _benchmark_module("synthetic_models")
     return _benchmark_module("full_size")
+
+
+_SCRIPT = """<script>
+const said = [];
+addEventListener("error", (event) => said.push("error: " + event.message));
+addEventListener("load", () => setTimeout(() => { %s; document.title = said.join(" | "); }, 1500));
+</script>"""
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """`browser(page, script)` opens a page in a headless Chromium; what the script put into `said`, by its first words."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+
+    def open_page(page: str, script: str) -> dict[str, str]:
+        path = tmp_path / "page.html"
+        path.write_text(page.replace("<head>", "<head>" + _SCRIPT % script, 1), encoding="utf-8")
+        command = [
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=8000",
+            f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri(),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert "CONSOLE" not in done.stderr.replace("CONSOLE:0", ""), done.stderr
+        title = html.unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1])
+        said = dict(part.partition(" ")[::2] for part in title.split(" | "))
+        assert "error:" not in said, said
+        return said
+
+    return open_page

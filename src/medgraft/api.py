@@ -112,12 +112,13 @@ def explain(
     if isinstance(model, RemoteCaptioner):
         raise BackboneError("A model behind an API shows no attention, so what it looked at cannot be known.")
     text = caption or _caption([Path(image)], model, loaded, generation, progress=False)[0]
-    if not text.strip():
-        raise BackboneError(f"The model says nothing of {image}, so there are no words to explain. Give a caption.")
-    return explain_images(
+    found = explain_images(
         model, [Path(image)], [text], prompt=prompt_for(model, loaded.prompt if loaded else None), bf16=_bf16(loaded),
         method=method, layers=layers, heads=heads,
     )[0]  # fmt: skip
+    if not found.maps.words:
+        raise BackboneError(f"The caption of {image} is {text!r}: there are no words to explain. Give one with --caption.")
+    return found
 
 
 def evaluate(

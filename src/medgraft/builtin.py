@@ -77,5 +77,8 @@ def medgraft_metrics() -> Iterator[MetricSpec]:
     yield MetricSpec("bertscore", "BERTScore as bertscore:HUB_ID_OR_FOLDER", "medgraft.metrics.bertscore:BertScore")
     yield MetricSpec("clinical", "modality, side, findings, measurements, by their words", "medgraft.metrics.clinical:Clinical")
     yield MetricSpec("facts", "what phantoms show: study, view, finding, side, site", "medgraft.metrics.facts:PhantomFacts")
+    yield MetricSpec("meteor", "METEOR by nltk", "medgraft.metrics.meteor:Meteor")
+    yield MetricSpec("spice", "SPICE, where java and its models are", "medgraft.metrics.spice:Spice")
+    yield MetricSpec("concepts", "UMLS concept F1 as concepts:TERMS.csv", "medgraft.metrics.concepts:Concepts")
     yield MetricSpec("localization", "whether attention points at the finding", "medgraft.metrics.localization:Localization")
     yield MetricSpec("faithfulness", "deletion and insertion curves of maps", "medgraft.metrics.faithfulness:Faithfulness")

@@ -21,7 +21,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 class Example:
     """One image with its reference captions; `group` is the patient or article that it must not be parted from.
 
-    `facts` is what the image is known to show, in the data set's own words, where it knows that.
+    `facts` is what the image is known to show, in the data set's own words, where it knows that; `concepts` are its UMLS
+    identifiers (CUIs), where the data set has them.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Example:
     split: Split
     group: str | None = None
     facts: Mapping[str, Any] | None = field(default=None, hash=False)
+    concepts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -216,11 +216,14 @@ class Backbone(ABC):
         """The new tokens [B, N] that the model says behind the head `input_ids` [B, T]."""
 
     def sight(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
-        """How the attention of `gaze.words` is read, by default as cross-attention to `features`.
+        """How the attention of `gaze.words` is read.
 
-        What is added to a label's place to get the row that predicts it, and the columns of the image's tokens.
+        What is added to a label's place to get the row that predicts it, and the columns of the image's tokens: by default
+        where those stand in the prompt, or all of `features` as in cross-attention if they do not.
         """
-        return -1, slice(0, features.shape[1])
+        image = features.shape[1]
+        first = int((text.input_ids[0] == self.config.image_token_id).nonzero()[0]) if self.image_tokens else 0
+        return -1, slice(first, first + image)
 
     @contextmanager
     def weights_shown(self) -> Iterator[None]:

@@ -21,13 +21,14 @@ _FILE = "predictions.json"
 
 @dataclass(frozen=True)
 class RunCaptions:
-    """By image id: captions said, reference captions, groups, facts where the data set knows them, and where was looked."""
+    """By image id: captions said, reference captions, groups, facts and concepts if the data set has them, where was looked."""
 
     predictions: Mapping[str, str]
     references: Mapping[str, tuple[str, ...]]
     groups: Mapping[str, str | None]
     facts: Mapping[str, Mapping[str, Any]]
     looks: Mapping[str, Looks] = field(default_factory=dict)
+    concepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -41,6 +42,7 @@ class RunCaptions:
             tuple(self.references[key] for key in self.ids),
             tuple(self.facts.get(key) for key in self.ids) if self.facts else None,
             looks=tuple(self.looks.get(key) for key in self.ids) if self.looks else None,
+            concepts=tuple(self.concepts.get(key) for key in self.ids) if self.concepts else None,
         )
 
     def group_names(self) -> tuple[str | None, ...]:
@@ -56,6 +58,7 @@ def captions_of(examples: Sequence[Example], said: Sequence[str], looks: Mapping
         groups={example.id: example.group for example in examples},
         facts={example.id: example.facts for example in examples if example.facts is not None},
         looks=looks or {},
+        concepts={example.id: example.concepts for example in examples if example.concepts is not None},
     )
 
 
@@ -73,7 +76,9 @@ def read_captions(folder: Path) -> RunCaptions | None:
         return None
     references = {key: tuple(texts) for key, texts in content["references"].items()}
     looks = TypeAdapter(dict[str, Looks]).validate_python(content.get("looks", {}))
-    return RunCaptions(content["predictions"], references, content.get("groups", {}), content.get("facts", {}), looks)
+    concepts = {key: tuple(cuis) for key, cuis in content.get("concepts", {}).items()}
+    facts, groups = content.get("facts", {}), content.get("groups", {})
+    return RunCaptions(content["predictions"], references, groups, facts, looks, concepts)
 
 
 def _rounded(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +21,8 @@ class Roco(Dataset):
     """ROCO v1: `{train,validation,test}/{radiology,non-radiology}/captions.txt` beside `images/`.
 
     Images are found as `images/<ROCO_ID>.jpg` or, as older downloads have them, `images/<PMC name>.jpg`. An article is a
-    group where `licences.txt` is there; `groups` names another CSV, relative to the data, with columns `id` and
-    `group_column`.
+    group where `licences.txt` is there, concepts are those of `cuis.txt`; `groups` names another CSV, relative to the data,
+    with columns `id` and `group_column`.
     """
 
     subset: Subset = "radiology"
@@ -44,6 +45,7 @@ class Roco(Dataset):
 
     def _folder(self, split: Split, folder: Path, groups: Mapping[str, str]) -> Iterator[Example]:
         names = _article_images(folder / "licences.txt")
+        concepts = _concepts(folder / "cuis.txt")
         for line in _lines(folder / "captions.txt"):
             key, tab, caption = line.partition("\t")
             if not tab:
@@ -53,7 +55,7 @@ class Roco(Dataset):
             if name and not image.exists() and (folder / "images" / name).exists():
                 image = folder / "images" / name
             group = groups.get(key) or (name.partition("_")[0] if name else None)
-            yield Example(key, image, (clean_caption(caption),), split, group)
+            yield Example(key, image, (clean_caption(caption),), split, group, concepts=concepts.get(key))
 
 
 class KaggleRoco(Dataset):
@@ -86,7 +88,10 @@ class KaggleRoco(Dataset):
 
 
 class Rocov2(Dataset):
-    """ROCOv2: `{train,valid,test}_captions.csv` (`ID,Caption`) and `{train,valid,test}_images/`, possibly nested once more."""
+    """ROCOv2: `{train,valid,test}_captions.csv` (`ID,Caption`) and `{train,valid,test}_images/`, possibly nested once more.
+
+    Concepts are those of `{train,valid,test}_concepts.csv` (`ID,CUIs`, separated by `;`) where it is there.
+    """
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
@@ -97,7 +102,11 @@ class Rocov2(Dataset):
             table = root / f"{stem}_captions.csv"
             if table.is_file():
                 found = True
-                yield from caption_rows(table, image_folder(root, stem), split)
+                listed = root / f"{stem}_concepts.csv"
+                rows = read_table(listed, ("id", "cuis")) if listed.is_file() else ()
+                concepts = {row["id"]: tuple(cui for cui in row["cuis"].split(";") if cui) for row in rows}
+                for example in caption_rows(table, image_folder(root, stem), split):
+                    yield replace(example, concepts=concepts.get(example.id))
         if not found:
             raise DataError(f"{root} is not ROCOv2: no {{train,valid,test}}_captions.csv is there.")
 
@@ -186,6 +195,14 @@ def read_groups(path: Path, column: str) -> dict[str, str]:
     if not path.is_file():
         raise DataError(f"There is no groups file {path}.")
     return {row["id"]: row[column.lower()] for row in read_table(path, ("id", column.lower()))}
+
+
+def _concepts(path: Path) -> dict[str, tuple[str, ...]]:
+    """Id -> CUIs from lines of tab-separated fields, of which the second is empty."""
+    if not path.is_file():
+        return {}
+    lines = (line.split("\t") for line in _lines(path))
+    return {key: tuple(cui for field in fields if (cui := field.strip())) for key, *fields in lines}
 
 
 def _article_images(path: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.config import GenerationConfig
 from medgraft.errors import BackboneError
+from medgraft.saliency import caption_maps
 from medgraft.testing.findings import Finding, require, run_checks
 from medgraft.types import PARTS, lies_in
 
@@ -44,7 +45,8 @@ def backbone_findings(backbone_class: type[Backbone], source: str) -> Iterator[F
             checks.loads, checks.declares_seams, checks.owns_every_parameter, checks.knows_every_linear_layer,
             checks.builds_a_skeleton, checks.masks_labels, checks.ignores_padding, checks.cuts_long_captions,
             checks.resumes_at_every_seam, checks.looks_at_the_image, checks.generates_what_it_was_taught_to,
-            checks.generates_alike_in_batches, checks.respects_limits, checks.survives_pickling, checks.refuses_other_models,
+            checks.generates_alike_in_batches, checks.respects_limits, checks.shows_where_it_looks, checks.survives_pickling,
+            checks.refuses_other_models,
         ),
     )  # fmt: skip
 
@@ -208,6 +210,24 @@ class _Checks:
             new = self.backbone.continuation(features, head, short)
         assert 1 <= new.shape[1] <= 4, f"{new.shape[1]} tokens for max_new_tokens=3"  # with T5's start token
         self.backbone.generate(features, prompt=self.prompt, options=GenerationConfig(max_new_tokens=100_000))
+
+    def shows_where_it_looks(self) -> None:
+        """If it declares a gaze, every word has a map of its own image, and images are placed where the model sees them."""
+        backbone = self.backbone
+        for ids, spans in zip(backbone.token_ids(CAPTIONS), backbone.token_spans(CAPTIONS), strict=True):
+            assert len(ids) == len(spans), f"{len(ids)} tokens and {len(spans)} places in the text"
+        left, top, right, bottom = backbone.view(60, 40)
+        assert left < right and top < bottom and right > 0 and bottom > 0, f"it sees {(left, top, right, bottom)} of 60 x 40"
+        if backbone.gaze is None:
+            return
+        pixels = backbone.pixel_values(images(2))
+        maps = caption_maps(backbone, pixels, CAPTIONS, prompt=self.prompt)
+        assert [len(found.words) for found in maps] == [2, 10], "words are missing from its maps"
+        grids = [word.grid for found in maps for word in found.words]
+        assert all(grid.min() >= 0 and 0 < grid.sum() < 1.001 for grid in grids), "maps are no shares of attention"
+        swapped = caption_maps(backbone, pixels.flip(0), CAPTIONS, prompt=self.prompt)
+        same = [np.allclose(a.mean(), b.mean()) for a, b in zip(maps, swapped, strict=True)]
+        assert not all(same), "another image gives the same maps"
 
     def survives_pickling(self) -> None:
         """Goes to a worker process, which prepares the same images and texts."""

@@ -146,11 +146,6 @@ class QwenVlBackbone(Backbone):
         )
         return ids[:, input_ids.shape[1] :]
 
-    def sight(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
-        """The image's tokens stand within the prompt."""
-        first = int((text.input_ids[0] == self.config.image_token_id).nonzero()[0])
-        return -1, slice(first, first + features.shape[1])
-
     def view(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The square around the image."""
         side = max(width, height)

@@ -1,0 +1,95 @@
+"""Concept F1: UMLS concepts found in captions by the user's own list of terms, against the data set's concepts.
+
+The list is named behind the metric, `concepts:TERMS.csv`, a CSV with columns `cui` and `term`, a row for each term, and
+optionally `group`: concepts of one group count as one, so that synonyms do not count twice, and those of the group `-` not at
+all, so that nothing is won by saying "arrow". Concepts that the list does not have are left out on both sides; how many of
+the references' it has is `concept_coverage`.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, ratios
+
+_STOP = "-"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """`groups` by concept, the stop-list's left out; `known` has all concepts of the list; `pattern` finds any term."""
+
+    groups: Mapping[str, str]
+    known: frozenset[str]
+    by_term: Mapping[str, frozenset[str]]
+    pattern: re.Pattern[str]
+
+    def said(self, caption: str) -> frozenset[str]:
+        """The groups of the terms in `caption`, the longest term first where several begin at one place."""
+        found = (self.by_term[" ".join(match[0].split())] for match in self.pattern.finditer(caption.lower()))
+        return frozenset().union(*found)
+
+    def meant(self, concepts: tuple[str, ...]) -> frozenset[str]:
+        """The groups of an image's concepts."""
+        return frozenset(self.groups[cui] for cui in concepts if cui in self.groups)
+
+
+class Concepts(CaptionMetric):
+    """`concept_precision`, `concept_recall`, `concept_f1` over all images, and `concept_coverage`."""
+
+    summary = __doc__ or ""
+    citation = "ImageCLEFmedical Caption's UMLS concepts"
+
+    def __init__(self, source: str = "", *args: Any, **options: Any):  # the rest is evaluate.Metric's own
+        super().__init__(*args, **options)
+        self.source = source
+        self.signature = f"concepts|terms:{Path(source).name}|micro|longest term|negation ignored"
+
+    def measure(self, captions: CaptionSet) -> Measured:
+        """See CaptionMetric."""
+        if not self.source:
+            raise UnavailableError("name a list of terms: concepts:TERMS.csv, with columns cui and term")
+        terms = read_terms(Path(self.source).expanduser())
+        if captions.concepts is None or not any(captions.concepts):
+            raise UnavailableError("the data set has no concepts, as ROCO's cuis.txt and ROCOv2's *_concepts.csv have")
+        rows: dict[str, tuple[list[float], list[float]]] = {}
+        for caption, concepts in zip(captions.predictions, captions.concepts, strict=True):
+            said, meant = terms.said(caption), terms.meant(concepts or ())
+            hits = len(said & meant)
+            for name, above, below in (
+                ("concept_precision", hits, len(said)),
+                ("concept_recall", hits, len(meant)),
+                ("concept_f1", 2 * hits, len(said) + len(meant)),
+                ("concept_coverage", sum(cui in terms.known for cui in concepts or ()), len(concepts or ())),
+            ):
+                columns = rows.setdefault(name, ([], []))
+                columns[0].append(above)
+                columns[1].append(below)
+        return ratios(rows)
+
+
+def read_terms(path: Path) -> Terms:
+    """The list in a CSV; UnavailableError if it cannot be read as one."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [{(k or "").strip().lower(): (v or "").strip() for k, v in row.items()} for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UnavailableError(f"{path} cannot be read as a list of terms: {error}") from None
+    if not rows or not {"cui", "term"} <= set(rows[0]):
+        raise UnavailableError(f"{path} is no list of terms: it needs the columns cui and term")
+    groups = {row["cui"]: row.get("group") or row["cui"] for row in rows}
+    by_term: dict[str, set[str]] = {}
+    for row in rows:
+        if row["term"] and groups[row["cui"]] != _STOP:
+            by_term.setdefault(" ".join(row["term"].lower().split()), set()).add(groups[row["cui"]])
+    longest = sorted(by_term, key=lambda term: (-len(term), term))
+    words = "|".join(r"\s+".join(map(re.escape, term.split())) for term in longest) or r"(?!)"
+    return Terms(
+        {cui: group for cui, group in groups.items() if group != _STOP}, frozenset(groups),
+        {term: frozenset(found) for term, found in by_term.items()}, re.compile(rf"(?<!\w)(?:{words})(?!\w)"),
+    )  # fmt: skip

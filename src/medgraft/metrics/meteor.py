@@ -1,0 +1,59 @@
+"""METEOR (Banerjee and Lavie 2005) as nltk computes it, on COCO's tokens.
+
+Matches are exact, by stem (Porter) and, where nltk finds WordNet's data, by synonym; the signature says which. It is not the
+METEOR 1.5 of COCO's own evaluation, which has a paraphrase table and other parameters, so the two are not to be compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, means
+from medgraft.metrics.ptb import tokenize
+
+
+class _NoSynonyms:
+    """Stands for WordNet where its data are not there."""
+
+    def synsets(self, word: str) -> tuple[()]:
+        return ()
+
+
+class Meteor(CaptionMetric):
+    """`meteor`: the mean over images of the best score against any reference."""
+
+    summary = __doc__ or ""
+    citation = "Banerjee and Lavie 2005, ACL workshop on intrinsic and extrinsic evaluation measures"
+
+    def __init__(self, *args: Any, **options: Any):  # evaluate.Metric's own
+        super().__init__(*args, **options)
+        self._nltk, self._wordnet = _load()
+        synonyms = "none" if isinstance(self._wordnet, _NoSynonyms) else "wordnet"
+        version = self._nltk.__version__ if self._nltk else None
+        self.signature = f"meteor|nltk:{version}|alpha:0.9|beta:3|gamma:0.5|stems:porter|synonyms:{synonyms}|tok:ptb"
+
+    def measure(self, captions: CaptionSet) -> Measured:
+        """See CaptionMetric."""
+        if self._nltk is None:
+            raise UnavailableError("nltk is not installed: pip install 'medgraft[meteor]'")
+        from nltk.translate.meteor_score import meteor_score
+
+        scores = [
+            float(meteor_score([tokenize(text) for text in meant], tokenize(said), wordnet=self._wordnet))
+            for said, meant in zip(captions.predictions, captions.references, strict=True)
+        ]
+        return means({"meteor": scores})
+
+
+def _load() -> tuple[Any, Any]:
+    """nltk, or None if it is not installed; and WordNet, or what stands for it."""
+    try:
+        import nltk
+        from nltk.corpus import wordnet
+    except ImportError:
+        return None, _NoSynonyms()
+    try:
+        wordnet.ensure_loaded()
+    except LookupError:
+        return nltk, _NoSynonyms()
+    return nltk, wordnet

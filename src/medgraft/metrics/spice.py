@@ -1,0 +1,46 @@
+"""SPICE (Anderson et al. 2016, arXiv 1607.08822) by COCO's own program, where it can run.
+
+It needs java, `pycocoevalcap`, and Stanford CoreNLP 3.6.0's two jars in that package's `spice/lib`; without any of them it is
+unavailable, and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import shutil
+from pathlib import Path
+
+from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, ratios
+
+_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+
+
+class Spice(CaptionMetric):
+    """`spice`: the mean F1 over images whose scene graphs can be parsed."""
+
+    summary = __doc__ or ""
+    citation = "Anderson et al. 2016, arXiv 1607.08822"
+    signature = "spice|pycocoevalcap|corenlp:3.6.0"
+
+    def measure(self, captions: CaptionSet) -> Measured:
+        """See CaptionMetric."""
+        _require()
+        from pycocoevalcap.spice.spice import Spice as Program
+
+        texts = {str(i): list(meant) for i, meant in enumerate(captions.references)}
+        _, each = Program().compute_score(texts, {str(i): [said] for i, said in enumerate(captions.predictions)})
+        scores = [float(score["All"]["f"]) for score in each]
+        known = [float(math.isfinite(score)) for score in scores]
+        return ratios({"spice": ([score if math.isfinite(score) else 0.0 for score in scores], known)})
+
+
+def _require() -> None:
+    if shutil.which("java") is None:
+        raise UnavailableError("SPICE is a java program, and there is no java")
+    package = importlib.util.find_spec("pycocoevalcap")
+    if package is None or package.origin is None:
+        raise UnavailableError("SPICE needs pycocoevalcap: pip install pycocoevalcap")
+    library = Path(package.origin).parent / "spice" / "lib"
+    if absent := [name for name in _JARS if not (library / name).is_file()]:
+        raise UnavailableError(f"SPICE needs Stanford CoreNLP 3.6.0: put {' and '.join(absent)} into {library}")
