@@ -1,8 +1,9 @@
 """Fill the tables of README.md and benchmarks/README.md from committed records: `python benchmarks/readme_table.py`.
 
 A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLACE is a folder of records seen from the root;
-`speed:FILE` or `profile:FILE`, the record of benchmarks/speed; `coverage:FILE`, that of coverage.py; or `support`, for what
-every backbone can be trained with, found by trying each pair on small random models.
+`attention:FOLDER`, where its runs looked; `tuning:FOLDER`, the learning rates tried for them; `speed:FILE` or `profile:FILE`,
+the record of benchmarks/speed; `coverage:FILE`, that of coverage.py; or `support`, for what every backbone can be trained with,
+found by trying each pair on small random models.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from speed.table import profile_table, speed_table
 from medgraft.benchmark import read_records, why_unsupported
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
-from medgraft.report import markdown, read_results, rows
+from medgraft.report import attention_markdown, markdown, read_results, rows
 from medgraft.strategies import get_strategy
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,10 @@ def filled(text: str) -> str:
 
     def made(match: re.Match[str]) -> str:
         place = match[2]
-        kinds = {"support": _support, "speed": speed_table, "profile": profile_table, "coverage": _coverage}
+        kinds = {
+            "support": _support, "speed": speed_table, "profile": profile_table, "coverage": _coverage,
+            "attention": _attention, "tuning": _tuning,
+        }  # fmt: skip
         kind, _, path = place.rpartition(":")
         return match[1] + kinds.get(kind or place, _table)(ROOT / path) + match[3]
 
@@ -66,12 +70,30 @@ def _coverage(path: Path) -> str:
     return "\n".join(lines) + f"\n\n{record['sets']:,} simulated test sets of {record['patients']} patients.\n"
 
 
+def _attention(folder: Path) -> str:
+    return attention_markdown(read_results(folder, plugins=PluginManager())) + "\n"
+
+
+def _tuning(folder: Path) -> str:
+    rows = {record.strategy: record.tuning for record in read_records(folder) if record.tuning}
+    lines = ["| strategy | learning rates tried: CIDEr on validation | seconds |", "|---|---|---:|"]
+    for strategy, tuning in rows.items():
+        tried = [
+            f"{'**' if rate == tuning['chosen'] else ''}{rate:g}: {'failed' if score is None else f'{score:.3f}'}"
+            f"{'**' if rate == tuning['chosen'] else ''}"
+            for rate, score, _ in tuning["tried"]
+        ]
+        lines.append(f"| {strategy} | {', '.join(tried)} | {tuning['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
 def _table(folder: Path) -> str:
     records = read_records(folder)
     first = records[0]
     cpu, threads = first.hardware["cpu"], first.hardware["threads"]
     images = max((record.images or {}).get("train", 0) for record in records)
-    note = f"{images} training images, {(first.images or {})['test']} test images. {cpu}, {threads} threads, bf16."
+    kind = "bf16" if first.hardware["bf16"] else "fp32"
+    note = f"{images} training images, {(first.images or {})['test']} test images. {cpu}, {threads} threads, {kind}."
     results = read_results(folder, plugins=PluginManager())
     return f"{markdown(rows(records, results))}\n\n{note}\n"
 

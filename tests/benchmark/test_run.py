@@ -7,7 +7,7 @@ import pytest
 from medgraft.benchmark import execute
 from medgraft.config import RunConfig
 
-_TIMES = ("training_seconds", "seconds_per_step", "phase_seconds", "peak_memory_bytes", "finished", "features")
+_TIMES = ("training_seconds", "seconds_per_step", "phase_seconds", "peak_memory_bytes", "finished", "features", "energy_joules")
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def test_a_run_repeated_gives_the_same_record_but_for_times(config, plugins, tmp
     )
     assert first == second
     assert first["metrics"]["fact_study"] >= 0 and "facts" in first["signatures"]
+    assert first["step_flops"] > 1e6
 
 
 def test_the_phases_add_up_to_the_run(config, plugins, tmp_path):

@@ -25,7 +25,9 @@ class Record(BaseModel):
     many images' features were found in the store and built. `intervals` are those of `metrics` at 95 % over groups of test
     images, `signatures` the metrics' settings, `unavailable` why some could not be computed, `collapse` signs of captions
     that ignore the image (see medgraft.benchmark.evaluation). `usage` is what a model behind an API was asked: requests,
-    tokens, cost. `step_quartiles` are of the seconds of single steps, the first ones left out. `tuning` tells which learning
+    tokens, cost. `step_flops` are the floating-point operations of the products of the first batch, forwards and backwards, as
+    torch counts them (not with a quantised base), `energy_joules` what the machine's counters say that the steps took.
+    `step_quartiles` are of the seconds of single steps, the first ones left out. `tuning` tells which learning
     rates were tried, what each scored on validation images and took, and which was chosen.
     """
 
@@ -41,6 +43,8 @@ class Record(BaseModel):
     steps: int | None = None
     seconds_per_step: float | None = None
     step_quartiles: tuple[float, float, float] | None = None
+    step_flops: int | None = None
+    energy_joules: float | None = None
     train_loss: tuple[float, ...] | None = None
     validation_loss: tuple[tuple[int, float], ...] | None = None
     trainable_parameters: int | None = None

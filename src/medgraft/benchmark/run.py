@@ -257,6 +257,8 @@ def _record(
         steps=steps,
         seconds_per_step=clock.steps / steps if steps else None,
         step_quartiles=_quartiles(result.step_seconds) if result else None,
+        step_flops=result.step_flops if result else None,
+        energy_joules=result.energy_joules if result else None,
         train_loss=result.losses if result else (),
         validation_loss=result.validation_losses if result else (),
         trainable_parameters=applied.trainable_parameters if applied else 0,

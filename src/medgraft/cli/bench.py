@@ -35,7 +35,17 @@ def run(arguments: argparse.Namespace) -> int:
         suite = suite.model_copy(update={"seeds": tuple(arguments.seeds)})
     from medgraft.benchmark import rehearse_suite, run_suite
     from medgraft.plugin import PluginManager
-    from medgraft.report import as_json, example_captions, html_report, markdown, read_results, rehearsal_text, rows, terminal
+    from medgraft.report import (
+        as_json,
+        attention_markdown,
+        example_captions,
+        html_report,
+        markdown,
+        read_results,
+        rehearsal_text,
+        rows,
+        terminal,
+    )
 
     if arguments.dry_run:
         rehearsal = rehearse_suite(suite, plugins=PluginManager.from_environment())
@@ -50,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     table = rows(records, results)
     page = html_report(suite.name, records, results, out, plugins=PluginManager.from_environment())
     (out / "report.html").write_text(page, encoding="utf-8")
-    (out / "table.md").write_text(markdown(table) + "\n", encoding="utf-8")
+    tables = [markdown(table), *filter(None, [attention_markdown(results)])]
+    (out / "table.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     (out / "table.json").write_text(as_json(table) + "\n", encoding="utf-8")
     if arguments.json:
         print("[" + ",\n".join(record.model_dump_json() for record in records) + "]")

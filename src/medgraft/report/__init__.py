@@ -1,5 +1,6 @@
 """Records as tables that people and programs read."""
 
+from medgraft.report.attention import attention_markdown
 from medgraft.report.comparison import compare
 from medgraft.report.examples import example_captions
 from medgraft.report.explanation import explanation_page
@@ -10,6 +11,7 @@ from medgraft.report.results import Group, read_results
 from medgraft.report.table import Row, as_csv, as_json, markdown, rows, terminal
 
 __all__ = [
-    "Group", "Row", "as_csv", "as_json", "compare", "example_captions", "explanation_page", "html_report", "markdown",
+    "Group", "Row", "as_csv", "as_json", "attention_markdown", "compare", "example_captions", "explanation_page",
+    "html_report", "markdown",
     "peft_results", "read_results", "rehearsal_text", "rows", "terminal", "write_peft_results",
 ]  # fmt: skip

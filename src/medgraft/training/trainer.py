@@ -14,17 +14,19 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from medgraft import hardware
 from medgraft.backbones import Backbone, prompt_for
 from medgraft.config import RunConfig
 from medgraft.data.collate import CaptionPairs, PixelCache
+from medgraft.energy import measured as energy_measured
 from medgraft.errors import ConfigError, TrainingError
 from medgraft.features import FeatureSupply
 from medgraft.strategies import Applied
 from medgraft.training.adalora import RankAllocation
+from medgraft.training.callbacks import CollectLosses, Progress
 from medgraft.training.clock import Clock, Phase
 from medgraft.training.collator import Collator
 from medgraft.training.module import CaptioningModule
@@ -38,12 +40,16 @@ _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
 class TrainResult:
     """What training left behind: loss and seconds of every optimiser step, and validation losses as (step, loss).
 
-    A step's seconds include the wait for its data; steps of an earlier process that was resumed have none.
+    A step's seconds include the wait for its data; steps of an earlier process that was resumed have none. `step_flops` are
+    the operations of the first batch's products, None if the base is quantised, whose products torch does not count;
+    `energy_joules` is what the steps took, None where nothing counts it.
     """
 
     losses: tuple[float, ...]
     step_seconds: tuple[float, ...]
     validation_losses: tuple[tuple[int, float], ...]
+    step_flops: int | None
+    energy_joules: float | None
 
 
 def fit(
@@ -85,22 +91,23 @@ def fit(
         clock=clock,
     )
     if progress:
-        trainer.add_callback(_Progress(trainer))
+        trainer.add_callback(Progress(trainer))
     if applied.strategy.method == "ADALORA" and applied.adapter_parameters:
         trainer.add_callback(RankAllocation(applied.model))
     trainer.by_length = settings.group_by_length
+    trainer.counts_flops = not applied.quantized
     trainer.identity = config.model_dump_json(exclude={"train": {"report_to", "dataloader_num_workers"}, "features": True})
     last = _last_checkpoint(folder) if resume else None
     if not resume:
         _remove(folder)
-    with clock.phase("train"):
+    with clock.phase("train"), energy_measured() as energy:
         trainer.train(resume_from_checkpoint=last)
         losses = trainer.step_losses()
     trainer.check_finite(losses)
     module.eval()
     _remove(folder)
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
-    return TrainResult(losses, tuple(trainer.step_seconds), evaluations)
+    return TrainResult(losses, tuple(trainer.step_seconds), evaluations, trainer.flops, energy.joules)
 
 
 def _remove(folder: Path) -> None:
@@ -170,12 +177,14 @@ class CaptionTrainer(Trainer):
         self.by_length = False  # whether batches are made of captions of like length
         self.identity = ""  # the run's configuration: a checkpoint of another one is refused
         self.remove_callback(PrinterCallback)
+        self.counts_flops = False
+        self.flops: int | None = None  # of the first batch
         self.step_seconds: list[float] = []
         self.step_start = 0.0
         self._optimizing = ExitStack()
         self._losses: list[torch.Tensor | float] = []
         self._parts: list[torch.Tensor] = []  # losses of the micro-batches of the step under way
-        self.add_callback(_CollectLosses(self))
+        self.add_callback(CollectLosses(self))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Batches of captions with as many words, where that is wanted."""
@@ -188,8 +197,11 @@ class CaptionTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the Trainer's; keeps the loss, and on a CPU, where looking costs nothing, checks it at once."""
-        with self._phase("backward"):  # of which the forward pass is a phase of its own
+        counter = FlopCounterMode(display=False) if self.counts_flops and self.flops is None else None
+        with self._phase("backward"), counter or nullcontext():  # of which the forward pass is a phase of its own
             loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if counter is not None:
+            self.flops = int(counter.get_total_flops())
         self._parts.append(loss)
         if loss.device.type == "cpu" or self.state.global_step % 50 == 0:
             self.check_finite([loss.item()])
@@ -273,41 +285,3 @@ class CaptionTrainer(Trainer):
                 parameter.copy_(tensors[name])
         self._losses = list(progress["losses"])
         self.clock.add("train", progress["seconds"])
-
-
-class _CollectLosses(TrainerCallback):
-    def __init__(self, trainer: CaptionTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.step_start = time.perf_counter()
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.optimizing(True)
-
-    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.optimizing(False)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.end_step()
-
-
-class _Progress(TrainerCallback):
-    def __init__(self, trainer: CaptionTrainer):
-        self.trainer = trainer
-        self.bar: tqdm[Any] | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert self.bar is not None
-        self.bar.update(state.global_step - self.bar.n)
-        if state.global_step % 10 == 0:
-            self.bar.set_postfix(loss=f"{self.trainer.step_losses()[-1]:.3f}")
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()

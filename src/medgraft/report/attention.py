@@ -1,0 +1,69 @@
+"""Where strategies look, as a Markdown table: pointing with intervals, beside what chance and an untrained decoder get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from medgraft.report.results import Entry, Group
+
+# heading, score
+_COLUMNS = (
+    ("finding: hit", "pointing_finding"), ("energy", "energy_finding"), ("IoU", "iou_finding"), ("side: hit", "pointing_side"),
+    ("site: hit", "pointing_site"),
+)  # fmt: skip
+_CURVES = ("deletion", "insertion")
+
+
+def attention_markdown(groups: Sequence[Group]) -> str:
+    """A table for each group that has maps of known findings; empty if none has."""
+    return "\n\n".join(_table(group) for group in groups if any(_has(entry) for entry in group.entries))
+
+
+def _has(entry: Entry) -> bool:
+    return bool(entry.seeds("pointing_finding"))
+
+
+def _table(group: Group) -> str:
+    entries = sorted(filter(_has, group.entries), key=lambda entry: -float(np.mean(entry.values("pointing_finding"))))
+    curves = [name for name in _CURVES if any(entry.seeds(name) for entry in entries)]
+    headings = [heading for heading, _ in _COLUMNS] + [f"{name} (random)" for name in curves]
+    lines = [f"| strategy | {' | '.join(headings)} |", "|---" + "|---:" * len(headings) + "|"]
+    for entry in entries:
+        cells = [_with_interval(group, entry, score) for _, score in _COLUMNS]
+        cells += [_beside_random(entry, name) for name in curves]
+        lines.append(f"| {entry.name} | {' | '.join(cells)} |")
+    blank = " | -" * len(curves)
+    chance = [_mean(entries[:1], f"{score}_uniform") for _, score in _COLUMNS]
+    lines.append(f"| *no preference* | {' | '.join(f'{value:.2f}' for value in chance)}{blank} |")
+    ranges = [_range(entries, f"{score}_untrained") for _, score in _COLUMNS]
+    if all(ranges):
+        lines.append(f"| *untrained decoder* | {' | '.join(ranges)}{blank} |")
+    return "\n".join([f"**Where {entries[0].backbone} looks on {group.data}, told the reference**", "", *lines])
+
+
+def _with_interval(group: Group, entry: Entry, score: str) -> str:
+    interval = group.interval(entry, score)
+    if interval is None:
+        return "-"
+    return f"{float(np.mean(entry.values(score))):.2f} ({interval.low:.2f}-{interval.high:.2f})"
+
+
+def _beside_random(entry: Entry, name: str) -> str:
+    if not entry.seeds(name):
+        return "-"
+    return f"{float(np.mean(entry.values(name))):.3f} ({float(np.mean(entry.values(f'{name}_random'))):.3f})"
+
+
+def _mean(entries: Sequence[Entry], score: str) -> float:
+    return float(np.mean([value for entry in entries for value in entry.values(score)]))
+
+
+def _range(entries: Sequence[Entry], score: str) -> str:
+    """Lowest and highest mean over the entries, whose vision towers differ; empty if none has it."""
+    means = [float(np.mean(entry.values(score))) for entry in entries if entry.seeds(score)]
+    if not means:
+        return ""
+    low, high = f"{min(means):.2f}", f"{max(means):.2f}"
+    return low if low == high else f"{low} to {high}"
