@@ -1,9 +1,9 @@
 """Fill the tables of README.md and benchmarks/README.md from committed records: `python benchmarks/readme_table.py`.
 
 A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLACE is a folder of records seen from the root;
-`attention:FOLDER`, where its runs looked; `tuning:FOLDER`, the learning rates tried for them; `speed:FILE` or `profile:FILE`,
-the record of benchmarks/speed; `coverage:FILE`, that of coverage.py; or `support`, for what every backbone can be trained with,
-found by trying each pair on small random models.
+`attention:FOLDER`, where its runs looked; `tuning:FOLDER`, the learning rates tried for them; `timing:FILE`, the record of
+timing_aa.py; `speed:FILE` or `profile:FILE`, that of benchmarks/speed; `coverage:FILE`, that of coverage.py; or `support`, for
+what every backbone can be trained with, found by trying each pair on small random models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def filled(text: str) -> str:
         place = match[2]
         kinds = {
             "support": _support, "speed": speed_table, "profile": profile_table, "coverage": _coverage,
-            "attention": _attention, "tuning": _tuning,
+            "attention": _attention, "tuning": _tuning, "timing": _timing,
         }  # fmt: skip
         kind, _, path = place.rpartition(":")
         return match[1] + kinds.get(kind or place, _table)(ROOT / path) + match[3]
@@ -85,6 +85,16 @@ def _tuning(folder: Path) -> str:
         ]
         lines.append(f"| {strategy} | {', '.join(tried)} | {tuning['seconds']:.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def _timing(path: Path) -> str:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["| strategy | A, s/step | B, s/step | apart | all repeats |", "|---|---:|---:|---:|---|"]
+    for name, pair in record["pairs"].items():
+        repeats = ", ".join(f"{seconds:.3f}" for seconds in pair["seconds"])
+        lines.append(f"| {name} | {pair['a']:.3f} | {pair['b']:.3f} | {pair['apart']:.1%} | {repeats} |")
+    machine = record["hardware"]
+    return "\n".join(lines) + f"\n\n{machine['cpu']}, {machine['threads']} threads.\n"
 
 
 def _table(folder: Path) -> str:

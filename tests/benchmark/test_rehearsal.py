@@ -89,6 +89,15 @@ def test_a_plan_prices_apis_and_leaves_out_what_cannot_be(phantoms_folder, plugi
     assert plan.left_out == {"lora on openai:m": "A model behind an API cannot be trained here."}
 
 
+def test_the_plan_counts_tries_and_timings(phantoms_folder, plugins):
+    data = {"name": "phantoms", "path": str(phantoms_folder)}
+    suite = _suite(strategies=("zero-shot", "lora"), seeds=(0, 1), data=data, tuning={}, timing={"repeats": 4})
+    plan = rehearse_suite(suite, plugins=plugins)
+    assert (plan.tries, plan.timings) == (3, 4)
+    text = rehearsal_text(plan)
+    assert "3 tries of learning rates and 4 timings" in text and max(map(len, text.splitlines())) <= 80
+
+
 def test_misspelt_names_end_the_plan(plugins):
     with pytest.raises(UnknownNameError, match="Did you mean 'lora'"):
         rehearse_suite(_suite(strategies=("lorra",)), plugins=plugins)

@@ -1,6 +1,7 @@
 """Learning rates by equal budgets, and steps timed over and over: chosen, recorded, resumed, shown."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +123,24 @@ def test_tables_tell_of_tuning_and_timing(done, plugins):
     row = next(row for row in table if row.strategy == "encoder-frozen")
     assert row.tuning_seconds > 0 and row.step[0] <= row.step[1] <= row.step[2] and row.disturbed in (True, False)
     assert "Learning rates were chosen on validation images" in terminal(table)
+
+
+def test_the_quickstart_uses_the_rates_that_its_tuned_twin_chose():
+    root = Path(__file__).parents[2]
+    chosen = {
+        record.strategy: record.tuning["chosen"]
+        for record in read_records(root / "benchmarks/results/quickstart")
+        if record.tuning
+    }
+    suite = load_suite(root / "benchmarks/suites/quickstart.toml")
+    assert chosen == {name: changes["train"]["learning_rate"] for name, changes in suite.overrides.items()}
+    twin = load_suite(root / "benchmarks/suites/quickstart-tuned.toml")
+    assert (twin.strategies, twin.data, twin.train, twin.generation) == (
+        suite.strategies,
+        suite.data,
+        suite.train,
+        suite.generation,
+    )
 
 
 def test_disturbed_steps_are_marked(tmp_path):

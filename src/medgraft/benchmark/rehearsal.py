@@ -46,7 +46,10 @@ class RunEstimate:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """All of it. `missing` says in a line each what stands in the way."""
+    """All of it. `missing` says in a line each what stands in the way.
+
+    `tries` counts the runs that choose learning rates, `timings` those that only time steps; neither is in `runs`.
+    """
 
     suite: str
     hardware: Mapping[str, Any]
@@ -56,6 +59,8 @@ class Rehearsal:
     runs: tuple[RunEstimate, ...]
     left_out: Mapping[str, str]
     missing: tuple[str, ...]
+    tries: int = 0
+    timings: int = 0
 
 
 def rehearse_suite(suite: SuiteConfig, *, plugins: PluginManager) -> Rehearsal:
@@ -88,9 +93,12 @@ def rehearse_suite(suite: SuiteConfig, *, plugins: PluginManager) -> Rehearsal:
         f"{c.name}:{c.path or ''}".rstrip(":"): None if d is None else {str(s): len(d.split(s)) for s in SPLITS}
         for c, d in zip(suite.data, data.values(), strict=True)
     }
+    rows = sum(run.seed == suite.seeds[0] and bool(run.trainable_parameters) for run in runs)
     return Rehearsal(
-        suite.name, hardware.describe(), speed, counts, tuple(weights.values()), tuple(runs), left_out, tuple(missing)
-    )
+        suite.name, hardware.describe(), speed, counts, tuple(weights.values()), tuple(runs), left_out, tuple(missing),
+        tries=rows * len(suite.tuning.factors) if suite.tuning else 0,
+        timings=rows * suite.timing.repeats if suite.timing else 0,
+    )  # fmt: skip
 
 
 def _data(config: DataConfig, plugins: PluginManager, missing: dict[str, None]) -> CaptionData | None:

@@ -15,7 +15,7 @@ _WHERE = {"folder": "in a folder here", "cached": "in the hub's cache", "hub": "
 
 def rehearsal_text(plan: Rehearsal) -> str:
     """What is downloaded, what each run takes on this machine, what is left out and what is missing."""
-    blocks = [f"Plan of {plan.suite}: {len(plan.runs)} runs", _machine(plan), _weights(plan), _runs(plan.runs)]
+    blocks = [f"Plan of {plan.suite}: {len(plan.runs)} runs", _machine(plan), _weights(plan), _runs(plan.runs) + _besides(plan)]
     if plan.left_out:
         blocks.append("Left out\n" + "\n".join(_item(f"{pair}: {reason}") for pair, reason in plan.left_out.items()))
     blocks.append("Missing\n" + "\n".join(map(_item, plan.missing)) if plan.missing else "Nothing is missing.")
@@ -57,6 +57,13 @@ def _runs(runs: Sequence[RunEstimate]) -> str:
     known = [(run.training_seconds or 0) + (run.captioning_seconds or 0) for run in runs if run.captioning_seconds is not None]
     lines.append(f"  All of it: {_time(sum(known))}" if known else "  Times need the data.")
     return "\n".join(lines)
+
+
+def _besides(plan: Rehearsal) -> str:
+    """What is run beside the suite's own runs."""
+    parts = [f"{plan.tries} tries of learning rates"] if plan.tries else []
+    parts += [f"{plan.timings} timings of a few steps"] if plan.timings else []
+    return f"\n  Beside them, not counted: {' and '.join(parts)}." if parts else ""
 
 
 def _run(run: RunEstimate) -> str:
