@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from medgraft import hardware
 from medgraft.benchmark import read_record, run_suite
-from medgraft.benchmark.timing import timing_path
+from medgraft.benchmark.timing import TIMING, timing_id
 from medgraft.config import SuiteConfig
 from medgraft.plugin import PluginManager
 
@@ -46,7 +46,9 @@ def main() -> None:
         for record in records:
             if not record.steps:
                 continue
-            repeats = [read_record(timing_path(out, record.run_id, number)) for number in range(REPEATS)]
+            repeats = [
+                read_record(out / TIMING / "records" / f"{timing_id(record.run_id, number)}.json") for number in range(REPEATS)
+            ]
             seconds = [repeat.step_quartiles[1] for repeat in repeats if repeat.step_quartiles]
             a, b = median(seconds[::2]), median(seconds[1::2])
             pairs[record.strategy] = {"seconds": seconds, "a": a, "b": b, "apart": abs(a - b) / min(a, b)}

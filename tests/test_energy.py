@@ -2,39 +2,43 @@
 
 import pytest
 
-from medgraft.energy import measured
+from medgraft.energy import EnergyMeter
 
 
 @pytest.fixture
 def powercap(tmp_path):
-    def put(zone, joules, limit=1000):
+    def put(zone, joules, name="package-0", limit=1000):
         folder = tmp_path / zone
         folder.mkdir(exist_ok=True)
-        (folder / "energy_uj").write_text(f"{round(joules * 1e6)}\n")
-        (folder / "max_energy_range_uj").write_text(f"{limit * 1_000_000}\n")
+        for file, text in (("energy_uj", round(joules * 1e6)), ("max_energy_range_uj", limit * 1_000_000), ("name", name)):
+            (folder / file).write_text(f"{text}\n")
 
     put.folder = tmp_path
     return put
 
 
-def test_packages_are_added_and_their_parts_are_not(powercap):
-    for zone in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
-        powercap(zone, 10)
-    with measured(powercap.folder) as energy:
-        for zone, joules in (("intel-rapl:0", 13), ("intel-rapl:1", 15), ("intel-rapl:0:0", 12)):
-            powercap(zone, joules)
-        assert energy.joules is None
-    assert energy.joules == pytest.approx(8)
+def test_packages_are_added_and_neither_parts_nor_the_platform(powercap):
+    zones = {"intel-rapl:0": "package-0", "intel-rapl:1": "package-1", "intel-rapl:0:0": "core", "intel-rapl:2": "psys"}
+    for zone, name in zones.items():
+        powercap(zone, 10, name)
+    meter = EnergyMeter(powercap.folder)
+    for zone, joules in zip(zones, (13, 15, 12, 60), strict=True):
+        powercap(zone, joules, zones[zone])
+    assert meter.joules == 0
+    meter.update()
+    assert meter.joules == pytest.approx(8)
 
 
-def test_a_counter_that_starts_again(powercap):
+def test_a_counter_that_starts_again_twice(powercap):
     powercap("intel-rapl:0", 990)
-    with measured(powercap.folder) as energy:
-        powercap("intel-rapl:0", 20)
-    assert energy.joules == pytest.approx(30)
+    meter = EnergyMeter(powercap.folder)
+    for joules in (20, 900, 10):
+        powercap("intel-rapl:0", joules)
+        meter.update()
+    assert meter.joules == pytest.approx(30 + 880 + 110)
 
 
 def test_nothing_counts(tmp_path):
-    with measured(tmp_path) as energy:
-        pass
-    assert energy.joules is None
+    meter = EnergyMeter(tmp_path)
+    meter.update()
+    assert meter.joules is None

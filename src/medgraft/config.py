@@ -6,9 +6,9 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from medgraft.errors import ConfigError, suggestion
 
@@ -67,6 +67,8 @@ class TrainConfig(StrictModel):
 
 DISCARDED_STEPS = 3  # at the beginning of a run, which are slower
 METRICS = ("bleu", "rouge_l", "cider", "rouge_1", "clinical", "facts", "localization")
+LOOKS = ("localization", "faithfulness")  # metrics of where a model looked
+CONTROLS = ("_uniform", "_untrained", "_random")  # ends of scores that only say what chance gets
 
 
 class GenerationConfig(StrictModel):
@@ -133,7 +135,7 @@ class TimingConfig(StrictModel):
     """Steps timed for themselves, after the runs: `steps` of each run, the grid over and over, the first ones left out."""
 
     repeats: int = Field(default=3, ge=2)
-    steps: int = Field(default=20, gt=DISCARDED_STEPS)
+    steps: int = Field(default=20, ge=DISCARDED_STEPS + 4)
 
 
 class BackboneRows(StrictModel):
@@ -164,6 +166,12 @@ class SuiteConfig(StrictModel):
     overrides: dict[str, dict[Literal["train", "strategy"], dict[str, JsonValue]]] = Field(default_factory=dict)
     tuning: TuningConfig | None = None
     timing: TimingConfig | None = None
+
+    @model_validator(mode="after")
+    def _tuned_elsewhere(self) -> Self:
+        if self.tuning is not None and self.eval_split == "validation":
+            raise ValueError("tuning chooses on validation images, so eval_split cannot be validation too")
+        return self
 
     @field_validator("data", mode="before")
     @classmethod

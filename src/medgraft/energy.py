@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 _POWERCAP = Path("/sys/class/powercap")
 
 
-@dataclass
-class Energy:
-    """`joules` of the whole machine's counters between begin and end; None while running, and where nothing counts."""
+class EnergyMeter:
+    """Adds up the machine's counters, other work on it included; to be read often, since some start again after minutes."""
 
-    joules: float | None = None
+    def __init__(self, powercap: Path = _POWERCAP) -> None:
+        self._packages = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _is_package(zone)]
+        self._last = self._counters()
+        self.joules: float | None = 0.0 if self._last else None
 
+    def update(self) -> None:
+        """Add what was used since the last time."""
+        if self.joules is None:
+            return
+        now = self._counters()
+        for name in set(now) & set(self._last):
+            (end, limit), (begin, _) = now[name], self._last[name]
+            self.joules += (end - begin) % (limit or float("inf")) / 1e6
+        self._last = now
 
-@contextmanager
-def measured(powercap: Path = _POWERCAP) -> Iterator[Energy]:
-    """What the block took, other work on the machine included."""
-    energy = Energy()
-    before = _counters(powercap)
-    yield energy
-    after = _counters(powercap)
-    if before and set(before) == set(after):
-        energy.joules = sum((end - before[name][0]) % (limit or float("inf")) for name, (end, limit) in after.items()) / 1e6
-
-
-def _counters(powercap: Path) -> dict[str, tuple[float, float | None]]:
-    """Each counter's microjoules, and where it starts again from 0 if it does."""
-    found: dict[str, tuple[float, float | None]] = {}
-    for zone in sorted(powercap.glob("intel-rapl:*")):
-        if zone.name.count(":") == 1:  # packages; their parts are counted in them
+    def _counters(self) -> dict[str, tuple[float, float | None]]:
+        """Each counter's microjoules, and where it starts again from 0 if it does."""
+        found: dict[str, tuple[float, float | None]] = {}
+        for zone in self._packages:
             try:
-                values = [float((zone / name).read_text()) for name in ("energy_uj", "max_energy_range_uj")]
-            except (OSError, ValueError):
+                energy, limit = (float((zone / name).read_text()) for name in ("energy_uj", "max_energy_range_uj"))
+            except (OSError, ValueError):  # readable by root alone, on most systems
                 continue
-            found[zone.name] = values[0], values[1]
-    return found | {name: (value, None) for name, value in _accelerators().items()}
+            found[zone.name] = energy, limit
+        return found | {name: (value, None) for name, value in _accelerators().items()}
+
+
+def _is_package(zone: Path) -> bool:
+    """A whole processor, not a part of one and not the platform around it, in which it is counted too."""
+    try:
+        return (zone / "name").read_text().startswith("package")
+    except OSError:
+        return False
 
 
 def _accelerators() -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medgraft.adapter.manifest import Manifest
+from medgraft.config import CONTROLS
 
 _USE_PEFT = """
 It is an ordinary PEFT adapter as well:
@@ -20,7 +21,8 @@ def write_card(folder: Path, manifest: Manifest) -> None:
     """Write README.md with how the adapter was made, what it scores, and how to use it."""
     training, evaluation = manifest.training, manifest.evaluation
     settings = manifest.strategy_settings
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(manifest.metrics.items()))
+    shown = {name: value for name, value in sorted(manifest.metrics.items()) if not name.endswith(CONTROLS)}
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in shown.items())
     scored = (
         f"On {evaluation['images']} images of `{manifest.data['name']}`, split `{evaluation['split']}`:"
         if manifest.metrics

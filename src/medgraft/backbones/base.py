@@ -117,6 +117,11 @@ class Backbone(ABC):
         """How many places in `head` stand for the image; they do not count as text."""
         return 0
 
+    @property
+    def label_shift(self) -> int:
+        """How many places before a label the logits stand that predict it."""
+        return 1
+
     @abstractmethod
     def head(self, prompt: str) -> list[int]:
         """The tokens that stand before every caption, the prompt among them."""

@@ -74,6 +74,11 @@ class Blip2Backbone(Backbone):
         return not self.config.use_decoder_only_language_model
 
     @property
+    def label_shift(self) -> int:
+        """See Backbone.label_shift: T5's labels stand where they are predicted."""
+        return 0 if self._has_text_encoder else 1
+
+    @property
     def end_id(self) -> int:
         """The language model's own end, which for OPT is the end of a line and not its tokenizer's `</s>`."""
         if self.config.text_config.model_type != "opt":  # Vicuna's published configuration names another token than its </s>
@@ -144,6 +149,6 @@ class Blip2Backbone(Backbone):
         return ids  # given embeddings, both kinds of model return the new tokens only
 
     def sight(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
-        """See Backbone.sight: T5's labels stand where they are predicted; others have the queries before the words."""
+        """See Backbone.sight: T5 attends to the queries from where it speaks; others have them before the words."""
         queries = features.shape[1]
-        return (0 if self._has_text_encoder else queries - 1), slice(0, queries)
+        return (0 if self._has_text_encoder else queries) - self.label_shift, slice(0, queries)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from medgraft.errors import BackboneError
+
 
 def seen_rectangle(settings: Mapping[str, Any], width: int, height: int) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) in pixels of an image of `width` x `height`, after resizing and cropping at the centre.
@@ -29,4 +31,6 @@ def _resized(settings: Mapping[str, Any], width: int, height: int) -> tuple[floa
     if "shortest_edge" in size:
         scale = size["shortest_edge"] / min(width, height)
         return width * scale, height * scale
+    if not {"width", "height"} <= set(size):
+        raise BackboneError(f"Size {dict(size)} does not tell what is seen of an image; the backbone has to, in `view`.")
     return size["width"], size["height"]

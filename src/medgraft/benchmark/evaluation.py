@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from medgraft import hardware
 from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import Backbone, RemoteCaptioner, prompt_for
 from medgraft.benchmark.captions import RunCaptions, captions_of, collapse, shuffled
 from medgraft.captioning import caption_images
-from medgraft.config import GenerationConfig, SaliencyConfig
-from medgraft.errors import BackboneError
+from medgraft.config import LOOKS, GenerationConfig, SaliencyConfig
 from medgraft.features import FeatureSupply
 from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
@@ -20,15 +20,14 @@ from medgraft.stats import Interval, Resampling
 from medgraft.training import Clock
 from medgraft.types import Example
 
-LOOKS = ("localization", "faithfulness")  # metrics of where the model looked
-
 
 @dataclass(frozen=True)
 class Evaluation:
     """What was said of each image, the scores of all of it with their intervals, and signs of captions that ignore the image.
 
     `collapse` holds, beside what `captions.collapse` counts, every score with each caption given to another image
-    (`shuffled_NAME`). `maps` are packed attention maps by image id.
+    (`shuffled_NAME`). `maps` are packed attention maps by image id. `peak_memory_bytes` is
+    that of training and captioning, before maps were drawn.
     """
 
     captions: RunCaptions
@@ -36,6 +35,7 @@ class Evaluation:
     intervals: Mapping[str, Interval]
     collapse: Mapping[str, float]
     maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    peak_memory_bytes: int | None = None
 
     @property
     def predictions(self) -> Mapping[str, str]:
@@ -85,17 +85,20 @@ def evaluate_examples(
             backbone, paths, options=generation, prompt=prompt, batch_size=batch_size, bf16=bf16, progress=progress,
             supply=supply,
         )  # fmt: skip
+    peak = hardware.peak_memory_bytes()
     with clock.phase("saliency"):
-        looked, obstacle = _look(backbone, examples, said, prompt, metrics, bf16, saliency, supply, progress)
+        looked, obstacle = _look(backbone, examples, said, prompt, metrics, bf16, batch_size, saliency, supply, progress)
     with clock.phase("scoring"):
         found = evaluated(captions_of(examples, said, looked.looks), metrics=metrics, plugins=plugins)
     reasons = dict(found.scores.unavailable) | {name: obstacle for name in LOOKS if name in metrics and obstacle}
-    return replace(found, maps=looked.maps, scores=replace(found.scores, unavailable=reasons))
+    scores = replace(found.scores, unavailable=reasons)
+    return replace(found, maps=looked.maps, scores=scores, peak_memory_bytes=peak)
 
 
 def _look(
     backbone: Backbone | RemoteCaptioner, examples: tuple[Example, ...], said: list[str], prompt: str | None,
-    metrics: tuple[str, ...], bf16: bool, saliency: SaliencyConfig, supply: FeatureSupply | None, progress: bool,
+    metrics: tuple[str, ...], bf16: bool, batch_size: int, saliency: SaliencyConfig, supply: FeatureSupply | None,
+    progress: bool,
 ) -> tuple[Looked, str | None]:  # fmt: skip
     """Where the model looked, as far as `metrics` and the report ask; and why it cannot be known, if so."""
     if isinstance(backbone, RemoteCaptioner):
@@ -103,11 +106,11 @@ def _look(
     try:
         return look(
             backbone, examples, {example.id: caption for example, caption in zip(examples, said, strict=True)},
-            prompt=prompt_for(backbone, prompt), bf16=bf16, pointing="localization" in metrics,
+            prompt=prompt_for(backbone, prompt), bf16=bf16, batch_size=batch_size, pointing="localization" in metrics,
             curves=saliency.curves if "faithfulness" in metrics else 0, kept=saliency.maps, supply=supply, progress=progress,
         ), None  # fmt: skip
-    except BackboneError as error:
-        return Looked({}, {}), str(error)
+    except Exception as error:  # out of memory, say: a run that is trained and has spoken is not lost for its maps
+        return Looked({}, {}), str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def evaluated(captions: RunCaptions, *, metrics: tuple[str, ...], plugins: PluginManager) -> Evaluation:

@@ -91,11 +91,18 @@ def run_id(
     values.pop("features")  # they save time and change nothing but rounding
     values["saliency"].pop("maps")  # for looking at
     values["backbone"] = values["backbone"].partition(":")[0]
+    values["metrics"] = [_with_content(name) for name in values["metrics"]]
     text = json.dumps(
         [values, strategy.model_dump(mode="json") if strategy else None, data_fingerprint, base_fingerprint, versions],
         sort_keys=True,
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _with_content(metric: str) -> str:
+    """A metric's name, and a digest of the file that it is given if it is: other terms make another score."""
+    source = Path(metric.partition(":")[2]).expanduser()
+    return f"{metric}={hashlib.sha256(source.read_bytes()).hexdigest()}" if source.is_file() else metric
 
 
 def write_record(record: Record, folder: Path) -> Path:

@@ -265,7 +265,7 @@ def _record(
         total_parameters=applied.total_parameters if applied else None,
         matched_modules=applied.matched_modules if applied else (),
         quantized_modules=len(applied.quantized) if applied else 0,
-        peak_memory_bytes=hardware.peak_memory_bytes(),
+        peak_memory_bytes=evaluation.peak_memory_bytes if evaluation else hardware.peak_memory_bytes(),
         adapter_bytes=adapter_bytes(manifest) if manifest else 0,
         **(evaluation.for_record() if evaluation else {}),
         images={split: len(data.split(split)) for split in ("train", "validation", "test")},
@@ -289,7 +289,7 @@ def _record(
 
 def _quartiles(step_seconds: Sequence[float]) -> tuple[float, float, float] | None:
     """None if too few steps are left without the first ones."""
-    if len(step_seconds) < DISCARDED_STEPS + 4:
+    if len(step_seconds) < DISCARDED_STEPS + 4:  # as many as TimingConfig asks for
         return None
     low, median, high = statistics.quantiles(step_seconds[DISCARDED_STEPS:], n=4)
     return low, median, high

@@ -16,7 +16,7 @@ from medgraft.benchmark.plan import PlannedRun, plan
 from medgraft.benchmark.record import Record, read_record, write_record
 from medgraft.benchmark.run import failed_record
 from medgraft.benchmark.suite import expand
-from medgraft.benchmark.timing import TIMING, timing_path
+from medgraft.benchmark.timing import TIMING, timing_id
 from medgraft.benchmark.tuning import Choice, choose, tries
 from medgraft.config import RunConfig, SuiteConfig, TimingConfig, TuningConfig
 from medgraft.plugin import PluginManager
@@ -54,7 +54,7 @@ def run_suite(
         choice = choices.get(_row_of(run.config))
         results.append(work.do(run, f"[{number}/{len(planned.runs)}]", tuning=choice.for_record() if choice else None))
     if suite.timing is not None:
-        _time(planned.runs, suite.timing, work)
+        _time(list(zip(planned.runs, results, strict=True)), suite.timing, work)
     trained = {run.config.data.model_dump_json(): run.config for run in planned.runs if run.config.strategy != "zero-shot"}
     for config in trained.values():
         results += run_baselines(config, out, plugins=plugins)
@@ -75,7 +75,7 @@ class _Work:
         """The same with its records and files in a folder of their own."""
         return replace(self, out=self.out / name)
 
-    def do(self, run: PlannedRun, number: str, *, tuning: dict[str, Any] | None = None) -> Record:
+    def do(self, run: PlannedRun, number: str, *, tuning: dict[str, Any] | None = None, evaluate: bool = True) -> Record:
         """The record of `run`, done now if there is none yet."""
         path = self.out / "records" / f"{run.run_id}.json"
         name = f"{number} {run.config.backbone} {run.config.strategy} seed {run.config.seed}"
@@ -84,7 +84,7 @@ class _Work:
             self.say(f"{name}: done before" + (" (failed; --retry-failed tries again)" if known.status == "failed" else ""))
             return known
         self.say(name)
-        record = _run(run, self.out, self.progress, tuning=tuning)
+        record = _run(run, self.out, self.progress, tuning=tuning, evaluate=evaluate)
         if record.status == "failed":
             self.say(f"  failed: {record.error}")
         return record
@@ -99,21 +99,29 @@ def _row_of(config: RunConfig) -> str:
 
 def _tune(configs: Sequence[RunConfig], tuning: TuningConfig, work: _Work) -> dict[str, Choice]:
     """The learning rate chosen for each row of the grid; none for a row that trains nothing or whose tries all failed."""
-    rows = {_row_of(config): config for config in reversed(configs)}  # of the first seed
-    choices = {}
-    for number, (row, config) in enumerate(reversed(rows.items()), start=1):
+    rows: dict[str, tuple[RunConfig, ...]] = {}
+    for config in configs:
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=work.plugins)
-        planned = plan(tries(config, strategy, tuning), plugins=work.plugins).runs
-        records = []
-        for run in planned:
-            rate = run.config.train.learning_rate
-            records.append(work.below("tuning").do(run, f"[tuning {number}/{len(rows)}] learning rate {rate:g}:"))
-        choice = choose(records, tuning) if records else None
+        if _row_of(config) not in rows and strategy.trains:
+            rows[_row_of(config)] = tries(config, strategy, tuning)
+    planned = plan([tried for several in rows.values() for tried in several], plugins=work.plugins).runs
+    ids = {run.config.model_dump_json(): run for run in planned}
+    choices = {}
+    for number, (row, several) in enumerate(rows.items(), start=1):
+        runs = [ids[tried.model_dump_json()] for tried in several if tried.model_dump_json() in ids]
+        records = [work.below("tuning").do(run, f"[tuning {number}/{len(rows)}] {_rate(run)}:") for run in runs]
+        choice = choose(records, tuning)
         if choice is not None:
             choices[row] = choice
             scores = ", ".join(f"{rate:g}: {'failed' if score is None else f'{score:.3f}'}" for rate, score, _ in choice.tried)
-            work.say(f"  {config.strategy}: learning rate {choice.learning_rate:g} by {choice.score} ({scores})")
+            work.say(f"  {several[0].strategy}: learning rate {choice.learning_rate:g} by {choice.score} ({scores})")
+        elif records:
+            work.say(f"  {several[0].strategy}: every try failed; its runs use the rate that they have")
     return choices
+
+
+def _rate(run: PlannedRun) -> str:
+    return f"learning rate {run.config.train.learning_rate:g}"
 
 
 def _tuned(config: RunConfig, choice: Choice | None) -> RunConfig:
@@ -122,24 +130,16 @@ def _tuned(config: RunConfig, choice: Choice | None) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": choice.learning_rate})})
 
 
-def _time(runs: Sequence[PlannedRun], timing: TimingConfig, work: _Work) -> None:
-    """Time some steps of each trained run of the first seed, the whole grid over and over."""
-    seed = runs[0].config.seed if runs else 0
+def _time(runs: Sequence[tuple[PlannedRun, Record]], timing: TimingConfig, work: _Work) -> None:
+    """Time some steps of each run of the first seed that trained, the whole grid over and over."""
     trained = [
-        run for run in runs
-        if run.config.seed == seed
-        and get_strategy(run.config.strategy, run.config.strategy_options, plugins=work.plugins).trains
-    ]  # fmt: skip
+        run for run, record in runs if record.status == "ok" and record.steps and run.config.seed == runs[0][0].config.seed
+    ]
     for repeat in range(timing.repeats):
         for number, run in enumerate(trained, start=1):
-            name = f"[timing {repeat + 1}/{timing.repeats}, {number}/{len(trained)}] {run.config.strategy}"
-            if timing_path(work.out, run.run_id, repeat).is_file():
-                work.say(f"{name}: done before")
-                continue
-            work.say(name)
             train = run.config.train.model_copy(update={"max_steps": timing.steps, "num_train_epochs": 1.0})
-            short = PlannedRun(run.config.model_copy(update={"train": train}), f"{run.run_id}.{repeat}")
-            _run(short, work.out / TIMING, work.progress, evaluate=False)
+            short = PlannedRun(run.config.model_copy(update={"train": train}), timing_id(run.run_id, repeat))
+            work.below(TIMING).do(short, f"[timing {repeat + 1}/{timing.repeats}, {number}/{len(trained)}]", evaluate=False)
 
 
 def _run(

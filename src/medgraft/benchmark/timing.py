@@ -27,9 +27,9 @@ class StepTime:
     disturbed: bool
 
 
-def timing_path(out: Path, run_id: str, repeat: int) -> Path:
-    """Where a repeat's record is kept in a suite's results."""
-    return out / TIMING / "records" / f"{run_id}.{repeat}.json"
+def timing_id(run_id: str, repeat: int) -> str:
+    """The id of a repeat's record."""
+    return f"{run_id}.{repeat}"
 
 
 def step_time(record: Record, out: Path) -> StepTime | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from medgraft.benchmark.record import Record
-from medgraft.config import RunConfig, SaliencyConfig, TuningConfig
+from medgraft.config import LOOKS, RunConfig, SaliencyConfig, TuningConfig
+from medgraft.errors import ConfigError
 from medgraft.metrics import LESS_IS_BETTER
 from medgraft.strategies import Strategy
 
@@ -44,7 +45,7 @@ def tries(config: RunConfig, strategy: Strategy, tuning: TuningConfig) -> tuple[
                 "train": config.train.model_copy(update={"learning_rate": float(f"{own * factor:.6g}"), **length}),
                 "seed": tuning.seed,
                 "eval_split": "validation",
-                "metrics": tuple(name for name in config.metrics if name not in ("localization", "faithfulness")),
+                "metrics": tuple(name for name in config.metrics if name not in LOOKS),
                 "saliency": SaliencyConfig(maps=0, curves=0),
             }
         )
@@ -53,7 +54,13 @@ def tries(config: RunConfig, strategy: Strategy, tuning: TuningConfig) -> tuple[
 
 
 def choose(records: Sequence[Record], tuning: TuningConfig) -> Choice | None:
-    """The rate that scored best, the lower one of equals; None if every try failed."""
+    """The rate that scored best, the lower one of equals; None if every try failed.
+
+    ConfigError if tries ended well without the score that is to choose.
+    """
+    if lacking := [r for r in records if r.status == "ok" and tuning.score not in (r.metrics or {})]:
+        theirs = ", ".join(sorted(lacking[0].metrics or {})) or "none, as there are no validation images"
+        raise ConfigError(f"tuning.score is {tuning.score!r}, which tries on validation images do not have. Theirs: {theirs}.")
     tried = []
     for record in records:
         rate, score = record.config["train"]["learning_rate"], (record.metrics or {}).get(tuning.score)

@@ -38,10 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     from medgraft import api
+    from medgraft.backbones import RemoteCaptioner
     from medgraft.cli.models import generation, load_model
+    from medgraft.errors import BackboneError
 
     adapter, backbone = load_model(arguments)
     model = adapter.backbone if adapter else backbone
+    if isinstance(model, RemoteCaptioner):
+        raise BackboneError("A model behind an API shows no attention, so what it looked at cannot be known.")
     explained: dict[str, list[tuple[str, Explanation]]] = {}
     for image in arguments.images:
         text: str | None = arguments.caption
@@ -76,7 +80,7 @@ def _choices(arguments: argparse.Namespace, model: Any) -> list[tuple[str, dict[
             gaze_of(model, method)
         except MedgraftError:
             continue
-        found.append((method, {"method": method, **own}))
+        found.append((method, {"method": method, **(own if method != "gradient" else {})}))
     if arguments.layers is None:
         found += [(f"attention, layer {i}", {"layers": [i], "heads": arguments.heads}) for i in range(layer_count(model))]
     return found
@@ -93,8 +97,9 @@ def _write(arguments: argparse.Namespace, explained: dict[str, list[tuple[str, E
         arguments.out.write_text(explanation_page(explained, model), encoding="utf-8")
         done.append(f"The page: {arguments.out}")
     if arguments.overlays:
-        for name, ((_, explanation), *_) in explained.items():
-            folder = arguments.overlays / Path(name).stem
+        for number, (name, ((_, explanation), *_)) in enumerate(explained.items()):
+            alike = sum(Path(other).stem == Path(name).stem for other in list(explained)[:number])
+            folder = arguments.overlays / (Path(name).stem + (f"-{alike + 1}" if alike else ""))
             folder.mkdir(parents=True, exist_ok=True)
             for i, word in enumerate(explanation.maps.words):
                 explanation.overlay(i).save(folder / f"{i:02d}-{word.text.replace('/', '-')}.png")

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
-    from medgraft.config import run_config
+    from medgraft.config import CONTROLS, run_config
 
     given = [f"train.{key}={value}" for short, key in _SHORT.items() if (value := getattr(arguments, short)) is not None]
     config = run_config(
@@ -69,6 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
             f"adapter of {record.adapter_bytes:,} bytes in {arguments.out}"
         )
     if record.metrics:
-        said = "  ".join(f"{name}\u00a0{value:.4f}" for name, value in record.metrics.items())
+        said = "  ".join(f"{name}\u00a0{value:.4f}" for name, value in record.metrics.items() if not name.endswith(CONTROLS))
         print(textwrap.fill(said, 78).replace("\u00a0", " "))
     return 0

@@ -77,12 +77,19 @@ def read_terms(path: Path) -> Terms:
     """The list in a CSV; UnavailableError if it cannot be read as one."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [{(k or "").strip().lower(): (v or "").strip() for k, v in row.items()} for row in csv.DictReader(file)]
+            read = list(csv.DictReader(file, restkey=""))
+            if any("" in row for row in read):
+                raise UnavailableError(f"{path} has a row with more fields than columns; put terms with commas in quotes")
+            rows = [{k.strip().lower(): (v or "").strip() for k, v in row.items()} for row in read]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UnavailableError(f"{path} cannot be read as a list of terms: {error}") from None
     if not rows or not {"cui", "term"} <= set(rows[0]):
         raise UnavailableError(f"{path} is no list of terms: it needs the columns cui and term")
-    groups = {row["cui"]: row.get("group") or row["cui"] for row in rows}
+    groups: dict[str, str] = {}
+    for row in rows:
+        group = row.get("group") or row["cui"]
+        if groups.setdefault(row["cui"], group) != group:
+            raise UnavailableError(f"{path} has {row['cui']} in two groups, {groups[row['cui']]} and {group}")
     by_term: dict[str, set[str]] = {}
     for row in rows:
         if row["term"] and groups[row["cui"]] != _STOP:

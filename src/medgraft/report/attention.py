@@ -35,12 +35,11 @@ def _table(group: Group) -> str:
         cells += [_beside_random(entry, name) for name in curves]
         lines.append(f"| {entry.name} | {' | '.join(cells)} |")
     blank = " | -" * len(curves)
-    chance = [_mean(entries[:1], f"{score}_uniform") for _, score in _COLUMNS]
-    lines.append(f"| *no preference* | {' | '.join(f'{value:.2f}' for value in chance)}{blank} |")
-    ranges = [_range(entries, f"{score}_untrained") for _, score in _COLUMNS]
-    if all(ranges):
-        lines.append(f"| *untrained decoder* | {' | '.join(ranges)}{blank} |")
-    return "\n".join([f"**Where {entries[0].backbone} looks on {group.data}, told the reference**", "", *lines])
+    for name, control in (("no preference", "uniform"), ("untrained decoder", "untrained")):
+        ranges = [_range(entries, f"{score}_{control}") for _, score in _COLUMNS]
+        lines.append(f"| *{name}* | {' | '.join(ranges)}{blank} |")
+    backbones = ", ".join(dict.fromkeys(entry.backbone for entry in entries))
+    return "\n".join([f"**Where {backbones} looks on {group.data}, told the reference**", "", *lines])
 
 
 def _with_interval(group: Group, entry: Entry, score: str) -> str:
@@ -56,14 +55,10 @@ def _beside_random(entry: Entry, name: str) -> str:
     return f"{float(np.mean(entry.values(name))):.3f} ({float(np.mean(entry.values(f'{name}_random'))):.3f})"
 
 
-def _mean(entries: Sequence[Entry], score: str) -> float:
-    return float(np.mean([value for entry in entries for value in entry.values(score)]))
-
-
 def _range(entries: Sequence[Entry], score: str) -> str:
-    """Lowest and highest mean over the entries, whose vision towers differ; empty if none has it."""
+    """Lowest and highest mean over the entries, whose vision towers and patches may differ."""
     means = [float(np.mean(entry.values(score))) for entry in entries if entry.seeds(score)]
     if not means:
-        return ""
+        return "-"
     low, high = f"{min(means):.2f}", f"{max(means):.2f}"
     return low if low == high else f"{low} to {high}"

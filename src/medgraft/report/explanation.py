@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from PIL import ImageOps
-
 from medgraft.report.pages import jpeg_uri, render_page
 from medgraft.saliency import COLOURS, Explanation
 
@@ -19,7 +17,7 @@ def explanation_page(images: Mapping[str, Sequence[tuple[str, Explanation]]], mo
         "images": [
             {
                 "name": name,
-                "image": jpeg_uri(ImageOps.contain(image, _fitting(image.size)).convert("RGB"), quality=88),
+                "image": jpeg_uri(image, longest=_LONGEST_SIDE, quality=88),
                 "choices": [{"name": choice, **explanation.packed()} for choice, explanation in choices],
             }
             for name, choices in images.items()
@@ -27,9 +25,3 @@ def explanation_page(images: Mapping[str, Sequence[tuple[str, Explanation]]], mo
         ],
     }
     return render_page("explanation", data, title="Where the model looked", model=model)
-
-
-def _fitting(size: tuple[int, int]) -> tuple[int, int]:
-    """The same size, or the largest of its shape that a page has room for."""
-    scale = min(1.0, _LONGEST_SIDE / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import vl_convert
-from PIL import ImageOps
 
 from medgraft.benchmark import BASELINE, Record
-from medgraft.config import RunConfig
+from medgraft.config import CONTROLS, RunConfig
 from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError
 from medgraft.plugin import PluginManager
@@ -50,7 +49,7 @@ def html_report(title: str, records: Sequence[Record], groups: Sequence[Group], 
 
 def _section(number: int, group: Group, folder: Path, plugins: PluginManager) -> dict[str, Any]:
     scores = [name for name in _SHOWN if any(entry.seeds(name) for entry in group.entries)]
-    ties = {name: group.ties(name) for name in scores}
+    ties = {name: set() if name.endswith(CONTROLS) else group.ties(name) for name in scores}  # chance does not compete
     ordered = sorted(group.entries, key=lambda entry: -float(np.mean(entry.values(_SCORE) or [0.0])))
     group = replace(group, entries=tuple(ordered))
     shares = group.frontier(_SCORE)
@@ -159,7 +158,7 @@ def _images(ordered: Sequence[Entry], plugins: PluginManager) -> dict[str, str]:
     found = {}
     for example in examples:
         if example.id in wanted:
-            found[example.id] = jpeg_uri(ImageOps.contain(open_image(example.image), (_THUMBNAIL, _THUMBNAIL)), quality=70)
+            found[example.id] = jpeg_uri(open_image(example.image), longest=_THUMBNAIL, quality=70)
     return found
 
 

@@ -24,12 +24,16 @@ def render_page(name: str, data: dict[str, Any], **values: Any) -> str:
         **values,
         css=read("page.css"),
         script=read("maps.js") + read(f"{name}.js"),
-        data=json.dumps(data, ensure_ascii=False, allow_nan=False).replace("</", "<\\/"),
+        data=json.dumps(data, ensure_ascii=False, allow_nan=False).replace(
+            "<", "\\u003c"
+        ),  # nothing in it can end or open a script
     )
 
 
-def jpeg_uri(image: Image.Image, *, quality: int) -> str:
-    """The image as a data URI."""
+def jpeg_uri(image: Image.Image, *, longest: int, quality: int) -> str:
+    """The image as a data URI, made smaller if a side is longer than `longest` pixels."""
+    scale = min(1.0, longest / max(image.size))
+    size = max(1, round(image.size[0] * scale)), max(1, round(image.size[1] * scale))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
+    image.convert("RGB").resize(size).save(buffer, "JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,18 +26,16 @@ def faithfulness(
     a blurred image. A point of a curve is the caption's probability per token, the geometric mean.
     """
     random = np.random.default_rng(seed).permutation(grid.size).reshape(grid.shape)
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
-    gray = np.broadcast_to(pixels.mean(axis=(0, 1)), pixels.shape)
-    blurred = np.asarray(image.convert("RGB").filter(ImageFilter.GaussianBlur(max(image.size) / 16)), dtype=np.float64)
-    orders = [_ranks(values) for values in (grid, random.astype(np.float64))]
-    changed = [
-        _mixed(pixels, other, on_image(ranks, view, image.size, smooth=False), step / STEPS, keep)
-        for ranks in orders
-        for other, keep in ((gray, False), (blurred, True))
-        for step in range(STEPS + 1)
-    ]
-    curves = _probability(backbone, changed, caption, prompt).reshape(4, STEPS + 1)
-    return Curves(*(float(np.trapezoid(curve)) / STEPS for curve in curves))
+    pixels = np.asarray(image.convert("RGB"))
+    gray = np.broadcast_to(pixels.mean(axis=(0, 1)).astype(np.uint8), pixels.shape)
+    blurred = np.asarray(image.convert("RGB").filter(ImageFilter.GaussianBlur(max(image.size) / 16)))
+    areas = []
+    for values in (grid, random.astype(np.float64)):
+        ranks = on_image(_ranks(values), view, image.size, smooth=False)
+        for other, keep in ((gray, False), (blurred, True)):
+            changed = [_mixed(pixels, other, ranks, step / STEPS, keep) for step in range(STEPS + 1)]
+            areas.append(float(np.trapezoid(_probability(backbone, changed, caption, prompt))) / STEPS)
+    return Curves(*areas)
 
 
 def _ranks(grid: Array) -> Array:
@@ -47,10 +46,10 @@ def _ranks(grid: Array) -> Array:
     return ranks.reshape(grid.shape)
 
 
-def _mixed(pixels: Array, other: Array, ranks: Array, share: float, keep: bool) -> Image.Image:
+def _mixed(pixels: Any, other: Any, ranks: Array, share: float, keep: bool) -> Image.Image:
     """`other` with the highest `share` of the patches (`keep`), or the image without them."""
     chosen = (ranks < share)[..., None]
-    return Image.fromarray(np.where(chosen == keep, pixels, other).astype(np.uint8))
+    return Image.fromarray(np.where(chosen == keep, pixels, other))
 
 
 @torch.no_grad()
@@ -59,11 +58,9 @@ def _probability(backbone: Backbone, images: Sequence[Image.Image], caption: str
     where = next(backbone.model.parameters()).device
     text = backbone.text_batch([caption] * len(images), prompt=prompt, max_tokens=backbone.positions).to(where)
     features = backbone.encode(backbone.pixel_values(images).to(where), prompt=prompt)
-    logits = backbone.decode(features, text)[1].float()
-    shift = 0 if text.labels.shape != text.input_ids.shape else 1  # T5's labels stand where they are predicted
-    labels = text.labels[:, shift:]
-    known = labels != -100
-    chances = logits[:, : labels.shape[1]].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    mean = (chances * known).sum(1) / known.sum(1)
-    result: Array = mean.exp().double().cpu().numpy()
+    logits = backbone.decode(features, text)[1]
+    rows = (text.labels[0] != -100).nonzero()[:, 0]  # the same for all images
+    chances = logits[:, rows - backbone.label_shift].float().log_softmax(-1)  # [B, labels, V]
+    mean = chances.gather(-1, text.labels[:, rows, None]).mean(dim=(1, 2))
+    result: Array = mean.exp().cpu().double().numpy()
     return result

@@ -20,6 +20,8 @@ def on_image(grid: Array, view: Rectangle, size: tuple[int, int], *, smooth: boo
     left, top, right, bottom = view
     rows, columns = grid.shape
     x0, y0, x1, y1 = (round(max(left, 0)), round(max(top, 0)), round(min(right, size[0])), round(min(bottom, size[1])))
+    x0, y0 = min(x0, size[0] - 1), min(y0, size[1] - 1)
+    x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)  # of an image a pixel wide
     part = (
         (x0 - left) / (right - left) * columns, (y0 - top) / (bottom - top) * rows,
         (x1 - left) / (right - left) * columns, (y1 - top) / (bottom - top) * rows,

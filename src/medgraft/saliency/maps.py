@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -65,6 +65,10 @@ def gaze_of(backbone: Backbone, method: str) -> Gaze:
     gaze, name = backbone.gaze, type(backbone).__name__
     if gaze is None:
         raise BackboneError(f"{name} does not say where its attention to the image is, so there are no maps of it.")
+    if gaze.vision is not None and not any(re.fullmatch(gaze.vision, name) for name, _ in backbone.model.named_modules()):
+        gaze = replace(gaze, vision=None)  # such as Swin's, whose windows are no attention to all patches
+    if method == "gradient" and gaze.vision is None and gaze.text is not None:
+        raise BackboneError(f"{name} gives no attention of its vision tower, so method 'gradient' has none. Use 'attention'.")
     if method == "rollout" and gaze.vision is None:
         raise BackboneError(f"{name} gives no attention of its vision tower, so method 'rollout' has none. Use 'attention'.")
     if method == "gradient" and gaze.queries is not None:
@@ -86,9 +90,11 @@ def caption_maps(
     """Maps of every word of `captions`, as the model is told to say them of the images.
 
     `inputs` are pixel values, or features at `seam`. The map of a word is that of the places that predict its tokens, on
-    average. `layers` and `heads` choose those of the attention of words, all by default; `gradient` always has all.
+    average. `layers` and `heads` choose those of the attention of words, all by default.
     """
     gaze = gaze_of(backbone, method)
+    if method == "gradient" and (layers is not None or heads is not None):
+        raise ConfigError("Method 'gradient' weighs all layers and heads; layers and heads choose those of the others.")
     text = backbone.text_batch(captions, prompt=prompt, max_tokens=backbone.positions).to(inputs.device)
     places = _places(backbone, captions, text)
     above = backbone.seams if seam is None else backbone.seams[backbone.seams.index(seam) + 1 :]
@@ -117,7 +123,7 @@ def as_grid(vector: torch.Tensor) -> Array:
     for others in range(_CLASS_TOKENS + 1):
         side = math.isqrt(len(vector) - others)
         if side * side == len(vector) - others:
-            grid: Array = vector[others:].reshape(side, side).double().cpu().numpy()
+            grid: Array = vector[others:].reshape(side, side).cpu().double().numpy()
             return grid
     raise BackboneError(f"{len(vector)} image tokens are not a square of patches; this model's maps cannot be drawn.")
 
@@ -163,7 +169,7 @@ def _by_gradient(
         found: list[list[torch.Tensor]] = [[] for _ in places]
         for number in range(max(map(len, places), default=0)):
             rows = [(b, place) for b, words in enumerate(places) for place in (words[number][1] if number < len(words) else ())]
-            target = sum(logits[b, place - 1, text.labels[b, place]] for b, place in rows)
+            target = sum(logits[b, place - backbone.label_shift, text.labels[b, place]] for b, place in rows)
             relevance = _relevance(gaze, seen, target, columns)  # [B, Q, image tokens]
             for b, words in enumerate(places):
                 if number < len(words):
@@ -190,6 +196,8 @@ def _mean(layers: list[torch.Tensor], which: Sequence[int] | None, heads: Sequen
     """The mean of the chosen layers and heads, [B, Q, K]."""
     counts = {"layer": (which, len(layers)), "head": (heads, layers[0].shape[1])}
     for what, (chosen, count) in counts.items():
+        if chosen is not None and not chosen:
+            raise ConfigError(f"No {what} is chosen; name some of its {count}, or none for all of them.")
         if wrong := [number for number in chosen or () if not 0 <= number < count]:
             raise ConfigError(f"There is no {what} {wrong[0]}; this model has {count}, counted from 0.")
     chosen_layers = [layers[i].float() for i in (which if which is not None else range(len(layers)))]

@@ -25,7 +25,7 @@ def packed(maps: CaptionMaps, view: Rectangle, size: tuple[int, int]) -> dict[st
         "label": maps.label,
         "view": [round(edge / whole, 5) for edge, whole in zip(view, (*size, *size), strict=True)],
         "shape": list(shape),
-        "words": [[word.start, word.end, _bytes(word.grid)] for word in maps.words],
+        "words": [[_utf16(maps.caption[: w.start]), _utf16(maps.caption[: w.end]), _bytes(w.grid)] for w in maps.words],
     }
 
 
@@ -42,6 +42,11 @@ def read_maps(folder: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     return maps
+
+
+def _utf16(text: str) -> int:
+    """How long a page's script finds `text`."""
+    return len(text.encode("utf-16-le")) // 2
 
 
 def _bytes(grid: Array) -> str:

@@ -21,8 +21,8 @@ from medgraft.saliency.maps import CaptionMaps, Method, caption_maps
 from medgraft.saliency.packed import packed
 from medgraft.types import Example, Seam
 
-_UNTRAINED_MAX = 2_000_000_000  # parameters of a model that gets an untrained twin
-_BATCH = 16
+_UNTRAINED_MAX = 500_000_000  # parameters of a model that gets an untrained twin, which is held in fp32
+_BATCH = 16  # at the most, as weights of attention are kept
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def look(
     *,
     prompt: str,
     bf16: bool,
+    batch_size: int,
     pointing: bool,
     curves: int,
     kept: int,
@@ -52,15 +53,16 @@ def look(
     deletion and insertion `curves` of so many images, and maps `kept` of so many, for its own captions.
     """
     boxed = [example for example in examples if example.facts and example.facts.get("box")] if pointing else []
-    trained = _pointing(backbone, boxed, prompt, bf16, supply, progress)
-    untrained = _untrained_pointing(backbone, boxed, prompt, bf16, supply, progress)
+    how: dict[str, Any] = {"prompt": prompt, "bf16": bf16, "batch_size": batch_size, "supply": supply, "progress": progress}
+    trained = _pointing(backbone, boxed, **how)
+    untrained = _pointing(backbone.untrained(), boxed, source=backbone, **how) if boxed and _has_room(backbone) else {}
     spoken = [example for example in examples if said[example.id].strip()]
     own = spoken[: max(curves, kept)]
     captions = [said[example.id] for example in own]
     maps = dict(
         zip(
             [example.id for example in own],
-            maps_of(backbone, [e.image for e in own], captions, prompt=prompt, bf16=bf16, supply=supply, progress=progress),
+            maps_of(backbone, [e.image for e in own], captions, **how),
             strict=True,
         )
     )
@@ -92,6 +94,7 @@ def maps_of(
     method: Method = "attention",
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
+    batch_size: int = _BATCH,
     supply: FeatureSupply | None = None,
     source: Backbone | None = None,
     progress: bool = False,
@@ -104,14 +107,16 @@ def maps_of(
     source = source or backbone
     for model in (backbone, source):
         model.model.to(where).eval()
-    starts = range(0, len(paths), _BATCH)
+    size = min(batch_size, _BATCH)
+    starts = range(0, len(paths), size)
     for start in tqdm(starts, desc="maps", unit="batch", disable=not progress or not paths, dynamic_ncols=True):
-        some = slice(start, start + _BATCH)
+        some = slice(start, start + size)
         with hardware.autocast(where, bf16):
             inputs, seam = _inputs(source, paths[some], supply, prompt, None if method != "attention" else source.seams[0])
-            yield from caption_maps(
+            found = caption_maps(
                 backbone, inputs, captions[some], seam=seam, prompt=prompt, method=method, layers=layers, heads=heads
             )
+        yield from found
 
 
 @torch.no_grad()
@@ -125,26 +130,18 @@ def _inputs(
     return (pixels, None) if seam is None else (backbone.stage(seam.name, pixels, prompt=prompt), seam)
 
 
-def _pointing(
-    backbone: Backbone, boxed: Sequence[Example], prompt: str, bf16: bool, supply: FeatureSupply | None, progress: bool,
-    source: Backbone | None = None,
-) -> dict[str, dict[str, Pointing]]:  # fmt: skip
-    told = [example.captions[0] for example in boxed]
-    paths = [example.image for example in boxed]
-    maps = maps_of(backbone, paths, told, prompt=prompt, bf16=bf16, supply=supply, source=source, progress=progress)
+def _pointing(backbone: Backbone, boxed: Sequence[Example], **how: Any) -> dict[str, dict[str, Pointing]]:
+    """By image id, as the model is told the reference; `how` are options of `maps_of`."""
+    maps = maps_of(backbone, [example.image for example in boxed], [example.captions[0] for example in boxed], **how)
     return {
         example.id: localize(found, example.facts or {}, backbone.view(*open_image(example.image).size))
         for example, found in zip(boxed, maps, strict=True)
     }
 
 
-def _untrained_pointing(
-    backbone: Backbone, boxed: Sequence[Example], prompt: str, bf16: bool, supply: FeatureSupply | None, progress: bool
-) -> dict[str, dict[str, Pointing]]:
-    """The same with random weights above the vision tower; nothing for a model whose twin would be too large."""
-    if not boxed or sum(parameter.numel() for parameter in backbone.model.parameters()) > _UNTRAINED_MAX:
-        return {}
-    return _pointing(backbone.untrained(), boxed, prompt, bf16, supply, progress, source=backbone)
+def _has_room(backbone: Backbone) -> bool:
+    """Whether the model is small enough for an untrained twin; counted on its shapes, as quantised weights hide theirs."""
+    return sum(p.numel() for p in type(backbone).skeleton(backbone.config).parameters()) <= _UNTRAINED_MAX
 
 
 def _curves(backbone: Backbone, example: Example, maps: CaptionMaps, prompt: str, bf16: bool, number: int) -> Curves:

@@ -37,7 +37,7 @@ class Strategy(StrictModel):
 
     `method` is a PEFT type (`LORA`, `IA3`, ...) and `options` the fields of its config class, under PEFT's names.
     `learning_rate` is the peak rate used unless the run names one. `compute_dtype` is that of 4-bit layers; `auto` is bf16
-    where the hardware has it, since emulating it costs ten times the time.
+    where the hardware has it, since emulating it took 25 times as long.
     """
 
     vision: PartPlan = FROZEN

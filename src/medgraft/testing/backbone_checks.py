@@ -186,8 +186,7 @@ class _Checks:
             said = backbone.continuation(features, head, one)[:, -1]
             logits = backbone.decode(features, text)[1]
         first = int((text.labels[0] != -100).nonzero()[0])
-        place = first - 1 if text.labels.shape == text.input_ids.shape else first  # T5 predicts labels where they stand
-        wanted = logits[:, place].argmax(-1)
+        wanted = logits[:, first - backbone.label_shift].argmax(-1)
         assert torch.equal(said, wanted), f"generation begins with {said.tolist()}, training expects {wanted.tolist()}"
 
     def generates_alike_in_batches(self) -> None:
@@ -214,12 +213,12 @@ class _Checks:
     def shows_where_it_looks(self) -> None:
         """If it declares a gaze, every word has a map of its own image, and images are placed where the model sees them."""
         backbone = self.backbone
+        if backbone.gaze is None:
+            return
         for ids, spans in zip(backbone.token_ids(CAPTIONS), backbone.token_spans(CAPTIONS), strict=True):
             assert len(ids) == len(spans), f"{len(ids)} tokens and {len(spans)} places in the text"
         left, top, right, bottom = backbone.view(60, 40)
         assert left < right and top < bottom and right > 0 and bottom > 0, f"it sees {(left, top, right, bottom)} of 60 x 40"
-        if backbone.gaze is None:
-            return
         pixels = backbone.pixel_values(images(2))
         maps = caption_maps(backbone, pixels, CAPTIONS, prompt=self.prompt)
         assert [len(found.words) for found in maps] == [2, 10], "words are missing from its maps"

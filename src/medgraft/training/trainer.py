@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from medgraft import hardware
 from medgraft.backbones import Backbone, prompt_for
 from medgraft.config import RunConfig
 from medgraft.data.collate import CaptionPairs, PixelCache
-from medgraft.energy import measured as energy_measured
+from medgraft.energy import EnergyMeter
 from medgraft.errors import ConfigError, TrainingError
 from medgraft.features import FeatureSupply
 from medgraft.strategies import Applied
@@ -33,6 +33,10 @@ from medgraft.training.module import CaptioningModule
 from medgraft.training.sampler import LengthSampler
 from medgraft.types import Example
 
+_CPU_ATTENTION = {  # which torch's counter does not know
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
 _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
 
 
@@ -42,7 +46,7 @@ class TrainResult:
 
     A step's seconds include the wait for its data; steps of an earlier process that was resumed have none. `step_flops` are
     the operations of the first batch's products, None if the base is quantised, whose products torch does not count;
-    `energy_joules` is what the steps took, None where nothing counts it.
+    `energy_joules` is what the steps took, None where nothing counts it or a part of them was not seen.
     """
 
     losses: tuple[float, ...]
@@ -100,14 +104,14 @@ def fit(
     last = _last_checkpoint(folder) if resume else None
     if not resume:
         _remove(folder)
-    with clock.phase("train"), energy_measured() as energy:
+    with clock.phase("train"):
         trainer.train(resume_from_checkpoint=last)
         losses = trainer.step_losses()
     trainer.check_finite(losses)
     module.eval()
     _remove(folder)
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
-    return TrainResult(losses, tuple(trainer.step_seconds), evaluations, trainer.flops, energy.joules)
+    return TrainResult(losses, tuple(trainer.step_seconds), evaluations, trainer.flops, None if last else trainer.energy.joules)
 
 
 def _remove(folder: Path) -> None:
@@ -179,6 +183,7 @@ class CaptionTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.counts_flops = False
         self.flops: int | None = None  # of the first batch
+        self.energy = EnergyMeter()
         self.step_seconds: list[float] = []
         self.step_start = 0.0
         self._optimizing = ExitStack()
@@ -197,7 +202,8 @@ class CaptionTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the Trainer's; keeps the loss, and on a CPU, where looking costs nothing, checks it at once."""
-        counter = FlopCounterMode(display=False) if self.counts_flops and self.flops is None else None
+        counted = self.counts_flops and self.flops is None
+        counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) if counted else None
         with self._phase("backward"), counter or nullcontext():  # of which the forward pass is a phase of its own
             loss: torch.Tensor = super().training_step(*args, **kwargs)
         if counter is not None:
@@ -231,6 +237,7 @@ class CaptionTrainer(Trainer):
         """Add up the micro-batches of an optimiser step, and note its time."""
         now = time.perf_counter()
         self.step_seconds.append(now - self.step_start)
+        self.energy.update()
         self.step_start = now
         self._losses.append(torch.stack(self._parts).sum())
         self._parts.clear()
