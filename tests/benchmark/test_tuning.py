@@ -52,6 +52,22 @@ def test_the_best_rate_is_chosen_the_lower_of_equals():
     assert choose([_tried(0.1, None)], TuningConfig()) is None
 
 
+def test_a_score_that_tries_do_not_have_is_told(plugins):
+    with pytest.raises(ConfigError, match=r"tuning\.score is 'pointing_finding'.*Theirs: cider, deletion"):
+        choose([_tried(0.1, 0.5)], TuningConfig(score="pointing_finding"))
+    with pytest.raises(ConfigError, match="no validation images"):
+        choose([_tried(0.1, 0.5).model_copy(update={"metrics": None})], TuningConfig())
+
+
+def test_rates_are_not_chosen_on_the_images_that_are_reported(tmp_path):
+    suite = tmp_path / "s.toml"
+    suite.write_text(
+        'name="s"\nbackbones=["blip-nano"]\nstrategies=["lora"]\ndata="phantoms"\neval_split="validation"\n[tuning]\n'
+    )
+    with pytest.raises(ConfigError, match="eval_split cannot be validation"):
+        load_suite(suite)
+
+
 @pytest.mark.parametrize("factors", [[0, 1], [-1], [1, 1], []])
 def test_impossible_factors_are_refused(factors, tmp_path):
     suite = tmp_path / "s.toml"

@@ -72,6 +72,10 @@ def test_what_is_missing_is_said(terms, tmp_path, plugins):
     ):
         with pytest.raises(UnavailableError, match=reason):
             metric.measure(plain)
+    for text, reason in (("cui,term\nC1,chest, left\n", "in quotes"), ("cui,term,group\nC1,a,x\nC1,b,-\n", "in two groups")):
+        (tmp_path / "odd.csv").write_text(text)
+        with pytest.raises(UnavailableError, match=reason):
+            Concepts(str(tmp_path / "odd.csv")).measure(plain)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UnavailableError, match="columns cui and term"):
         Concepts(str(tmp_path / "other.csv")).measure(CaptionSet(("a",), (("b",),), concepts=(("C1",),)))

@@ -8,6 +8,7 @@ from PIL import Image
 
 from medgraft.backbones import get_backbone
 from medgraft.backbones.view import seen_rectangle
+from medgraft.errors import BackboneError
 from medgraft.plugin import PluginManager
 from medgraft.saliency import heat, overlay
 from medgraft.saliency.geometry import coverage, on_image
@@ -74,6 +75,21 @@ def test_overlays_have_the_images_size_and_show_the_map():
     assert made[45, 85, 0] > 180 > 100 > made[45, 85, 2]  # yellow
     nothing = overlay(image, np.zeros((2, 3)), (0, 0, 90, 60))
     assert (np.asarray(nothing) == 128).all()
+
+
+@pytest.mark.parametrize("size", [(500, 1), (1, 500), (2, 300), (1, 1)])
+def test_images_a_pixel_wide_have_overlays(size):
+    for processor in (
+        {"size": {"height": 32, "width": 32}},
+        {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
+    ):
+        view = seen_rectangle(processor, *size)
+        assert overlay(Image.new("RGB", size), np.ones((4, 4)), view).size == size
+
+
+def test_sizes_that_do_not_tell_what_is_seen():
+    with pytest.raises(BackboneError, match="in `view`"):
+        seen_rectangle({"size": {"longest_edge": 980}}, 10, 10)
 
 
 def test_coverage_by_hand():

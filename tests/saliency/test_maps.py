@@ -116,6 +116,10 @@ def test_layers_and_heads_can_be_chosen_and_average_to_the_default(blip):
         grid(layers=[7])
     with pytest.raises(ConfigError, match="no head -1"):
         grid(heads=[-1])
+    with pytest.raises(ConfigError, match="No layer is chosen"):
+        grid(layers=[])
+    with pytest.raises(ConfigError, match="weighs all layers"):
+        grid(layers=[0], method="gradient")
 
 
 def test_attention_is_computed_as_before_afterwards(blip):

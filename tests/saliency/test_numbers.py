@@ -17,7 +17,7 @@ from medgraft.metrics.faithfulness import Faithfulness
 from medgraft.metrics.localization import Localization
 from medgraft.metrics.looks import THRESHOLDS, Curves, Looks, Pointing
 from medgraft.saliency import CaptionMaps, WordMap, read_maps
-from medgraft.saliency.faithfulness import faithfulness
+from medgraft.saliency.faithfulness import _probability, faithfulness
 from medgraft.saliency.localization import localize, pointing
 from medgraft.saliency.words import words_of
 from medgraft.stats import Resampling
@@ -134,6 +134,36 @@ def test_deletion_and_insertion_of_a_map_that_knows_what_matters(blip_folder, ph
     assert right.deletion < wrong.deletion and right.insertion > wrong.insertion
     assert right.deletion_random == wrong.deletion_random  # the same random order
     assert right.deletion == pytest.approx(whole, rel=0.05)
+
+
+def test_probabilities_are_those_of_the_loss(tiny_folder, plugins):
+    """Also where a T5's caption has as many tokens as its prompt."""
+    for name in ("blip", "blip2-opt", "instructblip-t5", "git", "qwen2.5-vl"):
+        kind, folder = tiny_folder(name)
+        backbone = get_backbone(f"{kind}:{folder}", plugins=plugins)[0].load(str(folder))
+        image, prompt = Image.new("RGB", (40, 40), "gray"), "ab"
+        caption = "x" * max(len(backbone.head(prompt)) - 1, 2)
+        text = backbone.text_batch([caption], prompt=prompt, max_tokens=backbone.positions)
+        with torch.no_grad():
+            loss = backbone.decode(backbone.encode(backbone.pixel_values([image]), prompt=prompt), text)[0]
+        found = _probability(backbone, [image, image], caption, prompt)
+        assert found == pytest.approx([float(torch.exp(-loss))] * 2, rel=1e-4), name
+
+
+def test_maps_never_cost_a_run(blip_folder, phantoms_folder, plugins, tmp_path, monkeypatch):
+    def fails(*args, **options):
+        raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr("medgraft.benchmark.evaluation.look", fails)
+    config = RunConfig.model_validate(
+        {
+            "backbone": f"blip:{blip_folder}", "strategy": "zero-shot", "generation": {"max_new_tokens": 4},
+            "data": {"name": "phantoms", "path": str(phantoms_folder), "max_images": 3}, "metrics": ["cider", "localization"],
+        }
+    )  # fmt: skip
+    record = execute(config, tmp_path / "out", plugins=plugins, progress=False).record
+    assert record.status == "ok" and "cider" in record.metrics
+    assert record.unavailable["localization"] == "out of memory"
 
 
 @pytest.fixture(scope="module")

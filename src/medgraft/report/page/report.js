@@ -55,7 +55,6 @@ function shown(item, set, compared) {
   if (views.length && item.maps) views.push(picture(item.image, ""));
   const notes = views.map(() => element("div", "id"));
   views.forEach((view, i) => pictures.append(element("div", "", view.frame, notes[i])));
-  if (views.length > 1) pictures.lastChild.hidden = true;
   if (notes.length) notes[0].textContent = item.id;
   const look = (row) => (number) => {
     const maps = item.maps[row];
@@ -63,11 +62,9 @@ function shown(item, set, compared) {
     views[0].show(maps, number);
     notes[0].textContent = `${set.names[row]}: ${said}`;
     const other = compared === row ? null : item.maps[compared];
-    pictures.lastChild.hidden = !other;
-    if (!other) return;
-    const place = other.words.findIndex((word) => other.caption.slice(...word).toLowerCase() === said.toLowerCase());
+    const place = other?.words.findIndex((word) => other.caption.slice(...word).toLowerCase() === said.toLowerCase()) ?? -1;
     views[1].show(other, place < 0 ? undefined : place);
-    notes[1].textContent = `${set.names[compared]}: ${place < 0 ? `does not say ${said}` : said}`;
+    notes[1].textContent = other ? `${set.names[compared]}: ${place < 0 ? `does not say ${said}` : said}` : "";
   };
   const rows = set.names.map((name, i) => {
     const head = element("th", "", name);
