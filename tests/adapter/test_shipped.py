@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import medgraft
+from medgraft import hardware
 from medgraft.config import DataConfig
 
 ADAPTERS = Path(__file__).parent.parent.parent / "adapters"
@@ -22,13 +23,16 @@ def test_scores_are_those_on_the_card(folder):
     adapter = medgraft.load_adapter(folder)
     data = DataConfig(name="phantoms", options=adapter.manifest.data["options"])
     metrics = medgraft.evaluate(data, adapter=adapter).metrics
-    # greedy decoding under bf16 may choose another word where kernels round differently, so not to the last digit
+    record = json.loads((folder / "record.json").read_text())
+    # greedy decoding may choose another word where kernels round differently, so not to the last digit, and less where
+    # this machine computes in another precision than the one that made the card
+    alike = hardware.bf16_supported("cpu") == record["hardware"]["bf16"]
     promised = adapter.manifest.metrics
-    assert {name: metrics[name] for name in promised} == pytest.approx(promised, rel=0.03, abs=0.003)
+    found = {name: metrics[name] for name in promised}
+    assert found == pytest.approx(promised, rel=0.03 if alike else 0.08, abs=0.003 if alike else 0.01)
     card = (folder / "README.md").read_text()
     for name, value in adapter.manifest.metrics.items():
         assert f"| {name} | {value:.4f} |" in card
-    record = json.loads((folder / "record.json").read_text())
     assert record["metrics"] == adapter.manifest.metrics
 
 

@@ -28,7 +28,8 @@ def _record(run_id="r", **changes):
 def _tried(rate, score, seconds=1.0):
     config = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"learning_rate": rate})})
     metrics = None if score is None else {"cider": score, "deletion": score}
-    return _record(config=config.model_dump(mode="json"), metrics=metrics, training_seconds=seconds)
+    status = "failed" if score is None else "ok"
+    return _record(config=config.model_dump(mode="json"), metrics=metrics, training_seconds=seconds, status=status)
 
 
 def test_every_strategy_gets_the_same_tries(plugins):

@@ -18,7 +18,7 @@ PLUGINS = PluginManager()
 
 def _step(name, tiny_folder, strategy, hold):
     kind, folder = tiny_folder(name)
-    plan = get_strategy(strategy, plugins=PLUGINS)
+    plan = get_strategy(strategy, {"compute_dtype": "bfloat16"}, plugins=PLUGINS)  # whatever this machine is good at
     torch.manual_seed(0)
     backbone = load_base(f"{kind}:{folder}", plan, plugins=PLUGINS)
     applied = apply_strategy(backbone.model, backbone.anatomy, plan)

@@ -62,8 +62,8 @@ def _runs(runs: Sequence[RunEstimate]) -> str:
 def _besides(plan: Rehearsal) -> str:
     """What is run beside the suite's own runs."""
     parts = [f"{plan.tries} tries of learning rates"] if plan.tries else []
-    parts += [f"{plan.timings} timings of a few steps"] if plan.timings else []
-    return f"\n  Beside them, not counted: {' and '.join(parts)}." if parts else ""
+    parts += [f"{plan.timings} timings of steps"] if plan.timings else []
+    return f"\n  Not counted: {' and '.join(parts)}." if parts else ""
 
 
 def _run(run: RunEstimate) -> str:
