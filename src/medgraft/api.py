@@ -18,6 +18,7 @@ from medgraft.data import load_data
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.plugin import PluginManager
 from medgraft.saliency import Explanation, Method, explain_images
+from medgraft.saliency.maps import gaze_of
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.training import Clock
 from medgraft.types import Split
@@ -109,8 +110,8 @@ def explain(
     `method` is one of medgraft.saliency.METHODS. `layers` and `heads`, counted from 0, choose attention; all by default.
     """
     model, loaded = _model(adapter, backbone, plugins or PluginManager.from_environment())
-    if isinstance(model, RemoteCaptioner):
-        raise BackboneError("A model behind an API shows no attention, so what it looked at cannot be known.")
+    gaze_of(model, method)  # before a caption is asked for
+    assert isinstance(model, Backbone)
     text = caption or _caption([Path(image)], model, loaded, generation, progress=False)[0]
     found = explain_images(
         model, [Path(image)], [text], prompt=prompt_for(model, loaded.prompt if loaded else None), bf16=_bf16(loaded),

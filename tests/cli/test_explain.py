@@ -75,6 +75,9 @@ def test_what_cannot_be_explained_is_one_line(image, blip, capsys, words, messag
 def test_missing_images_and_models_without_attention_say_so(image, blip, tmp_path, capsys):
     assert main(["explain", str(tmp_path / "none.png"), "--backbone", blip]) == 2
     assert "There is no image" in capsys.readouterr().err
+    assert main(["explain", str(image), "--backbone", "openai:x", "--method", "all"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
     assert main(["explain", str(image)]) == 2
     assert "Name the model" in capsys.readouterr().err
 

@@ -38,14 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     from medgraft import api
-    from medgraft.backbones import RemoteCaptioner
     from medgraft.cli.models import generation, load_model
-    from medgraft.errors import BackboneError
+    from medgraft.saliency.maps import gaze_of
 
     adapter, backbone = load_model(arguments)
     model = adapter.backbone if adapter else backbone
-    if isinstance(model, RemoteCaptioner):
-        raise BackboneError("A model behind an API shows no attention, so what it looked at cannot be known.")
+    assert model is not None  # one of the two was named
+    gaze_of(model, "attention")  # a model that shows none is told before it is asked for captions
     explained: dict[str, list[tuple[str, Explanation]]] = {}
     for image in arguments.images:
         text: str | None = arguments.caption

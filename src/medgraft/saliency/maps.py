@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from medgraft.backbones import Backbone, TextBatch
+from medgraft.backbones import Backbone, RemoteCaptioner, TextBatch
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.metrics.base import Array
 from medgraft.saliency.record import Attentions, graph_below, recorded
@@ -58,10 +58,12 @@ class CaptionMaps:
         return np.mean(grids, axis=0) if grids else None
 
 
-def gaze_of(backbone: Backbone, method: str) -> Gaze:
+def gaze_of(backbone: Backbone | RemoteCaptioner, method: str) -> Gaze:
     """How maps of `method` are read off `backbone`; an error says which methods it has if not this one."""
     if method not in METHODS:
         raise ConfigError(f"There is no method {method!r}. Known: {', '.join(METHODS)}.")
+    if isinstance(backbone, RemoteCaptioner):
+        raise BackboneError("A model behind an API shows no attention, so what it looked at cannot be known.")
     gaze, name = backbone.gaze, type(backbone).__name__
     if gaze is None:
         raise BackboneError(f"{name} does not say where its attention to the image is, so there are no maps of it.")
