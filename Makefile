@@ -10,7 +10,7 @@ bench: $(READY)
 	$(VENV)/bin/medgraft bench benchmarks/suites/quickstart.toml --out build/quickstart
 
 test: lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

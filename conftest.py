@@ -16,8 +16,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MEDGRAFT_DEVICE"] = "cpu"
 os.environ["MEDGRAFT_FEATURES"] = tempfile.mkdtemp(prefix="medgraft-features-")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread for each, and for the processes that it starts
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
-import torch
 
 from medgraft.data.phantoms import write_phantoms
 from medgraft.plugin import PluginManager
@@ -36,7 +38,6 @@ def _benchmark_module(name: str):
 
 
 def pytest_configure(config):
-    torch.set_num_threads(2)
     import transformers  # noqa: F401 - so that it is silenced too
 
     quiet_libraries()

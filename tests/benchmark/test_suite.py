@@ -1,9 +1,13 @@
 """Suites: expanded purely, run in processes of their own, resumed, failures kept."""
 
 import json
+import signal
+import time
 from dataclasses import fields
 from pathlib import Path
+from threading import Thread
 
+import psutil
 import pytest
 
 from medgraft.benchmark import read_records, run_suite
@@ -114,16 +118,48 @@ def test_a_suite_started_again_runs_only_what_is_missing(finished, plugins):
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
 
 
-def test_a_killed_run_leaves_a_record(finished, plugins, monkeypatch, tmp_path):
-    suite, *_ = finished
-    from medgraft.benchmark import runner
+def _run_under_way():
+    """The process of a run that this process's worker has begun."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for process in psutil.Process().children():
+            for run in process.children() if "medgraft.worker" in process.cmdline() else ():
+                return run
+        time.sleep(0.05)
+    raise AssertionError("no run began")
 
-    real = runner._watch
-    monkeypatch.setattr(runner, "_watch", lambda command: real([command[0], "-c", "import os; os.kill(os.getpid(), 9)"]))
-    one = suite.model_copy(update={"strategies": ("zero-shot",), "overrides": {}})
-    (record, *_) = run_suite(one, tmp_path, plugins=plugins, progress=False)
-    assert record.status == "failed"
-    assert "ended with code -9" in record.error
+
+@pytest.fixture
+def long_suite(finished):
+    suite, *_ = finished
+    train = suite.train.model_copy(update={"max_steps": 10_000})
+    return suite.model_copy(update={"strategies": ("lora",), "overrides": {}, "train": train})
+
+
+def test_a_killed_run_leaves_a_record_and_the_next_is_done(long_suite, plugins, tmp_path):
+    two = long_suite.model_copy(update={"strategies": ("lora", "zero-shot")})
+    killer = Thread(target=lambda: _run_under_way().kill())
+    killer.start()
+    killed, zero, *_ = run_suite(two, tmp_path, plugins=plugins, progress=False)
+    killer.join()
+    assert killed.status == "failed"
+    assert "ended with code -9" in killed.error
+    assert zero.status == "ok"
+
+
+def test_whoever_leaves_a_suite_leaves_no_run_behind(long_suite, plugins, tmp_path):
+    begun = []
+
+    def interrupt():
+        begun.append(_run_under_way())
+        signal.raise_signal(signal.SIGINT)
+
+    Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(long_suite, tmp_path, plugins=plugins, progress=False)
+    gone, alive = psutil.wait_procs(begun, timeout=10)
+    assert len(gone) == 1 and not alive
+    assert not [p for p in psutil.Process().children() if "medgraft.worker" in p.cmdline()]
 
 
 def test_misspelt_names_end_a_suite_before_its_first_run(finished, plugins, tmp_path):

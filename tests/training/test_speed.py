@@ -7,7 +7,7 @@ from bitsandbytes.nn import Linear4bit
 from medgraft.adapter import load_base
 from medgraft.plugin import PluginManager
 from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.strategies.linear_4bit import HeldLinear4bit
+from medgraft.strategies.bitsandbytes_layers import HeldLinear4bit
 from medgraft.testing.backbone_checks import CAPTIONS, images
 from medgraft.training import CaptioningModule, hold_frozen
 from medgraft.training.precision import HeldConv1D, HeldLinear

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +15,7 @@ from medgraft.benchmark.run import failed_record
 from medgraft.benchmark.suite import expand
 from medgraft.benchmark.timing import TIMING, timing_id
 from medgraft.benchmark.tuning import Choice, choose, tries
+from medgraft.benchmark.workers import Worker
 from medgraft.config import RunConfig, SuiteConfig, TimingConfig, TuningConfig
 from medgraft.plugin import PluginManager
 from medgraft.strategies import get_strategy
@@ -39,8 +37,12 @@ def run_suite(
 
     Pairs of backbone and strategy that cannot be run are left out, and `say` is told why.
     """
-    configs = expand(suite)
-    work = _Work(out, plugins, retry_failed, progress, say)
+    with Worker() as worker:
+        return _run_suite(suite, _Work(out, worker, plugins, retry_failed, progress, say))
+
+
+def _run_suite(suite: SuiteConfig, work: _Work) -> tuple[Record, ...]:
+    configs, plugins, say = expand(suite), work.plugins, work.say
     choices: dict[str, Choice] = {}
     if suite.tuning is not None:
         plan(configs, plugins=plugins)  # what is misspelt ends the suite before the search
@@ -57,15 +59,16 @@ def run_suite(
         _time(list(zip(planned.runs, results, strict=True)), suite.timing, work)
     trained = {run.config.data.model_dump_json(): run.config for run in planned.runs if run.config.strategy != "zero-shot"}
     for config in trained.values():
-        results += run_baselines(config, out, plugins=plugins)
+        results += run_baselines(config, work.out, plugins=plugins)
     return tuple(results)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Where runs go and what is said of them."""
+    """Where runs go, who does them and what is said of them."""
 
     out: Path
+    worker: Worker
     plugins: PluginManager
     retry_failed: bool
     progress: bool
@@ -84,7 +87,7 @@ class _Work:
             self.say(f"{name}: done before" + (" (failed; --retry-failed tries again)" if known.status == "failed" else ""))
             return known
         self.say(name)
-        record = _run(run, self.out, self.progress, tuning=tuning, evaluate=evaluate)
+        record = _run(run, self.out, self.worker, self.progress, tuning=tuning, evaluate=evaluate)
         if record.status == "failed":
             self.say(f"  failed: {record.error}")
         return record
@@ -143,7 +146,7 @@ def _time(runs: Sequence[tuple[PlannedRun, Record]], timing: TimingConfig, work:
 
 
 def _run(
-    planned: PlannedRun, out: Path, progress: bool, *, tuning: dict[str, Any] | None = None, evaluate: bool = True
+    planned: PlannedRun, out: Path, worker: Worker, progress: bool, *, tuning: dict[str, Any] | None, evaluate: bool
 ) -> Record:
     records, folder = out / "records", out / "runs" / planned.label
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +156,7 @@ def _run(
         "out": str(folder), "records": str(records), "progress": progress, "tuning": tuning, "evaluate": evaluate,
     }  # fmt: skip
     job.write_text(json.dumps(content), encoding="utf-8")
-    code, tail = _watch([sys.executable, "-m", "medgraft.worker", str(job)])
+    code, tail = worker.do(job)
     path = records / f"{planned.run_id}.json"
     if path.is_file():
         return read_record(path)
@@ -162,21 +165,3 @@ def _run(
     record = failed_record(planned.config, error).model_copy(update={"run_id": planned.run_id, "tuning": tuning})
     write_record(record, records)
     return record
-
-
-def _watch(command: list[str]) -> tuple[int, str]:
-    """Run `command` with its output passed on as it comes, progress bars included; its exit code and last words."""
-    recent: deque[str] = deque(maxlen=400)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, bufsize=0) as process:
-        assert process.stderr is not None
-        try:
-            while character := process.stderr.read(1):
-                recent.append(character)
-                sys.stderr.write(character)
-                if character in "\r\n":
-                    sys.stderr.flush()
-        except KeyboardInterrupt:
-            process.terminate()
-            raise
-        code = process.wait()
-    return code, " ".join("".join(recent).split())[-300:]

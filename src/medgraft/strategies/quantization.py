@@ -81,7 +81,7 @@ def prepare_4bit(model: nn.Module, keep_in_fp32: Sequence[str]) -> None:
     names = quantized_modules(model)
     if not names:
         return
-    from medgraft.strategies.linear_4bit import HeldLinear4bit, Linear4bit
+    from medgraft.strategies.bitsandbytes_layers import HeldLinear4bit, Linear4bit
 
     for name in names:
         module = model.get_submodule(name)

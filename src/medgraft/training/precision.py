@@ -1,4 +1,4 @@
-"""No cast that changes nothing: frozen weights held in bf16, and no step through fp32 between layers that compute in bf16."""
+"""No cast that changes nothing: frozen weights held in bf16."""
 
 from __future__ import annotations
 
@@ -48,8 +48,6 @@ def hold_frozen(backbone: Backbone, applied: Applied) -> int:
     for name, module in backbone.model.named_modules():
         if lies_in(bare_name(name), backbone.keep_in_fp32):
             continue
-        if plain and hasattr(module, "lora_A"):
-            module.cast_input_dtype_enabled = False  # autocast casts the input, and not by way of fp32
         held = _HELD.get(type(module))
         wrapped = name.endswith(".base_layer")
         if held is None or module.weight.requires_grad or module.weight.dtype != torch.float32 or (wrapped and not plain):

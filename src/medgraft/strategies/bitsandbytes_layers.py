@@ -1,11 +1,14 @@
-"""A 4-bit linear layer for bf16 autocast; imports bitsandbytes."""
+"""Quantised linear layers, with and without LoRA, as they compute here; imports bitsandbytes."""
 
 from __future__ import annotations
 
 import torch
 from bitsandbytes.nn import Linear4bit
+from peft.tuners.lora import bnb
 
-__all__ = ["HeldLinear4bit", "Linear4bit"]
+from medgraft.strategies.lora_sum import OneProduct
+
+__all__ = ["LORA", "HeldLinear4bit", "Linear4bit"]
 
 
 class HeldLinear4bit(Linear4bit):
@@ -17,3 +20,14 @@ class HeldLinear4bit(Linear4bit):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         output: torch.Tensor = super().forward(x)
         return output
+
+
+class LoraLinear8bit(OneProduct, bnb.Linear8bitLt):
+    """LoRA on an 8-bit layer."""
+
+
+class LoraLinear4bit(OneProduct, bnb.Linear4bit):
+    """LoRA on a 4-bit layer."""
+
+
+LORA: dict[type, type] = {bnb.Linear8bitLt: LoraLinear8bit, bnb.Linear4bit: LoraLinear4bit}

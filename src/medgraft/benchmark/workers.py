@@ -1,0 +1,50 @@
+"""The process that does runs, as seen from the one that wants them done; `medgraft.worker` is its other side."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+
+END = "\0"  # in the output: the run is over, and its exit code follows on this line
+
+
+class Worker:
+    """Does one run after the other, each in a process of its own; `with Worker() as worker` ends them all."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.communicate()
+
+    def do(self, job: Path) -> tuple[int, str]:
+        """Do the run of a job file, its output passed on as it comes, progress bars included; its exit code and last words."""
+        process = self._running()
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(f"{job.resolve()}\n".encode())
+        output = io.TextIOWrapper(process.stderr, encoding="utf-8", errors="replace", newline="")
+        recent: deque[str] = deque(maxlen=400)
+        while (character := output.read(1)) not in ("", END):
+            recent.append(character)
+            sys.stderr.write(character)
+            if character in "\r\n":
+                sys.stderr.flush()
+        code = int(output.readline()) if character == END else process.wait()
+        output.detach()  # at the end of a line, with nothing read ahead
+        return code, " ".join("".join(recent).split())[-300:]
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """The process, started if there is none."""
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, "-m", "medgraft.worker"]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+        return self._process

@@ -1,0 +1,87 @@
+"""LoRA's sum W x + s B A x (Hu et al. 2021, equation 3), added up inside the product with B.
+
+PEFT multiplies B A x by s and adds it to W x: two more passes over a tensor of the output's size, each rounded to the compute
+dtype. Going back, the gradient of B is computed here as (h^T g)^T: for g^T h, which autograd asks for, MKL took up to seven
+times as long at ranks below 16. Tensors, names and files stay PEFT's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners import lora
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+class _LoraSum(torch.autograd.Function):
+    """base [N, out] + scaling * (x [N, in] A^T) B^T, all of one dtype."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, base: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        hidden = x @ a.t()  # [N, r]
+        ctx.save_for_backward(x, hidden, a, b)
+        ctx.scaling = scaling
+        return torch.addmm(base, hidden, b.t(), alpha=scaling)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, hidden, a, b = ctx.saved_tensors
+        grad_hidden = (grad @ b.t().contiguous().t()).mul_(ctx.scaling)  # [N, r]; B by columns for the same reason
+        grad_x = grad_hidden @ a if ctx.needs_input_grad[1] else None
+        grad_a = grad_hidden.t() @ x if ctx.needs_input_grad[2] else None
+        grad_b = (hidden.t() @ grad).t() * ctx.scaling if ctx.needs_input_grad[3] else None
+        return grad, grad_x, grad_a, grad_b, None
+
+
+class OneProduct:
+    """A PEFT layer whose plain LoRA is computed in that way; every other use of it is PEFT's own."""
+
+    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        name = self._plain_adapter()
+        if name is None or args or kwargs:
+            output: torch.Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            return output
+        base, scaling = self.base_layer(x), self.scaling[name]
+        casting = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if casting else self.lora_A[name].weight.dtype
+        a, b = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
+        inputs = self.lora_dropout[name](x.to(dtype))
+        if base.dtype != dtype:  # a layer that is kept in another precision than the adapter
+            summed: torch.Tensor = base + nn.functional.linear(nn.functional.linear(inputs, a), b) * scaling
+            return summed.to(base.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            total: torch.Tensor = _LoraSum.apply(base.flatten(0, -2), inputs.flatten(0, -2), a, b, scaling)  # type: ignore[no-untyped-call]
+        return total.view(base.shape)
+
+    def _plain_adapter(self: Any) -> str | None:
+        """The one adapter in use, if it is LoRA without variants or bias and not merged."""
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if self.disable_adapters or self.merged or len(active) != 1 or active[0] in self.lora_variant:
+            return None
+        return active[0] if self.lora_B[active[0]].bias is None else None
+
+
+class LoraLinear(OneProduct, lora.Linear):
+    """On a linear layer or GPT-2's Conv1D."""
+
+
+def use_one_product(model: nn.Module) -> int:
+    """Switch PEFT's LoRA layers in `model` to `OneProduct`; the number of layers switched."""
+    count = 0
+    for module in model.modules():
+        if type(module) is lora.Linear:
+            module.__class__ = LoraLinear
+        elif type(module).__module__ == "peft.tuners.lora.bnb":
+            from medgraft.strategies import bitsandbytes_layers as layers
+
+            module.__class__ = layers.LORA[type(module)]
+        else:
+            continue
+        count += 1
+    return count
