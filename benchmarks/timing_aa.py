@@ -1,6 +1,6 @@
 """How far two timings of the same work are apart: `python benchmarks/timing_aa.py`.
 
-Steps of three strategies are timed six times, the three in turn; every other repeat belongs to A, the rest to B, which are the
+Steps of three strategies are timed sixteen times, the three in turn; every other repeat belongs to A, the rest to B, which are the
 same work. Writes `benchmarks/results/timing.json`. Nothing else should run on the machine.
 """
 
@@ -18,7 +18,7 @@ from medgraft.benchmark.timing import TIMING, timing_id
 from medgraft.config import SuiteConfig
 from medgraft.plugin import PluginManager
 
-REPEATS = 6
+REPEATS = 16
 OUT = Path(__file__).parent / "results" / "timing.json"
 SUITE = SuiteConfig.model_validate(
     {
@@ -26,7 +26,7 @@ SUITE = SuiteConfig.model_validate(
         "backbones": ["blip-nano"],
         "strategies": ["full", "encoder-frozen", "lora"],
         "data": {"name": "phantoms", "options": {"count": 1800}},
-        "train": {"max_steps": 4, "per_device_train_batch_size": 32},
+        "train": {"max_steps": 4, "per_device_train_batch_size": 16},
         "generation": {"max_new_tokens": 4},
         "metrics": ["bleu"],
         "saliency": {"maps": 0},

@@ -19,6 +19,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Worker:
+        self._running()  # it imports what runs need while the caller plans them
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
