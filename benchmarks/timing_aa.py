@@ -1,6 +1,6 @@
 """How far two timings of the same work are apart: `python benchmarks/timing_aa.py`.
 
-Steps of three strategies are timed sixteen times, the three in turn; every other repeat belongs to A, the rest to B, which are the
+Steps of three strategies are timed twelve times, the three in turn; every other repeat belongs to A, the rest to B, which are the
 same work. Writes `benchmarks/results/timing.json`. Nothing else should run on the machine.
 """
 
@@ -18,7 +18,7 @@ from medgraft.benchmark.timing import TIMING, timing_id
 from medgraft.config import SuiteConfig
 from medgraft.plugin import PluginManager
 
-REPEATS = 16
+REPEATS, STEPS = 12, 60
 OUT = Path(__file__).parent / "results" / "timing.json"
 SUITE = SuiteConfig.model_validate(
     {
@@ -30,7 +30,7 @@ SUITE = SuiteConfig.model_validate(
         "generation": {"max_new_tokens": 4},
         "metrics": ["bleu"],
         "saliency": {"maps": 0},
-        "timing": {"repeats": REPEATS, "steps": 20},
+        "timing": {"repeats": REPEATS, "steps": STEPS},
     }
 )
 
@@ -52,7 +52,7 @@ def main() -> None:
             seconds = [repeat.step_quartiles[1] for repeat in repeats if repeat.step_quartiles]
             a, b = median(seconds[::2]), median(seconds[1::2])
             pairs[record.strategy] = {"seconds": seconds, "a": a, "b": b, "apart": abs(a - b) / min(a, b)}
-    content = {"repeats": REPEATS, "steps": 20, "hardware": hardware.describe(), "pairs": pairs}
+    content = {"repeats": REPEATS, "steps": STEPS, "hardware": hardware.describe(), "pairs": pairs}
     OUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for name, pair in pairs.items():
         print(f"{name}: {pair['a']:.3f} s and {pair['b']:.3f} s, {pair['apart']:.1%} apart")

@@ -52,36 +52,79 @@ def look(
     `pointing` at the boxes of findings, for examples whose facts have one, as the model is told their first reference;
     deletion and insertion `curves` of so many images, and maps `kept` of so many, for its own captions.
     """
-    boxed = [example for example in examples if example.facts and example.facts.get("box")] if pointing else []
-    how: dict[str, Any] = {"prompt": prompt, "bf16": bf16, "batch_size": batch_size, "supply": supply, "progress": progress}
-    trained = _pointing(backbone, boxed, **how)
-    untrained = _pointing(backbone.untrained(), boxed, source=backbone, **how) if boxed and _has_room(backbone) else {}
-    spoken = [example for example in examples if said[example.id].strip()]
-    own = spoken[: max(curves, kept)]
-    captions = [said[example.id] for example in own]
-    maps = dict(
-        zip(
-            [example.id for example in own],
-            maps_of(backbone, [e.image for e in own], captions, **how),
-            strict=True,
-        )
-    )
-    found = {
-        example.id: _curves(backbone, example, maps[example.id], prompt, bf16, number)
-        for number, example in enumerate(tqdm(own[:curves], desc="deletion and insertion", disable=not progress or not curves))
-        if maps[example.id].words
+    boxed = {example.id for example in examples if example.facts and example.facts.get("box")} if pointing else set()
+    spoken = [example.id for example in examples if said[example.id].strip()]
+    shown = spoken[: max(curves, kept)]
+    untrained = backbone.untrained() if boxed and _has_room(backbone) else None
+    wanted = [example for example in examples if example.id in boxed.union(shown)]
+    found: dict[str, dict[str, Pointing]] = {}
+    control: dict[str, dict[str, Pointing]] = {}
+    maps: dict[str, CaptionMaps] = {}
+    for batch in _batches(backbone, wanted, min(batch_size, _BATCH), prompt, bf16, supply, progress):
+        told = {example.id: example.captions[0] for example in batch.examples if example.id in boxed}
+        found |= _pointing(backbone, batch, batch.maps(backbone, told))
+        if untrained is not None:
+            control |= _pointing(backbone, batch, batch.maps(untrained, told))
+        maps |= batch.maps(backbone, {example.id: said[example.id] for example in batch.examples if example.id in shown})
+    by_id = {example.id: example for example in wanted}
+    several = tqdm(shown[:curves], desc="deletion and insertion", disable=not progress or not curves, dynamic_ncols=True)
+    followed = {
+        name: _curves(backbone, by_id[name], maps[name], prompt, bf16, number)
+        for number, name in enumerate(several)
+        if maps[name].words
     }
     looks = {
-        example.id: Looks(trained.get(example.id, {}), untrained.get(example.id, {}), found.get(example.id))
-        for example in examples
-        if example.id in trained or example.id in found
+        name: Looks(found.get(name, {}), control.get(name, {}), followed.get(name))
+        for name in by_id
+        if name in found or name in followed
     }
-    return Looked(looks, {example.id: _packed(backbone, example, maps[example.id]) for example in own[:kept]})
+    return Looked(looks, {name: _packed(backbone, by_id[name], maps[name]) for name in shown[:kept]})
 
 
 def _packed(backbone: Backbone, example: Example, maps: CaptionMaps) -> dict[str, Any]:
     size = open_image(example.image).size
     return packed(maps, backbone.view(*size), size)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some examples with what the vision tower makes of their images, which is the same for every caption."""
+
+    examples: Sequence[Example]
+    features: torch.Tensor  # [N, S, C] at the first seam
+    seam: Seam
+    prompt: str
+    bf16: bool
+
+    def maps(self, model: Backbone, captions: Mapping[str, str]) -> dict[str, CaptionMaps]:
+        """Where `model` looks as it is told `captions`, by image id, of some of the examples."""
+        rows = [row for row, example in enumerate(self.examples) if example.id in captions]
+        if not rows:
+            return {}
+        told = [captions[self.examples[row].id] for row in rows]
+        with hardware.autocast(self.features.device, self.bf16):
+            found = caption_maps(model, self.features[rows], told, seam=self.seam, prompt=self.prompt)
+        return {self.examples[row].id: maps for row, maps in zip(rows, found, strict=True)}
+
+
+def _batches(
+    backbone: Backbone, examples: Sequence[Example], size: int, prompt: str, bf16: bool, supply: FeatureSupply | None,
+    progress: bool,
+) -> Iterator[_Batch]:  # fmt: skip
+    """Features come from `supply` where it is low enough."""
+    where = hardware.device()
+    backbone.model.to(where).eval()
+    seam = backbone.seams[0]
+    starts = range(0, len(examples), size)
+    for start in tqdm(starts, desc="maps", unit="batch", disable=not progress or not examples, dynamic_ncols=True):
+        some = examples[start : start + size]
+        paths = [example.image for example in some]
+        if supply is not None and supply.seam == seam:
+            features = supply.features(paths).float()
+        else:
+            with torch.no_grad(), hardware.autocast(where, bf16):
+                features = backbone.stage(seam.name, _pixels(backbone, paths), prompt=prompt)
+        yield _Batch(some, features, seam, prompt, bf16)
 
 
 def maps_of(
@@ -94,48 +137,28 @@ def maps_of(
     method: Method = "attention",
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
-    batch_size: int = _BATCH,
-    supply: FeatureSupply | None = None,
-    source: Backbone | None = None,
-    progress: bool = False,
 ) -> Iterator[CaptionMaps]:
-    """The maps of each image's caption, computed in batches.
-
-    Features come from `supply` where it is low enough, and the vision tower's from `source` if that is another model.
-    """
+    """The maps of each image's caption, computed in batches."""
     where = hardware.device()
-    source = source or backbone
-    for model in (backbone, source):
-        model.model.to(where).eval()
-    size = min(batch_size, _BATCH)
-    starts = range(0, len(paths), size)
-    for start in tqdm(starts, desc="maps", unit="batch", disable=not progress or not paths, dynamic_ncols=True):
-        some = slice(start, start + size)
+    backbone.model.to(where).eval()
+    for start in range(0, len(paths), _BATCH):
+        some = slice(start, start + _BATCH)
+        pixels = _pixels(backbone, paths[some])
         with hardware.autocast(where, bf16):
-            inputs, seam = _inputs(source, paths[some], supply, prompt, None if method != "attention" else source.seams[0])
-            found = caption_maps(
-                backbone, inputs, captions[some], seam=seam, prompt=prompt, method=method, layers=layers, heads=heads
-            )
+            found = caption_maps(backbone, pixels, captions[some], prompt=prompt, method=method, layers=layers, heads=heads)
         yield from found
 
 
-@torch.no_grad()
-def _inputs(
-    backbone: Backbone, paths: Sequence[Path], supply: FeatureSupply | None, prompt: str, seam: Seam | None
-) -> tuple[torch.Tensor, Seam | None]:
-    """Features at `seam`, or pixel values if that is None; and the seam."""
-    if supply is not None and supply.seam == seam:
-        return supply.features(paths).float(), seam
-    pixels = backbone.pixel_values([open_image(path) for path in paths]).to(next(backbone.model.parameters()).device)
-    return (pixels, None) if seam is None else (backbone.stage(seam.name, pixels, prompt=prompt), seam)
+def _pixels(backbone: Backbone, paths: Sequence[Path]) -> torch.Tensor:
+    return backbone.pixel_values([open_image(path) for path in paths]).to(hardware.device())
 
 
-def _pointing(backbone: Backbone, boxed: Sequence[Example], **how: Any) -> dict[str, dict[str, Pointing]]:
-    """By image id, as the model is told the reference; `how` are options of `maps_of`."""
-    maps = maps_of(backbone, [example.image for example in boxed], [example.captions[0] for example in boxed], **how)
+def _pointing(backbone: Backbone, batch: _Batch, maps: Mapping[str, CaptionMaps]) -> dict[str, dict[str, Pointing]]:
+    """By image id, as a model was told the reference."""
     return {
-        example.id: localize(found, example.facts or {}, backbone.view(*open_image(example.image).size))
-        for example, found in zip(boxed, maps, strict=True)
+        example.id: localize(maps[example.id], example.facts or {}, backbone.view(*open_image(example.image).size))
+        for example in batch.examples
+        if example.id in maps
     }
 
 
