@@ -16,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MEDGRAFT_DEVICE"] = "cpu"
 os.environ["MEDGRAFT_FEATURES"] = tempfile.mkdtemp(prefix="medgraft-features-")
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread for each, and for the processes that it starts
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker, and for the processes that it starts
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest

@@ -1,7 +1,7 @@
 """How far two timings of the same work are apart: `python benchmarks/timing_aa.py`.
 
-Steps of three strategies are timed twelve times, the three in turn; every other repeat belongs to A, the rest to B, which are the
-same work. Writes `benchmarks/results/timing.json`. Nothing else should run on the machine.
+Steps of three strategies are timed twelve times, the three in turn; every other repeat belongs to A, the rest to B, which
+are the same work. Writes `benchmarks/results/timing.json`. Nothing else should run on the machine.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--max-new-tokens", type=int, default=20)
     parser.add_argument("--strategies", nargs="*", default=STRATEGIES)
+    parser.add_argument("--losses-only", action="store_true", help="without BLIP-2, captions and profiles: for losses.py")
     return parser.parse_args()
 
 
@@ -63,7 +64,7 @@ def main() -> int:
         write_phantoms(work / "phantoms", count=3 * (options.images + 16))
         examples = list(Roco().read(work / "phantoms"))
         pairs = [(str(e.image), e.captions[0]) for e in examples][: options.images]
-        test = [str(e.image) for e in examples][options.images : options.images + 16]
+        test = [] if options.losses_only else [str(e.image) for e in examples][options.images : options.images + 16]
         job = {
             "model": str(model), "train": pairs, "test": test, "batch_size": options.batch_size, "epochs": options.epochs,
             "bf16": hardware.bf16_supported("cpu"), "seed": 0, "max_new_tokens": options.max_new_tokens,
@@ -88,13 +89,13 @@ def main() -> int:
             "model": str(write_blip2(work / "blip2")),
             "strategy": "lora-decoder",
         }
-        for side, stored in (("recomputed", False), ("stored", True)):
+        for side, stored in () if options.losses_only else (("recomputed", False), ("stored", True)):
             settings = {**blip2, "learning_rate": 1e-4, "features": stored, "out": str(work / "out")}
             _once(record, options.out, "blip2-lora-decoder", side, "medgraft_side", settings, work)
         for name, settings in runs.items():
             for side in ("trainer_script", "medgraft_side"):
                 _once(record, options.out, name, side, side, {**settings, "out": str(work / "out")}, work)
-        for name in options.strategies:
+        for name in () if options.losses_only else options.strategies:
             profiled = {**runs[name], "epochs": 1, "train": pairs[: 2 * options.batch_size], "test": [], "profile": True}
             for side in ("trainer_script", "medgraft_side"):
                 _once(record, options.out, f"profile {name}", side, side, {**profiled, "out": str(work / "out")}, work)

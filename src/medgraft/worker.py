@@ -1,8 +1,9 @@
 """Runs in processes of their own, so that each one's peak memory is its own: `python -m medgraft.worker`.
 
 Reads the path of a job file from every line of its input, does that run, and ends the run's output with a line of its exit
-code behind `medgraft.benchmark.workers.END`. On a CPU under Linux each run is a fork of this process, which has imported
-what runs need. An accelerator's state does not survive a fork: with one, this process does one run and ends with its code.
+code behind `medgraft.benchmark.workers.END`. On Linux without an accelerator each run is a fork of this process, which has
+imported what runs need. An accelerator's state does not survive a fork: with one, this process does one run and ends with its
+code.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 
 from medgraft.quiet import quiet_libraries
@@ -20,15 +20,20 @@ from medgraft.quiet import quiet_libraries
 def serve() -> int:
     """Do the runs that are asked for, one after the other."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches whoever started this process, which ends it in turn
+    jobs = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    with open(os.devnull) as nothing:  # noqa: PTH123 - a run that asks a question gets no job for an answer
+        os.dup2(nothing.fileno(), sys.stdin.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no part of anybody's JSON
     quiet_libraries()  # bitsandbytes speaks when it is imported, so this comes before
+    import torch
+
     import medgraft.benchmark.run  # noqa: F401 - before any fork
-    from medgraft import hardware
     from medgraft.benchmark.workers import END
 
-    for line in sys.stdin:
-        job = Path(line.rstrip("\n"))
-        if hardware.device().type != "cpu" or sys.platform != "linux":
+    forks = sys.platform == "linux" and not torch.accelerator.is_available()
+    for line in jobs:
+        job = Path(os.fsdecode(line.rstrip(b"\n")))
+        if not forks:
             return _do(job)
         code = _fork(job)
         sys.stderr.write(f"{END}{code}\n")
@@ -37,27 +42,27 @@ def serve() -> int:
 
 
 def _fork(job: Path) -> int:
-    """Do a run in a fork of this process; its exit code, or the negative number of the signal that ended it."""
+    """Do a run in a fork of this process; its exit code, or the negative number of the signal that ended it.
+
+    Whoever ends this process meanwhile ends the run.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
     if child == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        code = 1
-        try:
-            code = _do(job)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        sys.exit(_do(job))
 
     def end(*_: object) -> None:
         os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
         sys.exit(128 + signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, end)  # whoever ends this process ends the run
+    before = signal.signal(signal.SIGTERM, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     _, status = os.waitpid(child, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, before)
     return os.waitstatus_to_exitcode(status)
 
 

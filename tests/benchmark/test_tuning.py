@@ -172,7 +172,7 @@ def test_disturbed_steps_are_marked(tmp_path):
     assert step.median == 1.02 and step.repeats == 3 and step.disturbed
 
 
-def test_results_in_pefts_layout_have_the_fields_that_its_processing_reads(tmp_path):
+def test_results_in_pefts_layout_have_the_fields_that_its_processing_reads(tmp_path, plugins):
     """The names are those that PEFT's method_comparison/processing.py looks up."""
     done = _record(
         metrics={"cider": 0.5}, training_seconds=3.0, steps=4, train_loss=(2.0, 1.0), trainable_parameters=10,
@@ -181,8 +181,15 @@ def test_results_in_pefts_layout_have_the_fields_that_its_processing_reads(tmp_p
     )  # fmt: skip
     failed = _record("f", status="failed", error="no memory", strategy="full")
     shot = _record("z", strategy="zero-shot", trainable_parameters=0)
-    found = peft_results([done, failed, shot])
-    assert len(found) == 2
+    own_rate = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"learning_rate": None})})
+    held = _record("q", strategy="qlora", trainable_parameters=10, config=own_rate.model_dump(mode="json"))
+    found = peft_results([done, failed, shot, held], plugins=plugins)
+    assert len(found) == 3
+    quantised = next(c["run_info"] for name, c in found.items() if name.startswith("qlora"))
+    assert quantised["peft_config"]["peft_type"] == "LORA"
+    rate = get_strategy("qlora", plugins=plugins).learning_rate
+    assert quantised["train_config"]["optimizer_kwargs"]["lr"] == rate
+    found = peft_results([done, failed], plugins=plugins)
     content = next(c for c in found.values() if c["train_info"]["status"] == "success")
     run, train, meta = content["run_info"], content["train_info"], content["meta_info"]
     assert {"experiment_name", "total_time", "peft_branch", "created_at", "train_config", "peft_config"} <= set(run)
@@ -194,5 +201,5 @@ def test_results_in_pefts_layout_have_the_fields_that_its_processing_reads(tmp_p
     assert {f"{p}-version" for p in ("peft", "transformers", "datasets", "torch", "bitsandbytes")} <= set(meta["package_info"])
     other = next(c for c in found.values() if c is not content)
     assert other["run_info"]["peft_config"] is None and other["run_info"]["error_msg"] == "no memory"
-    assert write_peft_results([done, failed], tmp_path / "p") == 2
+    assert write_peft_results([done, failed], tmp_path / "p", plugins=plugins) == 2
     assert all(json.loads(path.read_text()) for path in (tmp_path / "p").glob("*.json"))

@@ -7,20 +7,24 @@ import pytest
 import torch
 from PIL import Image
 
+from medgraft.adapter import load_base
 from medgraft.backbones import get_backbone
 from medgraft.benchmark import execute, read_captions
 from medgraft.config import RunConfig
 from medgraft.data import open_image
+from medgraft.features import open_supply
 from medgraft.metrics import CaptionSet, UnavailableError
 from medgraft.metrics.facts import stated_facts, where_stated
 from medgraft.metrics.faithfulness import Faithfulness
 from medgraft.metrics.localization import Localization
 from medgraft.metrics.looks import THRESHOLDS, Curves, Looks, Pointing
-from medgraft.saliency import CaptionMaps, WordMap, read_maps
+from medgraft.saliency import CaptionMaps, WordMap, look, read_maps
 from medgraft.saliency.faithfulness import _probability, faithfulness
 from medgraft.saliency.localization import localize, pointing
 from medgraft.saliency.words import words_of
 from medgraft.stats import Resampling
+from medgraft.strategies import apply_strategy, get_strategy
+from medgraft.types import Example
 
 GRID = np.array([[0.1, 0.3], [0.0, 0.2]])
 
@@ -41,6 +45,21 @@ def test_a_box_smaller_than_a_patch_is_hit_by_the_patch_it_touches():
     assert found.hit == 1 and found.energy == pytest.approx(0.5 * 0.04)
     assert found.iou[-1] == pytest.approx(0.04)
     assert found.uniform_energy == pytest.approx(0.01)
+
+
+def test_features_that_the_store_lacks_are_computed_in_the_runs_precision(blip_folder, plugins, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path / "store"))
+    Image.new("RGB", (40, 40), "gray").save(tmp_path / "a.png")
+    examples = [Example("a", tmp_path / "a.png", ("a nodule.",), "test")]
+    strategy = get_strategy("zero-shot", plugins=plugins)
+    backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
+    apply_strategy(backbone.model, backbone.anatomy, strategy)
+    supply, _ = open_supply(backbone, bf16=True, prompt="", max_gb=1)
+    how = {"prompt": "", "bf16": True, "batch_size": 4, "pointing": False, "curves": 0, "kept": 1}
+    first, second = (look(backbone, examples, {"a": "a small nodule."}, supply=known, **how).maps for known in (None, supply))
+    supply.store.flush()
+    assert supply.built == 1
+    assert first == second
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,15 @@ def test_4bit_layers_give_bf16_to_what_follows(name, tiny_folder):
         assert not any("qformer" in n for n, m in backbone.model.named_modules() if m in held)
 
 
+@pytest.mark.parametrize("strategy", ["qlora", "lora-int8"])
+def test_a_quantised_model_lets_go_of_its_file(strategy, tiny_folder):
+    kind, folder = tiny_folder("blip")
+    backbone = load_base(f"{kind}:{folder}", get_strategy(strategy, plugins=PLUGINS), plugins=PLUGINS)
+    assert all(p.untyped_storage().resizable() for p in (*backbone.model.parameters(), *backbone.model.buffers()))
+    plain = load_base(f"{kind}:{folder}", get_strategy("lora", plugins=PLUGINS), plugins=PLUGINS)
+    assert not all(p.untyped_storage().resizable() for p in plain.model.parameters())  # what the first line would miss
+
+
 def test_what_reads_weights_otherwise_is_left_alone(tiny_folder):
     _, _, held, backbone = _step("blip", tiny_folder, "dora", hold=True)
     wrapped = [m for n, m in backbone.model.named_modules() if n.endswith("base_layer")]

@@ -150,6 +150,8 @@ def _load_plain_peft(folder: Path, plugins: PluginManager, backbone: str | None)
 def _attach_peft(backbone: Backbone, folder: Path) -> nn.Module:
     from peft import PeftModel
 
+    from medgraft.strategies.lora_sum import use_one_product
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -159,6 +161,7 @@ def _attach_peft(backbone: Backbone, folder: Path) -> nn.Module:
     lost = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
     if lost:
         raise AdapterError(f"{folder} does not fit {backbone.source}: {lost[0][:200]}")
+    use_one_product(model)  # as in training, to the bit
     result: nn.Module = model
     return result
 

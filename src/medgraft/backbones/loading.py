@@ -52,7 +52,16 @@ def load_model(
     if missing := sorted(name for name in info["missing_keys"] if not lies_in(name, unused)):
         raise BackboneError(f"{source} holds no full {model_class}: {len(missing)} tensors are missing, such as {missing[0]}.")
     loaded: nn.Module = model.eval()
+    if quantization is not None:
+        leave_file(loaded)
     return loaded
+
+
+def leave_file(model: nn.Module) -> None:
+    """Copy what is still mapped from the weights file, which keeps all of it in memory for as long as one tensor is in use."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
+            tensor.data = tensor.data.clone()
 
 
 def build_skeleton(model_class: str, config: PreTrainedConfig) -> nn.Module:

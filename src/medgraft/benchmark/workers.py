@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import subprocess
 import sys
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -24,22 +27,30 @@ class Worker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._process is not None:
-            self._process.terminate()
-            self._process.communicate()
+            with self._process as process:  # which waits for its end
+                process.terminate()
 
     def do(self, job: Path) -> tuple[int, str]:
         """Do the run of a job file, its output passed on as it comes, progress bars included; its exit code and last words."""
         process = self._running()
         assert process.stdin is not None and process.stderr is not None
-        process.stdin.write(f"{job.resolve()}\n".encode())
+        with suppress(BrokenPipeError):  # it has just died: there is no output to come, and its exit code says why
+            process.stdin.write(os.fsencode(job.resolve()) + b"\n")
         output = io.TextIOWrapper(process.stderr, encoding="utf-8", errors="replace", newline="")
         recent: deque[str] = deque(maxlen=400)
-        while (character := output.read(1)) not in ("", END):
-            recent.append(character)
-            sys.stderr.write(character)
-            if character in "\r\n":
-                sys.stderr.flush()
-        code = int(output.readline()) if character == END else process.wait()
+        code = None
+        while code is None:
+            said = output.read(1)
+            if said == END:
+                said = output.readline()
+                code = int(said) if re.fullmatch(r"-?\d+\n", said) else None
+            elif not said:
+                code = process.wait()
+            if code is None:
+                recent.extend(said)
+                sys.stderr.write(said)
+                if said[-1:] in ("\r", "\n"):
+                    sys.stderr.flush()
         output.detach()  # at the end of a line, with nothing read ahead
         return code, " ".join("".join(recent).split())[-300:]
 

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out
     if arguments.format == "peft":
         out = out or arguments.folder / "peft-results"
-        print(f"{write_peft_results(records, out)} files written to {out}")
+        print(f"{write_peft_results(records, out, plugins=manager)} files written to {out}")
         return 0
     results = read_results(arguments.folder, plugins=manager)
     if arguments.format == "html":

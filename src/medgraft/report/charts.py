@@ -109,7 +109,7 @@ def _table(values: Sequence[dict[str, Any]]) -> alt.InlineData:
 
 def _colour(field: str, names: list[str], colours: Sequence[str] = COLOURS, *, legend: bool = True) -> alt.Color:
     colours = [colours[i % len(colours)] for i in range(len(names))]
-    shown = alt.Legend(title=None, orient="bottom", columns=3) if legend else None
+    shown = alt.Legend(title=None, orient="bottom", columns=2) if legend else None
     return alt.Color(f"{field}:N", scale=alt.Scale(domain=names, range=colours), legend=shown)
 
 

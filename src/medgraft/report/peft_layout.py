@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from medgraft.benchmark import BASELINE, Record
+from medgraft.plugin import PluginManager
+from medgraft.strategies import get_strategy
 
 _SCORE = "cider"  # stands where PEFT has its test accuracy
 
 
-def peft_results(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+def peft_results(records: Sequence[Record], *, plugins: PluginManager) -> dict[str, dict[str, Any]]:
     """File names and contents, of every run that trained; the fields are those of PEFT's `method_comparison/processing.py`.
 
     `train_time` is our training time, without tokenising and captioning, which PEFT's has in it. What has no counterpart is
     0 where PEFT wants a number, and what only we know is under `medgraft`.
     """
-    return {f"{_name(r)}.json": _result(r) for r in records if r.backbone != BASELINE and (r.trainable_parameters or r.error)}
+    trained = [record for record in records if record.backbone != BASELINE and (record.trainable_parameters or record.error)]
+    return {f"{_name(record)}.json": _result(record, plugins) for record in trained}
 
 
-def write_peft_results(records: Sequence[Record], folder: Path) -> int:
+def write_peft_results(records: Sequence[Record], folder: Path, *, plugins: PluginManager) -> int:
     """Write them into `folder`; how many."""
-    found = peft_results(records)
+    found = peft_results(records, plugins=plugins)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in found.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -35,16 +38,17 @@ def _name(record: Record) -> str:
     return f"{record.strategy.replace(':', '-')}--{model}-{record.data}-seed{record.seed}-{record.run_id[:8]}"
 
 
-def _result(record: Record) -> dict[str, Any]:
+def _result(record: Record, plugins: PluginManager) -> dict[str, Any]:
     train = record.config["train"]
+    strategy = get_strategy(record.strategy, record.config["strategy_options"], plugins=plugins)
     samples = (record.steps or 0) * train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
+    rate = train["learning_rate"] or strategy.learning_rate
     loss = record.train_loss[-1] if record.train_loss else None
     memory = record.peak_memory_bytes or 0
     metrics = {
         "step": record.steps or 0, "train loss": loss, "train samples": samples, "train total tokens": 0,
         "test accuracy": (record.metrics or {}).get(_SCORE),
     }  # fmt: skip
-    full = record.strategy in ("full", "encoder-frozen", "decoder-frozen", "bitfit", "norm-tuning")
     return {
         "run_info": {
             "created_at": record.finished,
@@ -54,10 +58,10 @@ def _result(record: Record) -> dict[str, Any]:
             "train_config": {
                 "model_id": record.backbone, "batch_size": train["per_device_train_batch_size"], "seed": record.seed,
                 "max_steps": record.steps or 0, "grad_norm_clip": train["max_grad_norm"], "optimizer_type": train["optim"],
-                "optimizer_kwargs": {"lr": train["learning_rate"], "weight_decay": train["weight_decay"]},
+                "optimizer_kwargs": {"lr": rate, "weight_decay": train["weight_decay"]},
                 "lr_scheduler": train["lr_scheduler_type"],
             },
-            "peft_config": None if full else {"peft_type": record.strategy.upper(), **record.config["strategy_options"]},
+            "peft_config": {"peft_type": strategy.method, **strategy.options} if strategy.uses_adapter else None,
             "error_msg": record.error or "",
         },
         "train_info": {

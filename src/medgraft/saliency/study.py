@@ -55,8 +55,10 @@ def look(
     boxed = {example.id for example in examples if example.facts and example.facts.get("box")} if pointing else set()
     spoken = [example.id for example in examples if said[example.id].strip()]
     shown = spoken[: max(curves, kept)]
+    looked_at = boxed.union(shown)
+    wanted = [example for example in examples if example.id in looked_at]
+    backbone.model.to(hardware.device()).eval()
     untrained = backbone.untrained() if boxed and _has_room(backbone) else None
-    wanted = [example for example in examples if example.id in boxed.union(shown)]
     found: dict[str, dict[str, Pointing]] = {}
     control: dict[str, dict[str, Pointing]] = {}
     maps: dict[str, CaptionMaps] = {}
@@ -112,17 +114,15 @@ def _batches(
     progress: bool,
 ) -> Iterator[_Batch]:  # fmt: skip
     """Features come from `supply` where it is low enough."""
-    where = hardware.device()
-    backbone.model.to(where).eval()
-    seam = backbone.seams[0]
+    where, seam = hardware.device(), backbone.seams[0]
     starts = range(0, len(examples), size)
     for start in tqdm(starts, desc="maps", unit="batch", disable=not progress or not examples, dynamic_ncols=True):
         some = examples[start : start + size]
         paths = [example.image for example in some]
-        if supply is not None and supply.seam == seam:
-            features = supply.features(paths).float()
-        else:
-            with torch.no_grad(), hardware.autocast(where, bf16):
+        with torch.no_grad(), hardware.autocast(where, bf16):
+            if supply is not None and supply.seam == seam:
+                features = supply.features(paths).float()
+            else:
                 features = backbone.stage(seam.name, _pixels(backbone, paths), prompt=prompt)
         yield _Batch(some, features, seam, prompt, bf16)
 

@@ -2,7 +2,7 @@
 
 PEFT multiplies B A x by s and adds it to W x: two more passes over a tensor of the output's size, each rounded to the compute
 dtype. Going back, the gradient of B is computed here as (h^T g)^T: for g^T h, which autograd asks for, MKL took up to seven
-times as long at ranks below 16. Tensors, names and files stay PEFT's.
+times as long at ranks below 16. Tensors, names and files stay PEFT's. There are first derivatives only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _LoraSum(torch.autograd.Function):
         grad_hidden = (grad @ b.t().contiguous().t()).mul_(ctx.scaling)  # [N, r]; B by columns for the same reason
         grad_x = grad_hidden @ a if ctx.needs_input_grad[1] else None
         grad_a = grad_hidden.t() @ x if ctx.needs_input_grad[2] else None
-        grad_b = (hidden.t() @ grad).t() * ctx.scaling if ctx.needs_input_grad[3] else None
+        grad_b = ((hidden * ctx.scaling).t() @ grad).t() if ctx.needs_input_grad[3] else None
         return grad, grad_x, grad_a, grad_b, None
 
 
@@ -56,15 +56,18 @@ class OneProduct:
             summed: torch.Tensor = base + nn.functional.linear(nn.functional.linear(inputs, a), b) * scaling
             return summed.to(base.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            total: torch.Tensor = _LoraSum.apply(base.flatten(0, -2), inputs.flatten(0, -2), a, b, scaling)  # type: ignore[no-untyped-call]
+            rows = base.reshape(-1, base.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
+            total: torch.Tensor = _LoraSum.apply(*rows, a, b, scaling)  # type: ignore[no-untyped-call]
         return total.view(base.shape)
 
     def _plain_adapter(self: Any) -> str | None:
-        """The one adapter in use, if it is LoRA without variants or bias and not merged."""
+        """The one adapter in use, if it is LoRA without variants or bias, not merged, without anybody's hooks or shards."""
         active = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(active) != 1 or active[0] in self.lora_variant:
             return None
-        return active[0] if self.lora_B[active[0]].bias is None else None
+        a, b = self.lora_A[active[0]], self.lora_B[active[0]]
+        plain = all(type(m) is nn.Linear and not m._forward_hooks and not m._forward_pre_hooks for m in (a, b))
+        return active[0] if plain and b.bias is None else None
 
 
 class LoraLinear(OneProduct, lora.Linear):

@@ -7,6 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from medgraft.backbones import Backbone
+from medgraft.backbones.loading import leave_file
 from medgraft.strategies import Applied, bare_name
 from medgraft.types import lies_in
 
@@ -56,12 +57,5 @@ def hold_frozen(backbone: Backbone, applied: Applied) -> int:
         module.weight = nn.Parameter(module.weight.detach().to(torch.bfloat16), requires_grad=False)
         module.__class__ = held
         changed += 1
-    _leave_file(backbone.model)
+    leave_file(backbone.model)
     return changed
-
-
-def _leave_file(model: nn.Module) -> None:
-    """Copy what is still mapped from the weights file, which keeps all of it in memory for as long as one tensor is in use."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
-            tensor.data = tensor.data.clone()
