@@ -59,7 +59,7 @@ def load(job):
     if strategy.startswith("qlora"):
         quantization = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=[HEAD],
+            bnb_4bit_compute_dtype=torch.bfloat16 if job["bf16"] else torch.float32, llm_int8_skip_modules=[HEAD],
         )  # fmt: skip
     elif strategy == "lora-int8":
         quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[HEAD])
