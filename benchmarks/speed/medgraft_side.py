@@ -54,16 +54,17 @@ def main() -> None:
         result = fit(
             backbone, applied, config, train, [], Path(job["out"]), clock, checkpoints=False, progress=False, supply=supply
         )
-    seconds, said = 0.0, []
-    if job["test"]:
+    seconds, said = [0.0, 0.0], []
+    for number in range(2) if job["test"] else ():  # again: with the features that the first time left behind
         options = GenerationConfig(max_new_tokens=job["max_new_tokens"])
         paths = [Path(path) for path in job["test"]]
         start = time.perf_counter()
         said = caption_images(backbone, paths, options=options, batch_size=job["batch_size"], bf16=job["bf16"], supply=supply)
-        seconds = time.perf_counter() - start
+        seconds[number] = time.perf_counter() - start
     told = {
-        "losses": result.losses, "step_seconds": result.step_seconds, "build_seconds": built, "caption_seconds": seconds,
-        "captions": said, "peak_memory_bytes": hardware.peak_memory_bytes(), "kernels": kernels,
+        "losses": result.losses, "step_seconds": result.step_seconds, "build_seconds": built, "caption_seconds": seconds[0],
+        "caption_again_seconds": seconds[1], "captions": said,
+        "peak_memory_bytes": hardware.peak_memory_bytes(), "kernels": kernels,
     }  # fmt: skip
     print(json.dumps(told))
 

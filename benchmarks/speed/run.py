@@ -35,7 +35,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--image-size", type=int, default=384)
-    parser.add_argument("--images", type=int, default=24, help="for training; 16 more are captioned")
+    parser.add_argument("--images", type=int, default=24, help="for training")
+    parser.add_argument("--test-images", type=int, default=16, help="to be captioned")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--max-new-tokens", type=int, default=20)
@@ -61,10 +62,10 @@ def main() -> int:
         model = options.model
         if model is None:
             model = write_blip(work / "blip", layers=options.layers, width=options.width, image_size=options.image_size)
-        write_phantoms(work / "phantoms", count=3 * (options.images + 16))
+        write_phantoms(work / "phantoms", count=3 * (options.images + options.test_images))
         examples = list(Roco().read(work / "phantoms"))
         pairs = [(str(e.image), e.captions[0]) for e in examples][: options.images]
-        test = [] if options.losses_only else [str(e.image) for e in examples][options.images : options.images + 16]
+        test = [] if options.losses_only else [str(e.image) for e in examples[options.images :]][: options.test_images]
         job = {
             "model": str(model), "train": pairs, "test": test, "batch_size": options.batch_size, "epochs": options.epochs,
             "bf16": hardware.bf16_supported("cpu"), "seed": 0, "max_new_tokens": options.max_new_tokens,
@@ -96,7 +97,7 @@ def main() -> int:
             for side in ("trainer_script", "medgraft_side"):
                 _once(record, options.out, name, side, side, {**settings, "out": str(work / "out")}, work)
         for name in () if options.losses_only else options.strategies:
-            profiled = {**runs[name], "epochs": 1, "train": pairs[: 2 * options.batch_size], "test": [], "profile": True}
+            profiled = {**runs[name], "epochs": 1, "train": pairs[: options.batch_size], "test": [], "profile": True}
             for side in ("trainer_script", "medgraft_side"):
                 _once(record, options.out, f"profile {name}", side, side, {**profiled, "out": str(work / "out")}, work)
     finally:

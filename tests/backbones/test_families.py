@@ -1,6 +1,11 @@
 """BLIP-2, InstructBLIP and vision encoder-decoders against transformers' own forward and generate."""
 
+import sys
+from pathlib import Path
+
+import bitsandbytes
 import pytest
+import safetensors
 import torch
 import transformers
 
@@ -181,3 +186,19 @@ def test_incomplete_checkpoints_are_refused(tiny_folder, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match=r"holds no full Blip2.*language_projection\.bias"):
         load_base(f"blip2:{tmp_path}", Strategy(), plugins=PluginManager())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is read from /proc")
+def test_quantised_weights_are_not_mapped_while_they_are_read(tiny_folder, monkeypatch):
+    mapped = []
+    quantize = bitsandbytes.functional.quantize_4bit
+
+    def watched(*args, **options):
+        mapped.append("model.safetensors" in Path("/proc/self/maps").read_text(encoding="utf-8"))
+        return quantize(*args, **options)
+
+    monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", watched)
+    _load("vit-gpt2", tiny_folder, get_strategy("qlora", plugins=PluginManager()))
+    assert mapped, "nothing was quantised by way of quantize_4bit"
+    assert not any(mapped)
+    assert transformers.modeling_utils.safe_open is safetensors.safe_open

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, modeling_utils
 
 from medgraft.errors import BackboneError
 from medgraft.types import lies_in
@@ -44,9 +46,10 @@ def load_model(
     """
     loader: Any = getattr(transformers, model_class)
     try:
-        model, info = loader.from_pretrained(
-            source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True
-        )
+        with _read_by_tensor() if quantization is not None else nullcontext():
+            model, info = loader.from_pretrained(
+                source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True
+            )
     except (OSError, ValueError) as error:
         raise BackboneError(f"{source} cannot be loaded as {model_class}: {_first_line(error)}") from error
     if missing := sorted(name for name in info["missing_keys"] if not lies_in(name, unused)):
@@ -55,6 +58,21 @@ def load_model(
     if quantization is not None:
         leave_file(loaded)
     return loaded
+
+
+@contextmanager
+def _read_by_tensor() -> Iterator[None]:
+    """Have transformers read safetensors a tensor at a time inside the block, and not map the file.
+
+    What was quantised stays mapped to the end of loading otherwise, all of the unquantised file. Transformers does so by
+    itself on Windows and MPS, and has no option for it.
+    """
+    mapping = modeling_utils.safe_open
+    modeling_utils.safe_open = lambda *args, **options: mapping(*args, **{**options, "backend": "pread"})
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = mapping
 
 
 def leave_file(model: nn.Module) -> None:

@@ -29,6 +29,7 @@ from medgraft.training.adalora import RankAllocation
 from medgraft.training.callbacks import CollectLosses, Progress
 from medgraft.training.clock import Clock, Phase
 from medgraft.training.collator import Collator
+from medgraft.training.malloc import map_large_blocks
 from medgraft.training.module import CaptioningModule
 from medgraft.training.sampler import LengthSampler
 from medgraft.types import Example
@@ -108,6 +109,8 @@ def fit(
     last = _last_checkpoint(folder) if resume else None
     if not resume:
         _remove(folder)
+    if arguments.device.type == "cpu" and supply is None and not applied.adapter_parameters:
+        map_large_blocks()  # at no cost in time, which it has with adapters and with stored features
     with clock.phase("train"):
         trainer.train(resume_from_checkpoint=last)
         losses = trainer.step_losses()
