@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch.profiler import ProfilerActivity, profile
 
 KINDS = {
-    "products": ("mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "mkldnn_linear", "_mkldnn_linear"),
+    "products": ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "_mkldnn_linear"),
     "attention": ("scaled_dot_product", "flash_attention"),
     "softmax": ("softmax",),
     "norm": ("layer_norm",),

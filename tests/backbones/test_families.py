@@ -1,5 +1,6 @@
 """BLIP-2, InstructBLIP and vision encoder-decoders against transformers' own forward and generate."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -189,16 +190,18 @@ def test_incomplete_checkpoints_are_refused(tiny_folder, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is read from /proc")
-def test_quantised_weights_are_not_mapped_while_they_are_read(tiny_folder, monkeypatch):
+def test_quantised_weights_are_not_mapped_while_they_are_read(tiny_folder, tmp_path, monkeypatch):
+    shutil.copytree(tiny_folder("vit-gpt2")[1], tmp_path / "own")  # other models of this process may map theirs
     mapped = []
     quantize = bitsandbytes.functional.quantize_4bit
 
     def watched(*args, **options):
-        mapped.append("model.safetensors" in Path("/proc/self/maps").read_text(encoding="utf-8"))
+        mapped.append(str(tmp_path) in Path("/proc/self/maps").read_text(encoding="utf-8"))
         return quantize(*args, **options)
 
     monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", watched)
-    _load("vit-gpt2", tiny_folder, get_strategy("qlora", plugins=PluginManager()))
+    plugins = PluginManager()
+    load_base(f"vit-gpt2:{tmp_path / 'own'}", get_strategy("qlora", plugins=plugins), plugins=plugins)
     assert mapped, "nothing was quantised by way of quantize_4bit"
     assert not any(mapped)
     assert transformers.modeling_utils.safe_open is safetensors.safe_open

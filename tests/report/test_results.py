@@ -1,6 +1,7 @@
 """Results read from disk: intervals, ties, comparisons, and the page."""
 
 import csv
+import itertools
 import json
 import re
 
@@ -11,6 +12,7 @@ from medgraft.benchmark.captions import collapse, shuffled, write_captions
 from medgraft.cli.main import main
 from medgraft.config import RunConfig
 from medgraft.report import compare, html_report, read_results, rows, terminal
+from medgraft.report.charts import quality_against_time
 
 WORDS = "chest ct mri of the brain showing a mass nodule effusion in left right lung kidney lobe with no bone".split()  # noqa: SIM905
 
@@ -42,6 +44,19 @@ def results(tmp_path):
     """Two strategies that nothing parts but three images, and one that is plainly worse."""
     out = tmp_path / "results"
     return out, [_write(out, "one", 36, seconds=30), _write(out, "two", 35, seconds=20), _write(out, "poor", 5, seconds=25)]
+
+
+def test_names_of_like_points_lie_below_each_other(tmp_path, plugins):
+    for number, strategy in enumerate(("one", "two", "three", "four")):
+        _write(tmp_path, strategy, 36 - number, seconds=20 + number)
+    _write(tmp_path, "poor", 5, seconds=21)
+    (group,) = read_results(tmp_path, plugins=plugins)
+    chart = quality_against_time(group, "cider")
+    points = next(iter(chart["datasets"].values())) if "datasets" in chart else chart["data"]["values"]
+    heights = sorted(point["label"] for point in points)
+    whole = max(point["high"] for point in points) - min(point["low"] for point in points)
+    assert len(points) == 5 and min(b - a for a, b in itertools.pairwise(heights)) > 0.05 * whole
+    assert max(points, key=lambda point: point["score"])["label"] == max(point["score"] for point in points)
 
 
 def test_ties_and_the_frontier(results, plugins):

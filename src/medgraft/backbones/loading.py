@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ from medgraft.types import lies_in
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
+
+_READING = Lock()
 
 
 def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
@@ -64,15 +67,16 @@ def load_model(
 def _read_by_tensor() -> Iterator[None]:
     """Have transformers read safetensors a tensor at a time inside the block, and not map the file.
 
-    What was quantised stays mapped to the end of loading otherwise, all of the unquantised file. Transformers does so by
-    itself on Windows and MPS, and has no option for it.
+    All of the unquantised file stays mapped to the end of loading otherwise. Transformers reads so by itself on Windows and
+    MPS, and has no option for it.
     """
-    mapping = modeling_utils.safe_open
-    modeling_utils.safe_open = lambda *args, **options: mapping(*args, **{**options, "backend": "pread"})
-    try:
-        yield
-    finally:
-        modeling_utils.safe_open = mapping
+    with _READING:
+        mapping = modeling_utils.safe_open
+        modeling_utils.safe_open = lambda *args, **options: mapping(*args, **{**options, "backend": "pread"})
+        try:
+            yield
+        finally:
+            modeling_utils.safe_open = mapping
 
 
 def leave_file(model: nn.Module) -> None:

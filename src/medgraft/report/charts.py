@@ -24,6 +24,7 @@ _PHASES = {
     "scoring": ("scoring", "#882255"),
 }  # fmt: skip
 _POINTS = 200  # of a learning curve
+_LABEL_WIDTH, _LABEL_HEIGHT = 0.25, 0.055  # of a name, as shares of the plot
 
 
 def quality_against_time(group: Group, score: str) -> dict[str, Any] | None:
@@ -42,6 +43,7 @@ def quality_against_time(group: Group, score: str) -> dict[str, Any] | None:
             )  # fmt: skip
     if not points:
         return None
+    _place_names(points)
     base = alt.Chart(_table(points)).encode(
         x=alt.X("seconds:Q", title="training seconds (features and steps)", scale=alt.Scale(zero=True)),
         color=_colour("strategy", [str(point["strategy"]) for point in points], legend=False),
@@ -53,8 +55,19 @@ def quality_against_time(group: Group, score: str) -> dict[str, Any] | None:
     ]  # fmt: skip
     bars = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title=score), y2="high:Q")
     dots = base.mark_point(size=90, filled=True).encode(y="score:Q", tooltip=tooltip)
-    names = base.mark_text(align="left", dx=9, fontSize=12).encode(y="score:Q", text="strategy:N")
+    names = base.mark_text(align="left", dx=9, fontSize=12).encode(y="label:Q", text="strategy:N")
     return _spec(bars + dots + names, 320)
+
+
+def _place_names(points: list[dict[str, Any]]) -> None:
+    """Give each point the height of its name, `label`: its own, or below a name that it would cover."""
+    width = _LABEL_WIDTH * max(point["seconds"] for point in points)
+    height = _LABEL_HEIGHT * (max(point["high"] for point in points) - min(point["low"] for point in points))
+    placed: list[dict[str, Any]] = []
+    for point in sorted(points, key=lambda point: -float(point["score"])):
+        near = [other["label"] for other in placed if abs(other["seconds"] - point["seconds"]) < width]
+        point["label"] = min([point["score"], *(label - height for label in near)])
+        placed.append(point)
 
 
 def where_the_time_went(group: Group) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """LoRA's sum W x + s B A x (Hu et al. 2021, equation 3), added up inside the product with B.
 
 PEFT multiplies B A x by s and adds it to W x: two more passes over a tensor of the output's size, each rounded to the compute
-dtype. Here the product is added to W x where that lies, which nothing else reads. Going back, the gradient of B is computed as
-(h^T g)^T: for g^T h, which autograd asks for, MKL took up to seven times as long at ranks below 16. Tensors, names
-and files stay PEFT's. There are first derivatives only.
+dtype. Going back, the gradient of B is computed here as (h^T g)^T: for g^T h, which autograd asks for, MKL took up to seven
+times as long at ranks below 16. Tensors, names and files stay PEFT's. There are first derivatives only.
 """
 
 from __future__ import annotations
@@ -17,33 +16,26 @@ from torch.autograd.function import once_differentiable
 
 
 class _LoraSum(torch.autograd.Function):
-    """base [..., out] + scaling * (x [..., in] A^T) B^T, all of one dtype; into `base` itself if `inplace`."""
+    """base [N, out] + scaling * (x [N, in] A^T) B^T, all of one dtype."""
 
     @staticmethod
     def forward(
-        ctx: Any, base: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, inplace: bool
+        ctx: Any, base: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        hidden = rows @ a.t()  # [N, r]
-        ctx.save_for_backward(rows, hidden, a, b)
-        ctx.scaling, ctx.shape = scaling, x.shape
-        flat = base.reshape(-1, base.shape[-1])
-        if not inplace:
-            return torch.addmm(flat, hidden, b.t(), alpha=scaling).view(base.shape)
-        ctx.mark_dirty(base)
-        flat.addmm_(hidden, b.t(), alpha=scaling)
-        return base
+        hidden = x @ a.t()  # [N, r]
+        ctx.save_for_backward(x, hidden, a, b)
+        ctx.scaling = scaling
+        return torch.addmm(base, hidden, b.t(), alpha=scaling)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, hidden, a, b = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
-        grad_hidden = (flat @ b.t().contiguous().t()).mul_(ctx.scaling)  # [N, r]; B by columns for the same reason
-        grad_x = (grad_hidden @ a).view(ctx.shape) if ctx.needs_input_grad[1] else None
-        grad_a = grad_hidden.t() @ rows if ctx.needs_input_grad[2] else None
-        grad_b = ((hidden * ctx.scaling).t() @ flat).t() if ctx.needs_input_grad[3] else None
-        return grad, grad_x, grad_a, grad_b, None, None
+        x, hidden, a, b = ctx.saved_tensors
+        grad_hidden = (grad @ b.t().contiguous().t()).mul_(ctx.scaling)  # [N, r]; B by columns for the same reason
+        grad_x = grad_hidden @ a if ctx.needs_input_grad[1] else None
+        grad_a = grad_hidden.t() @ x if ctx.needs_input_grad[2] else None
+        grad_b = ((hidden * ctx.scaling).t() @ grad).t() if ctx.needs_input_grad[3] else None
+        return grad, grad_x, grad_a, grad_b, None
 
 
 class OneProduct:
@@ -63,11 +55,10 @@ class OneProduct:
         if base.dtype != dtype:  # a layer that is kept in another precision than the adapter
             summed: torch.Tensor = base + nn.functional.linear(nn.functional.linear(inputs, a), b) * scaling
             return summed.to(base.dtype)
-        # a layer's output is its own unless it is a view of something, or somebody's hook has seen it
-        own = base.is_contiguous() and not base._is_view() and not self.base_layer._forward_hooks
         with torch.autocast(x.device.type, enabled=False):
-            total: torch.Tensor = _LoraSum.apply(base, inputs, a, b, scaling, own)  # type: ignore[no-untyped-call]
-        return total
+            rows = base.reshape(-1, base.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
+            total: torch.Tensor = _LoraSum.apply(*rows, a, b, scaling)  # type: ignore[no-untyped-call]
+        return total.view(base.shape)
 
     def _plain_adapter(self: Any) -> str | None:
         """The one adapter in use, if it is LoRA without variants or bias, not merged, without anybody's hooks or shards."""

@@ -29,7 +29,7 @@ from medgraft.training.adalora import RankAllocation
 from medgraft.training.callbacks import CollectLosses, Progress
 from medgraft.training.clock import Clock, Phase
 from medgraft.training.collator import Collator
-from medgraft.training.malloc import map_large_blocks
+from medgraft.training.malloc import large_blocks_mapped
 from medgraft.training.module import CaptioningModule
 from medgraft.training.sampler import LengthSampler
 from medgraft.types import Example
@@ -109,9 +109,9 @@ def fit(
     last = _last_checkpoint(folder) if resume else None
     if not resume:
         _remove(folder)
-    if arguments.device.type == "cpu" and supply is None and not applied.adapter_parameters:
-        map_large_blocks()  # at no cost in time, which it has with adapters and with stored features
-    with clock.phase("train"):
+    # at no cost in time, which it has with adapters and with stored features
+    large = arguments.device.type == "cpu" and supply is None and not applied.adapter_parameters
+    with clock.phase("train"), large_blocks_mapped() if large else nullcontext():
         trainer.train(resume_from_checkpoint=last)
         losses = trainer.step_losses()
     trainer.check_finite(losses)
@@ -209,7 +209,7 @@ class CaptionTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the Trainer's; keeps the loss, and on a CPU, where looking costs nothing, checks it at once."""
-        counted = self.counts_flops and self.flops is None
+        counted = self.counts_flops and self.flops is None and not torch.autograd._profiler_enabled()  # which would count twice
         counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) if counted else None
         with self._phase("backward"), counter or nullcontext():  # of which the forward pass is a phase of its own
             loss: torch.Tensor = super().training_step(*args, **kwargs)
