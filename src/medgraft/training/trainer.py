@@ -209,7 +209,7 @@ class CaptionTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the Trainer's; keeps the loss, and on a CPU, where looking costs nothing, checks it at once."""
-        counted = self.counts_flops and self.flops is None and not torch.autograd._profiler_enabled()  # which would count twice
+        counted = self.counts_flops and self.flops is None and not torch._C._autograd._profiler_enabled()  # it counts twice
         counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) if counted else None
         with self._phase("backward"), counter or nullcontext():  # of which the forward pass is a phase of its own
             loss: torch.Tensor = super().training_step(*args, **kwargs)
