@@ -149,6 +149,15 @@ def test_a_killed_run_leaves_a_record_and_the_next_is_done(long_suite, plugins, 
     assert zero.status == "ok"
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as at a terminal: a shell's background jobs are started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_whoever_leaves_a_suite_leaves_no_run_behind(long_suite, plugins, tmp_path):
     begun = []
 
