@@ -109,6 +109,7 @@ def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: s
             ):
                 warnings.filterwarnings("ignore", message=f".*{expected}")
             peft_model = get_peft_model(model, config)
+    # what PEFT's methods raise, each in its own way, for layers that they cannot be put on
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
         held = f" on a base held in {strategy.quantization}" if strategy.quantization != "none" else ""
         raise ConfigError(f"PEFT method {strategy.method} cannot be applied{held}: {error}") from error
