@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -69,8 +70,9 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+@functools.cache
 def versions() -> dict[str, str | None]:
-    """Versions of what a result depends on; None for what is not installed."""
+    """Versions of what a result depends on; None for what is not installed. Read once: what is imported stays."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -94,8 +96,12 @@ def describe() -> dict[str, object]:
     }
 
 
+@functools.cache
 def git_revision() -> str | None:
-    """The commit of the source tree that this package runs from, `-dirty` if changed; None outside a checkout."""
+    """The commit of the source tree that this package runs from, `-dirty` if changed; None outside a checkout.
+
+    Read once, near the time the code was imported: what changes on disk later does not run.
+    """
     try:
         text = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

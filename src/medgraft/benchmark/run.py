@@ -79,7 +79,8 @@ def execute(
         if supply and supply.store.problem:
             say(supply.store.problem)
     if isinstance(backbone, Backbone) and applied is not None and strategy.trains:
-        untrained = in_place_digests(applied)
+        with clock.phase("package"):
+            untrained = in_place_digests(applied)
         result = fit(
             backbone, applied, config, data.split("train"), data.split("validation"), out / CHECKPOINTS, clock,
             resume=resume, checkpoints=checkpoints, progress=progress, supply=supply,
@@ -91,7 +92,8 @@ def execute(
     if evaluate and main:
         evaluation = _evaluate(config, backbone, data, plugins, clock, progress, supply)
     if evaluation is not None:
-        manifest = _keep(evaluation, config, out, manifest)
+        with clock.phase("package"):
+            manifest = _keep(evaluation, config, out, manifest)
     record = _record(config, strategy, loaded, result, manifest, evaluation, clock, _used_features(cut, supply))
     return RunResult(record, evaluation, backbone)
 
