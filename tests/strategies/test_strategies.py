@@ -49,8 +49,8 @@ def test_presets_train_their_scope_and_nothing_else(name, blip_folder, plugins):
     moved = {n for n, p in module.named_parameters() if not torch.equal(p.detach(), before[n])}
     unused = {n for n, _ in trainable} - moved
     assert moved <= {n for n, _ in trainable}
-    # the head's own bias is tied, and position embeddings beyond the caption get no gradient; all else must move
-    assert len(unused) <= 1, unused
+    # the head's own bias is tied, and softmax does not see what all patches' keys share; all else must move
+    assert len({name for name in unused if not name.endswith("crossattention.self.key.bias")}) <= 1, unused
     for part in applied.frozen_parts:
         for prefix in backbone.anatomy.parts[part].prefixes:
             assert not any(f".{prefix}." in f".{name}" for name in moved)

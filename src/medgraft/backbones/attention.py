@@ -18,7 +18,10 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
+from medgraft.backbones.absorbed_attention import absorbed_attention, pays
 from medgraft.backbones.blocked_attention import blocked_attention
+from medgraft.backbones.packing import Packing
+from medgraft.projection import projection_of
 
 
 def attend(
@@ -65,14 +68,16 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
     def forward(  # transformers' signature
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | Packing | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """As in transformers, without the weights."""
+        """As in transformers, without the weights; of packed words if there is a packing in the mask's place."""
         batch, length, _ = hidden_states.shape
+        if isinstance(attention_mask, Packing):
+            return self._packed(hidden_states, encoder_hidden_states, attention_mask), None
         query = self._heads(self.query(hidden_states))
         crossing = encoder_hidden_states is not None
         mask = encoder_attention_mask if crossing else attention_mask
@@ -80,6 +85,23 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
         dropout = self.dropout.p if self.training else 0.0
         context = attend(query, key, value, mask=mask, dropout=dropout)
         return context.transpose(1, 2).reshape(batch, length, self.all_head_size), None
+
+    def _packed(self, words: torch.Tensor, images: torch.Tensor | None, packing: Packing) -> torch.Tensor:
+        """Each caption's words, of packed ones, over themselves and those before them, or over their image: [1, N, C]."""
+        query, mask = self.query(words), None
+        dropout = self.dropout.p if self.training else 0.0
+        if images is not None and not dropout:
+            key, value, heads = projection_of(self.key), projection_of(self.value), self.num_attention_heads
+            if key is not None and value is not None and pays(key, value, images, packing.lengths, heads):
+                rows = self._heads(query)[0]
+                context = absorbed_attention(rows, images, key, value, packing, self.attention_head_size**-0.5)
+                return context.transpose(0, 1).reshape(query.shape)
+        states = words if images is None else images
+        keys, values = self.key(states), self.value(states)
+        if images is None:
+            keys, values, mask = packing.padded(keys), packing.padded(values), packing.causal_mask
+        query, keys, values = (self._heads(padded) for padded in (packing.padded(query), keys, values))
+        return packing.packed(attend(query, keys, values, mask=mask, dropout=dropout).transpose(1, 2).flatten(2))
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.view(*states.shape[:-1], -1, self.attention_head_size).transpose(1, 2)  # [B, H, T, D]

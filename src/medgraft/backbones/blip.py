@@ -12,6 +12,7 @@ from torch import nn
 
 from medgraft.backbones.attention import eager_attention, use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
+from medgraft.backbones.packing import IGNORED, pack
 from medgraft.backbones.roles import vision_tower_roles
 from medgraft.backbones.wordpieces import join_punctuation
 from medgraft.types import Anatomy, Gaze, PartAnatomy, Seam
@@ -94,18 +95,33 @@ class BlipBackbone(Backbone):
         return output.loss, output.logits
 
     def loss(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
-        """See Backbone.loss: the output layer, a quarter of the decoder's work, is computed where there are labels only."""
+        """See Backbone.loss: of packed words, and the output layer, a quarter of the decoder's work, at labels only."""
+        hidden, targets = self._packed(features, text) if features.device.type == "cpu" else self._padded(features, text)
+        wanted = targets != IGNORED
+        logits = self.model.text_decoder.cls(hidden[wanted])  # [labels, V]
+        smoothing = self.config.text_config.label_smoothing
+        return nn.functional.cross_entropy(logits.float(), targets[wanted], label_smoothing=smoothing)
+
+    def _packed(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states [N, C] and the labels that they predict [N]; on a CPU, where many small products cost nothing."""
+        words, decoder = pack(text), self.model.text_decoder.bert
+        hidden = decoder.encoder(
+            decoder.embeddings(words.input_ids, position_ids=words.position_ids),
+            attention_mask=words.packing,
+            encoder_hidden_states=features,
+            encoder_attention_mask=words.packing,
+        ).last_hidden_state
+        return hidden[0], words.targets
+
+    def _padded(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same as [B, T - 1, C] and [B, T - 1], padding among them."""
         hidden = self.model.text_decoder.bert(
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
             encoder_hidden_states=features,
             is_decoder=True,
         ).last_hidden_state
-        labels = text.labels[:, 1:]
-        wanted = labels != -100
-        logits = self.model.text_decoder.cls(hidden[:, :-1][wanted])  # [labels, V]
-        smoothing = self.config.text_config.label_smoothing
-        return nn.functional.cross_entropy(logits.float(), labels[wanted], label_smoothing=smoothing)
+        return hidden[:, :-1], text.labels[:, 1:]
 
     def continuation(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig

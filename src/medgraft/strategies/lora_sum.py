@@ -7,12 +7,15 @@ times as long at ranks below 16. Tensors, names and files stay PEFT's. There are
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from peft.tuners import lora
 from torch import nn
 from torch.autograd.function import once_differentiable
+
+from medgraft.projection import Projection, projection_of
 
 
 class _LoraSum(torch.autograd.Function):
@@ -59,6 +62,14 @@ class OneProduct:
             rows = base.reshape(-1, base.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
             total: torch.Tensor = _LoraSum.apply(*rows, a, b, scaling)  # type: ignore[no-untyped-call]
         return total.view(base.shape)
+
+    def projection(self: Any) -> Projection | None:
+        """See medgraft.projection.projection_of."""
+        name = self._plain_adapter()
+        base = projection_of(self.base_layer) if name is not None else None
+        if base is None or (self.training and getattr(self.lora_dropout[name], "p", 0.0) > 0):
+            return None
+        return replace(base, a=self.lora_A[name].weight, b=self.lora_B[name].weight, scaling=self.scaling[name])
 
     def _plain_adapter(self: Any) -> str | None:
         """The one adapter in use, if it is LoRA without variants or bias, not merged, without anybody's hooks or shards."""

@@ -1,0 +1,181 @@
+"""The loss of packed words, by keys and values or by absorbed projections, against the padded computation."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import IA3Config, LoraConfig, get_peft_model
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from medgraft.adapter import load_base
+from medgraft.backbones import absorbed_attention as absorbed
+from medgraft.backbones import attention
+from medgraft.backbones.base import TextBatch
+from medgraft.backbones.packing import Packing, pack
+from medgraft.projection import Projection, projection_of
+from medgraft.strategies import apply_strategy, get_strategy
+from medgraft.strategies.lora_sum import use_one_product
+
+CAPTIONS = [
+    "axial ct of the chest showing a nodule.",
+    "a mass.",
+    "normal brain mri in a 54-year-old man with headache (arrow).",
+]
+NO_PROJECTION = ("lora-int8", "dora")  # as sums in 8 bits and norms of whole weights are none
+
+
+def test_packing_leaves_out_padding_and_words_that_predict_nothing():
+    ids = torch.tensor([[1, 2, 3, 4, 0], [1, 5, 6, 7, 8], [1, 9, 0, 0, 0]])
+    labels = torch.tensor([[-100, -100, 3, 4, -100], [-100, 5, 6, 7, 8], [-100, 9, -100, -100, -100]])  # "2" is a prompt
+    words = pack(TextBatch(ids, (ids > 0).long(), labels))
+    assert words.input_ids.tolist() == [[1, 2, 3, 1, 5, 6, 7, 1]]
+    assert words.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0]]
+    assert words.targets.tolist() == [-100, 3, 4, 5, 6, 7, 8, 9]
+    packing = words.packing
+    assert [words.targets[rows].tolist() for rows in packing.slices()] == [[-100, 3, 4], [5, 6, 7, 8], [9]]
+    states = torch.rand(1, 8, 2)
+    assert packing.padded(states)[[0, 1, 2], [2, 3, 0]].equal(states[0, [2, 6, 7]])
+    assert not packing.padded(states)[2, 1:].any()
+    assert packing.packed(packing.padded(states)).equal(states)
+
+
+def _losses_and_gradients(backbone, prompt, rel=1e-6):
+    """By packed words, then by padded rows."""
+    text = backbone.text_batch(CAPTIONS, prompt=prompt, max_tokens=64)
+    generator = torch.Generator().manual_seed(0)
+    side = backbone.config.vision_config.image_size
+    pixels = torch.randn(len(CAPTIONS), 3, side, side, generator=generator)
+    found = []
+    for packed in (True, False):
+        backbone.model.zero_grad()
+        features = backbone.encode(pixels)
+        hidden, targets = backbone._packed(features, text) if packed else backbone._padded(features, text)
+        wanted = targets != -100
+        loss = nn.functional.cross_entropy(backbone.model.text_decoder.cls(hidden[wanted]).float(), targets[wanted])
+        loss.backward()
+        found.append((loss.item(), {n: p.grad.clone() for n, p in backbone.model.named_parameters() if p.grad is not None}))
+        if packed:
+            assert backbone.loss(features, text).item() == pytest.approx(loss.item(), rel=rel)
+    return found
+
+
+@pytest.mark.parametrize("prompt", ["", "a picture of"])
+@pytest.mark.parametrize("chosen", [True, False], ids=["absorbed", "by keys and values"])
+@pytest.mark.parametrize("name", ["full", "encoder-frozen", "lora", "qlora-decoder", *NO_PROJECTION])
+def test_packed_words_have_the_loss_and_gradients_of_padded_ones(blip_folder, plugins, monkeypatch, name, chosen, prompt):
+    asked = []
+    monkeypatch.setattr(attention, "pays", lambda *_: asked.append(1) or chosen)
+    strategy = get_strategy(name, plugins=plugins)
+    backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
+    apply_strategy(backbone.model, backbone.anatomy, strategy)
+    torch.manual_seed(0)
+    for parameter_name, parameter in backbone.model.named_parameters():
+        if "lora_B" in parameter_name:  # which starts at 0, where A has no gradient
+            nn.init.normal_(parameter, std=0.02)
+    (loss, ours), (expected, theirs) = _losses_and_gradients(backbone, prompt)
+    assert bool(asked) == (name not in NO_PROJECTION)
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert ours.keys() == theirs.keys() and ours
+    for parameter_name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[parameter_name], rtol=2e-3, atol=2e-6, msg=parameter_name)
+
+
+def test_bf16_differs_by_its_rounding_alone(blip_folder, plugins, monkeypatch):
+    monkeypatch.setattr(attention, "pays", lambda *_: True)
+    backbone = load_base(f"blip:{blip_folder}", get_strategy("full", plugins=plugins), plugins=plugins)
+    with torch.autocast("cpu", torch.bfloat16):
+        (loss, ours), (expected, theirs) = _losses_and_gradients(backbone, "", rel=2e-3)
+    assert loss == pytest.approx(expected, rel=2e-3)
+    for name, gradient in ours.items():
+        if not name.endswith("key.bias"):  # 0 but for rounding
+            assert (gradient - theirs[name]).norm() <= 0.03 * theirs[name].norm() + 1e-4, name
+
+
+def _case(width, heads, lengths, patches, *, lora, through, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*shape, grad=True):
+        return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_(grad)
+
+    def projection():
+        low = {"a": tensor(2, width), "b": tensor(width, 2), "scaling": 0.5} if lora else {}
+        return Projection(tensor(width, width, grad=not lora), tensor(width), **low)
+
+    query = tensor(heads, sum(lengths), width // heads)
+    images = tensor(len(lengths), patches, width, grad=through)
+    places = torch.cat([row * max(lengths) + torch.arange(length) for row, length in enumerate(lengths)])
+    return query, images, projection(), projection(), Packing(lengths, places)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_absorbed_gradients_are_those_of_the_function(lora):
+    query, images, key, value, packing = _case(6, 3, (2, 1, 3), 4, lora=lora, through=True, dtype=torch.float64)
+
+    def function(*tensors):
+        query, images, key_weight, value_weight, bias = tensors
+        keys, values = replace(key, weight=key_weight), replace(value, weight=value_weight, bias=bias)
+        return absorbed.absorbed_attention(query, images, keys, values, packing, 0.5)
+
+    weights = [p.weight.detach().requires_grad_() for p in (key, value)]
+    assert torch.autograd.gradcheck(function, (query, images, *weights, value.bias))
+
+
+@pytest.mark.parametrize("through", [False, True], ids=["stored", "trained"])
+@pytest.mark.parametrize("lora", [False, True], ids=["weights", "lora"])
+@pytest.mark.parametrize("longest", [3, 12])
+def test_it_is_chosen_where_it_saves_products(lora, through, longest):
+    """Products of both ways, gradients included, as torch counts them."""
+    width, heads = 64, 8
+    query, images, key, value, packing = _case(width, heads, (longest, 2), 50, lora=lora, through=through)
+
+    def by_keys_and_values():
+        def heads_of(projection):
+            output = images @ projection.weight.t() + projection.bias
+            if lora:
+                output = output + images @ projection.a.t() @ projection.b.t()
+            return output.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+        keys, values = heads_of(key), heads_of(value)
+        rows = [
+            (query[None, :, where] @ keys[[number]].transpose(-1, -2)).softmax(-1) @ values[[number]]
+            for number, where in enumerate(packing.slices())
+        ]
+        return torch.cat(rows, dim=2)
+
+    counts = []
+    for way in (by_keys_and_values, lambda: absorbed.absorbed_attention(query, images, key, value, packing, 1.0)):
+        with FlopCounterMode(display=False) as counter:
+            way().sum().backward()
+        counts.append(counter.get_total_flops())
+    assert absorbed.pays(key, value, images, packing.lengths, heads) == (counts[1] < 0.7 * counts[0])
+
+
+def test_a_layer_is_a_projection_if_that_is_all_it_does():
+    torch.manual_seed(0)
+    rows = torch.rand(4, 16)
+
+    def layer_of(config, base):
+        model = get_peft_model(nn.Sequential(base), config)
+        use_one_product(model)
+        return model.base_model.model[0].eval()
+
+    def lora(**options):
+        return LoraConfig(r=2, target_modules=["0"], init_lora_weights=False, **options)
+
+    four_bits = Linear4bit(16, 8, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
+    dropping = layer_of(lora(lora_dropout=0.5), nn.Linear(16, 8))
+    layers = [nn.Linear(16, 8), nn.Linear(16, 8, bias=False), four_bits, layer_of(lora(), nn.Linear(16, 8)), dropping]
+    for layer in [*layers, layer_of(lora(), Linear4bit(16, 8, compute_dtype=torch.float32).to("cpu"))]:
+        found = projection_of(layer)
+        output = found.of_inputs(rows.expand(2, -1, -1)).transpose(0, 1).flatten(1)
+        output = output if found.bias is None else output + found.bias
+        torch.testing.assert_close(output, layer(rows), rtol=1e-4, atol=1e-5)
+    merged = layer_of(lora(), nn.Linear(16, 8))
+    merged.merge()
+    hooked = nn.Linear(16, 8)
+    hooked.register_forward_hook(lambda *_: None)
+    others = [merged, hooked, nn.Conv1d(16, 8, 1), layer_of(lora(use_dora=True), nn.Linear(16, 8))]
+    others += [layer_of(IA3Config(target_modules=["0"], feedforward_modules=[]), nn.Linear(16, 8)), dropping.train()]
+    assert [projection_of(layer) for layer in others] == [None] * len(others)
