@@ -72,7 +72,7 @@ def peak_memory_bytes() -> int:
 
 @functools.cache
 def versions() -> dict[str, str | None]:
-    """Versions of what a result depends on; None for what is not installed. Read once: what is imported stays."""
+    """Versions of what a result depends on; None for what is not installed. Read once, at its first use."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -100,7 +100,7 @@ def describe() -> dict[str, object]:
 def git_revision() -> str | None:
     """The commit of the source tree that this package runs from, `-dirty` if changed; None outside a checkout.
 
-    Read once, near the time the code was imported: what changes on disk later does not run.
+    Read once, at its first use: what changes on disk later does not run.
     """
     try:
         text = subprocess.run(

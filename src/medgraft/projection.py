@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,9 +12,14 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Projection:
-    """x W^T + bias, where W is `weight` [out, in] and, with LoRA, `scaling` * `b` [out, r] `a` [r, in] more."""
+    """x W^T + bias, where W [out, in] is what `weight` gives and, with LoRA, `scaling` * `b` [out, r] `a` [r, in] more.
 
-    weight: torch.Tensor
+    `shape` is (out, in); `trained` says whether `weight` has gradients. Products are of the dtype of their rows, or autocast's.
+    """
+
+    weight: Callable[[], torch.Tensor]
+    shape: tuple[int, int]
+    trained: bool = False
     bias: torch.Tensor | None = None
     a: torch.Tensor | None = None
     b: torch.Tensor | None = None
@@ -20,47 +27,58 @@ class Projection:
 
     def onto_inputs(self, rows: torch.Tensor) -> torch.Tensor:
         """Each head's `rows` [H, N, D] times its part of W: [H, N, in]."""
-        product = torch.bmm(rows, self._by_heads(self.weight, len(rows)))
+        product = torch.bmm(rows, _by_heads(self.weight(), rows))
         if self.a is None or self.b is None:
             return product
-        low = torch.bmm(rows, self._by_heads(self.b, len(rows)))  # [H, N, r]
-        return torch.baddbmm(product, low, self.a.expand(len(rows), -1, -1), alpha=self.scaling)
+        low = torch.bmm(rows, _by_heads(self.b, rows))  # [H, N, r]
+        return torch.baddbmm(product, low, self.a.to(rows.dtype).expand(len(rows), -1, -1), alpha=self.scaling)
 
     def of_inputs(self, rows: torch.Tensor) -> torch.Tensor:
         """Each head's `rows` [H, N, in] times its part of W^T, without the bias: [H, N, D]."""
-        product = torch.bmm(rows, self._by_heads(self.weight, len(rows)).transpose(1, 2))
+        product = torch.bmm(rows, _by_heads(self.weight(), rows).transpose(1, 2))
         if self.a is None or self.b is None:
             return product
-        low = torch.matmul(rows, self.a.t())  # [H, N, r]
-        return torch.baddbmm(product, low, self._by_heads(self.b, len(rows)).transpose(1, 2), alpha=self.scaling)
-
-    @staticmethod
-    def _by_heads(matrix: torch.Tensor, heads: int) -> torch.Tensor:
-        return matrix.view(heads, -1, matrix.shape[1])
+        low = torch.matmul(rows, self.a.to(rows.dtype).t())  # [H, N, r]
+        return torch.baddbmm(product, low, _by_heads(self.b, rows).transpose(1, 2), alpha=self.scaling)
 
 
 def projection_of(layer: nn.Module) -> Projection | None:
     """`layer` as one, None if it does something else: other adapters, dropout, sums in 8 bits, somebody's hooks.
 
-    Layers of ours that are a projection say so themselves, by a method `projection`.
+    Layers of ours that are a projection say so themselves, by a method `as_projection`.
     """
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    if hooks or "forward" in vars(layer):  # as accelerate puts there
         return None
     if type(layer) is nn.Linear:
-        return Projection(layer.weight, layer.bias)
-    own = getattr(layer, "projection", None)
-    found: Projection | None = own() if own is not None else _of_4bit(layer)
-    return found
+        return linear(layer)
+    if hasattr(layer, "as_projection"):
+        own: Projection | None = layer.as_projection()
+        return own
+    if getattr(getattr(layer, "weight", None), "quant_state", None) is not None:
+        from bitsandbytes.nn import Linear4bit
+
+        return linear_4bit(layer) if type(layer) is Linear4bit else None
+    return None
 
 
-def _of_4bit(layer: nn.Module) -> Projection | None:
-    state = getattr(getattr(layer, "weight", None), "quant_state", None)
-    if state is None:
-        return None
+def linear(layer: nn.Linear) -> Projection:
+    """A plain layer."""
+    shape = layer.out_features, layer.in_features
+    return Projection(lambda: layer.weight, shape, layer.weight.requires_grad, layer.bias)
+
+
+def linear_4bit(layer: Any) -> Projection:
+    """A layer of bitsandbytes; its weights are unpacked for each product, to the precision that it computes in."""
     from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
 
-    if not isinstance(layer, Linear4bit):
-        return None
-    weight = dequantize_4bit(layer.weight.detach(), state)
-    return Projection(weight if layer.compute_dtype is None else weight.to(layer.compute_dtype), layer.bias)
+    def weight() -> torch.Tensor:
+        unpacked: torch.Tensor = dequantize_4bit(layer.weight.detach(), layer.weight.quant_state)
+        return unpacked if layer.compute_dtype is None else unpacked.to(layer.compute_dtype)
+
+    return Projection(weight, (layer.out_features, layer.in_features), False, layer.bias)
+
+
+def _by_heads(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """[H D, n] as [H, D, n] in the dtype of `rows`."""
+    return matrix.to(rows.dtype).view(len(rows), len(matrix) // len(rows), matrix.shape[1])

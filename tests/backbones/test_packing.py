@@ -12,11 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from medgraft.adapter import load_base
 from medgraft.backbones import absorbed_attention as absorbed
 from medgraft.backbones import attention
+from medgraft.backbones.attention import use_sdpa
 from medgraft.backbones.base import TextBatch
+from medgraft.backbones.blip import BlipBackbone
 from medgraft.backbones.packing import Packing, pack
 from medgraft.projection import Projection, projection_of
 from medgraft.strategies import apply_strategy, get_strategy
 from medgraft.strategies.lora_sum import use_one_product
+from medgraft.training import hold_frozen
 
 CAPTIONS = [
     "axial ct of the chest showing a nodule.",
@@ -93,6 +96,45 @@ def test_bf16_differs_by_its_rounding_alone(blip_folder, plugins, monkeypatch):
             assert (gradient - theirs[name]).norm() <= 0.03 * theirs[name].norm() + 1e-4, name
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["lora-decoder", "qlora-decoder"])
+def test_weights_in_bf16_are_absorbed_with_and_without_autocast(blip_folder, plugins, monkeypatch, name, autocast):
+    asked = []
+    monkeypatch.setattr(attention, "pays", lambda *_: asked.append(1) or True)
+    options = {"compute_dtype": "bfloat16"} if name.startswith("q") else {}
+    strategy = get_strategy(name, options, plugins=plugins)
+    backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
+    applied = apply_strategy(backbone.model, backbone.anatomy, strategy)
+    hold_frozen(backbone, applied)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        (loss, _), (expected, _) = _losses_and_gradients(backbone, "", rel=3e-3)
+    assert asked
+    assert loss == pytest.approx(expected, rel=3e-3)
+
+
+def test_words_are_packed_only_where_the_attention_takes_them(blip_folder):
+    backbone = BlipBackbone.load(str(blip_folder)).untrained()  # with transformers' own attention
+    text = backbone.text_batch(CAPTIONS, prompt="", max_tokens=64)
+    features = backbone.encode(torch.rand(3, 3, 64, 64))
+    expected = backbone.loss(features, text)
+    assert use_sdpa(backbone.model)
+    torch.testing.assert_close(backbone.loss(features, text), expected, rtol=1e-5, atol=1e-5)
+    with backbone.weights_shown():
+        torch.testing.assert_close(backbone.loss(features, text), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_without_labels_has_no_loss_and_is_no_crash(blip_folder):
+    backbone = BlipBackbone.load(str(blip_folder))
+    text = backbone.text_batch(CAPTIONS, prompt="", max_tokens=64)
+    features = backbone.encode(torch.rand(3, 3, 64, 64))
+    assert backbone.loss(features, replace(text, labels=torch.full_like(text.labels, -100))).isnan()
+    some = text.labels.clone()
+    some[1] = -100
+    alone = TextBatch(text.input_ids[[0, 2]], text.attention_mask[[0, 2]], text.labels[[0, 2]])
+    loss = backbone.loss(features, replace(text, labels=some))
+    torch.testing.assert_close(loss, backbone.loss(features[[0, 2]], alone), rtol=1e-5, atol=1e-5)
+
+
 def _case(width, heads, lengths, patches, *, lora, through, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
 
@@ -101,7 +143,8 @@ def _case(width, heads, lengths, patches, *, lora, through, dtype=torch.float32)
 
     def projection():
         low = {"a": tensor(2, width), "b": tensor(width, 2), "scaling": 0.5} if lora else {}
-        return Projection(tensor(width, width, grad=not lora), tensor(width), **low)
+        weight = tensor(width, width, grad=not lora)
+        return Projection(lambda: weight, (width, width), weight.requires_grad, tensor(width), **low)
 
     query = tensor(heads, sum(lengths), width // heads)
     images = tensor(len(lengths), patches, width, grad=through)
@@ -115,10 +158,10 @@ def test_absorbed_gradients_are_those_of_the_function(lora):
 
     def function(*tensors):
         query, images, key_weight, value_weight, bias = tensors
-        keys, values = replace(key, weight=key_weight), replace(value, weight=value_weight, bias=bias)
+        keys, values = replace(key, weight=lambda: key_weight), replace(value, weight=lambda: value_weight, bias=bias)
         return absorbed.absorbed_attention(query, images, keys, values, packing, 0.5)
 
-    weights = [p.weight.detach().requires_grad_() for p in (key, value)]
+    weights = [p.weight().detach().requires_grad_() for p in (key, value)]
     assert torch.autograd.gradcheck(function, (query, images, *weights, value.bias))
 
 
@@ -132,7 +175,7 @@ def test_it_is_chosen_where_it_saves_products(lora, through, longest):
 
     def by_keys_and_values():
         def heads_of(projection):
-            output = images @ projection.weight.t() + projection.bias
+            output = images @ projection.weight().t() + projection.bias
             if lora:
                 output = output + images @ projection.a.t() @ projection.b.t()
             return output.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -172,10 +215,12 @@ def test_a_layer_is_a_projection_if_that_is_all_it_does():
         output = found.of_inputs(rows.expand(2, -1, -1)).transpose(0, 1).flatten(1)
         output = output if found.bias is None else output + found.bias
         torch.testing.assert_close(output, layer(rows), rtol=1e-4, atol=1e-5)
+    named = nn.Linear(16, 8)
+    named.forward = lambda rows: rows  # as accelerate's hooks replace it
     merged = layer_of(lora(), nn.Linear(16, 8))
     merged.merge()
     hooked = nn.Linear(16, 8)
     hooked.register_forward_hook(lambda *_: None)
-    others = [merged, hooked, nn.Conv1d(16, 8, 1), layer_of(lora(use_dora=True), nn.Linear(16, 8))]
+    others = [merged, hooked, named, nn.Conv1d(16, 8, 1), layer_of(lora(use_dora=True), nn.Linear(16, 8))]
     others += [layer_of(IA3Config(target_modules=["0"], feedforward_modules=[]), nn.Linear(16, 8)), dropping.train()]
     assert [projection_of(layer) for layer in others] == [None] * len(others)

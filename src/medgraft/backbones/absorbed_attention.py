@@ -3,7 +3,8 @@
 A word's score for a patch is q (W x)^T = (q W) x^T, and what it takes from the patches is p (x W^T) = (p x) W^T, so that
 the patches' keys and values need not be computed (the absorption of Multi-head Latent Attention, DeepSeek-AI 2024, arXiv
 2405.04434, section 2.1.2, for training). With C channels in H heads, S patches and T words, two products of S C^2
-multiplications become two of H T S C: fewer as long as a caption has less than about C / H words, going back too.
+multiplications become two of H T S C: fewer as long as a caption has less than about C / H words. Going back it is the same
+if W is trained; if it is frozen and so are the patches, keys and values would cost nothing there, and half as many words pay.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from medgraft.projection import Projection
 def pays(key: Projection, value: Projection, images: torch.Tensor, lengths: Sequence[int], heads: int) -> bool:
     """Whether fewer multiplications are needed for [B, S, in] `images` than with keys and values, gradients included."""
     back = torch.is_grad_enabled()
-    trained = back and (key.weight.requires_grad or value.weight.requires_grad)
+    trained = back and (key.trained or value.trained)
     through = back and images.requires_grad
-    (batch, patches, width), (out, _), words = images.shape, key.weight.shape, sum(lengths)
+    (batch, patches, width), (out, _), words = images.shape, key.shape, sum(lengths)
     projections = 2 * batch * patches * width * out * (1 + trained + through) + 2 * words * patches * out * (1 + 2 * back)
     absorbed = 2 * words * width * out * (1 + back + trained) + 2 * heads * words * patches * width * (1 + back + through)
     return absorbed < 0.7 * projections  # products by caption are smaller ones
@@ -38,8 +39,8 @@ def absorbed_attention(
     context = value.of_inputs(taken)
     if value.bias is not None:
         context = context + value.bias.to(context.dtype).view(len(query), 1, -1)  # whole, as weights sum to 1
-    if key.bias is not None:
-        context = context + (0 * key.bias.sum()).to(context.dtype)  # what all patches share cancels in softmax
+    if key.bias is not None and key.bias.requires_grad:  # cancels in softmax, as all patches share it; DDP wants its zeros
+        context = context + (0 * key.bias.sum()).to(context.dtype)
     return context
 
 
@@ -71,7 +72,7 @@ class _OverImages(torch.autograd.Function):
             to_words[:, rows] = _by_heads(scores @ image, len(gradient))
             if to_images is not None:
                 torch.mm(scores.t(), _flat(words, rows), out=to_images[number])
-                to_images[number].addmm_(weights.t(), g)
+                torch.addmm(to_images[number], weights.t(), g, out=to_images[number])  # addmm_ is no FLOP to torch
         return to_words, to_images, None
 
 

@@ -100,11 +100,12 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
         keys, values = self.key(states), self.value(states)
         if images is None:
             keys, values, mask = packing.padded(keys), packing.padded(values), packing.causal_mask
-        query, keys, values = (self._heads(padded) for padded in (packing.padded(query), keys, values))
+        query, keys, values = self._heads(packing.padded(query)), self._heads(keys), self._heads(values)
         return packing.packed(attend(query, keys, values, mask=mask, dropout=dropout).transpose(1, 2).flatten(2))
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.view(*states.shape[:-1], -1, self.attention_head_size).transpose(1, 2)  # [B, H, T, D]
+        heads = states.view(*states.shape[:-1], self.num_attention_heads, self.attention_head_size)
+        return heads.transpose(1, 2)  # [B, H, T, D]
 
     def _keys_and_values(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None, cache: Cache | None
@@ -134,6 +135,13 @@ _EAGER = {fused: eager for eager, fused in _FUSED.items()}
 def use_sdpa(model: nn.Module) -> int:
     """Switch every BLIP attention module of `model` to the fused computation; the number of modules switched."""
     return _switch(model, _FUSED)
+
+
+def takes_packed_words(model: nn.Module) -> bool:
+    """Whether the decoder's attention is switched, as `Packing` needs."""
+    return not any(
+        isinstance(m, BlipTextSelfAttention) and not isinstance(m, SdpaBlipTextSelfAttention) for m in model.modules()
+    )
 
 
 @contextmanager

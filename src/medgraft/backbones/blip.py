@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from medgraft.backbones.attention import eager_attention, use_sdpa
+from medgraft.backbones.attention import eager_attention, takes_packed_words, use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
 from medgraft.backbones.packing import IGNORED, pack
 from medgraft.backbones.roles import vision_tower_roles
@@ -96,7 +96,8 @@ class BlipBackbone(Backbone):
 
     def loss(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
         """See Backbone.loss: of packed words, and the output layer, a quarter of the decoder's work, at labels only."""
-        hidden, targets = self._packed(features, text) if features.device.type == "cpu" else self._padded(features, text)
+        packed = features.device.type == "cpu" and takes_packed_words(self.model.text_decoder)
+        hidden, targets = self._packed(features, text) if packed else self._padded(features, text)
         wanted = targets != IGNORED
         logits = self.model.text_decoder.cls(hidden[wanted])  # [labels, V]
         smoothing = self.config.text_config.label_smoothing

@@ -6,6 +6,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft.tuners.lora import bnb
 
+from medgraft.projection import Projection, linear_4bit
 from medgraft.strategies.lora_sum import OneProduct
 
 __all__ = ["LORA", "HeldLinear4bit", "Linear4bit"]
@@ -20,6 +21,10 @@ class HeldLinear4bit(Linear4bit):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         output: torch.Tensor = super().forward(x)
         return output
+
+    def as_projection(self) -> Projection:
+        """See medgraft.projection.projection_of."""
+        return linear_4bit(self)
 
 
 class LoraLinear8bit(OneProduct, bnb.Linear8bitLt):

@@ -63,7 +63,7 @@ class OneProduct:
             total: torch.Tensor = _LoraSum.apply(*rows, a, b, scaling)  # type: ignore[no-untyped-call]
         return total.view(base.shape)
 
-    def projection(self: Any) -> Projection | None:
+    def as_projection(self: Any) -> Projection | None:
         """See medgraft.projection.projection_of."""
         name = self._plain_adapter()
         base = projection_of(self.base_layer) if name is not None else None

@@ -45,7 +45,7 @@ class Clock:
 
     @property
     def steps(self) -> float:
-        """Seconds of the training steps."""
+        """Seconds of the training steps, with what is set up for them."""
         return sum(self._seconds[phase] for phase in STEPS)
 
     @property

@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from medgraft.backbones import Backbone
 from medgraft.backbones.loading import leave_file
+from medgraft.projection import Projection, linear
 from medgraft.strategies import Applied, bare_name
 from medgraft.types import lies_in
 
@@ -22,6 +23,10 @@ class HeldLinear(nn.Linear):
         bias = self.bias.to(self.weight.dtype) if self.bias is not None else None
         output = nn.functional.linear(input.to(self.weight.dtype), self.weight, bias)
         return output if torch.is_autocast_enabled(input.device.type) else output.to(input.dtype)
+
+    def as_projection(self) -> Projection:
+        """See medgraft.projection.projection_of."""
+        return linear(self)
 
 
 class HeldConv1D(Conv1D):
