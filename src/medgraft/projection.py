@@ -52,9 +52,10 @@ def projection_of(layer: nn.Module) -> Projection | None:
         return None
     if type(layer) is nn.Linear:
         return linear(layer)
-    if hasattr(layer, "as_projection"):
-        own: Projection | None = layer.as_projection()
-        return own
+    own: Any = getattr(layer, "as_projection", None)
+    if own is not None:
+        found: Projection | None = own()
+        return found
     if getattr(getattr(layer, "weight", None), "quant_state", None) is not None:
         from bitsandbytes.nn import Linear4bit
 
