@@ -72,8 +72,10 @@ def _operations(record: dict[str, Any], name: str) -> float:
     count have the profiler's, which knows attention by single products only.
     """
     counted = record["runs"][_HELD.get(name, name)]["medgraft_side"].get("step_flops")
+    if counted:
+        return float(counted)
     profiled = record["runs"][f"profile {name}"]["medgraft_side"]
-    return float(counted or profiled["kernels"]["flops"] / len(profiled["step_seconds"]))
+    return float(profiled["kernels"]["flops"] / len(profiled["step_seconds"]))
 
 
 def _later(run: dict[str, Any], record: dict[str, Any]) -> float:
