@@ -27,7 +27,7 @@ def pays(key: Projection, value: Projection, images: torch.Tensor, lengths: Sequ
     (batch, patches, width), (out, _), words = images.shape, key.shape, sum(lengths)
     projections = 2 * batch * patches * width * out * (1 + trained + through) + 2 * words * patches * out * (1 + 2 * back)
     absorbed = 2 * words * width * out * (1 + back + trained) + 2 * heads * words * patches * width * (1 + back + through)
-    return absorbed < 0.7 * projections  # products by caption are smaller ones
+    return absorbed < 0.7 * projections  # products of one caption are small, and run slower
 
 
 def absorbed_attention(

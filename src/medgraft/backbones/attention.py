@@ -75,9 +75,9 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """As in transformers, without the weights; of packed words if there is a packing in the mask's place."""
-        batch, length, _ = hidden_states.shape
         if isinstance(attention_mask, Packing):
             return self._packed(hidden_states, encoder_hidden_states, attention_mask), None
+        batch, length, _ = hidden_states.shape
         query = self._heads(self.query(hidden_states))
         crossing = encoder_hidden_states is not None
         mask = encoder_attention_mask if crossing else attention_mask
@@ -87,7 +87,7 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
         return context.transpose(1, 2).reshape(batch, length, self.all_head_size), None
 
     def _packed(self, words: torch.Tensor, images: torch.Tensor | None, packing: Packing) -> torch.Tensor:
-        """Each caption's words, of packed ones, over themselves and those before them, or over their image: [1, N, C]."""
+        """What packed `words` [1, N, C] take from the words of their caption up to themselves, or from their image."""
         query, mask = self.query(words), None
         dropout = self.dropout.p if self.training else 0.0
         if images is not None and not dropout:
@@ -138,10 +138,8 @@ def use_sdpa(model: nn.Module) -> int:
 
 
 def takes_packed_words(model: nn.Module) -> bool:
-    """Whether the decoder's attention is switched, as `Packing` needs."""
-    return not any(
-        isinstance(m, BlipTextSelfAttention) and not isinstance(m, SdpaBlipTextSelfAttention) for m in model.modules()
-    )
+    """Whether every attention module of a decoder is switched: transformers' own do not know `Packing`."""
+    return not any(type(module) is BlipTextSelfAttention for module in model.modules())
 
 
 @contextmanager

@@ -104,7 +104,7 @@ class BlipBackbone(Backbone):
         return nn.functional.cross_entropy(logits.float(), targets[wanted], label_smoothing=smoothing)
 
     def _packed(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states [N, C] and the labels that they predict [N]; on a CPU, where many small products cost nothing."""
+        """Hidden states [N, C] and the labels that they predict [N]; on a CPU, where many small products cost little."""
         words, decoder = pack(text), self.model.text_decoder.bert
         hidden = decoder.encoder(
             decoder.embeddings(words.input_ids, position_ids=words.position_ids),

@@ -82,47 +82,51 @@ def fit(
     Raises TrainingError if the loss becomes NaN or infinite.
     """
     with clock.phase("train"):
-        settings = config.train
-        prompt = prompt_for(backbone, settings.prompt)
-        module = CaptioningModule(backbone, applied, prompt, supply.seam if supply else None)
-        pixels = PixelCache(backbone, int(settings.pixel_cache_gb * 1e9))
-        collator = Collator(backbone, pixels, prompt, settings.max_text_tokens, supply)
-        try:
-            arguments = _arguments(config, applied, folder, checkpoints, bool(validation))
-        except ValueError as error:
-            raise ConfigError(f"Training options: {str(error).splitlines()[0]}") from None
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # several devices take accelerate or torchrun, not DataParallel
-        trainer = CaptionTrainer(
-            model=module,
-            args=arguments,
-            train_dataset=CaptionPairs(train),
-            eval_dataset=CaptionPairs(validation) if validation else None,
-            data_collator=collator,
-            clock=clock,
-        )
+        trainer = _trainer(backbone, applied, config, train, validation, folder, clock, checkpoints, supply)
         if progress:
             trainer.add_callback(Progress(trainer))
-        if applied.strategy.method == "ADALORA" and applied.adapter_parameters:
-            trainer.add_callback(RankAllocation(applied.model))
-        trainer.by_length = settings.group_by_length
-        trainer.counts_flops = not applied.quantized
-        trainer.identity = config.model_dump_json(exclude={"train": {"report_to", "dataloader_num_workers"}, "features": True})
         last = _last_checkpoint(folder) if resume else None
         if not resume:
             _remove(folder)
         # at no cost in time, which it has with adapters and with stored features
-        large = arguments.device.type == "cpu" and supply is None and not applied.adapter_parameters
+        large = trainer.args.device.type == "cpu" and supply is None and not applied.adapter_parameters
         with large_blocks_mapped() if large else nullcontext():
             trainer.train(resume_from_checkpoint=last)
             losses = trainer.step_losses()
         trainer.check_finite(losses)
-        module.eval()
+        trainer.model.eval()
         with clock.phase("checkpoint"):
             _remove(folder)
-        evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
-        return TrainResult(
-            losses, tuple(trainer.step_seconds), evaluations, trainer.flops, None if last else trainer.energy.joules
-        )
+    evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
+    return TrainResult(losses, tuple(trainer.step_seconds), evaluations, trainer.flops, None if last else trainer.energy.joules)
+
+
+def _trainer(
+    backbone: Backbone, applied: Applied, config: RunConfig, train: Sequence[Example], validation: Sequence[Example],
+    folder: Path, clock: Clock, checkpoints: bool, supply: FeatureSupply | None,
+) -> CaptionTrainer:  # fmt: skip
+    settings = config.train
+    prompt = prompt_for(backbone, settings.prompt)
+    pixels = PixelCache(backbone, int(settings.pixel_cache_gb * 1e9))
+    try:
+        arguments = _arguments(config, applied, folder, checkpoints, bool(validation))
+    except ValueError as error:
+        raise ConfigError(f"Training options: {str(error).splitlines()[0]}") from None
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several devices take accelerate or torchrun, not DataParallel
+    trainer = CaptionTrainer(
+        model=CaptioningModule(backbone, applied, prompt, supply.seam if supply else None),
+        args=arguments,
+        train_dataset=CaptionPairs(train),
+        eval_dataset=CaptionPairs(validation) if validation else None,
+        data_collator=Collator(backbone, pixels, prompt, settings.max_text_tokens, supply),
+        clock=clock,
+    )
+    if applied.strategy.method == "ADALORA" and applied.adapter_parameters:
+        trainer.add_callback(RankAllocation(applied.model))
+    trainer.by_length = settings.group_by_length
+    trainer.counts_flops = not applied.quantized
+    trainer.identity = config.model_dump_json(exclude={"train": {"report_to", "dataloader_num_workers"}, "features": True})
+    return trainer
 
 
 def _remove(folder: Path) -> None:
