@@ -13,8 +13,10 @@ from medgraft.backbones import Backbone, RemoteCaptioner, prompt_for
 from medgraft.config import GenerationConfig
 from medgraft.data import open_image
 from medgraft.features import FeatureSupply
+from medgraft.heap import kept_heap
 
 
+@kept_heap()
 @torch.no_grad()  # not inference_mode: parameters moved within it could not be trained afterwards
 def caption_images(
     backbone: Backbone | RemoteCaptioner,

@@ -21,6 +21,7 @@ from medgraft.config import DISCARDED_STEPS, RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import AdapterError, DataError
 from medgraft.features import Cut, FeatureSupply
+from medgraft.heap import kept_heap
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.saliency import write_maps
@@ -40,6 +41,7 @@ class RunResult:
     backbone: Backbone | RemoteCaptioner
 
 
+@kept_heap()
 def execute(
     config: RunConfig,
     out: Path,

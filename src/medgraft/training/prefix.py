@@ -8,10 +8,12 @@ from medgraft import hardware
 from medgraft.backbones import Backbone, prompt_for
 from medgraft.config import RunConfig
 from medgraft.features import Cut, FeatureSupply, open_supply
+from medgraft.heap import kept_heap
 from medgraft.training.trainer import uses_bf16
 from medgraft.types import Example
 
 
+@kept_heap()
 def prepare_features(
     backbone: Backbone, config: RunConfig, examples: Sequence[Example], *, progress: bool
 ) -> tuple[FeatureSupply | None, Cut]:

@@ -24,12 +24,12 @@ from medgraft.data.collate import CaptionPairs, PixelCache
 from medgraft.energy import EnergyMeter
 from medgraft.errors import ConfigError, TrainingError
 from medgraft.features import FeatureSupply
+from medgraft.heap import kept_heap
 from medgraft.strategies import Applied
 from medgraft.training.adalora import RankAllocation
 from medgraft.training.callbacks import CollectLosses, Progress
 from medgraft.training.clock import Clock, Phase
 from medgraft.training.collator import Collator
-from medgraft.training.malloc import large_blocks_mapped
 from medgraft.training.module import CaptioningModule
 from medgraft.training.sampler import LengthSampler
 from medgraft.types import Example
@@ -61,6 +61,7 @@ class TrainResult:
     energy_joules: float | None
 
 
+@kept_heap()
 def fit(
     backbone: Backbone,
     applied: Applied,
@@ -88,11 +89,8 @@ def fit(
         last = _last_checkpoint(folder) if resume else None
         if not resume:
             _remove(folder)
-        # at no cost in time, which it has with adapters and with stored features
-        large = trainer.args.device.type == "cpu" and supply is None and not applied.adapter_parameters
-        with large_blocks_mapped() if large else nullcontext():
-            trainer.train(resume_from_checkpoint=last)
-            losses = trainer.step_losses()
+        trainer.train(resume_from_checkpoint=last)
+        losses = trainer.step_losses()
         trainer.check_finite(losses)
         trainer.model.eval()
         with clock.phase("checkpoint"):

@@ -1,0 +1,55 @@
+"""What the C library does with freed memory, where tensors of a CPU lie in its heap."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from medgraft import hardware
+
+_MXFAST, _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = 1, -1, -3, -4  # names of malloc.h
+_HIGHEST = 32 << 20  # to which glibc's own threshold rises as blocks are freed, and twice that is kept at the heap's end
+_KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _MXFAST: 0}
+_USUAL = {_MMAP_MAX: 1 << 16, _MMAP_THRESHOLD: _HIGHEST, _TRIM_THRESHOLD: 2 * _HIGHEST, _MXFAST: 128}
+_depth = 0
+
+
+@contextmanager
+def kept_heap() -> Iterator[None]:
+    """Have glibc keep what is freed inside the block for what is allocated next, and give it back at the end.
+
+    By itself glibc maps blocks above 32 MiB singly and returns them as they are freed, so that a large model's activations
+    are fresh pages at every step, each of which the kernel has to find and clear. A step of BLIP-base (fp32, batch 8, glibc
+    2.36, a virtual machine) spent 6 of 28 seconds on 1.8 million of them; kept, a step takes 21 s with as many bytes at the
+    peak. Nothing is done on an accelerator, with another C library, or where the environment has settings of its own. Blocks
+    may be nested.
+    """
+    global _depth
+    libc = _glibc() if _depth == 0 else None
+    if libc is not None:
+        _set(libc, _KEEP)
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if libc is not None:
+            _set(libc, _USUAL)
+            libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if it is one whose heap is to be kept."""
+    told = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or told or hardware.device().type != "cpu":
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+
+
+def _set(libc: ctypes.CDLL, options: dict[int, int]) -> None:
+    for name, value in options.items():
+        libc.mallopt(name, value)
