@@ -56,7 +56,8 @@ def projection_of(layer: nn.Module) -> Projection | None:
     if own is not None:
         found: Projection | None = own()
         return found
-    if getattr(getattr(layer, "weight", None), "quant_state", None) is not None:
+    in_4_bits = getattr(getattr(layer, "weight", None), "quant_state", None)
+    if in_4_bits is not None and not getattr(in_4_bits, "packing_format_for_cpu", False):  # a layout of bitsandbytes' own
         from bitsandbytes.nn import Linear4bit
 
         return linear_4bit(layer) if type(layer) is Linear4bit else None

@@ -20,14 +20,15 @@ from medgraft.projection import Projection
 
 
 def pays(key: Projection, value: Projection, images: torch.Tensor, lengths: Sequence[int], heads: int) -> bool:
-    """Whether fewer multiplications are needed for [B, S, in] `images` than with keys and values, gradients included."""
+    """Whether it takes less time for [B, S, in] `images` than keys and values, gradients included: by multiplications."""
     back = torch.is_grad_enabled()
     trained = back and (key.trained or value.trained)
     through = back and images.requires_grad
     (batch, patches, width), (out, _), words = images.shape, key.shape, sum(lengths)
     projections = 2 * batch * patches * width * out * (1 + trained + through) + 2 * words * patches * out * (1 + 2 * back)
     absorbed = 2 * words * width * out * (1 + back + trained) + 2 * heads * words * patches * width * (1 + back + through)
-    return absorbed < 0.7 * projections  # products of one caption are small, and run slower
+    adapted = key.a is not None or value.a is not None  # LoRA over patches moves much memory, and is not counted
+    return absorbed < (1.0 if adapted else 0.75) * projections  # products of one caption are small, and run slower
 
 
 def absorbed_attention(
@@ -49,7 +50,7 @@ class _OverImages(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, words: torch.Tensor, images: torch.Tensor, packing: Packing) -> torch.Tensor:
-        taken, kept = torch.empty_like(words), []
+        taken, kept = torch.zeros_like(words), []
         with torch.autocast(words.device.type, enabled=False):
             for rows, image in zip(packing.slices(), images, strict=True):
                 weights = torch.softmax(_flat(words, rows) @ image.t(), -1)  # [H T, S]
@@ -64,7 +65,7 @@ class _OverImages(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         images, words, *kept = ctx.saved_tensors
-        to_words = torch.empty_like(gradient)
+        to_words = torch.zeros_like(gradient)
         to_images = torch.empty_like(images) if ctx.needs_input_grad[1] else None
         for number, (rows, image, weights) in enumerate(zip(ctx.packing.slices(), images, kept, strict=True)):
             g = _flat(gradient, rows)

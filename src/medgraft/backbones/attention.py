@@ -19,7 +19,7 @@ from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
 from medgraft.backbones.absorbed_attention import absorbed_attention, pays
-from medgraft.backbones.blocked_attention import blocked_attention
+from medgraft.backbones.blocked_attention import blocked_attention, torch_forward_is_quick
 from medgraft.backbones.packing import Packing
 from medgraft.projection import projection_of
 
@@ -36,7 +36,8 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if mask is not None:
         mask = mask.to(device=query.device, dtype=query.dtype)
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+    fused = query.device.type != "cpu" or query.dtype != torch.bfloat16
+    if fused or (torch_forward_is_quick() and not torch.is_grad_enabled()):
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
     if mask is None and not dropout:
         return blocked_attention(query, key, value, scale)

@@ -12,7 +12,7 @@ from torch import nn
 
 from medgraft.backbones.attention import eager_attention, takes_packed_words, use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
-from medgraft.backbones.packing import IGNORED, pack
+from medgraft.backbones.packing import FEW_SHAPES, IGNORED, fill, pack
 from medgraft.backbones.roles import vision_tower_roles
 from medgraft.backbones.wordpieces import join_punctuation
 from medgraft.types import Anatomy, Gaze, PartAnatomy, Seam
@@ -98,14 +98,20 @@ class BlipBackbone(Backbone):
         """See Backbone.loss: of packed words, and the output layer, a quarter of the decoder's work, at labels only."""
         packed = features.device.type == "cpu" and takes_packed_words(self.model.text_decoder)
         hidden, targets = self._packed(features, text) if packed else self._padded(features, text)
-        wanted = targets != IGNORED
-        logits = self.model.text_decoder.cls(hidden[wanted])  # [labels, V]
+        wanted = (targets != IGNORED).nonzero()[:, 0]
+        filler = -len(wanted) % self._multiple()
+        logits = self.model.text_decoder.cls(hidden[fill(wanted, filler)])  # [labels and filler, V]
+        labels = fill(targets[wanted], filler, IGNORED)
         smoothing = self.config.text_config.label_smoothing
-        return nn.functional.cross_entropy(logits.float(), targets[wanted], label_smoothing=smoothing)
+        return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+
+    def _multiple(self) -> int:
+        """Of which numbers of words are to be multiples: see packing.py."""
+        return FEW_SHAPES if torch.is_autocast_enabled("cpu") else 1
 
     def _packed(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [N, C] and the labels that they predict [N]; on a CPU, where many small products cost little."""
-        words, decoder = pack(text), self.model.text_decoder.bert
+        words, decoder = pack(text, self._multiple()), self.model.text_decoder.bert
         hidden = decoder.encoder(
             decoder.embeddings(words.input_ids, position_ids=words.position_ids),
             attention_mask=words.packing,
@@ -115,14 +121,14 @@ class BlipBackbone(Backbone):
         return hidden[0], words.targets
 
     def _padded(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same as [B, T - 1, C] and [B, T - 1], padding among them."""
+        """The same as [B (T - 1), C] and [B (T - 1)], padding among them."""
         hidden = self.model.text_decoder.bert(
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
             encoder_hidden_states=features,
             is_decoder=True,
         ).last_hidden_state
-        return hidden[:, :-1], text.labels[:, 1:]
+        return hidden[:, :-1].flatten(0, 1), text.labels[:, 1:].flatten()
 
     def continuation(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig

@@ -1,4 +1,8 @@
-"""A batch's captions as one row of words, so that nothing is computed for padding nor for words that predict no label."""
+"""A batch's captions as one row of words, so that nothing is computed for padding nor for words that predict no label.
+
+In bf16 oneDNN compiles a kernel for every new number of rows, which takes up to 30 ms for a matrix of BLIP's, and forgets the
+oldest of a thousand. So the row can be filled up to a multiple: few numbers of words occur then.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,19 @@ import torch
 from medgraft.backbones.base import TextBatch
 
 IGNORED = -100
+FEW_SHAPES = 32  # a multiple that leaves few numbers of words, and at most that many words of filler
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How N words of B captions stand in a row one after another. `places` [N] is where they stand in padded rows [B T]."""
+    """How the words of B captions stand in a row of N, one after another; `filler` words that nothing reads are the last.
+
+    `places` [N - filler] is where they stand in padded rows [B T].
+    """
 
     lengths: tuple[int, ...]
     places: torch.Tensor
+    filler: int = 0
 
     def slices(self) -> list[slice]:
         """Where each caption is in the row."""
@@ -27,11 +36,12 @@ class Packing:
     def padded(self, words: torch.Tensor) -> torch.Tensor:
         """Packed `words` [1, N, C] as [B, T, C], 0 where there is none."""
         batch, longest, width = len(self.lengths), max(self.lengths), words.shape[2]
-        return words.new_zeros(batch * longest, width).index_copy(0, self.places, words[0]).view(batch, longest, width)
+        rows = words.new_zeros(batch * longest, width)
+        return rows.index_copy(0, self.places, words[0, : len(self.places)]).view(batch, longest, width)
 
     def packed(self, rows: torch.Tensor) -> torch.Tensor:
-        """Padded `rows` [B, T, C] as [1, N, C]."""
-        return rows.flatten(0, 1).index_select(0, self.places)[None]
+        """Padded `rows` [B, T, C] as [1, N, C], filler 0."""
+        return fill(rows.flatten(0, 1).index_select(0, self.places), self.filler)[None]
 
     @cached_property
     def causal_mask(self) -> torch.Tensor:
@@ -50,11 +60,21 @@ class PackedText:
     packing: Packing
 
 
-def pack(text: TextBatch) -> PackedText:
-    """`text`, padded on the right, without what no label depends on in a causal decoder: padding, and the last word."""
+def fill(rows: torch.Tensor, count: int, value: int = 0) -> torch.Tensor:
+    """`rows` [N, ...] and `count` more, all `value`."""
+    return torch.cat([rows, rows.new_full((count, *rows.shape[1:]), value)]) if count else rows
+
+
+def pack(text: TextBatch, multiple: int = 1) -> PackedText:
+    """`text`, padded on the right, without what no label depends on in a causal decoder: padding, and the last word.
+
+    N is a multiple of `multiple`.
+    """
     targets = torch.cat([text.labels[:, 1:], torch.full_like(text.labels[:, :1], IGNORED)], dim=1)
     needed = (targets != IGNORED).flip(1).cumsum(1).flip(1) > 0  # [B, T]: this word or a later one predicts a label
     lengths = tuple(needed.sum(1).tolist())
     row, position = needed.nonzero(as_tuple=True)
-    packing = Packing(lengths, row * max(lengths) + position)
-    return PackedText(text.input_ids[needed][None], position[None], targets[needed], packing)
+    filler = -len(row) % multiple
+    packing = Packing(lengths, row * max(lengths) + position, filler)
+    ids = fill(text.input_ids[needed], filler)
+    return PackedText(ids[None], fill(position, filler)[None], fill(targets[needed], filler, IGNORED), packing)
