@@ -92,7 +92,9 @@ def write_blip2(folder: Path, *, part: int = 4, seed: int = 0) -> Path:
         "num_attention_heads": 12 // part, "encoder_hidden_size": 1408 // part,
     }  # fmt: skip
     torch.manual_seed(seed)
-    config = Blip2Config(vision_config=vision, qformer_config=qformer, text_config=text.to_dict())
+    config = Blip2Config(
+        vision_config=vision, qformer_config=qformer, text_config=text.to_dict(), image_token_index=text.vocab_size - 1
+    )
     save(folder, Blip2ForConditionalGeneration(config), tokenizer, BlipImageProcessorPil(size={"height": 224, "width": 224}))
     return folder
 

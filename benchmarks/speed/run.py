@@ -24,6 +24,7 @@ sys.path.insert(0, str(HERE.parent))
 STRATEGIES = (
     "encoder-frozen", "full", "lora-decoder", "lora", "qlora-decoder", "qlora", "decoder-frozen", "lora-int8",
 )  # fmt: skip
+BLIP2_PART = 2  # of the real widths and depths: one half
 RATES = {"full": 1e-5, "encoder-frozen": 1e-5, "decoder-frozen": 1e-5}
 
 
@@ -76,23 +77,24 @@ def main() -> int:
             "flops_per_second": measured_flops(2.0), "images": len(pairs), "test_images": len(test),
             "batch_size": options.batch_size, "epochs": options.epochs, "bf16": job["bf16"],
             "model": "a checkpoint" if options.model else f"BLIP of width {options.width}, synthetic weights",
-            "image_size": options.image_size,
+            "image_size": options.image_size, "blip2_part": BLIP2_PART,
         }  # fmt: skip
         one = {"epochs": 1, "train": pairs[: options.batch_size], "test": []}
         runs = {"fp32-first-step": {**job, **one, "bf16": False, "strategy": "full", "learning_rate": 1e-5}}
         runs |= {s: {**job, "strategy": s, "learning_rate": RATES.get(s, 1e-4)} for s in options.strategies}
-        # BLIP-2 with a quarter of the real widths and depths: LoRA on the language model, with and without the store
+        # LoRA on BLIP-2's language model, with and without the store
         blip2 = {
             **job,
             "test": [],
             "backbone": "blip2",
             "max_text_tokens": 30,
-            "model": str(write_blip2(work / "blip2")),
+            "model": str(write_blip2(work / "blip2", part=BLIP2_PART)),
             "strategy": "lora-decoder",
         }
-        for side, stored in () if options.losses_only else (("recomputed", False), ("stored", True)):
-            settings = {**blip2, "learning_rate": 1e-4, "features": stored, "out": str(work / "out")}
-            _once(record, options.out, "blip2-lora-decoder", side, "medgraft_side", settings, work)
+        sides = (("trainer_script", "trainer_script"), ("recomputed", "medgraft_side"), ("stored", "medgraft_side"))
+        for side, script in () if options.losses_only else sides:
+            settings = {**blip2, "learning_rate": 1e-4, "features": side == "stored", "out": str(work / "out")}
+            _once(record, options.out, "blip2-lora-decoder", side, script, settings, work)
         for name, settings in runs.items():
             for side in ("trainer_script", "medgraft_side"):
                 _once(record, options.out, name, side, side, {**settings, "out": str(work / "out")}, work)

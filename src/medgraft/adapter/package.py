@@ -21,6 +21,7 @@ from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, read_manif
 from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_captioner
 from medgraft.backbones.weights import digest
 from medgraft.errors import AdapterError
+from medgraft.heap import mapped_blocks
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, check_quantized, prepare_4bit, quantization_config
 
@@ -117,6 +118,7 @@ def load_captioner(name: str, strategy: Strategy, *, plugins: PluginManager) -> 
     return load_base(name, strategy, plugins=plugins)
 
 
+@mapped_blocks()
 def load_base(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backbone:
     """The backbone `NAME[:SOURCE]`, held as `strategy` says."""
     backbone_class, source = get_backbone(name, plugins=plugins)

@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from medgraft.backbones import Backbone
 from medgraft.backbones.loading import leave_file
+from medgraft.heap import mapped_blocks
 from medgraft.projection import Projection, linear
 from medgraft.strategies import Applied, bare_name
 from medgraft.types import lies_in
@@ -42,6 +43,7 @@ class HeldConv1D(Conv1D):
 _HELD: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: HeldLinear, Conv1D: HeldConv1D}
 
 
+@mapped_blocks()
 def hold_frozen(backbone: Backbone, applied: Applied) -> int:
     """Prepare the model's frozen linear layers for bf16 autocast; the number of layers whose weights changed to bf16.
 
