@@ -58,7 +58,7 @@ def test_pages_are_fresh_again_only_outside():
     assert _said() == ["True", "2", "3", "False", "True True"]
 
 
-@pytest.mark.parametrize("name", ["MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"])
+@pytest.mark.parametrize("name", ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
 def test_what_the_environment_says_is_left_alone(name):
-    value = "65536" if name.startswith("MALLOC") else "glibc.malloc.mmap_max=65536"
+    value = "33554432" if name.startswith("MALLOC") else "glibc.malloc.mmap_threshold=33554432"
     assert _said(**{name: value}) == ["True", "3", "3", "True", "True False"]
