@@ -58,6 +58,7 @@ def main() -> int:
 
     options = parse()
     quiet_libraries()
+    flops = measured_flops(2.0)  # before anything is written, which the system goes on doing for a while
     work = Path(tempfile.mkdtemp(prefix="medgraft-speed-"))
     try:
         model = options.model
@@ -74,7 +75,7 @@ def main() -> int:
         record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"runs": {}}
         record |= {
             "hardware": hardware.describe(), "versions": hardware.versions(), "git": hardware.git_revision(),
-            "flops_per_second": measured_flops(2.0), "images": len(pairs), "test_images": len(test),
+            "flops_per_second": max(record.get("flops_per_second", 0.0), flops), "images": len(pairs), "test_images": len(test),
             "batch_size": options.batch_size, "epochs": options.epochs, "bf16": job["bf16"],
             "model": "a checkpoint" if options.model else f"BLIP of width {options.width}, synthetic weights",
             "image_size": options.image_size, "blip2_part": BLIP2_PART,

@@ -45,7 +45,8 @@ def caption_images(
             captions += backbone.caption([open_image(path) for path in some], prompt=prompt, options=options)
             continue
         with hardware.autocast(where, bf16):
-            features = _features(backbone, some, prompt, where, supply)
+            with kept_heap():
+                features = _features(backbone, some, prompt, where, supply)
             captions += backbone.generate(features, prompt=prompt, options=options)
     if supply is not None:
         supply.store.flush()

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
 from medgraft.adapter import load_base
 from medgraft.plugin import PluginManager
 from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.strategies.bitsandbytes_layers import HeldLinear4bit
+from medgraft.strategies.bitsandbytes_layers import HELD
 from medgraft.testing.backbone_checks import CAPTIONS, images
 from medgraft.training import CaptioningModule, hold_frozen
 from medgraft.training.precision import HeldConv1D, HeldLinear
@@ -27,8 +27,8 @@ def _step(name, tiny_folder, strategy, hold):
             torch.nn.init.normal_(parameter, std=0.1)
     held = hold_frozen(backbone, applied) if hold else 0
     for layer in backbone.model.modules():
-        if isinstance(layer, HeldLinear4bit) and not hold:
-            layer.__class__ = Linear4bit
+        if type(layer) in HELD.values() and not hold:
+            layer.__class__ = type(layer).__base__
     module = CaptioningModule(backbone, applied, backbone.default_prompt).eval()  # without dropout
     text = backbone.text_batch(CAPTIONS, prompt=backbone.default_prompt, max_tokens=160)
     with torch.autocast("cpu", torch.bfloat16):
@@ -52,17 +52,18 @@ def test_held_weights_give_the_same_loss_and_gradients(name, strategy, tiny_fold
         assert all(p.dtype == torch.float32 for n, p in backbone.model.named_parameters() if n.startswith("qformer"))
 
 
+@pytest.mark.parametrize(("strategy", "kind"), [("qlora", Linear4bit), ("lora-int8", Linear8bitLt)])
 @pytest.mark.parametrize("name", ["blip", "blip2-opt", "vit-gpt2", "git"])
-def test_4bit_layers_give_bf16_to_what_follows(name, tiny_folder):
-    loss, gradients, _, _ = _step(name, tiny_folder, "qlora", hold=False)
-    again, others, _, backbone = _step(name, tiny_folder, "qlora", hold=True)
+def test_quantised_layers_give_bf16_to_what_follows(name, strategy, kind, tiny_folder):
+    loss, gradients, _, _ = _step(name, tiny_folder, strategy, hold=False)
+    again, others, _, backbone = _step(name, tiny_folder, strategy, hold=True)
     torch.testing.assert_close(again, loss, rtol=2e-3, atol=0)
     assert gradients.keys() == others.keys()
     whole = torch.cat([gradient.flatten() for gradient in gradients.values()])
     apart = torch.cat([(gradient - others[key]).flatten() for key, gradient in gradients.items()])
     assert apart.norm() < 0.03 * whole.norm()  # bf16 keeps eight binary digits
-    layers = [module for module in backbone.model.modules() if isinstance(module, Linear4bit)]
-    held = [module for module in layers if isinstance(module, HeldLinear4bit)]
+    layers = [module for module in backbone.model.modules() if isinstance(module, kind)]
+    held = [module for module in layers if type(module) in HELD.values()]
     assert held
     seen = {}
     for module in layers:

@@ -23,7 +23,7 @@ from medgraft.backbones.weights import digest
 from medgraft.errors import AdapterError
 from medgraft.heap import mapped_blocks
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Applied, Strategy, check_quantized, prepare_4bit, quantization_config
+from medgraft.strategies import Applied, Strategy, check_quantized, prepare_quantized, quantization_config
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TENSORS = "trained_tensors.safetensors"
@@ -125,7 +125,7 @@ def load_base(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backb
     config = quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
     backbone = backbone_class.load(source, quantization=config)
     check_quantized(backbone.model, backbone.anatomy, strategy, backbone.never_quantized)
-    prepare_4bit(backbone.model, backbone.keep_in_fp32)
+    prepare_quantized(backbone.model, backbone.keep_in_fp32)
     return backbone
 
 

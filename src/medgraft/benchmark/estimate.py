@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import nn
@@ -77,18 +78,19 @@ def estimate(
 
 
 def measured_flops(seconds: float = 0.5) -> float:
-    """Operations a second of this machine in matrix products of 2048, in bf16 where its hardware has that."""
+    """Operations a second of this machine in matrix products of 2048, in bf16 where its hardware has that: the median."""
     where = hardware.device()
     kind = torch.bfloat16 if hardware.bf16_supported(where.type) else torch.float32
     a, b = (torch.randn(2048, 2048, device=where).to(kind) for _ in range(2))
     a @ b
     _wait(where)
-    start, rounds = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+    start, took = time.perf_counter(), []
+    while not took or time.perf_counter() - start < seconds:
+        began = time.perf_counter()
         a @ b
         _wait(where)
-        rounds += 1
-    return rounds * 2 * 2048**3 / (time.perf_counter() - start)
+        took.append(time.perf_counter() - began)
+    return 2 * 2048**3 / median(took)
 
 
 def _linear_layers(backbone: type[Backbone], model: nn.Module) -> Iterator[tuple[Part, nn.Linear, int]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft.tuners.lora import bnb
 
 from medgraft.projection import Projection, linear_4bit
 from medgraft.strategies.lora_sum import OneProduct
 
-__all__ = ["LORA", "HeldLinear4bit", "Linear4bit"]
+__all__ = ["HELD", "LORA", "HeldLinear4bit", "HeldLinear8bit"]
 
 
 class HeldLinear4bit(Linear4bit):
@@ -17,14 +17,29 @@ class HeldLinear4bit(Linear4bit):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        output: torch.Tensor = super().forward(x)
+        output: torch.Tensor = super().forward(_as_autocast(x))
         return output
 
     def as_projection(self) -> Projection:
         """See medgraft.projection.projection_of."""
         return linear_4bit(self)
+
+
+class HeldLinear8bit(Linear8bitLt):
+    """Takes and gives bf16 under bf16 autocast: of an fp32 input the backward pass would be computed in fp32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        bias = None if self.bias is None else self.bias.data
+        output: torch.Tensor = super().forward(_as_autocast(x))
+        if bias is not None:
+            self.bias.data = bias  # which bitsandbytes rounds to the input's dtype for good
+        return output
+
+
+def _as_autocast(x: torch.Tensor) -> torch.Tensor:
+    """`x` in the dtype of autocast where that is on."""
+    return x.to(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else x
 
 
 class LoraLinear8bit(OneProduct, bnb.Linear8bitLt):
@@ -35,4 +50,5 @@ class LoraLinear4bit(OneProduct, bnb.Linear4bit):
     """LoRA on a 4-bit layer."""
 
 
+HELD: dict[type, type] = {Linear4bit: HeldLinear4bit, Linear8bitLt: HeldLinear8bit}
 LORA: dict[type, type] = {bnb.Linear8bitLt: LoraLinear8bit, bnb.Linear4bit: LoraLinear4bit}

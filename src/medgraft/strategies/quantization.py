@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -71,24 +71,26 @@ def check_quantized(model: nn.Module, anatomy: Anatomy, strategy: Strategy, neve
             )
 
 
-def prepare_4bit(model: nn.Module, keep_in_fp32: Sequence[str]) -> None:
-    """Change how the 4-bit layers of a loaded `model` compute, not what they hold.
+def prepare_quantized(model: nn.Module, keep_in_fp32: Sequence[str]) -> None:
+    """Change how the quantised layers of a loaded `model` compute, not what they hold.
 
-    On a CPU bitsandbytes repacks weights at the first inference and unpacks them with a loss when a state dict is taken, so
-    that saving an adapter would change its base; they stay as they were loaded, which is also quicker for whole sequences.
-    Layers that compute in bf16 give bf16 under autocast, where bitsandbytes' return to the dtype of their input.
+    On a CPU bitsandbytes repacks 4-bit weights at the first inference and unpacks them with a loss when a state dict is taken,
+    so that saving an adapter would change its base; they stay as they were loaded, which is also quicker for whole sequences.
+    Layers of 8 bits, and those of 4 that compute in bf16, take and give bf16 under autocast, where bitsandbytes' return to
+    the dtype of their input.
     """
     names = quantized_modules(model)
     if not names:
         return
-    from medgraft.strategies.bitsandbytes_layers import HeldLinear4bit, Linear4bit
+    from medgraft.strategies.bitsandbytes_layers import HELD
 
     for name in names:
-        module = model.get_submodule(name)
-        if isinstance(module, Linear4bit):
+        module: Any = model.get_submodule(name)
+        in_4_bits = hasattr(module, "compute_dtype")
+        if in_4_bits:
             module.support_avx512bf16_for_cpu = False
-            if module.compute_dtype == torch.bfloat16 and not lies_in(name, keep_in_fp32):
-                module.__class__ = HeldLinear4bit
+        if not lies_in(name, keep_in_fp32) and (not in_4_bits or module.compute_dtype == torch.bfloat16):
+            module.__class__ = HELD[type(module)]
 
 
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:
