@@ -73,6 +73,14 @@ def main() -> int:
             "bf16": hardware.bf16_supported("cpu"), "seed": 0, "max_new_tokens": options.max_new_tokens,
         }  # fmt: skip
         record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"runs": {}}
+        same = {"blip2_part": BLIP2_PART, "bf16": job["bf16"], "cpu": hardware.describe()["cpu"]}
+        told = {
+            "blip2_part": record.get("blip2_part"),
+            "bf16": record.get("bf16"),
+            "cpu": record.get("hardware", {}).get("cpu"),
+        }
+        if record["runs"] and told != same:
+            raise SystemExit(f"{options.out} is of {told}, this would be {same}: give another --out.")
         record |= {
             "hardware": hardware.describe(), "versions": hardware.versions(), "git": hardware.git_revision(),
             "flops_per_second": max(record.get("flops_per_second", 0.0), flops), "images": len(pairs), "test_images": len(test),

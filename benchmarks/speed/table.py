@@ -41,8 +41,8 @@ def speed_table(path: Path) -> str:
         f"{record['model']}, {record['image_size']} px, batch {record['batch_size']}, {record['epochs']} epochs of "
         f"{record['images']} images, {kind}; {machine['cpu']}, {machine['threads']} threads, {speed:.2f} TFLOP/s measured in "
         f"{kind} matrix products. Steps are medians from the second epoch on; *limit*: what it would be were medgraft's step "
-        f"its matrix products at that rate and nothing else, and the share of it that is reached; *all epochs* has the feature "
-        f"build in it; *again*: medgraft's second captioning of the same images, against the Trainer's first. The "
+        f"its matrix products (filler included) at that rate and nothing else, and the share that is reached; *all epochs* has "
+        f"the feature build in it; *again*: medgraft's second captioning of the same images, against the Trainer's first. The "
         f"whole grid: {grid:.1f}x. Encoder-frozen here against full there: {cross:.1f}x. Loss of the first step in fp32: "
         f"{apart:.0e} apart. {_blip2(blip2, record)}"
     )

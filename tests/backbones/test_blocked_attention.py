@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from medgraft.backbones import attention
 from medgraft.backbones import blocked_attention as blocked
 from medgraft.backbones.attention import attend
 
@@ -41,6 +42,18 @@ def test_bf16_rounds_as_the_steps_do(scores_held, monkeypatch, torch_forward):
     theirs = torch.autograd.grad((steps * weights).sum(), (query, key, value))
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_without_gradients_torchs_own_may_be_taken(monkeypatch, masked):
+    query, key, value = _inputs(torch.bfloat16, 65, 65)
+    mask = torch.full((65, 65), -torch.inf).triu(1) if masked else None
+    found = []
+    for quick in (False, True):
+        monkeypatch.setattr(attention, "torch_forward_is_quick", lambda quick=quick: quick)
+        with torch.no_grad():
+            found.append(attention.attend(query, key, value, mask=mask, scale=0.5))
+    torch.testing.assert_close(*found, rtol=0, atol=0.02)
 
 
 def test_autocast_does_not_reach_into_it():

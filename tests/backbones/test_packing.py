@@ -66,10 +66,13 @@ def test_filler_changes_neither_loss_nor_gradients(blip_folder, plugins, monkeyp
     monkeypatch.setattr(attention, "pays", lambda *_: chosen)
     backbone = load_base(f"blip:{blip_folder}", get_strategy("full", plugins=plugins), plugins=plugins)
     text = backbone.text_batch(CAPTIONS, prompt=prompt, max_tokens=64)
-    features = torch.rand(3, 17, backbone.config.vision_config.hidden_size)
+    words = pack(text).input_ids.shape[1]
+    assert words % 32, "captions that need no filler"
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(3, 17, backbone.config.vision_config.hidden_size, generator=generator)
     found = []
     for multiple in (1, 32):
-        monkeypatch.setattr(blip, "FEW_SHAPES", multiple)
+        monkeypatch.setattr(blip, "WORDS_MULTIPLE", multiple)
         backbone.model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             loss = backbone.loss(features, text)

@@ -12,7 +12,7 @@ from torch import nn
 
 from medgraft.backbones.attention import eager_attention, takes_packed_words, use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
-from medgraft.backbones.packing import FEW_SHAPES, IGNORED, fill, pack
+from medgraft.backbones.packing import IGNORED, WORDS_MULTIPLE, fill, pack
 from medgraft.backbones.roles import vision_tower_roles
 from medgraft.backbones.wordpieces import join_punctuation
 from medgraft.types import Anatomy, Gaze, PartAnatomy, Seam
@@ -106,8 +106,8 @@ class BlipBackbone(Backbone):
         return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
     def _multiple(self) -> int:
-        """Of which numbers of words are to be multiples: see packing.py."""
-        return FEW_SHAPES if torch.is_autocast_enabled("cpu") else 1
+        """To a multiple of what a row of words is filled up: see packing.py."""
+        return WORDS_MULTIPLE if torch.is_autocast_enabled("cpu") else 1
 
     def _packed(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [N, C] and the labels that they predict [N]; on a CPU, where many small products cost little."""

@@ -23,7 +23,7 @@ _SCORES = 1_400_000  # held at a time: 2.8 MB, with the weights twice that; half
 @functools.cache
 def torch_forward_is_quick() -> bool:
     """Whether torch's fused attention in bf16 is the quickest without gradients: where the CPU has units for such products."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def blocked_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:

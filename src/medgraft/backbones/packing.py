@@ -15,7 +15,7 @@ import torch
 from medgraft.backbones.base import TextBatch
 
 IGNORED = -100
-FEW_SHAPES = 32  # a multiple that leaves few numbers of words, and at most that many words of filler
+WORDS_MULTIPLE = 32  # leaves few numbers of words, and less filler than that
 
 
 @dataclass(frozen=True)

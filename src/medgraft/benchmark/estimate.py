@@ -84,7 +84,8 @@ def measured_flops(seconds: float = 0.5) -> float:
     a, b = (torch.randn(2048, 2048, device=where).to(kind) for _ in range(2))
     a @ b
     _wait(where)
-    start, took = time.perf_counter(), []
+    took: list[float] = []
+    start = time.perf_counter()
     while not took or time.perf_counter() - start < seconds:
         began = time.perf_counter()
         a @ b

@@ -19,7 +19,7 @@ from medgraft.backbones.weights import digest
 from medgraft.strategies import quantized_modules
 from medgraft.types import Seam
 
-SCHEMA = 2  # of the store and of what is put into it
+SCHEMA = 3  # of the store and of what is put into it
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ def cut_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str) -> dict[
 def stored_dtype(backbone: Backbone, seam: Seam, *, bf16: bool) -> torch.dtype:
     """The dtype that loses nothing: bf16 where what reads the seam casts to bf16 first.
 
-    8-bit layers read float16, and 4-bit layers the dtype that they compute in.
+    So do 8-bit layers (`strategies.prepare_quantized`); 4-bit layers read the dtype that they compute in.
     """
     if not bf16 or not seam.read_by_linear:
         return torch.float32
     held = [backbone.model.get_submodule(name) for name in quantized_modules(backbone.model)]
-    return torch.bfloat16 if all(getattr(m, "compute_dtype", None) == torch.bfloat16 for m in held) else torch.float32
+    return torch.bfloat16 if all(getattr(m, "compute_dtype", torch.bfloat16) == torch.bfloat16 for m in held) else torch.float32
 
 
 def _code_digest(kind: type[Backbone]) -> str:

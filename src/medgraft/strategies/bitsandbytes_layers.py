@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft.tuners.lora import bnb
+from torch import nn
 
 from medgraft.projection import Projection, linear_4bit
 from medgraft.strategies.lora_sum import OneProduct
@@ -17,7 +22,8 @@ class HeldLinear4bit(Linear4bit):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        output: torch.Tensor = super().forward(_as_autocast(x))
+        with _bias_kept(self):
+            output: torch.Tensor = super().forward(_as_autocast(x))
         return output
 
     def as_projection(self) -> Projection:
@@ -30,11 +36,21 @@ class HeldLinear8bit(Linear8bitLt):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        bias = None if self.bias is None else self.bias.data
-        output: torch.Tensor = super().forward(_as_autocast(x))
-        if bias is not None:
-            self.bias.data = bias  # which bitsandbytes rounds to the input's dtype for good
+        with _bias_kept(self):
+            output: torch.Tensor = super().forward(_as_autocast(x))
         return output
+
+
+@contextmanager
+def _bias_kept(layer: nn.Module) -> Iterator[None]:
+    """The bias is itself again after the block: bitsandbytes rounds it to the input's dtype for good."""
+    bias: Any = layer.bias
+    before = None if bias is None else bias.data
+    try:
+        yield
+    finally:
+        if bias is not None:
+            bias.data = before
 
 
 def _as_autocast(x: torch.Tensor) -> torch.Tensor:

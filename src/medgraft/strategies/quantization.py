@@ -90,7 +90,7 @@ def prepare_quantized(model: nn.Module, keep_in_fp32: Sequence[str]) -> None:
         if in_4_bits:
             module.support_avx512bf16_for_cpu = False
         if not lies_in(name, keep_in_fp32) and (not in_4_bits or module.compute_dtype == torch.bfloat16):
-            module.__class__ = HELD[type(module)]
+            module.__class__ = HELD.get(type(module), type(module))
 
 
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:
