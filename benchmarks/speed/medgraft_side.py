@@ -20,7 +20,6 @@ from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.strategies import apply_strategy, get_strategy
 from medgraft.training import Clock, fit, hold_frozen, prepare_features
-from medgraft.training.trainer import TrainResult
 from medgraft.types import Example
 
 
@@ -52,16 +51,11 @@ def main() -> None:
     start = time.perf_counter()
     supply, _ = prepare_features(backbone, config, train, progress=False)
     built = time.perf_counter() - start
-
-    def once() -> TrainResult:
-        folder = Path(job["out"])
-        return fit(backbone, applied, config, train, [], folder, Clock(), checkpoints=False, progress=False, supply=supply)
-
-    kernels: dict[str, float] = {}
-    if job.get("profile"):  # of a step that is not the first one
-        once()
+    clock, kernels = Clock(), {}
     with counted_kernels(kernels) if job.get("profile") else nullcontext():
-        result = once()
+        result = fit(
+            backbone, applied, config, train, [], Path(job["out"]), clock, checkpoints=False, progress=False, supply=supply
+        )
     seconds, said = [0.0, 0.0], []
     for number in range(2) if job["test"] else ():  # again: with the features that the first time left behind
         options = GenerationConfig(max_new_tokens=job["max_new_tokens"])

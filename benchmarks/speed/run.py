@@ -108,7 +108,7 @@ def main() -> int:
             for side in ("trainer_script", "medgraft_side"):
                 _once(record, options.out, name, side, side, {**settings, "out": str(work / "out")}, work)
         for name in () if options.losses_only else options.strategies:
-            profiled = {**runs[name], "epochs": 1, "train": pairs[: options.batch_size], "test": [], "profile": True}
+            profiled = {**runs[name], "epochs": 3, "train": pairs[: options.batch_size], "test": [], "profile": True}
             for side in ("trainer_script", "medgraft_side"):
                 _once(record, options.out, f"profile {name}", side, side, {**profiled, "out": str(work / "out")}, work)
     finally:

@@ -67,9 +67,9 @@ def profile_table(path: Path) -> str:
     for name, run in profiles.items():
         for side, label in (("trainer_script", "Trainer"), ("medgraft_side", "medgraft")):
             found = run[side]["kernels"]
-            steps, whole = len(run[side]["step_seconds"]), sum(found.get(kind, 0) for kind in kinds)
+            whole = sum(found.get(kind, 0) for kind in kinds)
             shares = " | ".join(f"{found.get(kind, 0) / whole:.0%}" for kind in kinds)
-            lines.append(f"| {name} | {label} | {found['flops'] / steps / 1e12:.2f} | {shares} |")
+            lines.append(f"| {name} | {label} | {_profiled(run[side]) / 1e12:.2f} | {shares} |")
     return "\n".join(lines) + "\n"
 
 
@@ -82,8 +82,13 @@ def _operations(record: dict[str, Any], name: str) -> float:
     counted = record["runs"][_HELD.get(name, name)]["medgraft_side"].get("step_flops")
     if counted:
         return float(counted)
-    profiled = record["runs"][f"profile {name}"]["medgraft_side"]
-    return float(profiled["kernels"]["flops"] / len(profiled["step_seconds"]))
+    return _profiled(record["runs"][f"profile {name}"]["medgraft_side"])
+
+
+def _profiled(run: dict[str, Any]) -> float:
+    """Floating-point operations of a step by the profiler."""
+    kernels = run["kernels"]
+    return float(kernels["flops"] / kernels.get("steps", len(run["step_seconds"])))
 
 
 def _later(run: dict[str, Any], record: dict[str, Any]) -> float:

@@ -151,19 +151,16 @@ def main() -> None:
         dataloader_num_workers=0,
     )  # fmt: skip
     watch = Watch()
-    trainer = Remembering(
-        model=model,
-        args=arguments,
-        train_dataset=Captions(job["train"], processor),
-        callbacks=[watch],
-        data_collator=collate_blip2 if blip2 else collate,
-    )
-    trainer.losses = []
     kernels = {}
-    if job.get("profile"):  # of a step that is not the first one
-        trainer.train()
-        watch.seconds.clear()
     with counted_kernels(kernels) if job.get("profile") else nullcontext():
+        trainer = Remembering(
+            model=model,
+            args=arguments,
+            train_dataset=Captions(job["train"], processor),
+            data_collator=collate_blip2 if blip2 else collate,
+            callbacks=[watch],
+        )
+        trainer.losses = []
         trainer.train()
     seconds, captions = caption(trainer.model, job, processor, tokenizer) if job["test"] else (0.0, [])
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
