@@ -74,11 +74,7 @@ def main() -> int:
         }  # fmt: skip
         record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"runs": {}}
         same = {"blip2_part": BLIP2_PART, "bf16": job["bf16"], "cpu": hardware.describe()["cpu"]}
-        told = {
-            "blip2_part": record.get("blip2_part"),
-            "bf16": record.get("bf16"),
-            "cpu": record.get("hardware", {}).get("cpu"),
-        }
+        told = {name: record.get(name, record.get("hardware", {}).get(name)) for name in same}
         if record["runs"] and told != same:
             raise SystemExit(f"{options.out} is of {told}, this would be {same}: give another --out.")
         record |= {

@@ -50,7 +50,7 @@ class _OverImages(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, words: torch.Tensor, images: torch.Tensor, packing: Packing) -> torch.Tensor:
-        taken, kept = _without_filler(words, packing), []
+        taken, kept = _room(words, packing), []
         with torch.autocast(words.device.type, enabled=False):
             for rows, image in zip(packing.slices(), images, strict=True):
                 weights = torch.softmax(_flat(words, rows) @ image.t(), -1)  # [H T, S]
@@ -65,7 +65,7 @@ class _OverImages(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         images, words, *kept = ctx.saved_tensors
-        to_words = _without_filler(gradient, ctx.packing)
+        to_words = _room(gradient, ctx.packing)
         to_images = torch.empty_like(images) if ctx.needs_input_grad[1] else None
         for number, (rows, image, weights) in enumerate(zip(ctx.packing.slices(), images, kept, strict=True)):
             g = _flat(gradient, rows)
@@ -77,7 +77,7 @@ class _OverImages(torch.autograd.Function):
         return to_words, to_images, None
 
 
-def _without_filler(like: torch.Tensor, packing: Packing) -> torch.Tensor:
+def _room(like: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Room for [H, N, in], 0 where the words are filler."""
     room = torch.empty_like(like)
     room[:, room.shape[1] - packing.filler :] = 0

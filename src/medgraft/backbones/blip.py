@@ -99,7 +99,7 @@ class BlipBackbone(Backbone):
         packed = features.device.type == "cpu" and takes_packed_words(self.model.text_decoder)
         hidden, targets = self._packed(features, text) if packed else self._padded(features, text)
         wanted = (targets != IGNORED).nonzero()[:, 0]
-        filler = -len(wanted) % self._multiple()
+        filler = -len(wanted) % self._multiple()  # of the first word once more, without a label
         logits = self.model.text_decoder.cls(hidden[fill(wanted, filler)])  # [labels and filler, V]
         labels = fill(targets[wanted], filler, IGNORED)
         smoothing = self.config.text_config.label_smoothing

@@ -14,7 +14,7 @@ from torch import nn
 from medgraft.projection import Projection, linear_4bit
 from medgraft.strategies.lora_sum import OneProduct
 
-__all__ = ["HELD", "LORA", "HeldLinear4bit", "HeldLinear8bit"]
+__all__ = ["HELD", "LORA"]
 
 
 class HeldLinear4bit(Linear4bit):
