@@ -39,6 +39,7 @@ def main() -> None:
                 "num_train_epochs": job["epochs"], "per_device_train_batch_size": job["batch_size"], "bf16": job["bf16"],
                 "learning_rate": job["learning_rate"], "lr_scheduler_type": "constant", "weight_decay": 0.0,
                 "warmup_steps": 0, "group_by_length": False, "max_text_tokens": job.get("max_text_tokens", 512),
+                "gradient_checkpointing": job.get("gradient_checkpointing", False),
             },
         }
     )  # fmt: skip

@@ -17,7 +17,7 @@ KINDS = {
     "gelu": ("gelu",),
     "casts and copies": ("copy_", "clone", "contiguous", "fill_", "zero_", "cat", "stack"),
     "quantisation": ("quantize", "bitsandbytes"),
-    "optimiser": ("_fused_adamw_", "linalg_vector_norm", "_foreach_mul_"),
+    "optimiser": ("_fused_adamw_", "linalg_vector_norm", "dot", "_foreach_mul_"),
 }
 WARM = 2  # steps until kernels are compiled, moments made and memory is there
 

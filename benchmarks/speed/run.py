@@ -101,8 +101,12 @@ def main() -> int:
             settings = {**blip2, "learning_rate": 1e-4, "features": side == "stored", "out": str(work / "out")}
             _once(record, options.out, "blip2-lora-decoder", side, script, settings, work)
         for name, settings in runs.items():
+            job = {**settings, "out": str(work / "out")}
             for side in ("trainer_script", "medgraft_side"):
-                _once(record, options.out, name, side, side, {**settings, "out": str(work / "out")}, work)
+                _once(record, options.out, name, side, side, job, work)
+            if name == "full" and not options.losses_only:
+                job["gradient_checkpointing"] = True
+                _once(record, options.out, name, "checkpointed", "medgraft_side", job, work)
         for name in () if options.losses_only else options.strategies:
             profiled = {**runs[name], "epochs": 3, "train": pairs[: options.batch_size], "test": [], "profile": True}
             for side in ("trainer_script", "medgraft_side"):

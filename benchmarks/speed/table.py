@@ -44,7 +44,7 @@ def speed_table(path: Path) -> str:
         f"its matrix products (filler included) at that rate and nothing else, and the share that is reached; *all epochs* has "
         f"the feature build in it; *again*: medgraft's second captioning of the same images, against the Trainer's first. The "
         f"whole grid: {grid:.1f}x. Encoder-frozen here against full there: {cross:.1f}x. Loss of the first step in fp32: "
-        f"{apart:.0e} apart. {_blip2(blip2, record)}"
+        f"{apart:.0e} apart. {_blip2(blip2, record)}{_checkpointed(runs['full'], record)}"
     )
     return "\n".join(lines) + f"\n\n{note}\n"
 
@@ -56,6 +56,14 @@ def _blip2(runs: dict[str, Any], record: dict[str, Any]) -> str:
         told += f", against the Trainer {seconds['trainer_script'] / seconds['stored']:.1f}x"
     part = record.get("blip2_part", 4)
     return f"BLIP-2 at 1/{part} of its widths and depths, LoRA on the language model, from stored features: {told}."
+
+
+def _checkpointed(runs: dict[str, Any], record: dict[str, Any]) -> str:
+    if "checkpointed" not in runs:
+        return ""
+    theirs, ours = runs["trainer_script"], runs["checkpointed"]
+    memory, step = ours["peak_memory_bytes"] / theirs["peak_memory_bytes"], _later(theirs, record) / _later(ours, record)
+    return f" Full training here with gradient checkpointing, against full there without: {memory:.2f}x the memory, {step:.1f}x."
 
 
 def profile_table(path: Path) -> str:

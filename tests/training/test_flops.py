@@ -3,15 +3,14 @@
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.flop_counter import FlopCounterMode
 
-from medgraft.training.trainer import _CPU_ATTENTION
+from medgraft.training.flops import flop_counter
 
 
 @pytest.mark.parametrize(("batch", "heads", "length", "width"), [(2, 3, 65, 16), (1, 1, 7, 8)])
 def test_attention_is_counted_by_hand(batch, heads, length, width):
     """Two products forwards and five backwards, of 2 T^2 D operations each."""
     query, key, value = (torch.randn(batch, heads, length, width, requires_grad=True) for _ in range(3))
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    with flop_counter() as counter:
         scaled_dot_product_attention(query, key, value).sum().backward()
     assert counter.get_total_flops() == batch * heads * 2 * length**2 * width * (2 + 5)

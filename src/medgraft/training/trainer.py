@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from safetensors.torch import load_file, save_file
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from medgraft import hardware
@@ -28,20 +28,14 @@ from medgraft.heap import kept_heap
 from medgraft.strategies import Applied
 from medgraft.training.adalora import RankAllocation
 from medgraft.training.callbacks import CollectLosses, Progress
+from medgraft.training.clipping import clip_in_step, gradient_norm, takes_factor
 from medgraft.training.clock import Clock, Phase
 from medgraft.training.collator import Collator
+from medgraft.training.flops import flop_counter
 from medgraft.training.module import CaptioningModule
 from medgraft.training.sampler import LengthSampler
 from medgraft.types import Example
 
-_CPU_ATTENTION = {  # which torch's counter does not know; called with shapes
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v)  # type: ignore[no-untyped-call]
-    ),
-}
 _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
 
 
@@ -216,7 +210,7 @@ class CaptionTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the Trainer's; keeps the loss, and on a CPU, where looking costs nothing, checks it at once."""
         counted = self.counts_flops and self.flops is None and not torch._C._autograd._profiler_enabled()  # it counts twice
-        counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) if counted else None
+        counter = flop_counter() if counted else None
         with self._phase("backward"), counter or nullcontext():  # of which the forward pass is a phase of its own
             loss: torch.Tensor = super().training_step(*args, **kwargs)
         if counter is not None:
@@ -230,6 +224,18 @@ class CaptionTrainer(Trainer):
         """As the Trainer's, on the clock as the forward pass."""
         with self._phase("forward"):
             return super().compute_loss(*args, **kwargs)
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        """As the Trainer's; on a CPU a fused optimiser is left to do it."""
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's stands around torch's
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        whole = self.accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)  # no shards
+        with self._phase("optimizer"):
+            if not (whole and takes_factor(optimizer, gradients)):
+                return super()._clip_grad_norm(model)
+            norm = gradient_norm(gradients)
+            clip_in_step(optimizer, norm, self.args.max_grad_norm)
+            return norm
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, on the clock as waiting for data."""

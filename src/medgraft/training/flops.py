@@ -1,0 +1,20 @@
+"""Operations of a training step's matrix products, with those of attention on a CPU, which torch's own counter leaves out."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+_CPU_ATTENTION = {  # called with shapes
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v)  # type: ignore[no-untyped-call]
+    ),
+}
+
+
+def flop_counter() -> FlopCounterMode:
+    """A context that counts the operations inside it, two for a multiplication and its addition."""
+    return FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
