@@ -63,7 +63,8 @@ def _checkpointed(runs: dict[str, Any], record: dict[str, Any]) -> str:
         return ""
     theirs, ours = runs["trainer_script"], runs["checkpointed"]
     memory, step = ours["peak_memory_bytes"] / theirs["peak_memory_bytes"], _later(theirs, record) / _later(ours, record)
-    return f" Full training here with gradient checkpointing, against full there without: {memory:.2f}x the memory, {step:.1f}x."
+    told = f"{memory:.2f}x the memory, {step:.1f}x"
+    return f" Full training here with gradient checkpointing, against full there without: {told}."
 
 
 def profile_table(path: Path) -> str:
