@@ -2,7 +2,7 @@
 
 Writes a full-size BLIP with synthetic weights (or takes a checkpoint folder, `--model`), phantoms as images, and runs every
 strategy on both sides in turn, each in a process of its own, so that both meet the same state of the machine. The record
-goes to `--out`; `python benchmarks/speed/table.py` makes the tables of README.md and benchmarks/README.md from it. A run
+goes to `--out`; `python benchmarks/readme_table.py` makes the tables of README.md and benchmarks/README.md from it. A run
 that was stopped goes on where it was.
 """
 
@@ -71,6 +71,7 @@ def main() -> int:
         job = {
             "model": str(model), "train": pairs, "test": test, "batch_size": options.batch_size, "epochs": options.epochs,
             "bf16": hardware.bf16_supported("cpu"), "seed": 0, "max_new_tokens": options.max_new_tokens,
+            "out": str(work / "out"),
         }  # fmt: skip
         record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"runs": {}}
         same = {"blip2_part": BLIP2_PART, "bf16": job["bf16"], "cpu": hardware.describe()["cpu"]}
@@ -98,19 +99,18 @@ def main() -> int:
         }
         sides = (("trainer_script", "trainer_script"), ("recomputed", "medgraft_side"), ("stored", "medgraft_side"))
         for side, script in () if options.losses_only else sides:
-            settings = {**blip2, "learning_rate": 1e-4, "features": side == "stored", "out": str(work / "out")}
+            settings = {**blip2, "learning_rate": 1e-4, "features": side == "stored"}
             _once(record, options.out, "blip2-lora-decoder", side, script, settings, work)
         for name, settings in runs.items():
-            job = {**settings, "out": str(work / "out")}
             for side in ("trainer_script", "medgraft_side"):
-                _once(record, options.out, name, side, side, job, work)
+                _once(record, options.out, name, side, side, settings, work)
             if name == "full" and not options.losses_only:
-                job["gradient_checkpointing"] = True
-                _once(record, options.out, name, "checkpointed", "medgraft_side", job, work)
+                checkpointed = {**settings, "gradient_checkpointing": True}
+                _once(record, options.out, name, "checkpointed", "medgraft_side", checkpointed, work)
         for name in () if options.losses_only else options.strategies:
             profiled = {**runs[name], "epochs": 3, "train": pairs[: options.batch_size], "test": [], "profile": True}
             for side in ("trainer_script", "medgraft_side"):
-                _once(record, options.out, f"profile {name}", side, side, {**profiled, "out": str(work / "out")}, work)
+                _once(record, options.out, f"profile {name}", side, side, profiled, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return 0
