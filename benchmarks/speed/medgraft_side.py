@@ -19,7 +19,7 @@ from medgraft.heap import kept_heap
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.training import Clock, fit, hold_frozen, prepare_features
+from medgraft.training import Clock, fit, prepare_features, prepare_linear
 from medgraft.types import Example
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     backbone = load_base(config.backbone, strategy, plugins=plugins)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy)
     if job["bf16"]:
-        hold_frozen(backbone, applied)
+        prepare_linear(backbone, applied)
     train = [Example(str(i), Path(path), (caption,), "train") for i, (path, caption) in enumerate(job["train"])]
     start = time.perf_counter()
     supply, _ = prepare_features(backbone, config, train, progress=False)

@@ -20,7 +20,7 @@ from medgraft.backbones.packing import Packing, pack
 from medgraft.projection import Projection, projection_of
 from medgraft.strategies import apply_strategy, get_strategy
 from medgraft.strategies.lora_sum import use_one_product
-from medgraft.training import hold_frozen
+from medgraft.training import prepare_linear
 
 CAPTIONS = [
     "axial ct of the chest showing a nodule.",
@@ -147,7 +147,7 @@ def test_weights_in_bf16_are_absorbed_with_and_without_autocast(blip_folder, plu
     strategy = get_strategy(name, options, plugins=plugins)
     backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy)
-    hold_frozen(backbone, applied)
+    prepare_linear(backbone, applied)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         (loss, _), (expected, _) = _losses_and_gradients(backbone, "", rel=3e-3)
     assert asked

@@ -9,7 +9,7 @@ from medgraft.plugin import PluginManager
 from medgraft.strategies import apply_strategy, get_strategy
 from medgraft.strategies.bitsandbytes_layers import HELD
 from medgraft.testing.backbone_checks import CAPTIONS, images
-from medgraft.training import CaptioningModule, hold_frozen
+from medgraft.training import CaptioningModule, prepare_linear
 from medgraft.training.precision import HeldConv1D, HeldLinear
 from medgraft.training.sampler import LengthSampler
 
@@ -25,7 +25,7 @@ def _step(name, tiny_folder, strategy, hold):
     for parameter_name, parameter in backbone.model.named_parameters():
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, std=0.1)
-    held = hold_frozen(backbone, applied) if hold else 0
+    held = prepare_linear(backbone, applied) if hold else 0
     for layer in backbone.model.modules():
         if type(layer) in HELD.values() and not hold:
             layer.__class__ = type(layer).__base__

@@ -26,7 +26,7 @@ from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.saliency import write_maps
 from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy
-from medgraft.training import Clock, TrainResult, fit, hold_frozen, prepare_features, uses_bf16
+from medgraft.training import Clock, TrainResult, fit, prepare_features, prepare_linear, uses_bf16
 from medgraft.types import SPLITS, CaptionData, Example, Split
 
 CHECKPOINTS = ".medgraft-checkpoints"
@@ -127,7 +127,7 @@ def _load(config: RunConfig, strategy: Strategy, plugins: PluginManager) -> _Loa
     if isinstance(backbone, Backbone):
         applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=_base_name(config))
         if uses_bf16(config):
-            hold_frozen(backbone, applied)
+            prepare_linear(backbone, applied)
     if strategy.trains and not data.split("train"):
         raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
     return _Loaded(data, backbone, data_fingerprint(data.examples), base, applied)

@@ -2,8 +2,8 @@
 
 from medgraft.training.clock import Clock
 from medgraft.training.module import CaptioningModule
-from medgraft.training.precision import hold_frozen
+from medgraft.training.precision import prepare_linear
 from medgraft.training.prefix import prepare_features
 from medgraft.training.trainer import TrainResult, fit, uses_bf16
 
-__all__ = ["CaptioningModule", "Clock", "TrainResult", "fit", "hold_frozen", "prepare_features", "uses_bf16"]
+__all__ = ["CaptioningModule", "Clock", "TrainResult", "fit", "prepare_linear", "prepare_features", "uses_bf16"]

@@ -1,11 +1,13 @@
-"""Operations of a training step's matrix products, with those of attention on a CPU, which torch's own counter leaves out."""
+"""Operations of a training step's matrix products, with those of a CPU's kernels, which torch's own counter leaves out."""
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-_CPU_ATTENTION = {  # called with shapes
+_ON_CPU = {  # called with shapes
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
         lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]
     ),
@@ -13,8 +15,10 @@ _CPU_ATTENTION = {  # called with shapes
         lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v)  # type: ignore[no-untyped-call]
     ),
 }
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _ON_CPU[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * prod(x) * weight[0]
 
 
 def flop_counter() -> FlopCounterMode:
     """A context that counts the operations inside it, two for a multiplication and its addition."""
-    return FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    return FlopCounterMode(display=False, custom_mapping=_ON_CPU)

@@ -1,4 +1,4 @@
-"""No cast that changes nothing: frozen weights held in bf16."""
+"""Linear layers under bf16 autocast: frozen weights held in bf16, and products as quick as the CPU has them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from medgraft import linear_product
 from medgraft.backbones import Backbone
 from medgraft.backbones.loading import leave_file
 from medgraft.heap import mapped_blocks
@@ -21,9 +22,23 @@ class HeldLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        bias = self.bias.to(self.weight.dtype) if self.bias is not None else None
-        output = nn.functional.linear(input.to(self.weight.dtype), self.weight, bias)
+        output = linear_product.linear(input, self.weight, self.bias)
         return output if torch.is_autocast_enabled(input.device.type) else output.to(input.dtype)
+
+    def as_projection(self) -> Projection:
+        """See medgraft.projection.projection_of."""
+        return linear(self)
+
+
+class TrainedLinear(nn.Linear):
+    """A trained layer with a bias; gives what the plain layer gives, and the gradients of its parameters up to rounding."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        if input.device.type == "cpu" and rounded:
+            return linear_product.linear(input, self.weight, self.bias)
+        return super().forward(input)
 
     def as_projection(self) -> Projection:
         """See medgraft.projection.projection_of."""
@@ -44,11 +59,11 @@ _HELD: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: HeldLinear, Conv1D: 
 
 
 @mapped_blocks()
-def hold_frozen(backbone: Backbone, applied: Applied) -> int:
-    """Prepare the model's frozen linear layers for bf16 autocast; the number of layers whose weights changed to bf16.
+def prepare_linear(backbone: Backbone, applied: Applied) -> int:
+    """Prepare the model's linear layers for bf16 autocast; the number of frozen layers whose weights changed to bf16.
 
     For runs under bf16 autocast, which would round weights and products anyway. Layers that the backbone keeps in fp32 are
-    left, as are those whose weights a PEFT method reads for more than the product.
+    left, as are those whose weights a PEFT method reads for more than the product. Trained layers keep their weights.
     """
     strategy = applied.strategy
     plain = strategy.method in _READS_WEIGHTS_ONCE and not strategy.options.get("use_dora")
@@ -56,6 +71,8 @@ def hold_frozen(backbone: Backbone, applied: Applied) -> int:
     for name, module in backbone.model.named_modules():
         if lies_in(bare_name(name), backbone.keep_in_fp32):
             continue
+        if type(module) is nn.Linear and module.weight.requires_grad and module.bias is not None:
+            module.__class__ = TrainedLinear
         held = _HELD.get(type(module))
         wrapped = name.endswith(".base_layer")
         if held is None or module.weight.requires_grad or module.weight.dtype != torch.float32 or (wrapped and not plain):

@@ -1,0 +1,78 @@
+"""A linear layer's products in bf16 on a CPU.
+
+torch copies a bias into every row of the output before it multiplies; oneDNN adds it inside its product, to the same bits.
+Going back, the gradient of W is g^T x, and oneDNN turns the rows of its left operand anew for every part of the right one:
+with 4,616 rows of BLIP-base's perceptron, on two threads of a Xeon with AMX, it takes 15 and 17 ms, and 12 if the narrower
+operand is turned beforehand. A step of full training there went from 3.38 s to 3.20 by both.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+_ROWS = 128  # turned at a time: they and their columns stay in the cache; a whole tensor takes three times as long
+_MANY_ROWS, _WIDER = 1024, 2  # from which on, and for one side how much wider than the other, turning was quicker
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """X [..., in] W^T + bias in bf16, whatever the dtypes: [..., out]; first derivatives only."""
+    dtype = torch.bfloat16
+    if bias is None or x.device.type != "cpu" or not _adds_bias():
+        return nn.functional.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    flat = x.to(dtype).reshape(-1, x.shape[-1])
+    output: torch.Tensor = _Linear.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
+    return output.view(*x.shape[:-1], output.shape[-1])
+
+
+@functools.cache
+def _adds_bias() -> bool:
+    """Whether oneDNN has products in bf16 here, and torch the operation that hands it the bias."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        rounded = weight.to(x.dtype)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, rounded)
+        ctx.dtypes = weight.dtype, bias.dtype
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, rounded, bias.to(x.dtype), "none", [], "")
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        of_weight, of_bias = parameter_gradients(gradient, x) if to_weight else (None, gradient.sum(0) if to_bias else None)
+        return (
+            gradient @ weight if to_x else None,
+            torch.empty_like(weight, dtype=ctx.dtypes[0]).copy_(of_weight) if of_weight is not None else None,
+            of_bias.to(ctx.dtypes[1]) if of_bias is not None and to_bias else None,
+        )
+
+
+def parameter_gradients(gradient: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient [N, out] ^T x [N, in], [out, in], and the sum of its rows [out]."""
+    (rows, out), width = gradient.shape, x.shape[1]
+    many = rows >= _MANY_ROWS and torch.cpu._is_amx_tile_supported()
+    if many and out >= _WIDER * width:
+        both = _turned(x, ones=1) @ gradient  # [in + 1, out]: the sum is the product with a column of ones
+        return both[:-1].t(), both[-1]
+    left = _turned(gradient) if many and width >= _WIDER * out else gradient.t()
+    return left @ x, gradient.sum(0)
+
+
+def _turned(matrix: torch.Tensor, ones: int = 0) -> torch.Tensor:
+    """The transpose of [N, C], contiguous, with so many rows of ones below it: [C + ones, N]."""
+    (rows, columns) = matrix.shape
+    turned = matrix.new_empty(columns + ones, rows)
+    for start in range(0, rows, _ROWS):
+        turned[:columns, start : start + _ROWS] = matrix[start : start + _ROWS].t()
+    turned[columns:] = 1
+    return turned
