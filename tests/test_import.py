@@ -11,9 +11,9 @@ import medgraft
 SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
-    "errors", "types", "quiet", "hardware", "heap", "energy", "projection", "config", "plugin", "backbones", "strategies",
-    "data", "features", "training", "adapter", "captioning", "metrics", "stats", "saliency", "benchmark", "testing",
-    "report", "worker", "api", "scaffold", "cli",
+    "errors", "types", "quiet", "hardware", "heap", "energy", "linear_product", "projection", "config", "plugin",
+    "backbones", "strategies", "data", "features", "training", "adapter", "captioning", "metrics", "stats", "saliency",
+    "benchmark", "testing", "report", "worker", "api", "scaffold", "cli",
 ]  # fmt: skip
 
 

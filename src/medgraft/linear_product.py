@@ -22,11 +22,19 @@ _MANY_ROWS, _WIDER = 1024, 2  # from which on, and for one side how much wider t
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """X [..., in] W^T + bias in bf16, whatever the dtypes: [..., out]; first derivatives only."""
     dtype = torch.bfloat16
-    if bias is None or x.device.type != "cpu" or not _adds_bias():
+    if bias is None or x.device.type != "cpu":
         return nn.functional.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     flat = x.to(dtype).reshape(-1, x.shape[-1])
     output: torch.Tensor = _Linear.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
     return output.view(*x.shape[:-1], output.shape[-1])
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """X [N, in] W^T + bias, [N, out], all of one dtype; without gradients."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and _adds_bias():
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return output
+    return nn.functional.linear(x, weight, bias)
 
 
 @functools.cache
@@ -41,8 +49,7 @@ class _Linear(torch.autograd.Function):
         rounded = weight.to(x.dtype)
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, rounded)
         ctx.dtypes = weight.dtype, bias.dtype
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, rounded, bias.to(x.dtype), "none", [], "")
-        return output
+        return product(x, rounded, bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable

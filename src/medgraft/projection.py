@@ -14,11 +14,13 @@ from torch import nn
 class Projection:
     """x W^T + bias, where W [out, in] is what `weight` gives and, with LoRA, `scaling` * `b` [out, r] `a` [r, in] more.
 
-    `shape` is (out, in); `trained` says whether `weight` has gradients. Products are of the dtype of their rows, or autocast's.
+    `shape` is (out, in), `dtype` is that of what `weight` gives, and `trained` says whether it has gradients. Products are of
+    the dtype of their rows, or autocast's.
     """
 
     weight: Callable[[], torch.Tensor]
     shape: tuple[int, int]
+    dtype: torch.dtype
     trained: bool = False
     bias: torch.Tensor | None = None
     a: torch.Tensor | None = None
@@ -67,7 +69,7 @@ def projection_of(layer: nn.Module) -> Projection | None:
 def linear(layer: nn.Linear) -> Projection:
     """A plain layer."""
     shape = layer.out_features, layer.in_features
-    return Projection(lambda: layer.weight, shape, layer.weight.requires_grad, layer.bias)
+    return Projection(lambda: layer.weight, shape, layer.weight.dtype, layer.weight.requires_grad, layer.bias)
 
 
 def linear_4bit(layer: Any) -> Projection:
@@ -78,7 +80,8 @@ def linear_4bit(layer: Any) -> Projection:
         unpacked: torch.Tensor = dequantize_4bit(layer.weight.detach(), layer.weight.quant_state)
         return unpacked if layer.compute_dtype is None else unpacked.to(layer.compute_dtype)
 
-    return Projection(weight, (layer.out_features, layer.in_features), False, layer.bias)
+    dtype = layer.compute_dtype or layer.weight.quant_state.dtype
+    return Projection(weight, (layer.out_features, layer.in_features), dtype, False, layer.bias)
 
 
 def _by_heads(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

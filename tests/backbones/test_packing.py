@@ -186,7 +186,7 @@ def _case(width, heads, lengths, patches, *, lora, through, dtype=torch.float32)
     def projection():
         low = {"a": tensor(2, width), "b": tensor(width, 2), "scaling": 0.5} if lora else {}
         weight = tensor(width, width, grad=not lora)
-        return Projection(lambda: weight, (width, width), weight.requires_grad, tensor(width), **low)
+        return Projection(lambda: weight, (width, width), weight.dtype, weight.requires_grad, tensor(width), **low)
 
     query = tensor(heads, sum(lengths), width // heads)
     images = tensor(len(lengths), patches, width, grad=through)
