@@ -7,13 +7,34 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from medgraft.strategies import lora_sum
+from medgraft.strategies.bitsandbytes_layers import HELD
 from medgraft.strategies.lora_sum import OneProduct, use_one_product
+
+
+def _held(layer):
+    """As `medgraft` loads it, so that its product is known."""
+    layer.__class__ = HELD[type(layer)]
+    return layer
+
+
+def _quantized(kind):
+    return {
+        "int8": lambda: Linear8bitLt(24, 40, has_fp16_weights=False),
+        "nf4": lambda: Linear4bit(24, 40, compute_dtype=torch.float32, quant_type="nf4"),
+        "nf4 in bf16": lambda: Linear4bit(24, 40, compute_dtype=torch.bfloat16, quant_type="nf4"),
+    }[kind]()
+
 
 LAYERS = {
     "linear": lambda: nn.Linear(24, 40),
     "conv1d": lambda: Conv1D(40, 24),
-    "int8": lambda: Linear8bitLt(24, 40, has_fp16_weights=False),
-    "nf4": lambda: Linear4bit(24, 40, compute_dtype=torch.float32, quant_type="nf4"),
+    "without bias": lambda: nn.Linear(24, 40, bias=False),
+    "int8": lambda: _quantized("int8"),
+    "nf4": lambda: _quantized("nf4"),
+    "held int8": lambda: _held(_quantized("int8")),
+    "held nf4": lambda: _held(_quantized("nf4")),
+    "held nf4 in bf16": lambda: _held(_quantized("nf4 in bf16")),
 }
 
 
@@ -30,7 +51,7 @@ class _Net(nn.Module):
 def _model(kind, **options):
     torch.manual_seed(0)
     model = _Net(LAYERS[kind]()).to("cpu")
-    if kind in ("int8", "nf4"):
+    if "int8" in kind or "nf4" in kind:
         model.layer.weight = model.layer.weight.to("cpu")
     config = LoraConfig(
         target_modules=["layer"], r=6, lora_alpha=9, init_lora_weights=False, fan_in_fan_out=kind == "conv1d", **options
@@ -67,6 +88,29 @@ def test_outputs_and_gradients_are_pefts(kind, options, bf16):
     }  # fmt: skip
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradients_again[name] / gradient.norm(), gradient / gradient.norm(), **close)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_where_the_layers_own_product_is_known_both_are_one(kind, bf16, monkeypatch):
+    """Its weights are then those of torch's product, in the dtype that the layer computes in."""
+    used = []
+    whole = lora_sum._LoraProduct.apply
+    monkeypatch.setattr(lora_sum._LoraProduct, "apply", lambda *args: used.append(kind) or whole(*args))
+    model = _model(kind)
+    use_one_product(model)
+    _step(model, torch.randn(3, 5, 24), bf16)
+    in_bf16 = {"held int8", "held nf4 in bf16"}  # plain weights are held in bf16 by `prepare_linear`
+    in_fp32 = {"linear", "without bias", "nf4", "held int8", "held nf4"}
+    assert bool(used) == (kind in (in_bf16 if bf16 else in_fp32))
+
+
+def test_trained_biases_have_pefts_gradient():
+    model, x = _model("linear", bias="lora_only"), torch.randn(3, 5, 24)
+    gradients = _step(model, x, bf16=False)[2]
+    use_one_product(model)
+    name = next(name for name in gradients if name.endswith("bias"))
+    torch.testing.assert_close(_step(model, x, bf16=False)[2][name], gradients[name])
 
 
 def test_the_gradient_is_that_of_the_function():

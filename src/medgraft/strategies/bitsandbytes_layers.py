@@ -40,6 +40,20 @@ class HeldLinear8bit(Linear8bitLt):
             output: torch.Tensor = super().forward(_as_autocast(x))
         return output
 
+    def as_projection(self) -> Projection | None:
+        """See medgraft.projection.projection_of; in training on a CPU, where bitsandbytes multiplies by unpacked weights."""
+        held: Any = self.state if self.state.CB is not None else self.weight  # where bitsandbytes moves them at first use
+        eights, scales = held.CB, held.SCB
+        if not self.training or eights is None or eights.device.type != "cpu":
+            return None
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+
+        def weight() -> torch.Tensor:
+            unpacked: torch.Tensor = eights.to(dtype, copy=True).mul_(scales.unsqueeze(1).mul(1 / 127))
+            return unpacked
+
+        return Projection(weight, (self.out_features, self.in_features), dtype, False, self.bias)
+
 
 @contextmanager
 def _bias_kept(layer: nn.Module) -> Iterator[None]:

@@ -2,8 +2,8 @@
 
 PEFT multiplies B A x by s and adds it to W x: two more passes over a tensor of the output's size, each rounded to the compute
 dtype. Going back, the gradient of B is computed here as (h^T g)^T: for g^T h, which autograd asks for, MKL took up to seven
-times as long at ranks below 16. On a CPU, where memory is slow, LoRA is added to W x and to its gradient where these are: a step
-of BLIP-base's LoRA on a Xeon with AMX went from 2.84 to 2.66 s. Tensors, names and files stay PEFT's. There are first
+times as long at ranks below 16. On a CPU LoRA is added to W x and to its gradient where these are, as memory is slow: a step of
+BLIP-base's LoRA on a Xeon with AMX went from 2.84 to 2.66 s. Tensors, names and files stay PEFT's. There are first
 derivatives only.
 """
 
