@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 import transformers
-from torch import nn
 
 from medgraft.backbones.attention import eager_attention, takes_packed_words, use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
 from medgraft.backbones.packing import IGNORED, WORDS_MULTIPLE, fill, pack
 from medgraft.backbones.roles import vision_tower_roles
+from medgraft.backbones.word_loss import word_loss
 from medgraft.backbones.wordpieces import join_punctuation
 from medgraft.types import Anatomy, Gaze, PartAnatomy, Seam
 
@@ -103,7 +103,7 @@ class BlipBackbone(Backbone):
         logits = self.model.text_decoder.cls(hidden[fill(wanted, filler)])  # [labels and filler, V]
         labels = fill(targets[wanted], filler, IGNORED)
         smoothing = self.config.text_config.label_smoothing
-        return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        return word_loss(logits, labels, smoothing)
 
     def _multiple(self) -> int:
         """To a multiple of what a row of words is filled up: see packing.py."""

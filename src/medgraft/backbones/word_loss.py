@@ -1,0 +1,57 @@
+"""Cross-entropy over a vocabulary, a few rows at a time on a CPU.
+
+torch holds the logits in fp32, their logarithms of softmax, and the gradient of both: for 192 words of BERT's vocabulary 94 MB
+beside the 12 MB of logits in bf16, in sizes that change from batch to batch. By rows they stay in the cache, and softmax is
+computed again going back: 7 ms for 10, both ways, on two threads of a Xeon.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy
+
+from medgraft.backbones.packing import IGNORED
+
+_VALUES = 1 << 18  # at a time: 1 MB in fp32
+
+
+def word_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """Mean cross-entropy of `logits` [N, V] in fp32 over the `labels` [N] that are not IGNORED, a scalar."""
+    if logits.device.type != "cpu":
+        return cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    loss: torch.Tensor = _WordLoss.apply(logits, labels, smoothing)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _WordLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+        ctx.save_for_backward(logits, labels)
+        ctx.smoothing, ctx.count = smoothing, (labels != IGNORED).sum()
+        rows = zip(_split(logits), _split(labels, logits), strict=True)
+        sums = [cross_entropy(x.float(), y, reduction="sum", label_smoothing=smoothing) for x, y in rows]
+        mean: torch.Tensor = torch.stack(sums).sum() / ctx.count
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logits, labels = ctx.saved_tensors
+        result, scale = torch.empty_like(logits), gradient / ctx.count
+        for x, y, part in zip(_split(logits), _split(labels, logits), _split(result), strict=True):
+            share = torch.softmax(x.float(), -1)
+            if ctx.smoothing:
+                share -= ctx.smoothing / x.shape[1]
+            share.scatter_add_(1, y.clamp(min=0)[:, None], share.new_full((len(y), 1), ctx.smoothing - 1))
+            torch.mul(share, torch.where(y == IGNORED, 0, scale)[:, None], out=share)
+            part.copy_(share)
+        return result, None, None
+
+
+def _split(rows: torch.Tensor, like: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    """In pieces of few rows, as those of `like` [N, V]."""
+    width = (rows if like is None else like).shape[1]
+    return torch.split(rows, max(1, _VALUES // width))
