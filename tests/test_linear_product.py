@@ -13,7 +13,7 @@ from medgraft.strategies import apply_strategy, get_strategy
 from medgraft.testing.backbone_checks import CAPTIONS, images
 from medgraft.training import CaptioningModule, prepare_linear
 from medgraft.training.flops import flop_counter
-from medgraft.training.precision import TrainedLinear
+from medgraft.training.precision import TrainedLinear, TrainedPatches
 
 PLUGINS = PluginManager()
 SHAPES = [(5, 24, 16), (1030, 24, 96), (1030, 96, 24), (1030, 32, 48)]  # rows, in, out: few, both ways wider, nearly square
@@ -84,7 +84,8 @@ def test_full_training_is_as_with_torchs_layers(name, tiny_folder):
         applied = apply_strategy(backbone.model, backbone.anatomy, plan)
         if prepared:
             prepare_linear(backbone, applied)
-            assert any(type(module) is TrainedLinear for module in backbone.model.modules())
+            kinds = {type(module) for module in backbone.model.modules()}
+            assert {TrainedLinear, TrainedPatches} <= kinds
         module = CaptioningModule(backbone, applied, backbone.default_prompt).eval()  # without dropout
         text = backbone.text_batch(CAPTIONS, prompt=backbone.default_prompt, max_tokens=160)
         with torch.autocast("cpu", torch.bfloat16):
@@ -92,7 +93,7 @@ def test_full_training_is_as_with_torchs_layers(name, tiny_folder):
         loss.backward()
         results.append((loss.detach(), torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])))
     (loss, gradients), (again, others) = results
-    assert torch.equal(loss, again)
+    torch.testing.assert_close(again, loss, rtol=1e-3, atol=0)  # the patches' products are added up in another order
     assert (gradients - others).norm() < 1e-3 * gradients.norm()
 
 
@@ -102,3 +103,20 @@ def test_a_trained_layer_is_plain_without_autocast():
     assert torch.equal(layer(x), torchs(x, layer.weight, layer.bias))
     with torch.autocast("cpu", torch.float16):
         assert layer(x).dtype == torch.float16
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(24, 16), (27, 21)], ids=["whole patches", "a rest at the edge"])
+def test_patches_are_the_convolutions(size, bias):
+    layer, x = nn.Conv2d(3, 10, (8, 4), stride=(8, 4), bias=bias), torch.randn(2, 3, *size, requires_grad=True)
+    outcomes = []
+    for kind in (nn.Conv2d, TrainedPatches):
+        layer.__class__ = kind
+        with torch.autocast("cpu", torch.bfloat16):
+            output = layer(x)
+        torch.manual_seed(0)
+        outcomes.append((output, *torch.autograd.grad(output, (x, *layer.parameters()), torch.randn(output.shape).bfloat16())))
+    for theirs, ours in zip(*outcomes, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=2**-6)
+    assert torch.equal(layer(x), nn.functional.conv2d(x, layer.weight, layer.bias, stride=(8, 4)))  # plain without autocast

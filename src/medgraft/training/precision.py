@@ -35,14 +35,37 @@ class TrainedLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        if input.device.type == "cpu" and rounded:
+        if _in_bf16_on_cpu(input):
             return linear_product.linear(input, self.weight, self.bias)
         return super().forward(input)
 
     def as_projection(self) -> Projection:
         """See medgraft.projection.projection_of."""
         return linear(self)
+
+
+class TrainedPatches(nn.Conv2d):
+    """A trained convolution of patches that do not overlap, a vision transformer's first layer: a linear layer on each patch.
+
+    Forwards and back 11 ms for BLIP-base's, where oneDNN's convolution takes 33.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[B, in, H, W] to [B, out, rows, columns]."""
+        if not _in_bf16_on_cpu(input):
+            return super().forward(input)
+        batch, channels, *size = input.shape
+        height, width = self.kernel_size
+        rows, columns = size[0] // height, size[1] // width
+        whole = input[..., : rows * height, : columns * width].to(torch.bfloat16)
+        patches = whole.reshape(batch, channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
+        output = linear_product.linear(patches.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
+        return output.transpose(1, 2).view(batch, self.out_channels, rows, columns)
+
+
+def _in_bf16_on_cpu(input: torch.Tensor) -> bool:
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return input.device.type == "cpu" and autocast
 
 
 class HeldConv1D(Conv1D):
@@ -53,6 +76,15 @@ class HeldConv1D(Conv1D):
         flat = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
         output = torch.addmm(self.bias.to(self.weight.dtype), flat, self.weight).view(*x.shape[:-1], self.nf)
         return output if torch.is_autocast_enabled(x.device.type) else output.to(x.dtype)
+
+
+def _trained(layer: nn.Module) -> type[nn.Module] | None:
+    """What a layer with trained weights becomes, if anything."""
+    if type(layer) is nn.Linear and layer.weight.requires_grad and layer.bias is not None:
+        return TrainedLinear
+    if type(layer) is nn.Conv2d and layer.weight.requires_grad and layer.kernel_size == layer.stride:
+        return TrainedPatches if layer.padding == (0, 0) and layer.dilation == (1, 1) and layer.groups == 1 else None
+    return None
 
 
 _HELD: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: HeldLinear, Conv1D: HeldConv1D}
@@ -71,8 +103,10 @@ def prepare_linear(backbone: Backbone, applied: Applied) -> int:
     for name, module in backbone.model.named_modules():
         if lies_in(bare_name(name), backbone.keep_in_fp32):
             continue
-        if type(module) is nn.Linear and module.weight.requires_grad and module.bias is not None:
-            module.__class__ = TrainedLinear
+        trained = _trained(module)
+        if trained is not None:
+            module.__class__ = trained
+            continue
         held = _HELD.get(type(module))
         wrapped = name.endswith(".base_layer")
         if held is None or module.weight.requires_grad or module.weight.dtype != torch.float32 or (wrapped and not plain):
