@@ -42,7 +42,7 @@ def test_a_layer_is_torchs_under_autocast(rows, width, out, known, monkeypatch):
     inputs = x, layer.weight, layer.bias
     with torch.autocast("cpu", torch.bfloat16):
         expected = torchs(*inputs)
-    output = linear(*inputs)
+    output = linear(x.bfloat16(), layer.weight, layer.bias)
     assert torch.equal(output, expected) and output.dtype == torch.bfloat16
     direction = torch.randn_like(output)
     found, wanted = (torch.autograd.grad(y, inputs, direction) for y in (output, expected))
@@ -57,20 +57,20 @@ def test_only_what_is_trained_has_a_gradient(trained):
     layer, x = nn.Linear(24, 16), torch.randn(4, 24, requires_grad=True)
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(name == trained)
-    linear(x, layer.weight, layer.bias).float().sum().backward()
+    linear(x.bfloat16(), layer.weight, layer.bias).float().sum().backward()
     assert x.grad is not None
     assert {name for name, parameter in layer.named_parameters() if parameter.grad is not None} == {trained} - {"neither"}
 
 
 def test_without_a_bias_it_is_torchs():
-    x, weight = torch.randn(3, 24), torch.randn(16, 24)
-    assert torch.equal(linear(x, weight, None), torchs(x.bfloat16(), weight.bfloat16()))
+    x, weight = torch.randn(3, 24).bfloat16(), torch.randn(16, 24)
+    assert torch.equal(linear(x, weight, None), torchs(x, weight.bfloat16()))
 
 
 def test_its_operations_are_counted():
     layer, x = nn.Linear(24, 16), torch.randn(5, 24, requires_grad=True)
     with flop_counter() as counter:
-        linear(x, layer.weight, layer.bias).float().sum().backward()
+        linear(x.bfloat16(), layer.weight, layer.bias).float().sum().backward()
     assert counter.get_total_flops() == 3 * 2 * 5 * 24 * 16
 
 
@@ -120,3 +120,14 @@ def test_patches_are_the_convolutions(size, bias):
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=2**-6)
     assert torch.equal(layer(x), nn.functional.conv2d(x, layer.weight, layer.bias, stride=(8, 4)))  # plain without autocast
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 96, 16, stride=16), nn.Linear(224, 96)], ids=["patches", "linear"])
+def test_without_gradients_bits_are_torchs(layer):
+    """Those of a loaded package, which has the plain layers."""
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)
+    layer.__class__ = {nn.Conv2d: TrainedPatches, nn.Linear: TrainedLinear}[type(layer)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,12 +77,14 @@ def linear_4bit(layer: Any) -> Projection:
     """A layer of bitsandbytes; its weights are unpacked for each product, to the precision that it computes in."""
     from bitsandbytes.functional import dequantize_4bit
 
-    def weight() -> torch.Tensor:
-        unpacked: torch.Tensor = dequantize_4bit(layer.weight.detach(), layer.weight.quant_state)
-        return unpacked if layer.compute_dtype is None else unpacked.to(layer.compute_dtype)
+    state = copy(layer.weight.quant_state)  # says the dtype that it is unpacked to
+    state.dtype = layer.compute_dtype or state.dtype
 
-    dtype = layer.compute_dtype or layer.weight.quant_state.dtype
-    return Projection(weight, (layer.out_features, layer.in_features), dtype, False, layer.bias)
+    def weight() -> torch.Tensor:
+        unpacked: torch.Tensor = dequantize_4bit(layer.weight.detach(), state)
+        return unpacked
+
+    return Projection(weight, (layer.out_features, layer.in_features), state.dtype, False, layer.bias)
 
 
 def _by_heads(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ CAPTIONS = [
     "a mass.",
     "normal brain mri in a 54-year-old man with headache (arrow).",
 ]
-NO_PROJECTION = ("lora-int8", "dora")  # as sums in 8 bits and norms of whole weights are none
+NO_PROJECTION = ("lora-int8 at rest", "dora")  # as sums in 8 bits and norms of whole weights are none
 
 
 def test_packing_leaves_out_padding_and_words_that_predict_nothing():
@@ -107,14 +107,15 @@ def _losses_and_gradients(backbone, prompt, rel=1e-6):
 
 @pytest.mark.parametrize("prompt", ["", "a picture of"])
 @pytest.mark.parametrize("chosen", [True, False], ids=["absorbed", "by keys and values"])
-@pytest.mark.parametrize("name", ["full", "encoder-frozen", "lora", "qlora-decoder", *NO_PROJECTION])
+@pytest.mark.parametrize("name", ["full", "encoder-frozen", "lora", "qlora-decoder", "lora-int8", *NO_PROJECTION])
 def test_packed_words_have_the_loss_and_gradients_of_padded_ones(blip_folder, plugins, monkeypatch, name, chosen, prompt):
     asked = []
     monkeypatch.setattr(attention, "pays", lambda *_: asked.append(1) or chosen)
     options = {"compute_dtype": "float32"} if name.startswith("q") else {}  # by itself bf16 where the hardware has it
-    strategy = get_strategy(name, options, plugins=plugins)
+    strategy = get_strategy(name.removesuffix(" at rest"), options, plugins=plugins)
     backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
     apply_strategy(backbone.model, backbone.anatomy, strategy)
+    backbone.model.train(name == "lora-int8")
     torch.manual_seed(0)
     for parameter_name, parameter in backbone.model.named_parameters():
         if "lora_B" in parameter_name:  # which starts at 0, where A has no gradient

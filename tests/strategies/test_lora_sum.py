@@ -105,6 +105,19 @@ def test_where_the_layers_own_product_is_known_both_are_one(kind, bf16, monkeypa
     assert bool(used) == (kind in (in_bf16 if bf16 else in_fp32))
 
 
+@pytest.mark.parametrize("kind", ["linear", "int8"])
+def test_going_back_inside_autocast_is_as_outside(kind):
+    model, x = _model(kind), torch.randn(5, 24)
+    use_one_product(model)
+    expected = _step(model, x, bf16=False)[2]
+    output = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        output.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=0.02, atol=0.02 * float(expected[name].abs().max()))
+
+
 def test_trained_biases_have_pefts_gradient():
     model, x = _model("linear", bias="lora_only"), torch.randn(3, 5, 24)
     gradients = _step(model, x, bf16=False)[2]

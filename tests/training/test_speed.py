@@ -46,9 +46,8 @@ def test_held_weights_give_the_same_loss_and_gradients(name, strategy, tiny_fold
     assert torch.equal(loss, again)
     assert gradients.keys() == others.keys()
     if "lora" in strategy:  # on held weights, LoRA's part of an input's gradient is added before it is rounded
-        whole = torch.cat([gradient.flatten() for gradient in gradients.values()])
-        apart = torch.cat([(gradient - others[key]).flatten() for key, gradient in gradients.items()])
-        assert apart.norm() < 0.01 * whole.norm()
+        for key, gradient in gradients.items():
+            assert (gradient - others[key]).norm() <= 0.03 * gradient.norm(), key
     else:
         assert all(torch.equal(gradient, others[key]) for key, gradient in gradients.items())
     kinds = [type(module) for module in backbone.model.modules()]

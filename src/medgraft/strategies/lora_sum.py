@@ -58,22 +58,24 @@ class _LoraProduct(torch.autograd.Function):
         weight: Callable[[], torch.Tensor],
         scaling: float,
     ) -> torch.Tensor:
-        hidden = x @ a.t()  # [N, r]
-        ctx.save_for_backward(x, hidden, a, b)
+        hidden, w = x @ a.t(), weight()  # [N, r]
+        kept = isinstance(w, nn.Parameter)  # and not unpacked for this product
+        ctx.save_for_backward(x, hidden, a, b, w if kept else None)
         ctx.weight, ctx.scaling = weight, scaling
-        output = product(x, weight(), bias)
+        output = product(x, w, bias)
         return torch.addmm(output, hidden, b.t(), alpha=scaling, out=output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, hidden, a, b = ctx.saved_tensors
+        x, hidden, a, b, kept = ctx.saved_tensors
         to_x, to_a, to_b, to_bias = ctx.needs_input_grad[:4]
-        grad_hidden, grad_a, grad_b = _gradients(grad, x, hidden, b, ctx.scaling, (to_a, to_b))
         grad_x = None
-        if to_x:
-            grad_x = grad @ ctx.weight()
-            torch.addmm(grad_x, grad_hidden, a, out=grad_x)
+        with torch.autocast(grad.device.type, enabled=False):
+            grad_hidden, grad_a, grad_b = _gradients(grad, x, hidden, b, ctx.scaling, (to_a, to_b))
+            if to_x:
+                grad_x = grad @ (ctx.weight() if kept is None else kept)
+                torch.addmm(grad_x, grad_hidden, a, out=grad_x)
         return grad_x, grad_a, grad_b, grad.sum(0) if to_bias else None, None, None
 
 

@@ -22,7 +22,7 @@ class HeldLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        output = linear_product.linear(input, self.weight, self.bias)
+        output = linear_product.linear(input.to(self.weight.dtype), self.weight, self.bias)
         return output if torch.is_autocast_enabled(input.device.type) else output.to(input.dtype)
 
     def as_projection(self) -> Projection:
@@ -31,12 +31,12 @@ class HeldLinear(nn.Linear):
 
 
 class TrainedLinear(nn.Linear):
-    """A trained layer with a bias; gives what the plain layer gives, and the gradients of its parameters up to rounding."""
+    """A trained layer with a bias; gives what the plain layer gives, in training up to rounding."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        if _in_bf16_on_cpu(input):
-            return linear_product.linear(input, self.weight, self.bias)
+        if _learns_in_bf16(input):
+            return linear_product.linear(input.to(torch.bfloat16), self.weight, self.bias)
         return super().forward(input)
 
     def as_projection(self) -> Projection:
@@ -52,7 +52,7 @@ class TrainedPatches(nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[B, in, H, W] to [B, out, rows, columns]."""
-        if not _in_bf16_on_cpu(input):
+        if not _learns_in_bf16(input):
             return super().forward(input)
         batch, channels, *size = input.shape
         height, width = self.kernel_size
@@ -63,9 +63,10 @@ class TrainedPatches(nn.Conv2d):
         return output.transpose(1, 2).view(batch, self.out_channels, rows, columns)
 
 
-def _in_bf16_on_cpu(input: torch.Tensor) -> bool:
+def _learns_in_bf16(input: torch.Tensor) -> bool:
+    """On a CPU, with gradients: without, autocast keeps rounded weights from call to call, and bits are to be torch's."""
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return input.device.type == "cpu" and autocast
+    return input.device.type == "cpu" and autocast and torch.is_grad_enabled()
 
 
 class HeldConv1D(Conv1D):
