@@ -13,19 +13,19 @@ from medgraft.strategies import apply_strategy, get_strategy
 from medgraft.testing.backbone_checks import CAPTIONS, images
 from medgraft.training import CaptioningModule, prepare_linear
 from medgraft.training.flops import flop_counter
-from medgraft.training.precision import TrainedLinear, TrainedPatches
+from medgraft.training.precision import TrainedLinear, TrainedPatchEmbedding
 
 PLUGINS = PluginManager()
 SHAPES = [(5, 24, 16), (1030, 24, 96), (1030, 96, 24), (1030, 32, 48)]  # rows, in, out: few, both ways wider, nearly square
 
 
-@pytest.fixture(params=[True, False], ids=["turned", "as it is"])
-def turning(request, monkeypatch):
+@pytest.fixture(params=[True, False], ids=["transposed first", "as it is"])
+def transposing(request, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: request.param)  # the way, not the unit
 
 
 @pytest.mark.parametrize(("rows", "width", "out"), SHAPES)
-@pytest.mark.usefixtures("turning")
+@pytest.mark.usefixtures("transposing")
 def test_gradients_of_parameters_are_the_products(rows, width, out):
     gradient, x = torch.randn(rows, out).bfloat16(), torch.randn(rows, width).bfloat16()
     of_weight, of_bias = parameter_gradients(gradient, x)
@@ -35,7 +35,7 @@ def test_gradients_of_parameters_are_the_products(rows, width, out):
 
 @pytest.mark.parametrize("known", [True, False], ids=["oneDNN's", "torch's"])
 @pytest.mark.parametrize(("rows", "width", "out"), SHAPES)
-@pytest.mark.usefixtures("turning")
+@pytest.mark.usefixtures("transposing")
 def test_a_layer_is_torchs_under_autocast(rows, width, out, known, monkeypatch):
     monkeypatch.setattr(linear_product, "_adds_bias", lambda: known and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     layer, x = nn.Linear(width, out), torch.randn(2, rows // 2, width, requires_grad=True)
@@ -85,7 +85,7 @@ def test_full_training_is_as_with_torchs_layers(name, tiny_folder):
         if prepared:
             prepare_linear(backbone, applied)
             kinds = {type(module) for module in backbone.model.modules()}
-            assert {TrainedLinear, TrainedPatches} <= kinds
+            assert {TrainedLinear, TrainedPatchEmbedding} <= kinds
         module = CaptioningModule(backbone, applied, backbone.default_prompt).eval()  # without dropout
         text = backbone.text_batch(CAPTIONS, prompt=backbone.default_prompt, max_tokens=160)
         with torch.autocast("cpu", torch.bfloat16):
@@ -110,7 +110,7 @@ def test_a_trained_layer_is_plain_without_autocast():
 def test_patches_are_the_convolutions(size, bias):
     layer, x = nn.Conv2d(3, 10, (8, 4), stride=(8, 4), bias=bias), torch.randn(2, 3, *size, requires_grad=True)
     outcomes = []
-    for kind in (nn.Conv2d, TrainedPatches):
+    for kind in (nn.Conv2d, TrainedPatchEmbedding):
         layer.__class__ = kind
         with torch.autocast("cpu", torch.bfloat16):
             output = layer(x)
@@ -128,6 +128,6 @@ def test_without_gradients_bits_are_torchs(layer):
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = layer(x)
-    layer.__class__ = {nn.Conv2d: TrainedPatches, nn.Linear: TrainedLinear}[type(layer)]
+    layer.__class__ = {nn.Conv2d: TrainedPatchEmbedding, nn.Linear: TrainedLinear}[type(layer)]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), expected)

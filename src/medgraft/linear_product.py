@@ -1,9 +1,9 @@
 """A linear layer's products in bf16 on a CPU.
 
 torch copies a bias into every row of the output before it multiplies; oneDNN adds it inside its product, rounded once as well.
-Going back, the gradient of W is g^T x, and oneDNN turns the rows of its left operand anew for every part of the right one:
-with 4,616 rows of BLIP-base's perceptron, on two threads of a Xeon with AMX, it takes 15 and 17 ms, and 12 if the narrower
-operand is turned beforehand. A step of full training there went from 3.38 s to 3.26 by both, alternated within one run.
+Going back, the gradient of W is g^T x, and oneDNN is slow at products with a transposed left operand: for BLIP-base's perceptron
+on 4,616 rows, on two threads of a Xeon with AMX, they take 15 and 17 ms, and 12 if the narrower of the two is transposed
+beforehand. A step of full training there went from 3.38 s to 3.26 by both, alternated within one run.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-_ROWS = 128  # turned at a time: they and their columns stay in the cache; a whole tensor takes three times as long
-_MANY_ROWS, _WIDER = 1024, 2  # from which on, and for one side how much wider than the other, turning was quicker
+_ROWS = 128  # transposed at a time: they and their columns stay in the cache; a whole tensor takes three times as long
+_MANY_ROWS, _WIDER = 1024, 2  # from which on, and for one side how much wider than the other, transposing first was quicker
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -67,17 +67,17 @@ def parameter_gradients(gradient: torch.Tensor, x: torch.Tensor) -> tuple[torch.
     (rows, out), width = gradient.shape, x.shape[1]
     many = rows >= _MANY_ROWS and torch.cpu._is_amx_tile_supported()
     if many and out >= _WIDER * width:
-        both = _turned(x, ones=1) @ gradient  # [in + 1, out]: the sum is the product with a column of ones
+        both = _transposed(x, ones=1) @ gradient  # [in + 1, out]: the sum is the product with a column of ones
         return both[:-1].t(), both[-1]
-    left = _turned(gradient) if many and width >= _WIDER * out else gradient.t()
+    left = _transposed(gradient) if many and width >= _WIDER * out else gradient.t()
     return left @ x, gradient.sum(0)
 
 
-def _turned(matrix: torch.Tensor, ones: int = 0) -> torch.Tensor:
+def _transposed(matrix: torch.Tensor, ones: int = 0) -> torch.Tensor:
     """The transpose of [N, C], contiguous, with so many rows of ones below it: [C + ones, N]."""
     (rows, columns) = matrix.shape
-    turned = matrix.new_empty(columns + ones, rows)
+    transposed = matrix.new_empty(columns + ones, rows)
     for start in range(0, rows, _ROWS):
-        turned[:columns, start : start + _ROWS] = matrix[start : start + _ROWS].t()
-    turned[columns:] = 1
-    return turned
+        transposed[:columns, start : start + _ROWS] = matrix[start : start + _ROWS].t()
+    transposed[columns:] = 1
+    return transposed

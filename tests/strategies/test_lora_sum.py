@@ -18,23 +18,15 @@ def _held(layer):
     return layer
 
 
-def _quantized(kind):
-    return {
-        "int8": lambda: Linear8bitLt(24, 40, has_fp16_weights=False),
-        "nf4": lambda: Linear4bit(24, 40, compute_dtype=torch.float32, quant_type="nf4"),
-        "nf4 in bf16": lambda: Linear4bit(24, 40, compute_dtype=torch.bfloat16, quant_type="nf4"),
-    }[kind]()
-
-
 LAYERS = {
     "linear": lambda: nn.Linear(24, 40),
     "conv1d": lambda: Conv1D(40, 24),
     "without bias": lambda: nn.Linear(24, 40, bias=False),
-    "int8": lambda: _quantized("int8"),
-    "nf4": lambda: _quantized("nf4"),
-    "held int8": lambda: _held(_quantized("int8")),
-    "held nf4": lambda: _held(_quantized("nf4")),
-    "held nf4 in bf16": lambda: _held(_quantized("nf4 in bf16")),
+    "int8": lambda: Linear8bitLt(24, 40, has_fp16_weights=False),
+    "nf4": lambda: Linear4bit(24, 40, compute_dtype=torch.float32, quant_type="nf4"),
+    "held int8": lambda: _held(LAYERS["int8"]()),
+    "held nf4": lambda: _held(LAYERS["nf4"]()),
+    "held nf4 in bf16": lambda: _held(Linear4bit(24, 40, compute_dtype=torch.bfloat16, quant_type="nf4")),
 }
 
 

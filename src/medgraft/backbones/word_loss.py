@@ -7,6 +7,7 @@ computed again going back: 7 ms for 10, both ways, on two threads of a Xeon.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class _WordLoss(torch.autograd.Function):
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
         ctx.save_for_backward(logits, labels)
         ctx.smoothing, ctx.count = smoothing, (labels != IGNORED).sum()
-        rows = zip(_split(logits), _split(labels, logits), strict=True)
+        rows = _by_rows(logits, labels)
         sums = [cross_entropy(x.float(), y, reduction="sum", label_smoothing=smoothing) for x, y in rows]
         mean: torch.Tensor = torch.stack(sums).sum() / ctx.count
         return mean
@@ -41,7 +42,7 @@ class _WordLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         logits, labels = ctx.saved_tensors
         result, scale = torch.empty_like(logits), gradient / ctx.count
-        for x, y, part in zip(_split(logits), _split(labels, logits), _split(result), strict=True):
+        for x, y, part in _by_rows(logits, labels, result):
             share = torch.softmax(x.float(), -1)
             if ctx.smoothing:
                 share -= ctx.smoothing / x.shape[1]
@@ -51,7 +52,7 @@ class _WordLoss(torch.autograd.Function):
         return result, None, None
 
 
-def _split(rows: torch.Tensor, like: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-    """In pieces of few rows, as those of `like` [N, V]."""
-    width = (rows if like is None else like).shape[1]
-    return torch.split(rows, max(1, _VALUES // width))
+def _by_rows(logits: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """A few rows of `logits` [N, V] and of each of `others` [N, ...] at a time."""
+    count = max(1, _VALUES // logits.shape[1])
+    return zip(*(torch.split(rows, count) for rows in (logits, *others)), strict=True)

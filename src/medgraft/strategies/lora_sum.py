@@ -58,7 +58,8 @@ class _LoraProduct(torch.autograd.Function):
         weight: Callable[[], torch.Tensor],
         scaling: float,
     ) -> torch.Tensor:
-        hidden, w = x @ a.t(), weight()  # [N, r]
+        hidden = x @ a.t()  # [N, r]
+        w = weight()
         kept = isinstance(w, nn.Parameter)  # and not unpacked for this product
         ctx.save_for_backward(x, hidden, a, b, w if kept else None)
         ctx.weight, ctx.scaling = weight, scaling

@@ -17,7 +17,13 @@ from medgraft.types import lies_in
 _READS_WEIGHTS_ONCE = ("LORA", "IA3")  # PEFT methods that use a layer's weight in its own product and nowhere else
 
 
-class HeldLinear(nn.Linear):
+class _OneMatrix(nn.Linear):
+    def as_projection(self) -> Projection:
+        """See medgraft.projection.projection_of."""
+        return linear(self)
+
+
+class HeldLinear(_OneMatrix):
     """A frozen linear layer in bf16; gives what the fp32 layer gives under bf16 autocast, and its input's dtype without."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -25,26 +31,18 @@ class HeldLinear(nn.Linear):
         output = linear_product.linear(input.to(self.weight.dtype), self.weight, self.bias)
         return output if torch.is_autocast_enabled(input.device.type) else output.to(input.dtype)
 
-    def as_projection(self) -> Projection:
-        """See medgraft.projection.projection_of."""
-        return linear(self)
 
-
-class TrainedLinear(nn.Linear):
+class TrainedLinear(_OneMatrix):
     """A trained layer with a bias; gives what the plain layer gives, in training up to rounding."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        if _learns_in_bf16(input):
+        if _trains_in_bf16(input):
             return linear_product.linear(input.to(torch.bfloat16), self.weight, self.bias)
         return super().forward(input)
 
-    def as_projection(self) -> Projection:
-        """See medgraft.projection.projection_of."""
-        return linear(self)
 
-
-class TrainedPatches(nn.Conv2d):
+class TrainedPatchEmbedding(nn.Conv2d):
     """A trained convolution of patches that do not overlap, a vision transformer's first layer: a linear layer on each patch.
 
     Forwards and back 11 ms for BLIP-base's, where oneDNN's convolution takes 33.
@@ -52,7 +50,7 @@ class TrainedPatches(nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[B, in, H, W] to [B, out, rows, columns]."""
-        if not _learns_in_bf16(input):
+        if not _trains_in_bf16(input):
             return super().forward(input)
         batch, channels, *size = input.shape
         height, width = self.kernel_size
@@ -63,7 +61,7 @@ class TrainedPatches(nn.Conv2d):
         return output.transpose(1, 2).view(batch, self.out_channels, rows, columns)
 
 
-def _learns_in_bf16(input: torch.Tensor) -> bool:
+def _trains_in_bf16(input: torch.Tensor) -> bool:
     """On a CPU, with gradients: without, autocast keeps rounded weights from call to call, and bits are to be torch's."""
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return input.device.type == "cpu" and autocast and torch.is_grad_enabled()
@@ -84,7 +82,7 @@ def _trained(layer: nn.Module) -> type[nn.Module] | None:
     if type(layer) is nn.Linear and layer.weight.requires_grad and layer.bias is not None:
         return TrainedLinear
     if type(layer) is nn.Conv2d and layer.weight.requires_grad and layer.kernel_size == layer.stride:
-        return TrainedPatches if layer.padding == (0, 0) and layer.dilation == (1, 1) and layer.groups == 1 else None
+        return TrainedPatchEmbedding if layer.padding == (0, 0) and layer.dilation == (1, 1) and layer.groups == 1 else None
     return None
 
 
@@ -93,7 +91,7 @@ _HELD: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: HeldLinear, Conv1D: 
 
 @mapped_blocks()
 def prepare_linear(backbone: Backbone, applied: Applied) -> int:
-    """Prepare the model's linear layers for bf16 autocast; the number of frozen layers whose weights changed to bf16.
+    """Prepare linear layers and patch embedding for bf16 autocast; the number of frozen layers whose weights changed to bf16.
 
     For runs under bf16 autocast, which would round weights and products anyway. Layers that the backbone keeps in fp32 are
     left, as are those whose weights a PEFT method reads for more than the product. Trained layers keep their weights.
