@@ -16,6 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 _ROWS = 128  # transposed at a time: they and their columns stay in the cache; a whole tensor takes three times as long
+_COLUMNS = 64  # of a transposed matrix, copied at a time
 _MANY_ROWS, _WIDER = 1024, 2  # from which on, and for one side how much wider than the other, transposing first was quicker
 
 
@@ -57,7 +58,7 @@ class _Linear(torch.autograd.Function):
         of_weight, of_bias = parameter_gradients(gradient, x) if to_weight else (None, gradient.sum(0) if to_bias else None)
         return (
             gradient @ weight if to_x else None,
-            torch.empty_like(weight, dtype=ctx.dtypes[0]).copy_(of_weight) if of_weight is not None else None,
+            _contiguous(of_weight, ctx.dtypes[0]) if of_weight is not None else None,
             of_bias.to(ctx.dtypes[1]) if of_bias is not None and to_bias else None,
         )
 
@@ -71,6 +72,15 @@ def parameter_gradients(gradient: torch.Tensor, x: torch.Tensor) -> tuple[torch.
         return both[:-1].t(), both[-1]
     left = _transposed(gradient) if many and width >= _WIDER * out else gradient.t()
     return left @ x, gradient.sum(0)
+
+
+def _contiguous(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A contiguous copy of [R, C]; a transposed one a few columns at a time, 1.1 ms for 1.8 at [3072, 768]."""
+    copy = matrix.new_empty(matrix.shape, dtype=dtype)
+    step = matrix.shape[1] if matrix.is_contiguous() else _COLUMNS
+    for source, target in zip(torch.split(matrix, step, 1), torch.split(copy, step, 1), strict=True):
+        target.copy_(source)
+    return copy
 
 
 def _transposed(matrix: torch.Tensor, ones: int = 0) -> torch.Tensor:

@@ -32,15 +32,12 @@ def attend(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """softmax(query key^T * scale + mask) value for [B, H, T, D] tensors, by the quickest of three equal computations."""
+    """softmax(query key^T * scale + mask) value for [B, H, T, D] tensors, by the quicker of two equal computations."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if mask is not None:
         mask = mask.to(device=query.device, dtype=query.dtype)
-    fused = query.device.type != "cpu" or query.dtype != torch.bfloat16
-    if fused or (torch_forward_is_quick() and not torch.is_grad_enabled()):
+    if fused_is_quick(query):
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
-    if mask is None and not dropout:
-        return blocked_attention(query, key, value, scale)
     scores = query @ key.transpose(-1, -2) * scale
     if mask is not None:
         scores = scores + mask
@@ -50,6 +47,12 @@ def attend(
     return weights @ value
 
 
+def fused_is_quick(query: torch.Tensor) -> bool:
+    """Whether torch's fused attention is the quickest: but for bf16 on a CPU, whose backward pass it is slow at."""
+    slow = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    return not slow or (torch_forward_is_quick() and not torch.is_grad_enabled())
+
+
 class SdpaBlipAttention(BlipAttention):
     """The vision tower's self-attention; returns (output [B, T, C], None)."""
 
@@ -57,9 +60,13 @@ class SdpaBlipAttention(BlipAttention):
         """As in transformers, without the weights."""
         batch, length, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, length, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, T, D]
+        heads = qkv.permute(2, 0, 3, 1, 4)  # queries, keys and values: [3, B, H, T, D]
         dropout = self.dropout.p if self.training else 0.0
-        context = attend(query, key, value, dropout=dropout, scale=self.scale)
+        if dropout or fused_is_quick(heads):
+            query, key, value = heads
+            context = attend(query, key, value, dropout=dropout, scale=self.scale)
+        else:
+            context = blocked_attention(heads, self.scale)
         return self.projection(context.transpose(1, 2).reshape(batch, length, width)), None
 
 
