@@ -37,25 +37,22 @@ def blocked_attention(heads: torch.Tensor, scale: float) -> torch.Tensor:
 class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads: torch.Tensor, scale: float) -> torch.Tensor:
-        held = torch.empty(heads.shape, dtype=heads.dtype)
-        torch.mul(heads[0], scale, out=held[0])
-        held[1:] = heads[1:]
-        ctx.save_for_backward(held)
+        query, key, value = heads
+        held = torch.mul(query, scale, out=_like(query)), _like(key).copy_(key), _like(value).copy_(value)
+        ctx.save_for_backward(*held)
         ctx.scale = scale
         with torch.autocast("cpu", enabled=False):
             if torch_forward_is_quick():
-                query, key, value = held
-                return scaled_dot_product_attention(query, key, value, scale=1.0)
-            return _by_blocks(*held.flatten(1, 2)).view(held.shape[1:])
+                return scaled_dot_product_attention(held[0], held[1], held[2], scale=1.0)
+            return _by_blocks(*(x.flatten(0, 1) for x in held)).view(query.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (held,) = ctx.saved_tensors
-        q, k, v = held.flatten(1, 2)  # each [BH, T, D]
+        batch, count, length, width = gradient.shape
+        q, k, v = (x.flatten(0, 1) for x in ctx.saved_tensors)  # each [BH, T, D]
         g = gradient.flatten(0, 1)
-        found = torch.empty_like(held)
-        dq, dk, dv = found.flatten(1, 2)
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         for rows, scores, weights in _blocks(q):
             torch.bmm(q[rows], k[rows].transpose(1, 2), out=scores)
             torch.softmax(scores, -1, out=weights)
@@ -64,11 +61,14 @@ class _Blocked(torch.autograd.Function):
             ds = torch._softmax_backward_data(scores, weights, -1, weights.dtype)
             torch.bmm(ds, k[rows], out=dq[rows])
             torch.bmm(ds.transpose(1, 2), q[rows], out=dk[rows])
-        _, batch, count, length, width = held.shape
-        result = held.new_empty(batch, length, 3, count, width).permute(2, 0, 3, 1, 4)  # as the layer before has its output
-        torch.mul(found[0], ctx.scale, out=result[0])
-        result[1:] = found[1:]
+        result = q.new_empty(batch, length, 3, count, width).permute(2, 0, 3, 1, 4)  # as the layer before has its output
+        torch.mul(dq.view(gradient.shape), ctx.scale, out=result[0])
+        result[1], result[2] = dk.view(gradient.shape), dv.view(gradient.shape)
         return result, None
+
+
+def _like(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=x.dtype)  # contiguous, whatever x is
 
 
 def _by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
