@@ -34,6 +34,7 @@ from medgraft.training.collator import Collator
 from medgraft.training.flops import flop_counter
 from medgraft.training.module import CaptioningModule
 from medgraft.training.sampler import LengthSampler
+from medgraft.training.tied_embedding import tied_rows
 from medgraft.types import Example
 
 _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
@@ -83,7 +84,8 @@ def fit(
         last = _last_checkpoint(folder) if resume else None
         if not resume:
             _remove(folder)
-        trainer.train(resume_from_checkpoint=last)
+        with tied_rows(backbone.model):
+            trainer.train(resume_from_checkpoint=last)
         losses = trainer.step_losses()
         trainer.check_finite(losses)
         trainer.model.eval()
@@ -228,7 +230,7 @@ class CaptionTrainer(Trainer):
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         """As the Trainer's; on a CPU a fused optimiser is left to do it."""
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's stands around torch's
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         whole = self.accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)  # no shards
         with self._phase("optimizer"):
             if not (whole and takes_factor(optimizer, gradients)):
