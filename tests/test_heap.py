@@ -1,12 +1,20 @@
 """What is freed stays with the process for as long as is wanted, and what is kept leaves no holes."""
 
 import ctypes
+import ctypes.util
 import os
 import platform
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+import torch
+
+from medgraft import hardware
+from medgraft.benchmark.workers import Worker
+from medgraft.heap import with_tcmalloc
 
 PROGRAM = """
 import resource, torch
@@ -39,7 +47,8 @@ with kept_heap():
         fresh()
     print(always_fresh(), given_back())
     kept = resident()
-print(always_fresh(), kept - resident() > 48 << 20)
+left = resident()
+print(always_fresh(), kept - left > 48 << 20)
 """
 
 pytestmark = pytest.mark.skipif(
@@ -62,3 +71,44 @@ def test_pages_are_fresh_again_only_outside():
 def test_what_the_environment_says_is_left_alone(name):
     value = "33554432" if name.startswith("MALLOC") else "glibc.malloc.mmap_threshold=33554432"
     assert _said(**{name: value}) == ["True", "False", "False", "True False", "True False"]
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """Libraries that the system has."""
+    libraries = {"tcmalloc_minimal": "libtcmalloc_minimal.so.4"}
+    monkeypatch.setattr(ctypes.util, "find_library", libraries.get)
+    return libraries
+
+
+def test_tcmalloc_is_asked_for_where_the_system_has_it_and_nothing_else_is_chosen(found, monkeypatch):
+    chosen = with_tcmalloc({"HOME": "/x"})
+    assert chosen["LD_PRELOAD"] == "libtcmalloc_minimal.so.4" and chosen["HOME"] == "/x"
+    for own in ({"LD_PRELOAD": "libjemalloc.so.2"}, {"MALLOC_ARENA_MAX": "1"}, {"GLIBC_TUNABLES": "glibc.malloc.perturb=1"}):
+        assert with_tcmalloc(own) == own
+    monkeypatch.setattr(hardware, "device", lambda: torch.device("cuda"))
+    assert with_tcmalloc({}) == {}
+    monkeypatch.undo()
+    monkeypatch.setattr(ctypes.util, "find_library", lambda _: None)
+    assert with_tcmalloc({}) == {}
+
+
+@pytest.mark.skipif(not with_tcmalloc({}), reason="tcmalloc is not installed")
+def test_with_tcmalloc_blocks_are_kept_and_given_back_and_the_worker_has_it():
+    assert _said(**with_tcmalloc({}))[-2:] == ["False False", "False True"]
+    told = "from medgraft import hardware; print(hardware.describe()['allocator'])"
+    environment = with_tcmalloc(dict(os.environ))
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["tcmalloc"]
+    with Worker() as worker:
+        maps = Path(f"/proc/{worker._running().pid}/maps")
+        assert any("tcmalloc" in line for line in _lines_once_started(maps))
+
+
+def _lines_once_started(maps):
+    for _ in range(100):
+        lines = maps.read_text(encoding="utf-8").splitlines()
+        if any("libc" in line for line in lines):
+            break
+        time.sleep(0.1)
+    return lines

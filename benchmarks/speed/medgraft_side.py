@@ -68,6 +68,7 @@ def main() -> None:
         "losses": result.losses, "step_seconds": result.step_seconds, "build_seconds": built, "caption_seconds": seconds[0],
         "caption_again_seconds": seconds[1], "captions": said,
         "peak_memory_bytes": hardware.peak_memory_bytes(), "kernels": kernels, "step_flops": result.step_flops,
+        "allocator": hardware.allocator(),
     }  # fmt: skip
     print(json.dumps(told))
 

@@ -25,6 +25,7 @@ STRATEGIES = (
     "encoder-frozen", "full", "lora-decoder", "lora", "qlora-decoder", "qlora", "decoder-frozen", "lora-int8",
 )  # fmt: skip
 BLIP2_PART = 2  # of the real widths and depths: one half
+WITH_TCMALLOC = "trainer_with_tcmalloc"
 RATES = {"full": 1e-5, "encoder-frozen": 1e-5, "decoder-frozen": 1e-5}
 
 
@@ -107,6 +108,7 @@ def main() -> int:
             if name == "full" and not options.losses_only:
                 checkpointed = {**settings, "gradient_checkpointing": True}
                 _once(record, options.out, name, "checkpointed", "medgraft_side", checkpointed, work)
+                _once(record, options.out, name, WITH_TCMALLOC, "trainer_script", settings, work)
         for name in () if options.losses_only else options.strategies:
             profiled = {**runs[name], "epochs": 3, "train": pairs[: options.batch_size], "test": [], "profile": True}
             for side in ("trainer_script", "medgraft_side"):
@@ -121,7 +123,7 @@ def _once(record: dict[str, Any], out: Path, name: str, side: str, script: str, 
     runs = record["runs"].setdefault(name, {})
     if side not in runs:
         start = time.perf_counter()
-        runs[side] = _run(script, job, work)
+        runs[side] = _run(script, job, work, tcmalloc=script == "medgraft_side" or side == WITH_TCMALLOC)
         runs[side]["wall_seconds"] = time.perf_counter() - start
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -129,13 +131,16 @@ def _once(record: dict[str, Any], out: Path, name: str, side: str, script: str, 
     print(f"{name:<19} {side:<15} {sorted(steps)[len(steps) // 2]:6.2f} s a step", flush=True)
 
 
-def _run(side: str, job: dict[str, Any], work: Path) -> dict[str, Any]:
+def _run(side: str, job: dict[str, Any], work: Path, *, tcmalloc: bool) -> dict[str, Any]:
+    """What a side tells; with tcmalloc, if the system has it, as medgraft's own runs are."""
+    from medgraft.heap import with_tcmalloc
+
     path = work / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(HERE / f"{side}.py"), str(path)], stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"MEDGRAFT_FEATURES": str(work / "features"), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
-    )  # fmt: skip
+    environment = os.environ | {"MEDGRAFT_FEATURES": str(work / "features"), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    environment = with_tcmalloc(environment) if tcmalloc else environment
+    command = [sys.executable, str(HERE / f"{side}.py"), str(path)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{side} failed on {job['strategy']}")
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

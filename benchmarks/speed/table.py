@@ -37,14 +37,16 @@ def speed_table(path: Path) -> str:
     apart = abs(first["trainer_script"]["losses"][0] / first["medgraft_side"]["losses"][0] - 1)
     cross = _later(runs["full"]["trainer_script"], record) / _later(runs["encoder-frozen"]["medgraft_side"], record)
     speed = record["flops_per_second"] / 1e12
+    allocator = runs["full"]["medgraft_side"].get("allocator")
+    allocated = f", medgraft with {allocator}" if allocator else ""
     note = (
         f"{record['model']}, {record['image_size']} px, batch {record['batch_size']}, {record['epochs']} epochs of "
-        f"{record['images']} images, {kind}; {machine['cpu']}, {machine['threads']} threads, {speed:.2f} TFLOP/s measured in "
-        f"{kind} matrix products. Steps are medians from the second epoch on; *limit*: what it would be were medgraft's step "
-        f"its matrix products (filler included) at that rate and nothing else, and the share that is reached; *all epochs* has "
-        f"the feature build in it; *again*: medgraft's second captioning of the same images, against the Trainer's first. The "
-        f"whole grid: {grid:.1f}x. Encoder-frozen here against full there: {cross:.1f}x. Loss of the first step in fp32: "
-        f"{apart:.0e} apart. {_blip2(blip2, record)}{_checkpointed(runs['full'], record)}"
+        f"{record['images']} images, {kind}; {machine['cpu']}, {machine['threads']} threads{allocated}, {speed:.2f} TFLOP/s "
+        f"measured in {kind} matrix products. Steps are medians from the second epoch on; *limit*: what it would be were "
+        f"medgraft's step its matrix products (filler included) at that rate and nothing else, and the share that is reached; "
+        f"*all epochs* has the feature build in it; *again*: medgraft's second captioning of the same images, against the "
+        f"Trainer's first. The whole grid: {grid:.1f}x. Encoder-frozen here against full there: {cross:.1f}x. Loss of the first "
+        f"step in fp32: {apart:.0e} apart. {_blip2(blip2, record)}{_checkpointed(runs['full'], record)}"
     )
     return "\n".join(lines) + f"\n\n{note}\n"
 
@@ -64,7 +66,12 @@ def _checkpointed(runs: dict[str, Any], record: dict[str, Any]) -> str:
     theirs, ours = runs["trainer_script"], runs["checkpointed"]
     memory, step = ours["peak_memory_bytes"] / theirs["peak_memory_bytes"], _later(theirs, record) / _later(ours, record)
     told = f"{memory:.2f}x the memory, {step:.1f}x"
-    return f" Full training here with gradient checkpointing, against full there without: {told}."
+    text = f" Full training here with gradient checkpointing, against full there without: {told}."
+    other = runs.get("trainer_with_tcmalloc")
+    if other and runs["medgraft_side"].get("allocator"):
+        peaks = f"{other['peak_memory_bytes'] / 1e9:.1f} GB for {theirs['peak_memory_bytes'] / 1e9:.1f}"
+        text += f" The Trainer's full with tcmalloc too: {_later(other, record):.2f} s/step, {peaks}."
+    return text
 
 
 def profile_table(path: Path) -> str:

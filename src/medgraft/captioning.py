@@ -45,8 +45,7 @@ def caption_images(
             captions += backbone.caption([open_image(path) for path in some], prompt=prompt, options=options)
             continue
         with hardware.autocast(where, bf16):
-            with kept_heap():  # computing features leaves holes that captions do not fit
-                features = _features(backbone, some, prompt, where, supply)
+            features = _features(backbone, some, prompt, where, supply)
             captions += backbone.generate(features, prompt=prompt, options=options)
     if supply is not None:
         supply.store.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.metadata
 import os
@@ -82,13 +83,20 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+@functools.cache
+def allocator() -> str | None:
+    """Whose `malloc` this process has: tcmalloc's if that was preloaded, else the system's, None."""
+    return "tcmalloc" if hasattr(ctypes.CDLL(None), "MallocExtension_ReleaseFreeMemory") else None
+
+
 def describe() -> dict[str, object]:
-    """CPU, accelerators, memory and threads of this machine."""
+    """CPU, accelerators, memory, threads and allocator of this machine."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "allocator": allocator(),
         "memory_bytes": psutil.virtual_memory().total,
         "accelerators": gpus,
         "bf16": bf16_supported("cuda" if gpus else "cpu"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
 
@@ -62,13 +63,33 @@ def _way(options: dict[int, int]) -> Iterator[None]:
         with _lock:
             _ways.pop()
             _set(libc, _ways[-1])
-        libc.malloc_trim(0)
+        give_back = libc.malloc_trim if hardware.allocator() != "tcmalloc" else libc.MallocExtension_ReleaseFreeMemory
+        give_back(0)
+
+
+def with_tcmalloc(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` for a process that computes on a CPU: with tcmalloc, if the system has it and no other is asked for.
+
+    It keeps small blocks apart from large ones, between which glibc's leave holes that nothing fits, and keeps pages by itself:
+    BLIP-base in full took 6.0 GB for 7.0 and its second step 4.5 s for 6.7, later ones 3 to 7 % less.
+    """
+    chosen = dict(environment)
+    library = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+    if library and "LD_PRELOAD" not in chosen and _is_ours(chosen):
+        chosen["LD_PRELOAD"] = library
+        chosen.setdefault("TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD", str(1 << 60))  # it reports blocks above 1 GiB otherwise
+    return chosen
+
+
+def _is_ours(environment: Mapping[str, str]) -> bool:
+    """Whether tensors lie in the C library's heap and `environment` has no settings of its own for it."""
+    told = any(name.startswith("MALLOC_") for name in environment) or "glibc.malloc" in environment.get("GLIBC_TUNABLES", "")
+    return sys.platform == "linux" and not told and hardware.device().type == "cpu"
 
 
 def _glibc() -> ctypes.CDLL | None:
     """The C library, if it is one whose heap is to be kept."""
-    told = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform != "linux" or told or hardware.device().type != "cpu":
+    if not _is_ours(os.environ):
         return None
     libc = ctypes.CDLL(None)
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from medgraft.heap import with_tcmalloc
+
 END = "\0"  # in the output: the run is over, and its exit code follows on this line
 
 
@@ -58,5 +60,6 @@ class Worker:
         """The process, started if there is none."""
         if self._process is None or self._process.poll() is not None:
             command = [sys.executable, "-m", "medgraft.worker"]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+            environment = with_tcmalloc(os.environ)
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=environment)
         return self._process
