@@ -45,8 +45,8 @@ def speed_table(path: Path) -> str:
         f"measured in {kind} matrix products. Steps are medians from the second epoch on; *limit*: what it would be were "
         f"medgraft's step its matrix products (filler included) at that rate and nothing else, and the share that is reached; "
         f"*all epochs* has the feature build in it; *again*: medgraft's second captioning of the same images, against the "
-        f"Trainer's first. The whole grid: {grid:.1f}x. Encoder-frozen here against full there: {cross:.1f}x. Loss of the first "
-        f"step in fp32: {apart:.0e} apart. {_blip2(blip2, record)}{_checkpointed(runs['full'], record)}"
+        f"Trainer's first. The whole grid: {grid:.1f}x. Encoder-frozen here against full there: {cross:.1f}x. Loss of the "
+        f"first step in fp32: {apart:.0e} apart. {_blip2(blip2, record)}{_checkpointed(runs['full'], record)}"
     )
     return "\n".join(lines) + f"\n\n{note}\n"
 
