@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from medgraft import hardware
 from medgraft.benchmark.workers import Worker
 from medgraft.heap import with_tcmalloc
 
@@ -86,7 +85,7 @@ def test_tcmalloc_is_asked_for_where_the_system_has_it_and_nothing_else_is_chose
     assert chosen["LD_PRELOAD"] == "libtcmalloc_minimal.so.4" and chosen["HOME"] == "/x"
     for own in ({"LD_PRELOAD": "libjemalloc.so.2"}, {"MALLOC_ARENA_MAX": "1"}, {"GLIBC_TUNABLES": "glibc.malloc.perturb=1"}):
         assert with_tcmalloc(own) == own
-    monkeypatch.setattr(hardware, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert with_tcmalloc({}) == {}
     monkeypatch.undo()
     monkeypatch.setattr(ctypes.util, "find_library", lambda _: None)

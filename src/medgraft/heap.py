@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
 
+import torch
+
 from medgraft import hardware
 
 _MXFAST, _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = 1, -1, -3, -4  # names of malloc.h
@@ -75,21 +77,21 @@ def with_tcmalloc(environment: Mapping[str, str]) -> dict[str, str]:
     """
     chosen = dict(environment)
     library = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
-    if library and "LD_PRELOAD" not in chosen and _is_ours(chosen):
+    on_cpu = sys.platform == "linux" and not torch.accelerator.is_available()  # which leaves the accelerator asleep
+    if library and on_cpu and "LD_PRELOAD" not in chosen and not _told(chosen):
         chosen["LD_PRELOAD"] = library
         chosen.setdefault("TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD", str(1 << 60))  # it reports blocks above 1 GiB otherwise
     return chosen
 
 
-def _is_ours(environment: Mapping[str, str]) -> bool:
-    """Whether tensors lie in the C library's heap and `environment` has no settings of its own for it."""
-    told = any(name.startswith("MALLOC_") for name in environment) or "glibc.malloc" in environment.get("GLIBC_TUNABLES", "")
-    return sys.platform == "linux" and not told and hardware.device().type == "cpu"
+def _told(environment: Mapping[str, str]) -> bool:
+    """Whether `environment` has settings for the C library's heap."""
+    return any(name.startswith("MALLOC_") for name in environment) or "glibc.malloc" in environment.get("GLIBC_TUNABLES", "")
 
 
 def _glibc() -> ctypes.CDLL | None:
     """The C library, if it is one whose heap is to be kept."""
-    if not _is_ours(os.environ):
+    if sys.platform != "linux" or _told(os.environ) or hardware.device().type != "cpu":
         return None
     libc = ctypes.CDLL(None)
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
