@@ -57,7 +57,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def _said(**environment):
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))}
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=own | environment)
     return done.stdout.splitlines()
 
@@ -77,6 +77,7 @@ def found(monkeypatch):
     """Libraries that the system has."""
     libraries = {"tcmalloc_minimal": "libtcmalloc_minimal.so.4"}
     monkeypatch.setattr(ctypes.util, "find_library", libraries.get)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     return libraries
 
 
@@ -87,12 +88,15 @@ def test_tcmalloc_is_asked_for_where_the_system_has_it_and_nothing_else_is_chose
         assert with_tcmalloc(own) == own
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert with_tcmalloc({}) == {}
-    monkeypatch.undo()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(ctypes.util, "find_library", lambda _: None)
     assert with_tcmalloc({}) == {}
 
 
-@pytest.mark.skipif(not with_tcmalloc({}), reason="tcmalloc is not installed")
+@pytest.mark.skipif(
+    "LD_PRELOAD" in os.environ or "LD_PRELOAD" not in with_tcmalloc(os.environ),
+    reason="tcmalloc is not installed, or the environment has an allocator of its own",
+)
 def test_with_tcmalloc_blocks_are_kept_and_given_back_and_the_worker_has_it():
     assert _said(**with_tcmalloc({}))[-2:] == ["False False", "False True"]
     told = "from medgraft import hardware; print(hardware.describe()['allocator'])"

@@ -85,7 +85,7 @@ def versions() -> dict[str, str | None]:
 
 @functools.cache
 def allocator() -> str | None:
-    """Whose `malloc` this process has: tcmalloc's if that was preloaded, else the system's, None."""
+    """`tcmalloc` if this process has its `malloc`, None for the system's or another."""
     return "tcmalloc" if hasattr(ctypes.CDLL(None), "MallocExtension_ReleaseFreeMemory") else None
 
 

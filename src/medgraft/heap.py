@@ -70,7 +70,7 @@ def _way(options: dict[int, int]) -> Iterator[None]:
 
 
 def with_tcmalloc(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` for a process that computes on a CPU: with tcmalloc, if the system has it and no other is asked for.
+    """`environment` with tcmalloc, on Linux without an accelerator, if the system has it and no other is asked for.
 
     It keeps small blocks apart from large ones, between which glibc's leave holes that nothing fits, and keeps pages by itself.
     BLIP-base in full took 6.1 GB for 7.2, with LoRA 3.4 for 4.2, and steps 3 to 8 % less time.

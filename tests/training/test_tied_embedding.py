@@ -57,6 +57,12 @@ def test_they_are_the_same_without_a_gradient_of_the_whole_vocabulary(options, b
     assert type(model[0]) is nn.Embedding
 
 
+def test_a_loss_without_the_output_layer_is_refused_rather_than_its_gradient_lost():
+    model = _model()
+    with tied_rows(model), pytest.raises(RuntimeError, match="untie"):
+        model[:2](torch.tensor([[1, 2, 2, 0]])).square().sum().backward()
+
+
 @pytest.mark.parametrize("options", [{"tied": False}, {"max_norm": 1.0}, {"scale_grad_by_freq": True}], ids=str)
 def test_embeddings_with_other_gradients_keep_them(options):
     expected, _ = _gradients(_model(**options))

@@ -39,8 +39,10 @@ class _Rows(torch.autograd.Function):
         """Nothing by itself: the rows go into the gradient that the output layer made, as torch hands it to the weight."""
         taken = ctx.words >= 0
 
-        def add(whole: torch.Tensor) -> torch.Tensor:
+        def add(whole: torch.Tensor | None) -> torch.Tensor:
             hook.remove()
+            if whole is None:
+                raise RuntimeError("The loss does not depend on the output layer that the embedding is tied to; untie them.")
             return whole.index_add_(0, ctx.words[taken], gradient.flatten(0, -2)[taken].to(whole.dtype))
 
         hook = ctx.weight.register_hook(add)
@@ -51,7 +53,7 @@ class _Rows(torch.autograd.Function):
 def tied_rows(model: nn.Module) -> Iterator[None]:
     """Have trained embeddings that share an output layer's matrix add to its gradient inside the block.
 
-    The loss has to depend on that output layer, as those of captions do.
+    The loss has to depend on that output layer by a product with its matrix, as those of captions do.
     """
     outputs = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     tied = [module for module in model.modules() if _adds(module) and id(module.weight) in outputs]
