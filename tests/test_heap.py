@@ -72,16 +72,9 @@ def test_what_the_environment_says_is_left_alone(name):
     assert _said(**{name: value}) == ["True", "False", "False", "True False", "True False"]
 
 
-@pytest.fixture
-def found(monkeypatch):
-    """Libraries that the system has."""
-    libraries = {"tcmalloc_minimal": "libtcmalloc_minimal.so.4"}
-    monkeypatch.setattr(ctypes.util, "find_library", libraries.get)
+def test_tcmalloc_is_asked_for_where_the_system_has_it_and_nothing_else_is_chosen(monkeypatch):
+    monkeypatch.setattr(ctypes.util, "find_library", {"tcmalloc_minimal": "libtcmalloc_minimal.so.4"}.get)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    return libraries
-
-
-def test_tcmalloc_is_asked_for_where_the_system_has_it_and_nothing_else_is_chosen(found, monkeypatch):
     chosen = with_tcmalloc({"HOME": "/x"})
     assert chosen["LD_PRELOAD"] == "libtcmalloc_minimal.so.4" and chosen["HOME"] == "/x"
     for own in ({"LD_PRELOAD": "libjemalloc.so.2"}, {"MALLOC_ARENA_MAX": "1"}, {"GLIBC_TUNABLES": "glibc.malloc.perturb=1"}):

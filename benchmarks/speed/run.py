@@ -55,6 +55,7 @@ def main() -> int:
     from medgraft.benchmark.estimate import measured_flops
     from medgraft.data.phantoms import write_phantoms
     from medgraft.data.roco import Roco
+    from medgraft.heap import with_tcmalloc
     from medgraft.quiet import quiet_libraries
 
     options = parse()
@@ -108,7 +109,8 @@ def main() -> int:
             if name == "full" and not options.losses_only:
                 checkpointed = {**settings, "gradient_checkpointing": True}
                 _once(record, options.out, name, "checkpointed", "medgraft_side", checkpointed, work)
-                _once(record, options.out, name, WITH_TCMALLOC, "trainer_script", settings, work)
+                if "LD_PRELOAD" in with_tcmalloc({}):
+                    _once(record, options.out, name, WITH_TCMALLOC, "trainer_script", settings, work)
         for name in () if options.losses_only else options.strategies:
             profiled = {**runs[name], "epochs": 3, "train": pairs[: options.batch_size], "test": [], "profile": True}
             for side in ("trainer_script", "medgraft_side"):
@@ -132,7 +134,7 @@ def _once(record: dict[str, Any], out: Path, name: str, side: str, script: str, 
 
 
 def _run(side: str, job: dict[str, Any], work: Path, *, tcmalloc: bool) -> dict[str, Any]:
-    """What a side tells; with tcmalloc, if the system has it, as medgraft's own runs are."""
+    """What a side tells; with tcmalloc, if the system has it, as the runs of medgraft's suites are."""
     from medgraft.heap import with_tcmalloc
 
     path = work / "job.json"

@@ -47,6 +47,7 @@ def speed_table(path: Path) -> str:
         f"*all epochs* has the feature build in it; *again*: medgraft's second captioning of the same images, against the "
         f"Trainer's first. The whole grid: {grid:.1f}x. Encoder-frozen here against full there: {cross:.1f}x. Loss of the "
         f"first step in fp32: {apart:.0e} apart. {_blip2(blip2, record)}{_checkpointed(runs['full'], record)}"
+        f"{_trainer_with_tcmalloc(runs['full'], record)}"
     )
     return "\n".join(lines) + f"\n\n{note}\n"
 
@@ -66,12 +67,15 @@ def _checkpointed(runs: dict[str, Any], record: dict[str, Any]) -> str:
     theirs, ours = runs["trainer_script"], runs["checkpointed"]
     memory, step = ours["peak_memory_bytes"] / theirs["peak_memory_bytes"], _later(theirs, record) / _later(ours, record)
     told = f"{memory:.2f}x the memory, {step:.1f}x"
-    text = f" Full training here with gradient checkpointing, against full there without: {told}."
-    other = runs.get("trainer_with_tcmalloc")
-    if other and runs["medgraft_side"].get("allocator"):
-        peaks = f"{other['peak_memory_bytes'] / 1e9:.1f} GB for {theirs['peak_memory_bytes'] / 1e9:.1f}"
-        text += f" The Trainer's full with tcmalloc too: {_later(other, record):.2f} s/step, {peaks}."
-    return text
+    return f" Full training here with gradient checkpointing, against full there without: {told}."
+
+
+def _trainer_with_tcmalloc(runs: dict[str, Any], record: dict[str, Any]) -> str:
+    run = runs.get("trainer_with_tcmalloc")
+    if run is None:
+        return ""
+    peaks = f"{run['peak_memory_bytes'] / 1e9:.1f} GB for {runs['trainer_script']['peak_memory_bytes'] / 1e9:.1f}"
+    return f" The Trainer's full with tcmalloc too: {_later(run, record):.2f} s/step, {peaks}."
 
 
 def profile_table(path: Path) -> str:

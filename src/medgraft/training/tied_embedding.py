@@ -30,7 +30,8 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, ids: torch.Tensor, padding: int | None) -> torch.Tensor:
         ctx.weight = weight
-        ctx.words = ids.flatten() if padding is None else ids.flatten().masked_fill(ids.flatten() == padding, -1)
+        words = ids.flatten()
+        ctx.words = words if padding is None else words.masked_fill(words == padding, -1)
         return nn.functional.embedding(ids, weight)
 
     @staticmethod
