@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from threading import Thread, main_thread
@@ -124,9 +125,10 @@ def _run_under_way():
     """The process of a run that this process's worker has begun."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        for process in psutil.Process().children():
-            for run in process.children() if "medgraft.worker" in process.cmdline() else ():
-                return run
+        with suppress(psutil.Error):  # an earlier worker that ends just now
+            for process in psutil.Process().children():
+                for run in process.children() if "medgraft.worker" in process.cmdline() else ():
+                    return run
         time.sleep(0.05)
     raise AssertionError("no run began")
 

@@ -50,8 +50,8 @@ def test_held_weights_give_the_same_loss_and_gradients(name, strategy, tiny_fold
             assert (gradient - others[key]).norm() <= 0.03 * gradient.norm(), key
     else:
         for key, gradient in gradients.items():
-            # the patch embedding is a product instead of a convolution: single values are rounded the other way
-            bound = 1e-4 * gradient.norm() if "patch_embedding" in key else 0
+            # the patch embedding is a product instead of a convolution: values are rounded the other way, few with oneDNN's
+            bound = 2**-9 * gradient.norm() if "patch_embedding" in key else 0
             assert (gradient - others[key]).norm() <= bound, key
     kinds = [type(module) for module in backbone.model.modules()]
     assert held == kinds.count(HeldLinear) + kinds.count(HeldConv1D) > 0
