@@ -46,7 +46,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         rounded = weight.to(x.dtype)
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, rounded)
+        # rounding again costs little beside the product of many rows, and what they keep makes the peak
+        kept = weight if len(x) >= _MANY_ROWS else rounded
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, kept)
         ctx.dtypes = weight.dtype, bias.dtype
         return product(x, rounded, bias.to(x.dtype))
 
@@ -57,7 +59,7 @@ class _Linear(torch.autograd.Function):
         to_x, to_weight, to_bias = ctx.needs_input_grad
         of_weight, of_bias = parameter_gradients(gradient, x) if to_weight else (None, gradient.sum(0) if to_bias else None)
         return (
-            gradient @ weight if to_x else None,
+            gradient @ weight.to(gradient.dtype) if to_x else None,
             _contiguous(of_weight, ctx.dtypes[0]) if of_weight is not None else None,
             of_bias.to(ctx.dtypes[1]) if of_bias is not None and to_bias else None,
         )

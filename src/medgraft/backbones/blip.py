@@ -12,6 +12,7 @@ import transformers
 from medgraft.backbones.attention import eager_attention, takes_packed_words, use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
 from medgraft.backbones.packing import IGNORED, WORDS_MULTIPLE, fill, pack
+from medgraft.backbones.perceptron import compute_activations_again
 from medgraft.backbones.roles import vision_tower_roles
 from medgraft.backbones.word_loss import word_loss
 from medgraft.backbones.wordpieces import join_punctuation
@@ -61,9 +62,10 @@ class BlipBackbone(Backbone):
 
     @classmethod
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
-        """See Backbone.load; attention is switched to the fused computation."""
+        """See Backbone.load; attention is switched to the fused computation, perceptrons to one that keeps less."""
         backbone = super().load(source, quantization=quantization)
         use_sdpa(backbone.model)
+        compute_activations_again(backbone.model)
         return backbone
 
     @property
