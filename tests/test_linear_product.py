@@ -62,6 +62,14 @@ def test_only_what_is_trained_has_a_gradient(trained):
     assert {name for name, parameter in layer.named_parameters() if parameter.grad is not None} == {trained} - {"neither"}
 
 
+@pytest.mark.parametrize(("rows", "dtype"), [(5, torch.bfloat16), (1030, torch.float32)])
+def test_of_many_rows_the_weight_itself_is_kept(rows, dtype):
+    layer, x = nn.Linear(24, 16), torch.randn(rows, 24).bfloat16()
+    output = linear(x, layer.weight, layer.bias)
+    weight = output.grad_fn.next_functions[0][0].saved_tensors[1]
+    assert weight.dtype == dtype and (weight.data_ptr() == layer.weight.data_ptr()) == (dtype == torch.float32)
+
+
 def test_without_a_bias_it_is_torchs():
     x, weight = torch.randn(3, 24).bfloat16(), torch.randn(16, 24)
     assert torch.equal(linear(x, weight, None), torchs(x, weight.bfloat16()))

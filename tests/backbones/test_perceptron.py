@@ -32,6 +32,14 @@ def pair(request):
     return theirs, ours
 
 
+def direct(perceptron, x):
+    return perceptron(x)
+
+
+def checkpointed(perceptron, x):
+    return checkpoint(perceptron, x, use_reentrant=False)
+
+
 def gradients(perceptron, x, run):
     x = x.clone().requires_grad_()
     output = run(perceptron, x)
@@ -40,9 +48,7 @@ def gradients(perceptron, x, run):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize(
-    "run", [lambda m, x: m(x), lambda m, x: checkpoint(m, x, use_reentrant=False)], ids=["direct", "checkpointed"]
-)
+@pytest.mark.parametrize("run", [direct, checkpointed])
 def test_outputs_and_gradients_are_the_same_bits(pair, run, bf16):
     theirs, ours = pair
     x = torch.randn(2, 600, 16)  # more rows than layers round their weights once for
@@ -53,19 +59,52 @@ def test_outputs_and_gradients_are_the_same_bits(pair, run, bf16):
             assert torch.equal(ours(x), theirs(x))
 
 
-def test_the_activation_is_freed_after_the_forward_pass(pair):
+def storages(perceptron, module, run, *, bf16=False):
+    """The output after `run`, and what `module`, one of the perceptron's, made on the way."""
     made = []
+    module.register_forward_hook(lambda _, inputs, output: made.append(StorageWeakRef(output.untyped_storage())))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        output = run(perceptron, torch.randn(2, 600, 16, requires_grad=True))
+    return output, made[0]
 
-    def note(activation, inputs, output):
-        made.append(StorageWeakRef(output.untyped_storage()))
 
-    for perceptron in pair:
-        perceptron.activation_fn.register_forward_hook(note)
-    outputs = [perceptron(torch.randn(2, 600, 16, requires_grad=True)) for perceptron in pair]
-    kept, freed = made
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_activation_is_freed_after_the_forward_pass(pair, bf16):
+    (_theirs, kept), (_ours, freed) = (storages(p, p.activation_fn, direct, bf16=bf16) for p in pair)
     frozen = not any(p.requires_grad for p in pair[0].parameters())  # nothing needs it then
     assert kept.expired() == frozen and freed.expired()
-    assert len(outputs) == 2
+
+
+def test_under_checkpointing_nothing_is_kept(pair):
+    for perceptron in pair:
+        _output, before = storages(perceptron, perceptron.fc1, checkpointed)
+        assert before.expired()
+
+
+def test_what_needs_no_gradient_keeps_no_more_than_transformers(pair):
+    for perceptron in pair:
+        perceptron.fc1.requires_grad_(False)
+        _output, before = storages(perceptron, perceptron.fc1, lambda m, x: m(x.detach()))
+        assert before.expired()
+
+
+def test_a_weight_changed_before_the_backward_pass_is_an_error():
+    for kind in (BlipMLP, FrugalBlipMLP):
+        perceptron = kind(BlipVisionConfig(hidden_size=16, intermediate_size=64))
+        loss = perceptron(torch.randn(2, 16, requires_grad=True)).sum()
+        with torch.no_grad():
+            perceptron.fc2.weight.mul_(2)
+        with pytest.raises(RuntimeError, match=r"in-?place|in place"):
+            loss.backward()
+
+
+def test_a_graph_that_is_dropped_is_freed():
+    perceptron = FrugalBlipMLP(BlipVisionConfig(hidden_size=16, intermediate_size=64))
+    perceptron.fc2 = torch.nn.Sequential(perceptron.fc2, torch.nn.Tanh())  # which keeps what it makes itself
+    output, before = storages(perceptron, perceptron.fc1, direct)
+    assert not before.expired()
+    del output
+    assert before.expired()
 
 
 def test_blip_loads_with_them_in_its_vision_tower(blip_folder):

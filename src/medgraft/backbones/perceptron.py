@@ -22,7 +22,8 @@ class FrugalBlipMLP(BlipMLP):
         """As in transformers."""
         before = self.fc1(hidden_states)
         after = self.activation_fn(before)
-        with _made_again(after, lambda: self.activation_fn(before)):
+        kept = not before.requires_grad or _others_keep()  # without a gradient nothing else would keep what it is made of
+        with nullcontext() if kept else _made_again(after, lambda: self.activation_fn(before)):
             output: torch.Tensor = self.fc2(after)
         return output
 
@@ -36,15 +37,25 @@ def compute_activations_again(model: nn.Module) -> None:
 
 def _made_again(tensor: torch.Tensor, make: Callable[[], torch.Tensor]) -> AbstractContextManager[None]:
     """Have autograd keep `make` instead of `tensor` inside the block, whatever shape it is saved in."""
-    if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
-        return nullcontext()  # without a graph, or under activation checkpointing, which keeps nothing in here anyway
     address, elements = tensor.data_ptr(), tensor.numel()  # and not the tensor, which is to be freed
 
-    def pack(saved: torch.Tensor) -> torch.Tensor | torch.Size:
-        same = saved.data_ptr() == address and saved.numel() == elements and saved.is_contiguous()
-        return saved.shape if same else saved
+    def pack(saved: torch.Tensor) -> torch.Size | tuple[torch.Tensor, int]:
+        dense = saved.layout == torch.strided and saved.is_contiguous()  # PEFT's SHiRA keeps sparse ones
+        same = dense and saved.data_ptr() == address and saved.numel() == elements
+        return saved.shape if same else (saved.detach(), saved._version)
 
-    def unpack(kept: torch.Tensor | torch.Size) -> torch.Tensor:
-        return make().view(kept) if isinstance(kept, torch.Size) else kept
+    def unpack(kept: torch.Size | tuple[torch.Tensor, int]) -> torch.Tensor:
+        if isinstance(kept, torch.Size):
+            return make().view(kept)
+        saved, version = kept
+        if saved._version != version:  # what torch asks of tensors that it keeps itself
+            raise RuntimeError("A tensor of the perceptron's second layer was changed in place before the backward pass.")
+        return saved
 
     return saved_tensors_hooks(pack, unpack)
+
+
+def _others_keep() -> bool:
+    """Whether something else decides what is kept, as activation checkpointing does. torch tells from 2.8 on."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or torch.compiler.is_compiling() or top(False) is not None
