@@ -8,6 +8,7 @@ from bitsandbytes.functional import _convert_weight_packed_for_cpu
 from bitsandbytes.nn import Linear4bit
 from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from medgraft.adapter import load_base
@@ -137,6 +138,39 @@ def test_bf16_differs_by_its_rounding_alone(blip_folder, plugins, monkeypatch):
     for name, gradient in ours.items():
         if not name.endswith("key.bias"):  # 0 but for rounding
             assert (gradient - theirs[name]).norm() <= 0.03 * theirs[name].norm() + 1e-4, name
+
+
+class Casts(TorchDispatchMode):
+    """Counts copies of a float32 tensor of one shape in bf16."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        copies = function is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.bfloat16
+        self.count += copies and args[0].shape == self.shape
+        return function(*args, **kwargs)
+
+
+def test_features_are_rounded_once_for_all_layers_to_the_same_bits(blip_folder, plugins, monkeypatch):
+    monkeypatch.setattr(attention, "pays", lambda *_: True)
+    backbone = load_base(f"blip:{blip_folder}", get_strategy("full", plugins=plugins), plugins=plugins)
+    text = backbone.text_batch(CAPTIONS, prompt="", max_tokens=64)
+    config = backbone.config
+    features = torch.rand(3, 17, config.vision_config.hidden_size).requires_grad_()
+    found, counts = [], []
+    for over in (Packing.over, lambda packing, images: packing):
+        monkeypatch.setattr(Packing, "over", over)
+        with torch.autocast("cpu", torch.bfloat16), Casts(features.shape) as casts:
+            loss = backbone.loss(features, text)
+        trained = [p for p in backbone.model.text_decoder.parameters() if p.requires_grad]
+        found.append([loss, *torch.autograd.grad(loss, [features, *trained], allow_unused=True)])
+        counts.append(casts.count)
+    assert counts == [1, config.text_config.num_hidden_layers]
+    assert all(ours.equal(theirs) for ours, theirs in zip(*found, strict=True) if ours is not None)
+    assert found[0][1] is not None
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -118,7 +118,7 @@ class BlipBackbone(Backbone):
             decoder.embeddings(words.input_ids, position_ids=words.position_ids),
             attention_mask=words.packing,
             encoder_hidden_states=features,
-            encoder_attention_mask=words.packing,
+            encoder_attention_mask=words.packing.over(features),
         ).last_hidden_state
         return hidden[0], words.targets
 

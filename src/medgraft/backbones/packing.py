@@ -6,11 +6,13 @@ oldest of a thousand. So the row can be filled up to a multiple: few numbers of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from medgraft.backbones.base import TextBatch
 
@@ -22,12 +24,14 @@ WORDS_MULTIPLE = 32  # leaves few numbers of words, and less filler than that
 class Packing:
     """How the words of B captions stand in a row of N, one after another; `filler` words that nothing reads are the last.
 
-    `places` [N - filler] is where they stand in padded rows [B T].
+    `places` [N - filler] is where they stand in padded rows [B T]. `rounded` are the images' features [B, S, C] as autocast
+    rounds them.
     """
 
     lengths: tuple[int, ...]
     places: torch.Tensor
     filler: int = 0
+    rounded: torch.Tensor | None = None
 
     def slices(self) -> list[slice]:
         """Where each caption is in the row."""
@@ -42,6 +46,20 @@ class Packing:
     def packed(self, rows: torch.Tensor) -> torch.Tensor:
         """Padded `rows` [B, T, C] as [1, N, C], filler 0."""
         return fill(rows.flatten(0, 1).index_select(0, self.places), self.filler)[None]
+
+    def over(self, images: torch.Tensor) -> Packing:
+        """The same for words over `images` [B, S, C], which under autocast are rounded here, once for all layers."""
+        kind = images.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self
+        return replace(self, rounded=images.detach().to(torch.get_autocast_dtype(kind)))
+
+    def cast(self, images: torch.Tensor) -> torch.Tensor:
+        """`images` as `over` rounded them; layers' gradients are summed in the dtype of `images`, as with a cast for each."""
+        if self.rounded is None:
+            return images
+        rounded: torch.Tensor = _Cast.apply(images, self.rounded)  # type: ignore[no-untyped-call]
+        return rounded
 
     @cached_property
     def causal_mask(self) -> torch.Tensor:
@@ -58,6 +76,20 @@ class PackedText:
     position_ids: torch.Tensor
     targets: torch.Tensor
     packing: Packing
+
+
+class _Cast(torch.autograd.Function):
+    """A tensor's copy in another dtype, made beforehand."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
+        ctx.dtype = tensor.dtype
+        return copy.view_as(copy)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient.to(ctx.dtype), None
 
 
 def fill(rows: torch.Tensor, count: int, value: int = 0) -> torch.Tensor:
