@@ -36,7 +36,7 @@ def absorbed_attention(
 ) -> torch.Tensor:
     """softmax(query keys^T * scale) values for packed words [H, N, D] over their own image of [B, S, in]: [H, N, D]."""
     onto = key.onto_inputs(query * scale)
-    taken: torch.Tensor = _OverImages.apply(onto, images.to(onto.dtype), packing)  # type: ignore[no-untyped-call]
+    taken: torch.Tensor = _OverImages.apply(onto, packing.cast(images, onto.dtype), packing)  # type: ignore[no-untyped-call]
     context = value.of_inputs(taken)
     if value.bias is not None:
         context = context + value.bias.to(context.dtype).view(len(query), 1, -1)  # whole, as weights sum to 1

@@ -102,8 +102,7 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
             key, value, heads = projection_of(self.key), projection_of(self.value), self.num_attention_heads
             if key is not None and value is not None and pays(key, value, images, packing.lengths, heads):
                 rows = self._heads(query)[0]
-                patches = packing.cast(images)
-                context = absorbed_attention(rows, patches, key, value, packing, self.attention_head_size**-0.5)
+                context = absorbed_attention(rows, images, key, value, packing, self.attention_head_size**-0.5)
                 return context.transpose(0, 1).reshape(query.shape)
         states = words if images is None else images
         keys, values = self.key(states), self.value(states)

@@ -12,7 +12,6 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from medgraft.backbones.base import TextBatch
 
@@ -54,10 +53,10 @@ class Packing:
             return self
         return replace(self, rounded=images.detach().to(torch.get_autocast_dtype(kind)))
 
-    def cast(self, images: torch.Tensor) -> torch.Tensor:
-        """`images` as `over` rounded them; layers' gradients are summed in the dtype of `images`, as with a cast for each."""
-        if self.rounded is None:
-            return images
+    def cast(self, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`images` in `dtype`, by the copy of `over` if that has it; gradients are summed as with a cast for each layer."""
+        if self.rounded is None or self.rounded.dtype != dtype:
+            return images.to(dtype)
         rounded: torch.Tensor = _Cast.apply(images, self.rounded)  # type: ignore[no-untyped-call]
         return rounded
 
@@ -87,7 +86,6 @@ class _Cast(torch.autograd.Function):
         return copy.view_as(copy)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient.to(ctx.dtype), None
 
