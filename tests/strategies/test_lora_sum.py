@@ -165,3 +165,24 @@ def test_disabled_merged_and_several_adapters():
     second = model(x)
     model.base_model.set_adapter(["default", "second"])
     torch.testing.assert_close(model(x), with_lora + second - bare)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_without_gradients_the_bits_are_the_same(kind, bf16):
+    model, x = _model(kind), torch.randn(3, 5, 24)
+    use_one_product(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        output = model(x)
+        with torch.no_grad():
+            assert torch.equal(model(x), output)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weights_in_8_bits_are_unpacked_to_bitsandbytes_bits(dtype):
+    layer = Linear8bitLt(24, 700, has_fp16_weights=False, bias=False)  # more rows than are unpacked at a time
+    layer.weight = layer.weight.to("cpu")
+    layer.train()
+    unpacked = layer(torch.eye(24, dtype=dtype)).t()  # in training bitsandbytes multiplies by them
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        assert torch.equal(_held(layer).as_projection().weight(), unpacked)

@@ -15,6 +15,7 @@ from medgraft.projection import Projection, linear_4bit
 from medgraft.strategies.lora_sum import OneProduct
 
 __all__ = ["HELD", "LORA"]
+_ROWS = 256  # of a weight, unpacked at a time: 0.8 ms for 1.6 at [3072, 768]
 
 
 class HeldLinear4bit(Linear4bit):
@@ -48,11 +49,17 @@ class HeldLinear8bit(Linear8bitLt):
             return None
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
-        def weight() -> torch.Tensor:
-            unpacked: torch.Tensor = eights.to(dtype, copy=True).mul_(scales.unsqueeze(1).mul(1 / 127))
-            return unpacked
+        shape = self.out_features, self.in_features
+        return Projection(lambda: _unpacked(eights, scales, dtype), shape, dtype, False, self.bias)
 
-        return Projection(weight, (self.out_features, self.in_features), dtype, False, self.bias)
+
+def _unpacked(eights: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The weights [out, in] of int8 `eights` and their rows' largest [out], a few rows at a time, kept in the cache."""
+    unpacked = torch.empty(eights.shape, dtype=dtype)
+    steps = scales.unsqueeze(1).mul(1 / 127)
+    for whole, step, target in zip(*(torch.split(x, _ROWS) for x in (eights, steps, unpacked)), strict=True):
+        torch.mul(whole, step, out=target)
+    return unpacked
 
 
 @contextmanager
