@@ -2,8 +2,8 @@
 
 A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLACE is a folder of records seen from the root;
 `attention:FOLDER`, where its runs looked; `tuning:FOLDER`, the learning rates tried for them; `timing:FILE`, the record of
-timing_aa.py; `speed:FILE` or `profile:FILE`, that of benchmarks/speed; `coverage:FILE`, that of coverage.py; or `support`, for
-what every backbone can be trained with, found by trying each pair on small random models.
+timing_aa.py; `speed:PATH` or `profile:PATH`, that of benchmarks/speed or a folder of several; `coverage:FILE`, that of
+coverage.py; or `support`, for what every backbone can be trained with, found by trying each pair on small random models.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Writes a full-size BLIP with synthetic weights (or takes a checkpoint folder, `--model`), phantoms as images, and runs every
 strategy on both sides in turn, each in a process of its own, so that both meet the same state of the machine. The record
-goes to `--out`; `python benchmarks/readme_table.py` makes the tables of README.md and benchmarks/README.md from it. A run
-that was stopped goes on where it was.
+goes to `--out`; from those in results/speed `python benchmarks/readme_table.py` makes the tables of README.md and
+benchmarks/README.md. A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RATES = {"full": 1e-5, "encoder-frozen": 1e-5, "decoder-frozen": 1e-5}
 def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "speed" / "record.json")
+    parser.add_argument("--out", type=Path, default=Path("build/speed.json"))
     parser.add_argument("--model", type=Path, help="a BLIP checkpoint folder instead of synthetic weights")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)

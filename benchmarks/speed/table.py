@@ -1,4 +1,4 @@
-"""The tables of the race, from its record: `python benchmarks/readme_table.py` puts them into the READMEs."""
+"""The tables of the race, from its records: `python benchmarks/readme_table.py` puts them into the READMEs."""
 
 from __future__ import annotations
 
@@ -7,81 +7,118 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+_FIRST, _BLIP2 = _OTHERS = "fp32-first-step", "blip2-lora-decoder"  # in a record beside the strategies
 _HELD = {"qlora": "lora", "qlora-decoder": "lora-decoder", "lora-int8": "lora"}
 
 
 def speed_table(path: Path) -> str:
-    """Seconds of a step on both sides from the second epoch on, whole training, captioning and memory, with the ratios."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    runs = {name: run for name, run in record["runs"].items() if not name.startswith("profile")}
-    first, blip2 = runs.pop("fp32-first-step"), runs.pop("blip2-lora-decoder")
+    """Seconds of a step on both sides from the second epoch on, whole training, captioning and memory, with the ratios.
+
+    `path` is the record of a race, or a folder of those of several on one machine, whose medians are told.
+    """
+    races = _races(path)
     columns = "Trainer s/step", "medgraft s/step", "step", "limit (share)", "all epochs", "captioning", "again", "peak memory"
     lines = [f"| strategy | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
-    for name, run in runs.items():
-        theirs, ours = run["trainer_script"], run["medgraft_side"]
-        a, b = _later(theirs, record), _later(ours, record)
-        memory = ours["peak_memory_bytes"] / theirs["peak_memory_bytes"]
-        limit = a / (_operations(record, name) / record["flops_per_second"])
-        second = ours.get("caption_again_seconds")
-        again = f"{theirs['caption_seconds'] / second:.1f}x" if second else "-"
+    for name in _strategies(races[0]):
+        of_races = [_numbers(race, name) for race in races]
+        middle = {key: median(numbers[key] for numbers in of_races) for key in of_races[0]}
+        steps = [numbers["step"] for numbers in of_races]
+        extent = f" ({min(steps):.1f}-{max(steps):.1f})" if len(races) > 1 else ""
         lines.append(
-            f"| {name} | {a:.2f} | {b:.2f} | **{a / b:.1f}x** | {limit:.1f}x ({a / b / limit:.0%}) "
-            f"| {_whole(theirs) / _whole(ours):.1f}x "
-            f"| {theirs['caption_seconds'] / ours['caption_seconds']:.1f}x "
-            f"| {again} | {memory:.2f}x |"
+            f"| {name} | {middle['theirs']:.2f} | {middle['ours']:.2f} | **{middle['step']:.1f}x**{extent} "
+            f"| {middle['limit']:.1f}x ({middle['share']:.0%}) | {middle['epochs']:.1f}x | {middle['captioning']:.1f}x "
+            f"| {middle['again']:.1f}x | {middle['memory']:.2f}x |"
         )
-    machine, kind = record["hardware"], "bf16" if record["bf16"] else "fp32"
-    grid = sum(map(_total, (run["trainer_script"] for run in runs.values()))) / sum(
-        map(_total, (run["medgraft_side"] for run in runs.values()))
-    )
-    apart = abs(first["trainer_script"]["losses"][0] / first["medgraft_side"]["losses"][0] - 1)
-    cross = _later(runs["full"]["trainer_script"], record) / _later(runs["encoder-frozen"]["medgraft_side"], record)
-    speed = record["flops_per_second"] / 1e12
-    allocator = runs["full"]["medgraft_side"].get("allocator")
+    return "\n".join(lines) + f"\n\n{_note(races)}\n"
+
+
+def _races(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text(encoding="utf-8")) for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+
+
+def _strategies(race: dict[str, Any]) -> list[str]:
+    return [name for name in race["runs"] if name not in _OTHERS and not name.startswith("profile")]
+
+
+def _numbers(race: dict[str, Any], name: str) -> dict[str, float]:
+    """A strategy's row of one race: seconds of a step, and the ratios."""
+    theirs, ours = race["runs"][name]["trainer_script"], race["runs"][name]["medgraft_side"]
+    a, b = _later(theirs, race), _later(ours, race)
+    limit = a / (_operations(race, name) / race["flops_per_second"])
+    return {
+        "theirs": a, "ours": b, "step": a / b, "limit": limit, "share": a / b / limit, "epochs": _whole(theirs) / _whole(ours),
+        "captioning": theirs["caption_seconds"] / ours["caption_seconds"],
+        "again": theirs["caption_seconds"] / ours["caption_again_seconds"],
+        "memory": ours["peak_memory_bytes"] / theirs["peak_memory_bytes"],
+    }  # fmt: skip
+
+
+def _note(races: list[dict[str, Any]]) -> str:
+    """What was run where, and what is no strategy's."""
+    race, kind = races[-1], "bf16" if races[-1]["bf16"] else "fp32"
+    machine, allocator = race["hardware"], race["runs"]["full"]["medgraft_side"].get("allocator")
     allocated = f", medgraft with {allocator}" if allocator else ""
-    note = (
-        f"{record['model']}, {record['image_size']} px, batch {record['batch_size']}, {record['epochs']} epochs of "
-        f"{record['images']} images, {kind}; {machine['cpu']}, {machine['threads']} threads{allocated}, {speed:.2f} TFLOP/s "
-        f"measured in {kind} matrix products. Steps are medians from the second epoch on; *limit*: what it would be were "
-        f"medgraft's step its matrix products (filler included) at that rate and nothing else, and the share that is reached; "
-        f"*all epochs* has the feature build in it; *again*: medgraft's second captioning of the same images, against the "
-        f"Trainer's first. The whole grid: {grid:.1f}x. Encoder-frozen here against full there: {cross:.1f}x. Loss of the "
-        f"first step in fp32: {apart:.0e} apart. {_blip2(blip2, record)}{_checkpointed(runs['full'], record)}"
-        f"{_trainer_with_tcmalloc(runs['full'], record)}"
+    several = f"Medians of {len(races)} races within some hours, and how far they are apart. " if len(races) > 1 else ""
+    speed = median(race["flops_per_second"] for race in races) / 1e12
+    grid = [_grid(race) for race in races]
+    cross = [_numbers(race, "full")["theirs"] / _numbers(race, "encoder-frozen")["ours"] for race in races]
+    apart = max(_apart(race["runs"][_FIRST]) for race in races)
+    return (
+        f"{race['model']}, {race['image_size']} px, batch {race['batch_size']}, {race['epochs']} epochs of "
+        f"{race['images']} images, {kind}; {machine['cpu']}, {machine['threads']} threads{allocated}, {speed:.2f} TFLOP/s "
+        f"measured in {kind} matrix products. {several}Steps are medians from the second epoch on; *limit*: what it would be "
+        f"were medgraft's step its matrix products (filler included) at that rate and nothing else, and the share that is "
+        f"reached; *all epochs* has the feature build in it; *again*: medgraft's second captioning of the same images, against "
+        f"the Trainer's first. The whole grid: {_told(grid)}. Encoder-frozen here against full there: {_told(cross)}. Loss of "
+        f"the first step in fp32: {apart:.0e} apart. {_blip2(races)}{_checkpointed(races)}{_trainer_with_tcmalloc(races)}"
     )
-    return "\n".join(lines) + f"\n\n{note}\n"
 
 
-def _blip2(runs: dict[str, Any], record: dict[str, Any]) -> str:
-    seconds = {side: _later(run, record) for side, run in runs.items()}
-    told = f"against recomputing them {seconds['recomputed'] / seconds['stored']:.1f}x"
-    if "trainer_script" in seconds:
-        told += f", against the Trainer {seconds['trainer_script'] / seconds['stored']:.1f}x"
-    part = record.get("blip2_part", 4)
-    return f"BLIP-2 at 1/{part} of its widths and depths, LoRA on the language model, from stored features: {told}."
+def _told(ratios: list[float]) -> str:
+    """The median, and the extent if there are several."""
+    return f"{median(ratios):.1f}x" + (f" ({min(ratios):.1f}-{max(ratios):.1f})" if len(ratios) > 1 else "")
 
 
-def _checkpointed(runs: dict[str, Any], record: dict[str, Any]) -> str:
-    if "checkpointed" not in runs:
-        return ""
-    theirs, ours = runs["trainer_script"], runs["checkpointed"]
-    memory, step = ours["peak_memory_bytes"] / theirs["peak_memory_bytes"], _later(theirs, record) / _later(ours, record)
+def _grid(race: dict[str, Any]) -> float:
+    runs = [race["runs"][name] for name in _strategies(race)]
+    return sum(_total(run["trainer_script"]) for run in runs) / sum(_total(run["medgraft_side"]) for run in runs)
+
+
+def _apart(first: dict[str, Any]) -> float:
+    return abs(float(first["trainer_script"]["losses"][0] / first["medgraft_side"]["losses"][0]) - 1)
+
+
+def _blip2(races: list[dict[str, Any]]) -> str:
+    seconds = [{side: _later(run, race) for side, run in race["runs"][_BLIP2].items()} for race in races]
+    recomputed, trainer = ([each[side] / each["stored"] for each in seconds] for side in ("recomputed", "trainer_script"))
+    return (
+        f"BLIP-2 at 1/{races[0]['blip2_part']} of its widths and depths, LoRA on the language model, from stored features: "
+        f"against recomputing them {_told(recomputed)}, against the Trainer {_told(trainer)}."
+    )
+
+
+def _checkpointed(races: list[dict[str, Any]]) -> str:
+    both = [(race["runs"]["full"]["trainer_script"], race["runs"]["full"]["checkpointed"], race) for race in races]
+    memory = median(ours["peak_memory_bytes"] / theirs["peak_memory_bytes"] for theirs, ours, _ in both)
+    step = median(_later(theirs, race) / _later(ours, race) for theirs, ours, race in both)
     told = f"{memory:.2f}x the memory, {step:.1f}x"
     return f" Full training here with gradient checkpointing, against full there without: {told}."
 
 
-def _trainer_with_tcmalloc(runs: dict[str, Any], record: dict[str, Any]) -> str:
-    run = runs.get("trainer_with_tcmalloc")
-    if run is None:
+def _trainer_with_tcmalloc(races: list[dict[str, Any]]) -> str:
+    full = [(race["runs"]["full"], race) for race in races if "trainer_with_tcmalloc" in race["runs"]["full"]]
+    if not full:
         return ""
-    peaks = f"{run['peak_memory_bytes'] / 1e9:.1f} GB for {runs['trainer_script']['peak_memory_bytes'] / 1e9:.1f}"
-    return f" The Trainer's full with tcmalloc too: {_later(run, record):.2f} s/step, {peaks}."
+    seconds = median(_later(runs["trainer_with_tcmalloc"], race) for runs, race in full)
+    sides = "trainer_with_tcmalloc", "trainer_script"
+    peak, without = (median(runs[side]["peak_memory_bytes"] for runs, _ in full) / 1e9 for side in sides)
+    return f" The Trainer's full with tcmalloc too: {seconds:.2f} s/step, {peak:.1f} GB for {without:.1f}."
 
 
 def profile_table(path: Path) -> str:
-    """The share of each kind of kernel in the time of a step, on both sides."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    profiles = {name.partition(" ")[2]: run for name, run in record["runs"].items() if name.startswith("profile")}
+    """The share of each kind of kernel in the time of a step, on both sides; of the last race in a folder."""
+    race = _races(path)[-1]
+    profiles = {name.partition(" ")[2]: run for name, run in race["runs"].items() if name.startswith("profile")}
     kinds = ("products", "attention", "softmax", "gelu", "norm", "casts and copies", "quantisation", "optimiser", "other")
     lines = ["| strategy | side | TFLOP a step | " + " | ".join(kinds) + " |", "|---|---|" + "---:|" * (len(kinds) + 1)]
     for name, run in profiles.items():
@@ -93,16 +130,12 @@ def profile_table(path: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _operations(record: dict[str, Any], name: str) -> float:
+def _operations(race: dict[str, Any], name: str) -> float:
     """Floating-point operations of the matrix products of one step on medgraft's side, attention's among them.
 
-    torch's counter does not know quantised layers, which have the products of the layers that they hold. Records without its
-    count have the profiler's, which knows attention by single products only.
+    torch's counter does not know quantised layers, which have the products of the layers that they hold.
     """
-    counted = record["runs"][_HELD.get(name, name)]["medgraft_side"].get("step_flops")
-    if counted:
-        return float(counted)
-    return _profiled(record["runs"][f"profile {name}"]["medgraft_side"])
+    return float(race["runs"][_HELD.get(name, name)]["medgraft_side"]["step_flops"])
 
 
 def _profiled(run: dict[str, Any]) -> float:
@@ -111,10 +144,10 @@ def _profiled(run: dict[str, Any]) -> float:
     return float(kernels["flops"] / kernels.get("steps", len(run["step_seconds"])))
 
 
-def _later(run: dict[str, Any], record: dict[str, Any]) -> float:
+def _later(run: dict[str, Any], race: dict[str, Any]) -> float:
     """Median seconds of a step after the first epoch."""
     steps: list[float] = run["step_seconds"]
-    return median(steps[len(steps) // record["epochs"] :])
+    return median(steps[len(steps) // race["epochs"] :])
 
 
 def _whole(run: dict[str, Any]) -> float:
