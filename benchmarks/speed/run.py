@@ -2,8 +2,8 @@
 
 Writes a full-size BLIP with synthetic weights (or takes a checkpoint folder, `--model`), phantoms as images, and runs every
 strategy on both sides in turn, each in a process of its own, so that both meet the same state of the machine. The record
-goes to `--out`; from those in results/speed `python benchmarks/readme_table.py` makes the tables of README.md and
-benchmarks/README.md. A run that was stopped goes on where it was.
+goes to `--out`, and its table is printed; from records in results/speed `python benchmarks/readme_table.py` makes the tables
+of README.md and benchmarks/README.md. A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Run what the record lacks."""
     from synthetic_models import write_blip, write_blip2
+    from table import speed_table
 
     from medgraft import hardware
     from medgraft.benchmark.estimate import measured_flops
@@ -117,6 +118,8 @@ def main() -> int:
                 _once(record, options.out, f"profile {name}", side, side, profiled, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    if not options.losses_only and set(options.strategies) == set(STRATEGIES):
+        print(f"\n{speed_table(options.out)}")
     return 0
 
 
