@@ -22,10 +22,9 @@ def speed_table(path: Path) -> str:
     for name in _strategies(races[0]):
         of_races = [_numbers(race, name) for race in races]
         middle = {key: median(numbers[key] for numbers in of_races) for key in of_races[0]}
-        steps = [numbers["step"] for numbers in of_races]
-        extent = f" ({min(steps):.1f}-{max(steps):.1f})" if len(races) > 1 else ""
+        step = _told([numbers["step"] for numbers in of_races], bold="**")
         lines.append(
-            f"| {name} | {middle['theirs']:.2f} | {middle['ours']:.2f} | **{middle['step']:.1f}x**{extent} "
+            f"| {name} | {middle['theirs']:.2f} | {middle['ours']:.2f} | {step} "
             f"| {middle['limit']:.1f}x ({middle['share']:.0%}) | {middle['epochs']:.1f}x | {middle['captioning']:.1f}x "
             f"| {middle['again']:.1f}x | {middle['memory']:.2f}x |"
         )
@@ -74,9 +73,9 @@ def _note(races: list[dict[str, Any]]) -> str:
     )
 
 
-def _told(ratios: list[float]) -> str:
+def _told(ratios: list[float], bold: str = "") -> str:
     """The median, and the extent if there are several."""
-    return f"{median(ratios):.1f}x" + (f" ({min(ratios):.1f}-{max(ratios):.1f})" if len(ratios) > 1 else "")
+    return f"{bold}{median(ratios):.1f}x{bold}" + (f" ({min(ratios):.1f}-{max(ratios):.1f})" if len(ratios) > 1 else "")
 
 
 def _grid(race: dict[str, Any]) -> float:

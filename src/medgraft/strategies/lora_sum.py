@@ -118,7 +118,7 @@ class OneProduct:
                 flat = inputs.reshape(-1, inputs.shape[-1])
                 if torch.is_grad_enabled():
                     output = _LoraProduct.apply(flat, a, b, bias, own.weight, scaling)  # type: ignore[no-untyped-call]
-                else:  # which takes 8 % off the time of a caption
+                else:  # 6 to 8 % less of a caption's time on stored features
                     output, _ = _sum(flat, a, b, bias, own.weight(), scaling)
             return output.view(*x.shape[:-1], output.shape[-1])
         base = self.base_layer(x)
