@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import DistributedType
@@ -33,6 +33,7 @@ from medgraft.training.callbacks import CollectLosses, Progress
 from medgraft.training.clipping import clip_in_step, gradient_norm, takes_factor
 from medgraft.training.clock import Clock, Phase
 from medgraft.training.flops import flop_counter
+from medgraft.training.graphed_steps import GraphedSteps, graphed_steps
 from medgraft.training.module import CaptioningModule
 from medgraft.training.sampler import LengthSampler
 from medgraft.training.step_timer import StepTimer
@@ -93,7 +94,7 @@ def fit(
             with tied_rows(backbone.model), forking(trainer.args.dataloader_num_workers):
                 trainer.train(resume_from_checkpoint=last)
         finally:
-            trainer.stop_workers()
+            trainer.release()
         losses = trainer.step_losses()  # after which an accelerator has done all steps
         trainer.energy.update()
         trainer.check_finite(losses)
@@ -129,6 +130,7 @@ def _trainer(
     )
     if applied.strategy.method == "ADALORA" and applied.adapter_parameters:
         trainer.add_callback(RankAllocation(applied.model))
+    trainer.cuda_graphs = config.acceleration.cuda_graphs
     trainer.by_length = config.train.group_by_length
     trainer.counts_flops = not applied.quantized
     trainer.identity = config.model_dump_json(
@@ -163,6 +165,9 @@ class CaptionTrainer(Trainer):
         self.counts_flops = False
         self.flops: int | None = None  # of the first batch
         self.energy = EnergyMeter()
+        self.cuda_graphs: bool | Literal["auto"] = "auto"
+        self._graphs: GraphedSteps | None = None
+        self._graphs_asked = False
         self.timer = StepTimer(self.args.device)
         self._energy_read = 0.0
         self._optimizing = ExitStack()
@@ -184,13 +189,21 @@ class CaptionTrainer(Trainer):
         counted = self.counts_flops and self.flops is None and not torch._C._autograd._profiler_enabled()  # it counts twice
         counter = flop_counter() if counted else None
         with self._phase("backward"), counter or nullcontext():  # of which the forward pass is a phase of its own
-            loss: torch.Tensor = super().training_step(*args, **kwargs)
+            replayed = self._replayed(*args, **kwargs) if counter is None else None
+            loss: torch.Tensor = super().training_step(*args, **kwargs) if replayed is None else replayed
         if counter is not None:
             self.flops = int(counter.get_total_flops())
         self._parts.append(loss)
         if loss.device.type == "cpu" or self.state.global_step % 50 == 0:
             self.check_finite([loss.item()])
         return loss
+
+    def _replayed(self, model: torch.nn.Module, inputs: Any, items: Any = None, **others: Any) -> torch.Tensor | None:
+        """The loss of a step that a CUDA graph has done, None where none can."""
+        if not self._graphs_asked:
+            self._graphs_asked = True
+            self._graphs = graphed_steps(self, self.cuda_graphs)
+        return self._graphs.step(inputs, others.get("num_items_in_batch", items)) if self._graphs else None
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, on the clock as the forward pass."""
@@ -241,8 +254,11 @@ class CaptionTrainer(Trainer):
         self._losses = [*done, *(torch.stack(new).tolist() if new else ())]
         return tuple(map(float, self._losses))
 
-    def stop_workers(self) -> None:
-        """End the processes that make batches."""
+    def release(self) -> None:
+        """End the processes that make batches, and free what lies on the device for training alone."""
+        if self._graphs is not None:
+            self._graphs.close()
+        self.model.resident = None
         loaders = (getattr(self.callback_handler, f"{kind}_dataloader", None) for kind in ("train", "eval"))
         for loader in (*loaders, *getattr(self, "_eval_dataloaders", {}).values()):
             stop_workers(loader)
