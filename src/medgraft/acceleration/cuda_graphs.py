@@ -63,8 +63,8 @@ class StepGraphs:
         self._recorded: dict[_Shape, _RecordedStep] = {}
         self._seen: Counter[_Shape] = Counter()
         self._buffers: dict[nn.Parameter, torch.Tensor] = {}
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: tuple[int, int] | None = None
 
     def step(self, inputs: Inputs) -> torch.Tensor | None:
         """The loss of a batch, its gradients in the parameters, which had none; None if it is to be computed eagerly."""
@@ -95,12 +95,15 @@ class StepGraphs:
         except Exception as error:  # of whatever kind: the step can be done eagerly, and would raise there what is its own
             self.problem = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.close()
-            _recover(self._pool)
+            if self._pool is not None:
+                _recover(self._pool)
             _LOG.warning("Training steps are not replayed as CUDA graphs: %s", self.problem)
             return None
 
     def _record(self, inputs: dict[str, torch.Tensor]) -> _RecordedStep:
-        expected = self._rehearse(inputs)
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        expected = self._rehearse(inputs, self._stream)
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # other threads, such as the one that pins batches, may go on with what is forbidden in a recording
@@ -117,17 +120,17 @@ class StepGraphs:
             self._check(_size(loss, [gradient for _, gradient in written]), expected)
         return recorded
 
-    def _rehearse(self, inputs: Inputs) -> torch.Tensor:
+    def _rehearse(self, inputs: Inputs, stream: torch.cuda.Stream) -> torch.Tensor:
         """Do the step eagerly on the recording's stream, which sets up libraries there; loss and gradient norm [2].
 
         An operation that makes the host wait, which would spoil a recording, raises here, where that does no harm.
         """
         current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream), _waiting_is_an_error():
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream), _waiting_is_an_error():
             loss, gradients = self._compute(inputs)
             size = _size(loss, [gradient for gradient in gradients if gradient is not None])
-        current.wait_stream(self._stream)
+        current.wait_stream(stream)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             if gradient is not None and parameter not in self._buffers:
                 self._buffers[parameter] = torch.zeros_like(parameter)
@@ -189,8 +192,9 @@ def _waiting_is_an_error() -> Iterator[None]:
 def _recover(pool: tuple[int, int]) -> None:
     """Take allocator and generator out of the recording that torch leaves them in if ending it failed."""
     device = torch.cuda.current_device()
-    with suppress(Exception):  # raises if the recording was ended as it should be
+    with suppress(Exception):  # the first raises if the recording was ended as it should be
         torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
     with suppress(Exception):
         generator = torch.cuda.default_generators[device]
         generator.graphsafe_set_state(generator.clone_state())

@@ -92,9 +92,22 @@ def _gradients(
     grad: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor, b: torch.Tensor, scaling: float, wanted: Sequence[bool]
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Of the low-rank `hidden` [N, r], and of A and B as far as `wanted`."""
+    if grad.device.type != "cpu":
+        return _gradients_in_three_kernels(grad, x, hidden, b, scaling, wanted)
     grad_hidden = (grad @ b.t().contiguous().t()).mul_(scaling)  # B by columns for the same reason
     grad_a = grad_hidden.t().contiguous() @ x if wanted[0] else None
     grad_b = ((hidden * scaling).t().contiguous() @ grad).t() if wanted[1] else None
+    return grad_hidden, grad_a, grad_b
+
+
+def _gradients_in_three_kernels(
+    grad: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor, b: torch.Tensor, scaling: float, wanted: Sequence[bool]
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The same for an accelerator, where a copy is one more kernel to start and transposed operands are quick."""
+    nothing = grad.new_empty(1)  # what beta=0 leaves out
+    grad_hidden = torch.addmm(nothing, grad, b, beta=0, alpha=scaling)
+    grad_a = grad_hidden.t() @ x if wanted[0] else None
+    grad_b = torch.addmm(nothing, grad.t(), hidden, beta=0, alpha=scaling) if wanted[1] else None
     return grad_hidden, grad_a, grad_b
 
 
@@ -111,7 +124,7 @@ class OneProduct:
         dtype = torch.get_autocast_dtype(x.device.type) if casting else self.lora_A[name].weight.dtype
         a, b = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
         inputs, scaling = self.lora_dropout[name](x.to(dtype)), self.scaling[name]
-        own = self.as_projection() if x.device.type == "cpu" else None
+        own = self.as_projection() if x.device.type in ("cpu", "cuda") else None
         if own is not None and own.dtype == dtype and not own.trained:
             bias = own.bias.to(dtype) if own.bias is not None else None
             with torch.autocast(x.device.type, enabled=False):
