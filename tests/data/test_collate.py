@@ -1,10 +1,15 @@
 """Batches: every caption of an image, and pixels that are the same from the cache as anew."""
 
+import multiprocessing
+import pickle
+
 import torch
 
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.data import open_image
 from medgraft.data.collate import CaptionPairs, PixelCache
+from medgraft.data.levels import pixel_levels, pixel_values
+from medgraft.data.roco import Roco
 from medgraft.training.collator import Collator
 from medgraft.types import Example
 
@@ -30,3 +35,41 @@ def test_an_image_with_two_captions_is_two_pairs(blip_folder, phantoms_folder):
     assert batch["pixel_values"].shape == (2, 3, 64, 64)
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
     assert batch["attention_mask"].sum(1).tolist() == [5, 7]
+
+
+def test_forked_processes_fill_and_read_one_cache(blip_folder, phantoms_folder):
+    backbone = BlipBackbone.load(str(blip_folder))
+    paths = [example.image for example in Roco().read(phantoms_folder)][:4]
+    expected = backbone.pixel_values([open_image(path) for path in paths])
+    cache = PixelCache(backbone, limit_bytes=3 * expected[0].nbytes)
+    cache.share(paths)  # of which the last has no place
+    child = multiprocessing.get_context("fork").Process(target=cache.batch, args=(paths,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    found = [cache._find(path) for path in paths]
+    assert all(torch.equal(image, value) for image, value in zip(found[:3], expected[:3], strict=True))
+    assert found[3] is None
+    assert torch.equal(cache.batch(paths), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(cache)).batch(paths), expected)  # started anew, without the memory
+
+
+def test_levels_and_their_table_are_the_processors_pixel_values(blip_folder, phantoms_folder):
+    backbone = BlipBackbone.load(str(blip_folder))
+    paths = [example.image for example in Roco().read(phantoms_folder)][:3]
+    split = pixel_levels(backbone)
+    levels = PixelCache(backbone, 10**9, split).batch(paths)
+    assert levels.dtype == torch.uint8
+    assert torch.equal(pixel_values(levels, split.table), backbone.pixel_values([open_image(path) for path in paths]))
+
+
+def test_a_processor_that_does_more_has_no_levels(blip_folder):
+    backbone = BlipBackbone.load(str(blip_folder))
+    ordinary = backbone.image_processor
+
+    def brightens(images, **options):
+        values = ordinary(images, **options)
+        return {"pixel_values": values["pixel_values"] * values["pixel_values"].mean()}
+
+    backbone.image_processor = brightens
+    assert pixel_levels(backbone) is None

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,7 +65,7 @@ class StepGraphs:
         self._seen: Counter[_Shape] = Counter()
         self._buffers: dict[nn.Parameter, torch.Tensor] = {}
         self._stream: torch.cuda.Stream | None = None
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # torch.cuda.graph_pool_handle, whose type is private
 
     def step(self, inputs: Inputs) -> torch.Tensor | None:
         """The loss of a batch, its gradients in the parameters, which had none; None if it is to be computed eagerly."""
@@ -189,7 +190,7 @@ def _waiting_is_an_error() -> Iterator[None]:
             torch.cuda.set_sync_debug_mode(before)
 
 
-def _recover(pool: tuple[int, int]) -> None:
+def _recover(pool: Any) -> None:
     """Take allocator and generator out of the recording that torch leaves them in if ending it failed."""
     device = torch.cuda.current_device()
     with suppress(Exception):  # the first raises if the recording was ended as it should be

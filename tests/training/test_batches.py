@@ -1,0 +1,199 @@
+"""Batches: filled up, of features in the device's memory, made by workers; the losses are the same."""
+
+import logging
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+
+from medgraft.acceleration.cuda_graphs import StepGraphs
+from medgraft.adapter import load_base
+from medgraft.backbones.packing import IGNORED
+from medgraft.backbones.word_loss import word_loss
+from medgraft.config import run_config
+from medgraft.data.collate import CaptionPairs, PixelCache
+from medgraft.data.roco import Roco
+from medgraft.errors import ConfigError
+from medgraft.features import load_resident
+from medgraft.strategies import apply_strategy, get_strategy
+from medgraft.strategies.lora_sum import _gradients, _gradients_in_three_kernels
+from medgraft.training import CaptioningModule, Clock, fit, prepare_features
+from medgraft.training.batches import prepare_batches
+from medgraft.training.collator import Collator
+from medgraft.training.step_timer import StepTimer
+from medgraft.training.workers import worker_count
+
+
+@pytest.fixture
+def run(blip_folder, phantoms_folder, tmp_path, plugins):
+    """`run(strategy, *settings)` gives the losses of six steps."""
+
+    def losses(strategy, *settings):
+        transformers.set_seed(0)
+        fixed = ("train.max_steps=6", "train.per_device_train_batch_size=4", "train.bf16=false")
+        config = run_config(
+            backbone=f"blip:{blip_folder}", strategy=strategy, data=f"roco:{phantoms_folder}", overrides=[*fixed, *settings]
+        )
+        chosen = get_strategy(strategy, plugins=plugins)
+        backbone = load_base(config.backbone, chosen, plugins=plugins)
+        applied = apply_strategy(backbone.model, backbone.anatomy, chosen)
+        examples = [e for e in Roco().read(phantoms_folder) if e.split == "train"][:16]
+        supply, _ = prepare_features(backbone, config, examples, progress=False)
+        return fit(
+            backbone, applied, config, examples, [], tmp_path / "out", Clock(),
+            checkpoints=False, progress=False, supply=supply,
+        ).losses  # fmt: skip
+
+    return losses
+
+
+@pytest.fixture(scope="module")
+def parts(blip_folder, phantoms_folder):
+    """(backbone, module, pairs) of a BLIP whose encoder is frozen."""
+    from medgraft.plugin import PluginManager
+
+    plugins = PluginManager()
+    strategy = get_strategy("encoder-frozen", plugins=plugins)
+    backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
+    module = CaptioningModule(backbone, apply_strategy(backbone.model, backbone.anatomy, strategy)).train()
+    return backbone, module, CaptionPairs([e for e in Roco().read(phantoms_folder) if e.split == "train"])
+
+
+def test_filling_up_captions_leaves_the_loss_as_it_is(parts):
+    backbone, module, pairs = parts
+    rows, cache = [pairs[i] for i in range(4)], PixelCache(backbone, 10**9)
+    plain, filled = (Collator(backbone, cache, "", 64, pad_to_multiple_of=n)(rows) for n in (1, 16))
+    length = plain["input_ids"].shape[1]
+    assert length % 16 and filled["input_ids"].shape[1] == filled["labels"].shape[1] == -(-length // 16) * 16
+    assert filled["attention_mask"].sum() == plain["attention_mask"].sum()
+    assert module(**filled)["loss"].item() == pytest.approx(module(**plain)["loss"].item(), rel=1e-6)
+
+
+def test_filling_up_stops_at_the_decoders_last_position(parts):
+    backbone, _, pairs = parts
+    rows = [(pairs[0][0], "word " * 900)]
+    assert Collator(backbone, PixelCache(backbone, 0), "", 9999, pad_to_multiple_of=100)(rows)["input_ids"].shape == (1, 512)
+
+
+def test_a_loss_at_every_position_is_that_of_packed_words(parts):
+    """The first is what an accelerator computes."""
+    backbone, _, pairs = parts
+    text = backbone.text_batch([pairs[i][1] for i in range(4)], prompt="a picture of")
+    features = torch.randn(4, 17, 64)
+    trained = [p for p in backbone.model.text_decoder.parameters() if p.requires_grad]
+    expected = backbone.loss(features, text)
+    hidden, targets = backbone._at_every_position(features, text)
+    assert (targets != IGNORED).sum() == (text.labels != IGNORED).sum()
+    found = word_loss(backbone.model.text_decoder.cls(hidden), targets)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    ours, theirs = (torch.autograd.grad(loss, trained, allow_unused=True) for loss in (found, expected))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+
+
+def test_features_in_the_devices_memory_give_the_same_losses(run):
+    assert run("encoder-frozen", "features.device_gb=1") == run("encoder-frozen", "features.device_gb=0")
+
+
+def test_features_that_are_too_large_stay_in_the_store(parts, phantoms_folder, blip_folder, plugins):
+    backbone, _, pairs = parts
+    config = run_config(backbone=f"blip:{blip_folder}", strategy="encoder-frozen", data=f"roco:{phantoms_folder}")
+    examples = [example for example, _ in pairs.pairs]
+    supply, _ = prepare_features(backbone, config, examples[:5], progress=False)
+    paths, where = [example.image for example in examples], torch.device("cpu")
+    size = supply.stored(paths[0]).nbytes
+    assert load_resident(supply, paths[:5], where, 5 * size - 1) is None
+    resident = load_resident(supply, paths[:6], where, 5 * size)
+    assert list(resident.rows) == paths[:5]  # the sixth was not built
+    assert torch.equal(resident.take(torch.tensor([4, 0])), torch.stack([supply.stored(paths[i]) for i in (4, 0)]))
+    collator = Collator(backbone, PixelCache(backbone, 0), "", 32, supply, resident.rows)
+    assert collator([pairs[4], pairs[0]])["resident_rows"].tolist() == [4, 0]
+    mixed = collator([pairs[4], pairs[5]])
+    assert mixed["feature_rows"].tolist() == [0] and len(mixed["pixel_values"]) == 1
+
+
+def test_rows_of_features_and_of_pixels_come_to_their_places(parts):
+    backbone, module, pairs = parts
+    text = backbone.text_batch([pairs[i][1] for i in range(4)])
+    pixels = PixelCache(backbone, 0).batch([pairs[i][0].image for i in range(4)])
+    with torch.no_grad():
+        features = backbone.encode(pixels)
+    whole = module._features(pixels, None, None, 4)
+    module.cut = backbone.seams[0]
+    mixed = module._features(pixels[[0, 3]], features[[2, 1]], torch.tensor([2, 1]), 4)
+    module.cut = None
+    torch.testing.assert_close(mixed, whole, rtol=1e-5, atol=1e-6)
+    assert len(text.input_ids) == 4
+
+
+def test_workers_give_the_same_losses(run):
+    assert run("lora", "train.dataloader_num_workers=2") == run("lora", "train.dataloader_num_workers=0")
+
+
+def test_workers_are_for_accelerators_and_as_many_as_their_batches_fit(parts, monkeypatch, blip_folder, phantoms_folder):
+    monkeypatch.setattr("medgraft.hardware.cores_per_process", lambda: 16)
+    assert worker_count(torch.device("cpu"), 1000) == 0
+    assert worker_count(torch.device("cuda"), 1000) == 8
+    monkeypatch.setattr("medgraft.training.workers.shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
+    assert worker_count(torch.device("cuda"), 1000) == 3  # each with two batches ready and one under way
+    assert worker_count(torch.device("cuda"), 100_000) == 0
+    backbone, _, pairs = parts
+    config = run_config(backbone=f"blip:{blip_folder}", strategy="full", data=f"roco:{phantoms_folder}")
+    assert prepare_batches(backbone, config, [e for e, _ in pairs.pairs], "", None, None).workers == 0
+
+
+def test_a_collator_goes_to_a_worker_without_the_model(parts):
+    backbone, _, pairs = parts
+    collator = Collator(backbone, PixelCache(backbone, 10**6), "", 32, pad_to_multiple_of=16)
+    again = pickle.loads(pickle.dumps(collator))
+    assert not hasattr(again.backbone, "model")
+    batch, expected = again([pairs[0]]), collator([pairs[0]])
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], expected[name]) for name in batch)
+
+
+def test_graphs_that_are_wanted_need_a_gpu(run):
+    with pytest.raises(ConfigError, match="cuda_graphs=true, but the run is not on an NVIDIA GPU"):
+        run("encoder-frozen", "acceleration.cuda_graphs=true")
+
+
+def test_steps_that_cannot_be_recorded_are_eager_and_one_line_says_so(monkeypatch, caplog):
+    tried = []
+
+    def fails(self, inputs):
+        tried.append(inputs)
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(StepGraphs, "_record", fails)
+    graphs = StepGraphs([], lambda inputs: inputs["x"].sum(), deterministic=True)
+    batch = {"x": torch.ones(2)}
+    with caplog.at_level(logging.WARNING, "medgraft"):
+        assert graphs.step(batch) is None and not tried  # the first of its shape
+        assert graphs.step(batch) is None and len(tried) == 1
+        assert graphs.step(batch) is None and len(tried) == 1
+    assert graphs.problem == "operation not permitted"
+    assert [record.message for record in caplog.records] == [
+        "Training steps are not replayed as CUDA graphs: operation not permitted"
+    ]
+
+
+def test_gradients_of_lora_in_three_kernels_are_the_same():
+    grad, x, hidden, b = torch.randn(40, 24), torch.randn(40, 16), torch.randn(40, 4), torch.randn(24, 4)
+    ours = _gradients_in_three_kernels(grad, x, hidden, b, 0.5, (True, True))
+    for mine, other in zip(ours, _gradients(grad, x, hidden, b, 0.5, (True, True)), strict=True):
+        torch.testing.assert_close(mine, other)
+    assert _gradients_in_three_kernels(grad, x, hidden, b, 0.5, (False, False))[1:] == (None, None)
+
+
+def test_seconds_of_steps_on_a_cpu_are_the_clocks(monkeypatch):
+    moments = iter([10.0, 10.5, 12.0])
+    monkeypatch.setattr("medgraft.training.step_timer.time.perf_counter", lambda: next(moments))
+    timer = StepTimer(torch.device("cpu"))
+    timer.start()
+    timer.lap()
+    timer.lap()
+    assert timer.seconds() == (0.5, 1.5)
