@@ -83,7 +83,9 @@ class StepGraphs:
         return self._recorded[shape].replay(inputs)
 
     def close(self) -> None:
-        """Free the graphs and their memory."""
+        """Free the graphs and their memory, when the device is done with them."""
+        if self._recorded:
+            torch.cuda.synchronize()
         for recorded in self._recorded.values():
             recorded.graph.reset()
         self._recorded.clear()
