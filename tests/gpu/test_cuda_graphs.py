@@ -73,11 +73,11 @@ def train(blip_folder, phantoms_folder, tmp_path, plugins):
         examples = [e for e in Roco().read(phantoms_folder) if e.split == "train"][:24]
         if same_example:
             examples = [replace(e, image=examples[0].image, captions=("axial ct of the chest.",)) for e in examples]
-        supply, _ = prepare_features(backbone, config, examples, progress=False)
+        cached, _ = prepare_features(backbone, config, examples, progress=False)
         change(backbone)
         return fit(
             backbone, applied, config, examples, [], tmp_path / "out", Clock(),
-            checkpoints=False, progress=False, supply=supply,
+            checkpoints=False, progress=False, cached=cached,
         )  # fmt: skip
 
     return run
@@ -179,11 +179,11 @@ def test_features_on_the_device_are_the_stored_ones(train, seen, blip_folder, ph
     backbone = load_base(config.backbone, strategy, plugins=plugins)
     apply_strategy(backbone.model, backbone.anatomy, strategy)
     examples = [e for e in Roco().read(phantoms_folder) if e.split == "train"]
-    supply, _ = prepare_features(backbone, config, examples, progress=False)
+    cached, _ = prepare_features(backbone, config, examples, progress=False)
     paths, device = [example.image for example in examples], hardware.device()
-    resident = load_resident(supply, paths, device, device_bytes(device, "auto"))
+    resident = load_resident(cached, paths, device, device_bytes(device, "auto"))
     taken = resident.take(torch.tensor([resident.rows[path] for path in paths], device=device))
-    assert torch.equal(taken.cpu(), torch.stack([supply.stored(path) for path in paths]))
+    assert torch.equal(taken.cpu(), torch.stack([cached.stored(path) for path in paths]))
 
 
 def test_pixel_values_made_on_the_device_are_the_processors(blip_folder, plugins, phantoms_folder):

@@ -40,10 +40,10 @@ def run(blip_folder, phantoms_folder, tmp_path, plugins):
         backbone = load_base(config.backbone, chosen, plugins=plugins)
         applied = apply_strategy(backbone.model, backbone.anatomy, chosen)
         examples = [e for e in Roco().read(phantoms_folder) if e.split == "train"][:16]
-        supply, _ = prepare_features(backbone, config, examples, progress=False)
+        cached, _ = prepare_features(backbone, config, examples, progress=False)
         return fit(
             backbone, applied, config, examples, [], tmp_path / "out", Clock(),
-            checkpoints=False, progress=False, supply=supply,
+            checkpoints=False, progress=False, cached=cached,
         ).losses  # fmt: skip
 
     return losses
@@ -103,14 +103,14 @@ def test_features_that_are_too_large_stay_in_the_store(parts, phantoms_folder, b
     backbone, _, pairs = parts
     config = run_config(backbone=f"blip:{blip_folder}", strategy="encoder-frozen", data=f"roco:{phantoms_folder}")
     examples = [example for example, _ in pairs.pairs]
-    supply, _ = prepare_features(backbone, config, examples[:5], progress=False)
+    cached, _ = prepare_features(backbone, config, examples[:5], progress=False)
     paths, where = [example.image for example in examples], torch.device("cpu")
-    size = supply.stored(paths[0]).nbytes
-    assert load_resident(supply, paths[:5], where, 5 * size - 1) is None
-    resident = load_resident(supply, paths[:6], where, 5 * size)
+    size = cached.stored(paths[0]).nbytes
+    assert load_resident(cached, paths[:5], where, 5 * size - 1) is None
+    resident = load_resident(cached, paths[:6], where, 5 * size)
     assert list(resident.rows) == paths[:5]  # the sixth was not built
-    assert torch.equal(resident.take(torch.tensor([4, 0])), torch.stack([supply.stored(paths[i]) for i in (4, 0)]))
-    collator = Collator(backbone, PixelCache(backbone, 0), "", 32, supply, resident.rows)
+    assert torch.equal(resident.take(torch.tensor([4, 0])), torch.stack([cached.stored(paths[i]) for i in (4, 0)]))
+    collator = Collator(backbone, PixelCache(backbone, 0), "", 32, cached, resident.rows)
     assert collator([pairs[4], pairs[0]])["resident_rows"].tolist() == [4, 0]
     mixed = collator([pairs[4], pairs[5]])
     assert mixed["feature_rows"].tolist() == [0] and len(mixed["pixel_values"]) == 1
@@ -123,9 +123,9 @@ def test_rows_of_features_and_of_pixels_come_to_their_places(parts):
     with torch.no_grad():
         features = backbone.encode(pixels)
     whole = module._features(pixels, None, None, 4)
-    module.cut = backbone.seams[0]
+    module.prefix = backbone.seams[0]
     mixed = module._features(pixels[[0, 3]], features[[2, 1]], torch.tensor([2, 1]), 4)
-    module.cut = None
+    module.prefix = None
     torch.testing.assert_close(mixed, whole, rtol=1e-5, atol=1e-6)
     assert len(text.input_ids) == 4
 

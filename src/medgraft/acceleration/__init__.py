@@ -1,1 +1,1 @@
-"""What makes a run quicker without changing what it computes; each part can be switched off."""
+"""Faster computations of what the models compute; MEDGRAFT_ACCELERATION=none turns them off."""

@@ -64,6 +64,7 @@ class StepGraphs:
         self._recorded: dict[_Shape, _RecordedStep] = {}
         self._seen: Counter[_Shape] = Counter()
         self._buffers: dict[nn.Parameter, torch.Tensor] = {}
+        self._begun: list[torch.cuda.CUDAGraph] = []  # also those that failed, which torch's allocator may ask something yet
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None  # torch.cuda.graph_pool_handle, whose type is private
 
@@ -86,8 +87,9 @@ class StepGraphs:
         """Free the graphs and their memory, when the device is done with them."""
         if self._recorded:
             torch.cuda.synchronize()
-        for recorded in self._recorded.values():
-            recorded.graph.reset()
+        for graph in self._begun:
+            with suppress(RuntimeError):  # one whose recording was cut off
+                graph.reset()
         self._recorded.clear()
         self._buffers.clear()
 
@@ -97,9 +99,9 @@ class StepGraphs:
                 return self._record({name: tensor.clone() for name, tensor in inputs.items()})
         except Exception as error:  # of whatever kind: the step can be done eagerly, and would raise there what is its own
             self.problem = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self.close()
             if self._pool is not None:
                 _recover(self._pool)
+            self.close()
             _LOG.warning("Training steps are not replayed as CUDA graphs: %s", self.problem)
             return None
 
@@ -108,6 +110,7 @@ class StepGraphs:
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
         expected = self._rehearse(inputs, self._stream)
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self._begun.append(graph)
         try:
             # other threads, such as the one that pins batches, may go on with what is forbidden in a recording
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):

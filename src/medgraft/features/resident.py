@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from medgraft.features.supply import FeatureSupply
+from medgraft.features.cached import CachedFeatures
 
 _AT_ONCE = 64  # features that are read and copied together
 _AHEAD = 2  # such batches that are read while one is copied
@@ -42,33 +42,35 @@ def device_bytes(device: torch.device, limit_gb: float | Literal["auto"]) -> int
 
 
 def load_resident(
-    supply: FeatureSupply, paths: Sequence[Path], device: torch.device, max_bytes: int
+    cached: CachedFeatures, paths: Sequence[Path], device: torch.device, max_bytes: int
 ) -> ResidentFeatures | None:
     """The stored features of `paths` on `device`; None if they take more than `max_bytes`, or there are none.
 
     Images that the store lacks have no row. Images with the same content share one.
     """
-    digests = {supply.digest(path): path for path in paths if supply.digest(path) in supply.store} if max_bytes else {}
+    digests = {cached.digest(path): path for path in paths if cached.digest(path) in cached.store} if max_bytes else {}
     if not digests:
         return None
     unique = list(digests.values())
-    first = supply.stored(unique[0])
+    first = cached.stored(unique[0])
     if first is None or first.nbytes * len(unique) > max_bytes:
         return None
     values = torch.empty(len(unique), *first.shape, dtype=first.dtype, device=device)
     rows: dict[str, int] = {}
-    for some, features in _read_ahead(supply, unique, pinned=device.type == "cuda"):
+    for some, features in _read_ahead(cached, unique, pinned=device.type == "cuda"):
         values[len(rows) : len(rows) + len(some)].copy_(features, non_blocking=True)
         for path in some:
-            rows[supply.digest(path)] = len(rows)
-    return ResidentFeatures(values, {path: rows[d] for path in paths if (d := supply.digest(path)) in rows})
+            rows[cached.digest(path)] = len(rows)
+    return ResidentFeatures(values, {path: rows[d] for path in paths if (d := cached.digest(path)) in rows})
 
 
-def _read_ahead(supply: FeatureSupply, paths: Sequence[Path], *, pinned: bool) -> Iterator[tuple[Sequence[Path], torch.Tensor]]:
+def _read_ahead(
+    cached: CachedFeatures, paths: Sequence[Path], *, pinned: bool
+) -> Iterator[tuple[Sequence[Path], torch.Tensor]]:
     """Paths, some at a time, with their features [n, S, C]; the next ones are read in a thread meanwhile."""
 
     def read(some: Sequence[Path]) -> tuple[Sequence[Path], torch.Tensor | None]:
-        found = [(path, feature) for path in some if (feature := supply.stored(path)) is not None]  # not if found damaged
+        found = [(path, feature) for path in some if (feature := cached.stored(path)) is not None]  # not if found damaged
         if not found:
             return [], None
         stacked = torch.stack([feature for _, feature in found])

@@ -12,7 +12,7 @@ from medgraft.backbones import Backbone
 from medgraft.config import RunConfig
 from medgraft.data.collate import CaptionPairs, PixelCache
 from medgraft.data.levels import pixel_levels
-from medgraft.features import FeatureSupply, ResidentFeatures, device_bytes, load_resident
+from medgraft.features import CachedFeatures, ResidentFeatures, device_bytes, load_resident
 from medgraft.training.collator import Collator
 from medgraft.training.workers import batch_bytes, worker_count
 from medgraft.types import Example
@@ -31,13 +31,13 @@ class Batches:
     pixel_table: torch.Tensor | None
 
 
-def resident_features(config: RunConfig, examples: Sequence[Example], supply: FeatureSupply | None) -> ResidentFeatures | None:
+def resident_features(config: RunConfig, examples: Sequence[Example], cached: CachedFeatures | None) -> ResidentFeatures | None:
     """The stored features of `examples` in the device's memory, None if they do not fit."""
-    if supply is None:
+    if cached is None:
         return None
     device = hardware.device()
     room = device_bytes(device, config.features.device_gb)
-    return load_resident(supply, [example.image for example in examples], device, room)
+    return load_resident(cached, [example.image for example in examples], device, room)
 
 
 def prepare_batches(
@@ -45,7 +45,7 @@ def prepare_batches(
     config: RunConfig,
     train: Sequence[Example],
     prompt: str,
-    supply: FeatureSupply | None,
+    cached: CachedFeatures | None,
     resident: ResidentFeatures | None,
 ) -> Batches:
     """Batches of `train`; the cache of pixels is set up for workers if there are any."""
@@ -53,11 +53,11 @@ def prepare_batches(
     levels = pixel_levels(backbone) if device.type != "cpu" else None
     pixels = PixelCache(backbone, int(config.train.pixel_cache_gb * 1e9), levels)
     rows, multiple = resident.rows if resident else {}, _TOKENS_MULTIPLE if device.type == "cuda" else 1
-    collator = Collator(backbone, pixels, prompt, config.train.max_text_tokens, supply, rows, multiple)
+    collator = Collator(backbone, pixels, prompt, config.train.max_text_tokens, cached, rows, multiple)
     workers = _workers(config, collator, pairs, device)
     if workers:
         paths = [example.image for example, _ in pairs.pairs]
-        pixels.share([path for path in paths if supply is None or supply.digest(path) not in supply.store])
+        pixels.share([path for path in paths if cached is None or cached.digest(path) not in cached.store])
     return Batches(pairs, collator, workers, resident, levels.table if levels else None)
 
 

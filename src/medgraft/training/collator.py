@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.data.collate import PixelCache
-from medgraft.features import FeatureSupply
+from medgraft.features import CachedFeatures
 from medgraft.types import Example
 
 
@@ -28,7 +28,7 @@ class Collator:
     pixels: PixelCache
     prompt: str
     max_tokens: int
-    supply: FeatureSupply | None = None
+    cached: CachedFeatures | None = None
     resident: Mapping[Path, int] = field(default_factory=dict)
     pad_to_multiple_of: int = 1
 
@@ -40,7 +40,7 @@ class Collator:
         paths = [example.image for example, _ in pairs]
         if all(path in self.resident for path in paths):
             return batch | {"resident_rows": torch.tensor([self.resident[path] for path in paths])}
-        stored = [self.supply.stored(path) if self.supply else None for path in paths]
+        stored = [self.cached.stored(path) if self.cached else None for path in paths]
         rows = [row for row, feature in enumerate(stored) if feature is not None]
         if rows:
             batch["features"] = torch.stack([feature for feature in stored if feature is not None])
@@ -51,7 +51,7 @@ class Collator:
 
     def _filled_up(self, text: TextBatch) -> TextBatch:
         length = text.input_ids.shape[1]
-        missing = min(-length % self.pad_to_multiple_of, max(self.backbone.positions - length, 0))
+        missing = min(-length % self.pad_to_multiple_of, max(self.backbone.max_positions - length, 0))
         if missing == 0:
             return text
         labels = text.labels  # in a model with a text encoder of their own length

@@ -19,7 +19,7 @@ from medgraft.types import Seam
 class CaptioningModule(nn.Module):
     """Loss of captions given images.
 
-    Frozen parts stay in eval mode; below a seam no graph is built if nothing trains there. `cut` is the seam at which
+    Frozen parts stay in eval mode; below a seam no graph is built if nothing trains there. `prefix` is the seam at which
     stored features come in. `resident` are those that lie on the device, and `pixel_table` makes pixel values of images that
     come as uint8 levels (data/levels.py).
     """
@@ -33,7 +33,7 @@ class CaptioningModule(nn.Module):
         backbone: Backbone,
         applied: Applied,
         prompt: str = "",
-        cut: Seam | None = None,
+        prefix: Seam | None = None,
         resident: ResidentFeatures | None = None,
         pixel_table: torch.Tensor | None = None,
     ):
@@ -41,7 +41,7 @@ class CaptioningModule(nn.Module):
         self.backbone = backbone
         self.applied = applied
         self.prompt = prompt
-        self.cut = cut
+        self.prefix = prefix
         self.resident = resident
         self.register_buffer("pixel_table", pixel_table, persistent=False)
         self.model = applied.model
@@ -63,7 +63,7 @@ class CaptioningModule(nn.Module):
         attention_mask: torch.Tensor,  # [B, T]
         labels: torch.Tensor,  # [B, T]
         pixel_values: torch.Tensor | None = None,  # [B - K, ...]
-        features: torch.Tensor | None = None,  # [K, S, C] at the cut
+        features: torch.Tensor | None = None,  # [K, S, C] at the seam `prefix`
         feature_rows: torch.Tensor | None = None,  # [K]
         resident_rows: torch.Tensor | None = None,  # [B]
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -84,26 +84,26 @@ class CaptioningModule(nn.Module):
     def _features(
         self, pixels: torch.Tensor | None, stored: torch.Tensor | None, rows: torch.Tensor | None, count: int
     ) -> torch.Tensor:
-        """Features at the last seam for `count` rows, from stored ones at the cut and from pixels."""
+        """Features at the last seam for `count` rows, from stored ones at the seam `prefix` and from pixels."""
         seams = self.backbone.seams
-        cut = seams.index(self.cut) + 1 if self.cut is not None and stored is not None else 0
+        below = seams.index(self.prefix) + 1 if self.prefix is not None and stored is not None else 0
         if stored is None:
             assert pixels is not None, "a batch without images"
             return self._stages(pixels, seams)
         if pixels is None:
-            return self._stages(stored, seams[cut:])
+            return self._stages(stored, seams[below:])
         assert rows is not None, "stored features and pixels, but not whose they are"
-        computed = self._stages(pixels, seams[:cut])
+        computed = self._stages(pixels, seams[:below])
         whole = computed.new_empty(count, *computed.shape[1:])
         computed_rows = torch.ones(count, dtype=torch.int8, device=rows.device).index_fill(0, rows, 0)
         others = computed_rows.argsort(descending=True, stable=True)[: len(computed)]  # where a mask would be waited for
         whole[rows], whole[others] = stored.to(whole.dtype), computed
-        return self._stages(whole, seams[cut:])
+        return self._stages(whole, seams[below:])
 
     def _stages(self, inputs: torch.Tensor, seams: Sequence[Seam]) -> torch.Tensor:
         for seam in seams:
             with torch.set_grad_enabled(torch.is_grad_enabled() and seam not in self.frozen_seams):
-                inputs = self.backbone.stage(seam.name, inputs, prompt=self.prompt)
+                inputs = self.backbone.forward_to(seam.name, inputs, prompt=self.prompt)
         return inputs
 
     def activation_checkpointing_enable(
