@@ -1,0 +1,1 @@
+"""Faster computations of what the models compute; MEDGRAFT_ACCELERATION=none turns them off."""
