@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
-
 T = TypeVar("T")
 R = TypeVar("R")
-_MOST_THREADS = 12  # beyond which Python's lock leaves nothing to gain
 
 
 def read_ahead(items: Iterable[T], read: Callable[[T], R], *, threads: int = 1, ahead: int = 1) -> Iterator[tuple[T, R]]:
@@ -33,17 +29,3 @@ def read_ahead(items: Iterable[T], read: Callable[[T], R], *, threads: int = 1, 
             yield first, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def reader_threads() -> int:
-    """How many threads read images while a GPU computes: the processors that this process may use, but one."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable - 1, _MOST_THREADS))
-
-
-def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` in memory from which `device` copies by itself, if it is a GPU."""
-    if device.type != "cuda":
-        return tensor
-    with torch.cuda.device(device):  # a new thread would start on the first one
-        return tensor.pin_memory()
