@@ -50,11 +50,12 @@ def caption_images(
         source, ids = _FeatureSource(backbone, where, prompt, supply), None
         with generator_for(backbone, where) as generate_ids, closing(source.read(batches)) as read_batches:
             for some, read in read_batches:
+                inputs = backbone.generation_inputs(len(some), where, prompt, options)  # a GPU is waited for in it
                 with hardware.autocast(where, bf16):
                     features = source.features(some, read)
                     if ids is not None:
                         captions += backbone.captions(ids)  # of the batch before, while a GPU computes features
-                    ids = generate_ids(features, *backbone.generation_inputs(len(features), where, prompt, options))
+                    ids = generate_ids(features, *inputs).cpu()
                 bar.update()
         if ids is not None:
             captions += backbone.captions(ids)

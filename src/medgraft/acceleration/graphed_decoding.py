@@ -74,6 +74,7 @@ class StaticGenerator:
     def __init__(self, backbone: Backbone, *, graph: bool):
         self._backbone = backbone
         self._graph = graph
+        self._given_up = False
         self._decoder: StaticDecoder | None = None
 
     @torch.no_grad()
@@ -96,7 +97,7 @@ class StaticGenerator:
     def _decoder_for(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> StaticDecoder | None:
-        if failed_graphs:
+        if self._given_up:
             return None
         length = input_ids.shape[1] + decoding.max_new_tokens
         eos, pad = int(decoding.eos_token_id), int(decoding.pad_token_id)
@@ -112,8 +113,7 @@ class StaticGenerator:
                 self.free()
                 reason = str(error).partition("\n")[0]
                 _log.warning("Captions are generated without a CUDA graph, which takes longer: %s", reason)
-                self._graph = False
-                return None
+                self._given_up = True
         return self._decoder
 
 

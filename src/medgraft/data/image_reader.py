@@ -1,8 +1,8 @@
 """Image files as pixel values on a device, read ahead in threads.
 
-For a GPU, what an image processor does to each byte of a resized image is done there. It multiplies and normalises each byte by
-itself, so that there are 256 results for each colour; the processor's own are looked up. Not one bit is different, an image
-takes half the time on a processor (9.3 ms became 5.0 at 384 px), and a quarter of the bytes are copied to the GPU.
+For a GPU, what an image processor does to each byte of a resized image is done there. It multiplies and normalises each byte
+by itself, so that there are 256 results for each colour; the processor's own are looked up. Not one bit is different, and a
+quarter of the bytes are copied. The threads have Pillow's decoding and resizing left, in which Python's lock is free.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from medgraft.data.images import open_image
 from medgraft.data.read_ahead import read_ahead
 
 _BATCHES_AHEAD = 3
-_MOST_THREADS = 12
+_MOST_THREADS = 8  # more would only wait for Python's lock, and so would the thread that launches the GPU's work
 _STEPS = ("__call__", "preprocess", "_preprocess", "resize", "center_crop", "rescale", "normalize")
 
 
@@ -38,18 +38,20 @@ class ReadImages:
 class ImageReader:
     """Reads images for a model on `device`: a batch ahead by one thread on a CPU, several batches by many for a GPU."""
 
-    def __init__(self, backbone: Backbone, device: torch.device):
+    def __init__(self, backbone: Backbone, device: torch.device, *, threads: int | None = None):
         self._backbone, self._device = backbone, device
-        self._table = ByteTable(backbone, device) if device.type != "cpu" and reads_bytes(backbone) else None
+        self._threads = threads or (1 if device.type == "cpu" else _reader_threads())
+        many = device.type != "cpu" or self._threads > 1
+        self._table = ByteTable(backbone, device) if many and reads_bytes(backbone) else None
 
     def ahead(
         self, batches: Sequence[Sequence[Path]], select: Callable[[Sequence[Path]], Sequence[Path]] = lambda paths: paths
     ) -> Iterator[tuple[Sequence[Path], ReadImages]]:
         """Each batch with those of its images that `select`, called in a thread, gives."""
-        if self._device.type == "cpu":
+        if self._threads == 1:
             yield from read_ahead(batches, lambda paths: self._read(map, select(paths)))
             return
-        with ThreadPoolExecutor(_reader_threads(), thread_name_prefix="images") as pool:
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="images") as pool:
             yield from read_ahead(batches, lambda paths: self._read(pool.map, select(paths)), threads=2, ahead=_BATCHES_AHEAD)
 
     def pixel_values(self, read: ReadImages) -> torch.Tensor:
@@ -84,18 +86,26 @@ class ByteTable:
         as_it_is = {"do_resize": False, "do_center_crop": False, "do_convert_rgb": False}
         values = self._processor([ramp], **as_it_is, input_data_format="channels_first", return_tensors="pt")["pixel_values"]
         self._values = values[0, :, 0].flatten().to(device)  # [3 * 256]
+        size = dict(self._processor.size or {})
+        plain = size.get("height") and size.get("width") and not self._processor.do_center_crop
+        self._size = (size["width"], size["height"]) if plain and self._processor.resample is not None else None
         self._first = torch.arange(3, device=device, dtype=torch.int32)[:, None, None] * 256
 
     def read(self, path: Path) -> torch.Tensor:
-        """The image at `path` as bytes of the size that the model reads, [1, 3, H, W]."""
-        batch = self._processor([open_image(path)], do_rescale=False, do_normalize=False, return_tensors="pt")
-        resized: torch.Tensor = batch["pixel_values"]
-        return resized
+        """The image at `path` as bytes of the size that the model reads, [1, H, W, 3]."""
+        image = open_image(path)
+        if self._size is not None:
+            resized = image.resize(self._size, resample=self._processor.resample)  # as transformers does it in the end
+            return torch.from_numpy(np.array(resized))[None]
+        batch = self._processor([image], do_rescale=False, do_normalize=False, return_tensors="pt")
+        values: torch.Tensor = batch["pixel_values"]
+        return values.permute(0, 2, 3, 1)
 
     def pixel_values(self, read: torch.Tensor) -> torch.Tensor:
-        """What `backbone.pixel_values` gives, [B, 3, H, W], of bytes on the device."""
-        looked_up: torch.Tensor = self._values.index_select(0, (read.int() + self._first).flatten())
-        return looked_up.view(read.shape)
+        """What `backbone.pixel_values` gives, [B, 3, H, W], of bytes [B, H, W, 3] on the device."""
+        places = read.permute(0, 3, 1, 2).int() + self._first
+        looked_up: torch.Tensor = self._values.index_select(0, places.flatten())
+        return looked_up.view(places.shape)
 
 
 def reads_bytes(backbone: Backbone) -> bool:
