@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -17,7 +18,7 @@ def captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDAG
 
     Other threads may use the device meanwhile.
     """
-    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch has no types here
+    stream = _side_stream(device)
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream(device))
     try:
@@ -35,6 +36,12 @@ def captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDAG
         raise
     torch.cuda.current_stream(device).wait_stream(stream)
     return graph
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> Any:
+    """One for the process: cuBLAS keeps 32 MiB for every stream that it has worked on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch has no types here
 
 
 @contextmanager
