@@ -78,7 +78,7 @@ def _both(backbone, generate_ids, features, bf16=False, prompt="", new=20, **cha
     inputs = backbone.generation_inputs(len(features), features.device, prompt, GenerationConfig(max_new_tokens=new))
     inputs[1].update(**changes)
     with torch.no_grad(), hardware.autocast(features.device, bf16):
-        return backbone.continuation(features, *inputs).cpu(), generate_ids(features, *inputs).cpu()
+        return backbone.generate_ids(features, *inputs).cpu(), generate_ids(features, *inputs).cpu()
 
 
 def _equal_rows(expected, got):
@@ -111,7 +111,7 @@ def test_captions_are_nearly_all_those_of_generate_in_bf16(strategy, gpu):
 def test_eight_bit_layers_are_left_to_transformers(gpu):
     backbone = _load(NANO, gpu, "lora-int8", bf16=True)
     with generator_for(backbone, gpu) as generate_ids:
-        assert generate_ids == backbone.continuation
+        assert generate_ids == backbone.generate_ids
         assert _equal_rows(*_both(backbone, generate_ids, _features(backbone, gpu, 4, True), True)) == 1
 
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_captured_is_left_to_transformers(gpu, monkeypatch, caplo
     assert not torch.cuda.is_current_stream_capturing()
     assert torch.cuda.get_sync_debug_mode() == 0
     with generator_for(backbone, gpu) as generate_ids:  # for the rest of the process
-        assert generate_ids == backbone.continuation
+        assert generate_ids == backbone.generate_ids
     torch.rand(3, device=gpu)
 
 
@@ -316,7 +316,7 @@ def _parts(backbone, gpu, processor, paths, options, seconds):
         features = backbone.encode(pixels)
         found["encode ms"] = seconds(lambda: [backbone.encode(pixels) for _ in range(5)]) / 5e-3
         inputs = backbone.generation_inputs(32, gpu, "", options)
-        found["generate ms"] = seconds(lambda: backbone.continuation(features, *inputs)) / 1e-3
+        found["generate ms"] = seconds(lambda: backbone.generate_ids(features, *inputs)) / 1e-3
         with generator_for(backbone, gpu) as generate_ids:
             found["capture and first ms"] = seconds(lambda: generate_ids(features, *inputs)) / 1e-3
             found["graphed ms"] = seconds(lambda: [generate_ids(features, *inputs) for _ in range(5)]) / 5e-3

@@ -40,7 +40,7 @@ def captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDAG
 
 @functools.cache
 def _side_stream(device: torch.device) -> Any:
-    """One for the process: cuBLAS keeps 32 MiB for every stream that it has worked on."""
+    """One for the process, as cuBLAS keeps memory for every stream that it has worked on."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch has no types here
 
 

@@ -1,6 +1,6 @@
 """Greedy decoding with a key/value cache of fixed size, so that one CUDA graph computes every token of a caption.
 
-A step of BLIP-base's decoder is some 600 small kernels, and a GPU waits for each of them to be launched from Python. Captured
+A step of a decoder is hundreds of small kernels, and a GPU waits for each of them to be launched from Python. Captured
 once and replayed, they are launched together. A graph reads and writes the same memory at each replay: keys and values have a
 place for every position of the longest caption (those ahead are masked), and the position itself is a tensor on the device.
 
@@ -25,7 +25,7 @@ from medgraft.backbones import Backbone
 from medgraft.backbones.blip import BlipBackbone
 
 GenerateIds = Callable[[torch.Tensor, torch.Tensor, transformers.GenerationConfig], torch.Tensor]
-"""What `Backbone.continuation` is: features [B, S, C], input ids [B, T] and options to the new tokens [B, N]."""
+"""What `Backbone.generate_ids` is: features [B, S, C], input ids [B, T] and options to the new tokens [B, N]."""
 
 SWITCH = "MEDGRAFT_ACCELERATION"
 # options of `generate` that greedy decoding with a limit of new tokens does not read, and those that leave it as it is so
@@ -47,7 +47,7 @@ def generator_for(backbone: Backbone, device: torch.device) -> Iterator[Generate
     Graphs and their memory are freed at the end of the block; weights must not change inside it.
     """
     if device.type != "cuda" or os.environ.get(SWITCH) == "none" or failed_graphs or not supports(backbone):
-        yield backbone.continuation
+        yield backbone.generate_ids
         return
     generator = StaticGenerator(backbone, graph=True)
     try:
@@ -58,7 +58,7 @@ def generator_for(backbone: Backbone, device: torch.device) -> Iterator[Generate
 
 def supports(backbone: Backbone) -> bool:
     """Whether `StaticGenerator` knows the model: BLIP, without 8-bit layers, which wait for the device at each product."""
-    if not isinstance(backbone, BlipBackbone) or type(backbone).continuation is not BlipBackbone.continuation:
+    if not isinstance(backbone, BlipBackbone) or type(backbone).generate_ids is not BlipBackbone.generate_ids:
         return False
     decoder = backbone.model.text_decoder
     in_8_bits = any(hasattr(parameter, "SCB") for parameter in decoder.parameters())
@@ -66,7 +66,7 @@ def supports(backbone: Backbone) -> bool:
 
 
 class StaticGenerator:
-    """`Backbone.continuation` of a BLIP by a `StaticDecoder`, made at the first batch and again for larger ones.
+    """`Backbone.generate_ids` of a BLIP by a `StaticDecoder`, made at the first batch and again for larger ones.
 
     What is not greedy decoding goes to the backbone, as does everything once no CUDA graph could be captured.
     """
@@ -85,7 +85,7 @@ class StaticGenerator:
         defaults = self._backbone.model.text_decoder.generation_config
         decoder = self._decoder_for(features, input_ids, decoding) if is_greedy(decoding, defaults) else None
         if decoder is None:
-            return self._backbone.continuation(features, input_ids, decoding)
+            return self._backbone.generate_ids(features, input_ids, decoding)
         return decoder.generate(features, input_ids, decoding.max_new_tokens)
 
     def free(self) -> None:

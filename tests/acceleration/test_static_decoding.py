@@ -45,7 +45,7 @@ def _both(backbone, generator, features, bf16=False, prompt="", new=20, **change
     ids, decoding = backbone.generation_inputs(len(features), CPU, prompt, GenerationConfig(max_new_tokens=new))
     decoding.update(**changes)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        return backbone.continuation(features, ids, decoding), generator(features, ids, decoding)
+        return backbone.generate_ids(features, ids, decoding), generator(features, ids, decoding)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -62,7 +62,7 @@ def test_tokens_are_those_of_generate(size, strategy, bf16, blip_folder):
 
 def test_the_static_decoder_is_what_computes(blip_folder, monkeypatch):
     backbone = _load(f"blip:{blip_folder}")
-    monkeypatch.setattr(type(backbone), "continuation", None)
+    monkeypatch.setattr(type(backbone), "generate_ids", None)
     ids, decoding = backbone.generation_inputs(3, CPU, "", GenerationConfig(max_new_tokens=5))
     assert StaticGenerator(backbone, graph=False)(_features(backbone, 3, False), ids, decoding).shape == (3, 5)
 
@@ -131,7 +131,7 @@ def test_published_checkpoints_defaults_are_greedy():
     from medgraft.backbones.published import published_config
 
     config = published_config("Salesforce/blip-image-captioning-base")
-    decoder = BlipBackbone.skeleton(config).text_decoder
+    decoder = BlipBackbone.meta_model(config).text_decoder
     decoding = transformers.GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=102, pad_token_id=0)
     assert is_greedy(decoding, decoder.generation_config)
 
@@ -143,14 +143,14 @@ def test_models_that_are_not_known_are_not_taken(tiny_folder, blip_folder, monke
     assert supports(_load(f"blip:{blip_folder}", "qlora"))
     backbone = _load(NANO)
     assert supports(backbone)
-    monkeypatch.setattr(type(backbone), "continuation", lambda *_: None)
+    monkeypatch.setattr(type(backbone), "generate_ids", lambda *_: None)
     assert not supports(backbone)
 
 
 def test_a_cpu_keeps_to_transformers(blip_folder):
     backbone = _load(f"blip:{blip_folder}")
     with generator_for(backbone, CPU) as generate_ids:
-        assert generate_ids == backbone.continuation
+        assert generate_ids == backbone.generate_ids
 
 
 def test_rounded_parameters_leave_what_is_used_otherwise(blip_folder):
