@@ -1,0 +1,86 @@
+"""Captioning as it runs for a GPU, images read ahead and a static cache, on a CPU: the captions are the same."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from medgraft import captioning
+from medgraft.acceleration.graphed_decoding import StaticGenerator
+from medgraft.adapter import load_base
+from medgraft.captioning import caption_images
+from medgraft.data.image_reader import ImageReader
+from medgraft.errors import DataError
+from medgraft.features import open_cached_features
+from medgraft.plugin import PluginManager
+from medgraft.strategies import apply_strategy, get_strategy
+
+
+@pytest.fixture
+def backbone():
+    plugins = PluginManager()
+    strategy = get_strategy("encoder-frozen", plugins=plugins)
+    backbone = load_base("blip-nano", strategy, plugins=plugins)
+    apply_strategy(backbone.model, backbone.anatomy, strategy)
+    backbone.model.eval()
+    return backbone
+
+
+@pytest.fixture
+def paths(phantoms_folder):
+    return sorted(phantoms_folder.rglob("*.jpg"))[:11] or sorted(phantoms_folder.rglob("*.png"))[:11]
+
+
+@pytest.fixture
+def as_for_a_gpu(monkeypatch):
+    class Source(captioning._FeatureSource):
+        def __init__(self, backbone, where, prompt, cached):
+            super().__init__(backbone, where, prompt, cached)
+            self._reader = ImageReader(backbone, where, threads=3)
+
+    def switch():
+        monkeypatch.setattr(captioning, "_FeatureSource", Source)
+        monkeypatch.setattr(captioning, "generator_for", lambda model, _: nullcontext(StaticGenerator(model, graph=False)))
+
+    return switch
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("storing", [False, True])
+def test_captions_are_the_same(bf16, storing, backbone, paths, as_for_a_gpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path))
+    assert len(paths) == 11
+    plain = caption_images(backbone, paths, batch_size=4, bf16=bf16)
+    assert len(set(plain)) > 1
+    as_for_a_gpu()
+    cached = open_cached_features(backbone, bf16=bf16, prompt="", max_gb=1)[0] if storing else None
+    assert caption_images(backbone, paths, batch_size=4, bf16=bf16, cached=cached) == plain
+    if cached is not None:
+        assert (cached.built, cached.found) == (11, 0)
+        assert (
+            caption_images(backbone, [*paths[6:], *paths[:6]], batch_size=4, bf16=bf16, cached=cached) == plain[6:] + plain[:6]
+        )
+        assert (cached.built, cached.found) == (11, 11)
+
+
+def test_an_image_that_is_missing_is_an_error(backbone, paths, as_for_a_gpu, tmp_path):
+    as_for_a_gpu()
+    with pytest.raises(DataError, match="There is no image"):
+        caption_images(backbone, [*paths[:5], tmp_path / "none.png"], batch_size=4)
+
+
+def test_no_images_have_no_captions(backbone, as_for_a_gpu):
+    assert caption_images(backbone, []) == []
+    as_for_a_gpu()
+    assert caption_images(backbone, []) == []
+
+
+def test_gradients_are_computed_again_afterwards(backbone, paths, as_for_a_gpu):
+    as_for_a_gpu()
+    before = {name: parameter.clone() for name, parameter in backbone.model.named_parameters()}
+    caption_images(backbone, paths[:4], bf16=True)
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+    for name, parameter in backbone.model.named_parameters():
+        assert isinstance(parameter, torch.nn.Parameter)
+        assert torch.equal(parameter, before[name])
