@@ -111,7 +111,15 @@ def write_qwen(folder: Path, *, width: int = 2048, vision_width: int = 1280, lay
     Weights are in bf16, and made of one long row of random numbers over and over: a billion of them take a second.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = ("<|endoftext|>", "<|im_end|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    names = (
+        "<|endoftext|>",
+        "<|im_end|>",
+        "<|im_start|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    )
     words = [*names, *_words()]
     bare = Tokenizer(models.WordPiece(vocab={word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     bare.normalizer, bare.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
@@ -134,7 +142,8 @@ def write_qwen(folder: Path, *, width: int = 2048, vision_width: int = 1280, lay
         },
         vision_config={
             "hidden_size": vision_width, "intermediate_size": vision_width * 171 // 64, "depth": layers,
-            "num_heads": max(vision_width // 80, 1), "out_hidden_size": width, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [layers - 1],
+            "num_heads": max(vision_width // 80, 1), "out_hidden_size": width, "patch_size": 14, "window_size": 112,
+            "fullatt_block_indexes": [layers - 1],
         },
         image_token_id=5, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4, tie_word_embeddings=True,
         architectures=["Qwen2_5_VLForConditionalGeneration"], dtype="bfloat16",

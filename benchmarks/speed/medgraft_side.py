@@ -34,7 +34,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     config = RunConfig.model_validate(
         {
             "backbone": f"{job.get('backbone', 'blip')}:{job['model']}",
-            "strategy": job["strategy"], "strategy_options": job.get("strategy_options", {}), "data": {"name": "roco"}, "seed": job["seed"],
+            "strategy": job["strategy"], "strategy_options": job.get("strategy_options", {}),
+            "data": {"name": "roco"}, "seed": job["seed"],
             "features": {"enabled": job.get("features", True)},
             "train": {
                 "num_train_epochs": job["epochs"], "per_device_train_batch_size": job["batch_size"], "bf16": job["bf16"],

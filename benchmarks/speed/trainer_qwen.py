@@ -1,4 +1,4 @@
-"""The tutorial's side for Qwen2.5-VL: LoRA on the attention of its language model, with liger-kernel where a job asks for it."""
+"""The tutorial's side for Qwen2.5-VL: LoRA on its language model's attention, with liger-kernel where a job says so."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ class QwenCaptions(Dataset):
         self.processor = Qwen2VLImageProcessorPil.from_pretrained(job["model"], size=size)
         tokens = (self.side // (self.processor.patch_size * self.processor.merge_size)) ** 2
         content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
-        chat = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
         self.head = self._ids(chat.replace("<|image_pad|>", "<|image_pad|>" * tokens))
         self.image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
 

@@ -4,9 +4,9 @@
 
 JOB.json names the model folder, images with captions, strategy, batch size, epochs, precision and seed; a JSON object with
 the loss and seconds of every step, seconds to caption, and peak memory goes to stdout's last line; see sides.py for `serve`.
-The script depends on transformers and peft alone. It computes on the GPU if there is one. What tutorials forget and has to be right for a comparison of losses is right here: the decoder
-starts from [DEC], padding carries no label, and every image is decoded and resized anew in each epoch, as datasets'
-`with_transform` does.
+The script depends on transformers and peft alone, and computes on the GPU if there is one. What tutorials forget and has to
+be right for a comparison of losses is right here: the decoder starts from [DEC], padding carries no label, and every image is
+decoded and resized anew in each epoch, as datasets' `with_transform` does.
 """
 
 from __future__ import annotations
