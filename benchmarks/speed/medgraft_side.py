@@ -52,19 +52,19 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         prepare_linear(backbone, applied)
     train = [Example(str(i), Path(path), (caption,), "train") for i, (path, caption) in enumerate(job["train"])]
     start = time.perf_counter()
-    supply, _ = prepare_features(backbone, config, train, progress=False)
+    cached, _ = prepare_features(backbone, config, train, progress=False)
     built = time.perf_counter() - start
     clock, kernels, on_device = Clock(), {}, []
     with counted_kernels(kernels) if job.get("profile") else device_steps(on_device):
         result = fit(
-            backbone, applied, config, train, [], Path(job["out"]), clock, checkpoints=False, progress=False, supply=supply
+            backbone, applied, config, train, [], Path(job["out"]), clock, checkpoints=False, progress=False, cached=cached
         )
     seconds, said = [0.0, 0.0], []
     for number in range(2) if job["test"] else ():  # again: with the features that the first time left behind
         options = GenerationConfig(max_new_tokens=job["max_new_tokens"])
         paths = [Path(path) for path in job["test"]]
         start = time.perf_counter()
-        said = caption_images(backbone, paths, options=options, batch_size=job["batch_size"], bf16=job["bf16"], supply=supply)
+        said = caption_images(backbone, paths, options=options, batch_size=job["batch_size"], bf16=job["bf16"], cached=cached)
         seconds[number] = time.perf_counter() - start
     return {
         "losses": result.losses, "step_seconds": result.step_seconds, "device_step_seconds": on_device, "build_seconds": built,

@@ -18,7 +18,7 @@ from medgraft.data import load_data
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.plugin import PluginManager
 from medgraft.saliency import Explanation, Method, explain_images
-from medgraft.saliency.maps import gaze_of
+from medgraft.saliency.maps import attention_layout_of
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.training import Clock
 from medgraft.types import Split
@@ -110,7 +110,7 @@ def explain(
     `method` is one of medgraft.saliency.METHODS. `layers` and `heads`, counted from 0, choose attention; all by default.
     """
     model, loaded = _model(adapter, backbone, plugins or PluginManager.from_environment())
-    gaze_of(model, method)  # before a caption is asked for
+    attention_layout_of(model, method)  # before a caption is asked for
     assert isinstance(model, Backbone)
     text = caption or _caption([Path(image)], model, loaded, generation, progress=False)[0]
     found = explain_images(

@@ -12,7 +12,7 @@ from medgraft import hardware
 from medgraft.backbones import Backbone, RemoteCaptioner, prompt_for
 from medgraft.config import GenerationConfig
 from medgraft.data import open_image
-from medgraft.features import FeatureSupply
+from medgraft.features import CachedFeatures
 from medgraft.heap import kept_heap
 
 
@@ -27,11 +27,11 @@ def caption_images(
     batch_size: int = 32,
     bf16: bool = False,
     progress: bool = False,
-    supply: FeatureSupply | None = None,
+    cached: CachedFeatures | None = None,
 ) -> list[str]:
     """One caption for each image, in order. `backbone` may carry an adapter; `bf16` computes under autocast.
 
-    The prompt is the backbone's own if none is given. Features are taken from `supply` and kept there.
+    The prompt is the backbone's own if none is given. Features are taken from `cached` and kept there.
     """
     where = hardware.device()
     prompt = prompt_for(backbone, prompt)
@@ -45,18 +45,18 @@ def caption_images(
             captions += backbone.caption([open_image(path) for path in some], prompt=prompt, options=options)
             continue
         with hardware.autocast(where, bf16):
-            features = _features(backbone, some, prompt, where, supply)
+            features = _features(backbone, some, prompt, where, cached)
             captions += backbone.generate(features, prompt=prompt, options=options)
-    if supply is not None:
-        supply.store.flush()
+    if cached is not None:
+        cached.store.flush()
     return captions
 
 
 def _features(
-    backbone: Backbone, paths: Sequence[Path], prompt: str, where: torch.device, supply: FeatureSupply | None
+    backbone: Backbone, paths: Sequence[Path], prompt: str, where: torch.device, cached: CachedFeatures | None
 ) -> torch.Tensor:
     """Features at the last seam, [B, S, C]."""
-    if supply is None:
+    if cached is None:
         return backbone.encode(backbone.pixel_values([open_image(path) for path in paths]).to(where), prompt=prompt)
-    above = backbone.seams[backbone.seams.index(supply.seam) + 1 :]
-    return backbone.through(above, supply.features(paths), prompt=prompt)
+    above = backbone.seams[backbone.seams.index(cached.seam) + 1 :]
+    return backbone.forward_through(above, cached.features(paths), prompt=prompt)

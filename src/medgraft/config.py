@@ -65,9 +65,9 @@ class TrainConfig(StrictModel):
     report_to: tuple[str, ...] = ()
 
 
-DISCARDED_STEPS = 3  # at the beginning of a run, which are slower
+TIMING_WARMUP_STEPS = 3  # at the beginning of a run, which are slower
 METRICS = ("bleu", "rouge_l", "cider", "rouge_1", "clinical", "facts", "localization")
-LOOKS = ("localization", "faithfulness")  # metrics of where a model looked
+SALIENCY_METRICS = ("localization", "faithfulness")  # metrics of where a model looked
 CONTROLS = ("_uniform", "_untrained", "_random")  # ends of scores that only say what chance gets
 
 
@@ -135,7 +135,7 @@ class TimingConfig(StrictModel):
     """Steps timed for themselves, after the runs: `steps` of each run, the grid over and over, the first ones left out."""
 
     repeats: int = Field(default=3, ge=2)
-    steps: int = Field(default=20, ge=DISCARDED_STEPS + 4)
+    steps: int = Field(default=20, ge=TIMING_WARMUP_STEPS + 4)
 
 
 class BackboneRows(StrictModel):

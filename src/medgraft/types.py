@@ -53,13 +53,13 @@ class PartAnatomy:
 class Anatomy:
     """Where a backbone keeps its parts, and in each part the modules of each role.
 
-    `unused` are patterns for modules that captioning never runs, such as a pooler: they are not trained. `resting` are
+    `never_run` are patterns for modules that captioning never runs, such as a pooler: they are not trained. `no_gradient` are
     patterns for modules that some layers run in vain, so that they get no gradient there.
     """
 
     parts: Mapping[Part, PartAnatomy]
-    unused: tuple[str, ...] = ()
-    resting: tuple[str, ...] = ()
+    never_run: tuple[str, ...] = ()
+    no_gradient: tuple[str, ...] = ()
 
     def part_of(self, name: str) -> Part | None:
         """The part that the module or parameter `name` belongs to."""
@@ -99,18 +99,18 @@ def lies_in(name: str, patterns: Iterable[str]) -> bool:
 class Seam:
     """A place where the forward pass can be cut: `prefix` names the parts that are computed below it.
 
-    `reads_prompt` says that what comes out depends on the prompt as well as on the image, `read_by_linear` that what reads
-    it casts to the compute dtype first, as a linear layer under autocast does, so that it may be kept in that dtype.
+    `depends_on_prompt` says that what comes out depends on the prompt as well as on the image; `consumer_casts_input` that the
+    layer reading it casts to the compute dtype first, as a linear layer under autocast does, so it may be stored in that dtype.
     """
 
     name: str
     prefix: tuple[Part, ...]
-    reads_prompt: bool = False
-    read_by_linear: bool = False
+    depends_on_prompt: bool = False
+    consumer_casts_input: bool = False
 
 
 @dataclass(frozen=True)
-class Gaze:
+class AttentionLayout:
     """Where a model keeps the attention with which its words look at the image.
 
     `words`, `queries`, `vision` and `text` are patterns for whole names of attention modules. Those of `words` have text

@@ -84,18 +84,18 @@ def test_qformer_stays_in_fp32_under_autocast(tiny_folder):
     backbone = _load("blip2-opt", tiny_folder)
     pixels = backbone.pixel_values(images(2))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        vision = backbone.stage("vision", pixels, prompt="")
-        bridge = backbone.stage("bridge", vision, prompt="")
+        vision = backbone.forward_to("vision", pixels, prompt="")
+        bridge = backbone.forward_to("bridge", vision, prompt="")
     assert bridge.dtype == torch.float32
     with torch.no_grad():
-        assert torch.equal(bridge, backbone.stage("bridge", vision, prompt=""))
+        assert torch.equal(bridge, backbone.forward_to("bridge", vision, prompt=""))
 
 
 def test_instructions_reach_the_qformer(tiny_folder):
     backbone = _load("instructblip-t5", tiny_folder)
     pixels = backbone.pixel_values(images(2))
     assert not torch.equal(backbone.encode(pixels, prompt="which side?"), backbone.encode(pixels, prompt="describe."))
-    assert [seam.reads_prompt for seam in backbone.seams] == [False, True]
+    assert [seam.depends_on_prompt for seam in backbone.seams] == [False, True]
 
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)

@@ -190,13 +190,13 @@ def test_weights_in_bf16_are_absorbed_with_and_without_autocast(blip_folder, plu
 
 
 def test_words_are_packed_only_where_the_attention_takes_them(blip_folder):
-    backbone = BlipBackbone.load(str(blip_folder)).untrained()  # with transformers' own attention
+    backbone = BlipBackbone.load(str(blip_folder)).randomly_initialized()  # with transformers' own attention
     text = backbone.text_batch(CAPTIONS, prompt="", max_tokens=64)
     features = backbone.encode(torch.rand(3, 3, 64, 64))
     expected = backbone.loss(features, text)
     assert use_sdpa(backbone.model)
     torch.testing.assert_close(backbone.loss(features, text), expected, rtol=1e-5, atol=1e-5)
-    with backbone.weights_shown():
+    with backbone.eager_attention():
         torch.testing.assert_close(backbone.loss(features, text), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -47,7 +47,7 @@ HELD = {
 @pytest.fixture(params=SIZES)
 def published(request):
     kind, _ = SIZES[request.param]
-    return request.param, kind, kind.skeleton(published_config(request.param))
+    return request.param, kind, kind.meta_model(published_config(request.param))
 
 
 def test_every_parameter_has_a_part_and_every_linear_layer_a_role(published):
@@ -55,7 +55,7 @@ def test_every_parameter_has_a_part_and_every_linear_layer_a_role(published):
     assert sum(p.numel() for p in skeleton.parameters()) / 1e6 == pytest.approx(SIZES[name][1], abs=0.1)
     assert all(kind.anatomy.part_of(parameter) for parameter, _ in skeleton.named_parameters())
     linear = [module for module, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear)]
-    lost = [module for module in linear if kind.anatomy.role_of(module) is None and not lies_in(module, kind.anatomy.unused)]
+    lost = [module for module in linear if kind.anatomy.role_of(module) is None and not lies_in(module, kind.anatomy.never_run)]
     assert not lost
 
 

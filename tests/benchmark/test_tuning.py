@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from medgraft.benchmark import Record, read_records, run_suite, step_time, write_record
-from medgraft.benchmark.tuning import choose, tries
+from medgraft.benchmark.tuning import choose, trials
 from medgraft.config import RunConfig, SuiteConfig, TuningConfig, load_suite
 from medgraft.errors import ConfigError
 from medgraft.report import peft_results, read_results, rows, terminal, write_peft_results
@@ -34,14 +34,16 @@ def _tried(rate, score, seconds=1.0):
 
 def test_every_strategy_gets_the_same_tries(plugins):
     tuning = TuningConfig(factors=(0.5, 1, 2), num_train_epochs=1)
-    tried = tries(CONFIG, get_strategy("lora", plugins=plugins), tuning)
+    tried = trials(CONFIG, get_strategy("lora", plugins=plugins), tuning)
     assert [run.train.learning_rate for run in tried] == [0.005, 0.01, 0.02]
     assert {(run.eval_split, run.seed, run.train.num_train_epochs) for run in tried} == {("validation", 1000, 1)}
     assert "localization" not in tried[0].metrics
     own = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"learning_rate": None})})
     strategy = get_strategy("lora", plugins=plugins)
-    assert [run.train.learning_rate for run in tries(own, strategy, TuningConfig(factors=(2,)))] == [2 * strategy.learning_rate]
-    assert tries(CONFIG, get_strategy("zero-shot", plugins=plugins), tuning) == ()
+    assert [run.train.learning_rate for run in trials(own, strategy, TuningConfig(factors=(2,)))] == [
+        2 * strategy.learning_rate
+    ]
+    assert trials(CONFIG, get_strategy("zero-shot", plugins=plugins), tuning) == ()
 
 
 def test_the_best_rate_is_chosen_the_lower_of_equals():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medgraft.backbones import get_backbone
-from medgraft.backbones.view import seen_rectangle
+from medgraft.backbones.visible_region import visible_rectangle
 from medgraft.errors import BackboneError
 from medgraft.plugin import PluginManager
 from medgraft.saliency import heat, overlay
@@ -40,7 +40,7 @@ def _seen_patches(backbone, image):
 def test_a_hot_patch_lands_on_what_lit_it(name, backbones, width, height, at):
     """White where the overlay of one patch is to be, black elsewhere: the model's brightest patch is that one."""
     backbone = backbones[name]
-    view = backbone.view(width, height)
+    view = backbone.visible_region(width, height)
     rows, columns = (2, 2) if name == "qwen2.5-vl" else (4, 4)
     row, column = int(at[0] * rows), int(at[1] * columns)
     grid = np.zeros((rows, columns))
@@ -57,10 +57,10 @@ def test_a_hot_patch_lands_on_what_lit_it(name, backbones, width, height, at):
 
 @given(width=SIDE, height=SIDE)
 def test_views_of_processors(width, height):
-    assert seen_rectangle({"size": {"height": 384, "width": 384}}, width, height) == pytest.approx((0, 0, width, height))
-    assert seen_rectangle({"do_resize": False}, width, height) == pytest.approx((0, 0, width, height))
+    assert visible_rectangle({"size": {"height": 384, "width": 384}}, width, height) == pytest.approx((0, 0, width, height))
+    assert visible_rectangle({"do_resize": False}, width, height) == pytest.approx((0, 0, width, height))
     cropped = {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
-    left, top, right, bottom = seen_rectangle(cropped, width, height)
+    left, top, right, bottom = visible_rectangle(cropped, width, height)
     short = min(width, height)
     assert (right - left, bottom - top) == pytest.approx((short, short))
     assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((width / 2, height / 2))
@@ -83,13 +83,13 @@ def test_images_a_pixel_wide_have_overlays(size):
         {"size": {"height": 32, "width": 32}},
         {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
     ):
-        view = seen_rectangle(processor, *size)
+        view = visible_rectangle(processor, *size)
         assert overlay(Image.new("RGB", size), np.ones((4, 4)), view).size == size
 
 
 def test_sizes_that_do_not_tell_what_is_seen():
     with pytest.raises(BackboneError, match="in `view`"):
-        seen_rectangle({"size": {"longest_edge": 980}}, 10, 10)
+        visible_rectangle({"size": {"longest_edge": 980}}, 10, 10)
 
 
 def test_coverage_by_hand():

@@ -83,10 +83,10 @@ def _by_hand(weights, config, features, ids):
 def test_attention_equals_that_of_a_decoder_written_by_hand(blip):
     with torch.no_grad():
         features = blip.encode(blip.pixel_values(images(1)))
-    ids = torch.tensor([*blip.head(""), *blip.token_ids([CAPTION])[0], blip.end_id])
+    ids = torch.tensor([*blip.prompt_ids(""), *blip.token_ids([CAPTION])[0], blip.end_id])
     wanted = _by_hand(blip.model.state_dict(), blip.config.text_config, features[0], ids)
     text = blip.text_batch([CAPTION])
-    with torch.no_grad(), recorded(blip, {"words": blip.gaze.words}) as seen:
+    with torch.no_grad(), recorded(blip, {"words": blip.attention_layout.words}) as seen:
         blip.decode(features, text)
     for ours, by_hand in zip(seen.layers("words"), wanted, strict=True):
         torch.testing.assert_close(ours[0].double(), by_hand, atol=1e-5, rtol=0)
@@ -97,7 +97,7 @@ def test_attention_equals_that_of_a_decoder_written_by_hand(blip):
     start = CAPTION.index("effusion")
     spelt = [i for i, (a, b) in enumerate(blip.token_spans([CAPTION])[0]) if start <= a and b <= start + len("effusion")]
     assert spelt
-    rows = mean[[len(blip.head("")) + token - 1 for token in spelt]]  # each piece is predicted one place before it stands
+    rows = mean[[len(blip.prompt_ids("")) + token - 1 for token in spelt]]  # each piece is predicted one place before it stands
     side = maps.words[-1].grid.shape[0]
     np.testing.assert_allclose(maps.words[-1].grid, rows.mean(0)[1:].view(side, side).numpy(), atol=1e-5)
 
@@ -185,7 +185,7 @@ def test_maps_from_stored_features_equal_those_from_pixels(load):
         backbone = load(name)
         pixels = backbone.pixel_values(images(2))
         with torch.no_grad():
-            features = backbone.stage(backbone.seams[0].name, pixels, prompt=backbone.default_prompt)
+            features = backbone.forward_to(backbone.seams[0].name, pixels, prompt=backbone.default_prompt)
         given = {"prompt": backbone.default_prompt}
         for a, b in zip(
             caption_maps(backbone, pixels, [CAPTION] * 2, **given),
@@ -260,7 +260,7 @@ def test_relevance_by_the_papers_equations_in_loops():
 def test_gradients_are_those_of_the_words_logit(blip):
     """Nudging one attention weight changes the logit as its gradient says."""
     pixels, text = blip.pixel_values(images(1)), blip.text_batch([CAPTION])
-    with graph_below(blip.model), recorded(blip, {"words": blip.gaze.words}) as seen:
+    with graph_below(blip.model), recorded(blip, {"words": blip.attention_layout.words}) as seen:
         logits = blip.decode(blip.encode(pixels), text)[1]
         layer = seen.layers("words")[-1]
         gradient = torch.autograd.grad(logits[0, 4, text.labels[0, 5]], layer)[0]
@@ -284,7 +284,7 @@ def test_gradients_are_those_of_the_words_logit(blip):
         end = module.register_forward_hook(lambda *_: setattr(nudged, "active", False))
         torch.nn.Softmax.forward = nudged(by)
         try:
-            with torch.no_grad(), blip.weights_shown():
+            with torch.no_grad(), blip.eager_attention():
                 return float(blip.decode(blip.encode(pixels), text)[1][0, 4, text.labels[0, 5]])
         finally:
             torch.nn.Softmax.forward = original

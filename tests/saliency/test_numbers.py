@@ -12,13 +12,13 @@ from medgraft.backbones import get_backbone
 from medgraft.benchmark import execute, read_captions
 from medgraft.config import RunConfig
 from medgraft.data import open_image
-from medgraft.features import open_supply
+from medgraft.features import open_cached_features
 from medgraft.metrics import CaptionSet, UnavailableError
 from medgraft.metrics.facts import stated_facts, where_stated
 from medgraft.metrics.faithfulness import Faithfulness
 from medgraft.metrics.localization import Localization
-from medgraft.metrics.looks import THRESHOLDS, Curves, Looks, Pointing
-from medgraft.saliency import CaptionMaps, WordMap, look, read_maps
+from medgraft.metrics.saliency_scores import THRESHOLDS, Curves, Pointing, SaliencyScores
+from medgraft.saliency import CaptionMaps, WordMap, read_maps, score_saliency
 from medgraft.saliency.faithfulness import _probability, faithfulness
 from medgraft.saliency.localization import localize, pointing
 from medgraft.saliency.words import words_of
@@ -54,11 +54,13 @@ def test_features_that_the_store_lacks_are_computed_in_the_runs_precision(blip_f
     strategy = get_strategy("zero-shot", plugins=plugins)
     backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
     apply_strategy(backbone.model, backbone.anatomy, strategy)
-    supply, _ = open_supply(backbone, bf16=True, prompt="", max_gb=1)
+    cached, _ = open_cached_features(backbone, bf16=True, prompt="", max_gb=1)
     how = {"prompt": "", "bf16": True, "batch_size": 4, "pointing": False, "curves": 0, "kept": 1}
-    first, second = (look(backbone, examples, {"a": "a small nodule."}, supply=known, **how).maps for known in (None, supply))
-    supply.store.flush()
-    assert supply.built == 1
+    first, second = (
+        score_saliency(backbone, examples, {"a": "a small nodule."}, cached=known, **how).maps for known in (None, cached)
+    )
+    cached.store.flush()
+    assert cached.built == 1
     assert first == second
 
 
@@ -98,15 +100,15 @@ def test_words_and_the_tokens_that_spell_them():
     assert words_of("", [], 0) == ()
 
 
-def _looks(hit, energy, iou):
+def _saliency(hit, energy, iou):
     one = Pointing(hit, energy, iou, 0.2, 0.1, 0.1)
-    return Looks({"finding": one}, {"finding": Pointing(0.0, 0.1, (0.1,) * 9, 0.2, 0.1, 0.1)}, None)
+    return SaliencyScores({"finding": one}, {"finding": Pointing(0.0, 0.1, (0.1,) * 9, 0.2, 0.1, 0.1)}, None)
 
 
 def test_the_metric_by_hand():
     first, second = (0.1, 0.2, 0.5, 0.2, 0.1, 0.0, 0.0, 0.0, 0.0), (0.1, 0.6, 0.1, 0.2, 0.1, 0.0, 0.0, 0.0, 0.0)
-    looks = (_looks(1.0, 0.5, first), None, _looks(0.0, 0.1, second))
-    measured = Localization().measure(CaptionSet(("a",) * 3, (("b",),) * 3, looks=looks))
+    saliency = (_saliency(1.0, 0.5, first), None, _saliency(0.0, 0.1, second))
+    measured = Localization().measure(CaptionSet(("a",) * 3, (("b",),) * 3, saliency=saliency))
     scores = measured.scores
     assert scores["pointing_finding"] == 0.5 and scores["energy_finding"] == pytest.approx(0.3)
     assert scores["iou_finding"] == pytest.approx(0.4)  # at the second threshold, (0.2 + 0.6) / 2
@@ -124,8 +126,8 @@ def test_metrics_without_looks_say_what_is_missing():
         Localization().measure(captions)
     with pytest.raises(UnavailableError, match="no deletion or insertion"):
         Faithfulness().measure(captions)
-    looks = (Looks({}, {}, Curves(0.1, 0.4, 0.2, 0.3)), Looks({}, {}, None))
-    assert Faithfulness().measure(CaptionSet(("a", "a"), (("b",), ("b",)), looks=looks)).scores["insertion"] == 0.4
+    saliency = (SaliencyScores({}, {}, Curves(0.1, 0.4, 0.2, 0.3)), SaliencyScores({}, {}, None))
+    assert Faithfulness().measure(CaptionSet(("a", "a"), (("b",), ("b",)), saliency=saliency)).scores["insertion"] == 0.4
 
 
 @torch.no_grad()
@@ -161,8 +163,8 @@ def test_probabilities_are_those_of_the_loss(tiny_folder, plugins):
         kind, folder = tiny_folder(name)
         backbone = get_backbone(f"{kind}:{folder}", plugins=plugins)[0].load(str(folder))
         image, prompt = Image.new("RGB", (40, 40), "gray"), "ab"
-        caption = "x" * max(len(backbone.head(prompt)) - 1, 2)
-        text = backbone.text_batch([caption], prompt=prompt, max_tokens=backbone.positions)
+        caption = "x" * max(len(backbone.prompt_ids(prompt)) - 1, 2)
+        text = backbone.text_batch([caption], prompt=prompt, max_tokens=backbone.max_positions)
         with torch.no_grad():
             loss = backbone.decode(backbone.encode(backbone.pixel_values([image]), prompt=prompt), text)[0]
         found = _probability(backbone, [image, image], caption, prompt)
@@ -173,7 +175,7 @@ def test_maps_never_cost_a_run(blip_folder, phantoms_folder, plugins, tmp_path, 
     def fails(*args, **options):
         raise RuntimeError("out of memory\nand more")
 
-    monkeypatch.setattr("medgraft.benchmark.evaluation.look", fails)
+    monkeypatch.setattr("medgraft.benchmark.evaluation.score_saliency", fails)
     config = RunConfig.model_validate(
         {
             "backbone": f"blip:{blip_folder}", "strategy": "zero-shot", "generation": {"max_new_tokens": 4},
@@ -214,7 +216,7 @@ def test_a_run_measures_where_it_looks(run):
     assert "localization" in record.signatures and not record.unavailable
     assert not [name for name in record.collapse if "pointing" in name]
     kept = read_captions(out)
-    assert sum(looks.curves is not None for looks in kept.looks.values()) == 2
+    assert sum(saliency.curves is not None for saliency in kept.scores.values()) == 2
     again = Localization().measure(kept.caption_set()).scores
     assert again["iou_finding"] == pytest.approx(record.metrics["iou_finding"], abs=1e-3)
 

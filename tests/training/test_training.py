@@ -127,8 +127,8 @@ def test_a_frozen_encoder_builds_no_graph(blip_folder, plugins):
     backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
     module = CaptioningModule(backbone, apply_strategy(backbone.model, backbone.anatomy, strategy)).train()
     seen = []
-    ordinary = backbone.stage
-    backbone.stage = lambda *words, **more: seen.append(ordinary(*words, **more)) or seen[-1]
+    ordinary = backbone.forward_to
+    backbone.forward_to = lambda *words, **more: seen.append(ordinary(*words, **more)) or seen[-1]
     text = backbone.text_batch(["a nodule"], prompt="", max_tokens=16)
     module(text.input_ids, text.attention_mask, text.labels, torch.zeros(1, 3, 64, 64))["loss"].backward()
     assert [seam.name for seam in module.frozen_seams] == ["vision"]

@@ -58,7 +58,7 @@ def test_says_what_transformers_says(backbone, beams):
         loss, logits = backbone.decode(backbone.encode(pixels), text)
     torch.testing.assert_close(loss, reference.loss)
     torch.testing.assert_close(logits[text.attention_mask.bool()], reference.logits[text.attention_mask.bool()])
-    head = torch.tensor([backbone.head("what is shown?")] * 2)
+    head = torch.tensor([backbone.prompt_ids("what is shown?")] * 2)
     inputs, _ = _reference(backbone, head)
     with torch.no_grad():
         ids = backbone.model.generate(**inputs, max_new_tokens=8, num_beams=beams, do_sample=False)[:, head.shape[1] :]
@@ -69,7 +69,7 @@ def test_says_what_transformers_says(backbone, beams):
 
 
 def test_the_prompt_is_a_message_with_the_image(backbone):
-    text = backbone.tokenizer.decode(backbone.head("which side?"))
+    text = backbone.tokenizer.decode(backbone.prompt_ids("which side?"))
     assert text == (
         "<|im_start|>user\n<|vision_start|>"
         + "<|image_pad|>" * 4
@@ -86,4 +86,4 @@ def test_a_template_beside_the_tokenizer_is_found(tiny_folder, tmp_path):
     (copy / "chat_template.jinja").unlink()
     (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     kind = MANAGER.get("backbone", name)
-    assert kind.load(str(copy)).head("x") == kind.load(str(folder)).head("x")
+    assert kind.load(str(copy)).prompt_ids("x") == kind.load(str(folder)).prompt_ids("x")

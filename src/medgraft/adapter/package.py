@@ -19,7 +19,7 @@ from torch import nn
 from medgraft.adapter.card import write_card
 from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, read_manifest, verify_files, write_manifest
 from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_captioner
-from medgraft.backbones.weights import digest
+from medgraft.backbones.weights import tensor_digest
 from medgraft.errors import AdapterError
 from medgraft.heap import mapped_blocks
 from medgraft.plugin import PluginManager
@@ -63,7 +63,7 @@ def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tup
     if applied.direct:
         own = dict(_bare_model(applied.model).named_parameters())
         current = {name: own[name].detach().cpu().contiguous() for name in applied.direct}
-        changed = {name: tensor for name, tensor in current.items() if digest(tensor) != base[name]}
+        changed = {name: tensor for name, tensor in current.items() if tensor_digest(tensor) != base[name]}
         save_file(changed, folder / TENSORS, metadata={"format": "pt"})
         written.append(TENSORS)
     return tuple(written)
@@ -132,7 +132,7 @@ def load_base(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backb
 def in_place_digests(applied: Applied) -> dict[str, str]:
     """Digests of the parameters that are about to be trained in place, by name."""
     own = dict(_bare_model(applied.model).named_parameters())
-    return {name: digest(own[name]) for name in applied.direct}
+    return {name: tensor_digest(own[name]) for name in applied.direct}
 
 
 def _bare_model(model: nn.Module) -> nn.Module:

@@ -15,10 +15,10 @@ import transformers
 from torch import nn
 
 from medgraft.backbones import loading, weights
-from medgraft.backbones.view import seen_rectangle
+from medgraft.backbones.visible_region import visible_rectangle
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
-from medgraft.types import Anatomy, Gaze, Part, Seam
+from medgraft.types import Anatomy, AttentionLayout, Part, Seam
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,7 +46,7 @@ class Backbone(ABC):
 
     Above the last seam are `decode` and `generate`. Strategies change `model` in place, so every method reaches the
     layers through `self.model`. `never_quantized` and `keep_in_fp32` are patterns for modules that stay as they are
-    whatever the strategy asks for. `gaze` says how attention maps are read off, None if they cannot be.
+    whatever the strategy asks for. `attention_layout` says how attention maps are read off, None if they cannot be.
     """
 
     anatomy: ClassVar[Anatomy]
@@ -57,7 +57,7 @@ class Backbone(ABC):
     keep_in_fp32: ClassVar[tuple[str, ...]] = ()
     default_source: ClassVar[str | None] = None
     default_prompt: ClassVar[str] = ""
-    gaze: ClassVar[Gaze | None] = None
+    attention_layout: ClassVar[AttentionLayout | None] = None
 
     def __init__(self, source: str, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any):
         self.source = source
@@ -77,13 +77,13 @@ class Backbone(ABC):
         Weights are held in fp32, or as `quantization` says.
         """
         loading.read_config(source, cls.model_types)
-        model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.unused)
+        model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run)
         return cls(source, model, loading.load_tokenizer(source), loading.load_image_processor(source))
 
     @classmethod
-    def skeleton(cls, config: transformers.PreTrainedConfig) -> nn.Module:
+    def meta_model(cls, config: transformers.PreTrainedConfig) -> nn.Module:
         """The model that `config` describes on the meta device, without weights: for counting and matching only."""
-        return loading.build_skeleton(cls.model_class, config)
+        return loading.build_on_meta(cls.model_class, config)
 
     @classmethod
     def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
@@ -108,7 +108,7 @@ class Backbone(ABC):
         return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id)
 
     @property
-    def positions(self) -> int:
+    def max_positions(self) -> int:
         """The longest sequence that the decoder takes: the head, the caption and its end."""
         return int(self.config.get_text_config(decoder=True).max_position_embeddings)
 
@@ -118,12 +118,12 @@ class Backbone(ABC):
         return 0
 
     @property
-    def label_shift(self) -> int:
+    def logits_offset(self) -> int:
         """How many places before a label the logits stand that predict it."""
         return 1
 
     @abstractmethod
-    def head(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: str) -> list[int]:
         """The tokens that stand before every caption, the prompt among them."""
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -149,26 +149,26 @@ class Backbone(ABC):
         """All that decides how an image becomes pixel values, for keys; JSON's types only."""
         return {"class": type(self.image_processor).__name__, **json.loads(self.image_processor.to_json_string())}
 
-    def view(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def visible_region(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The rectangle (left, top, right, bottom) that the model sees of an image, in the image's own pixels.
 
         It ends inside the image where that is cropped, and beyond it where it is padded.
         """
-        return seen_rectangle(self.image_settings(), width, height)
+        return visible_rectangle(self.image_settings(), width, height)
 
     def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
         """Rows of head, caption, end and padding, cut to `max_tokens`; only caption and end are labels."""
-        head = self.head(prompt)
-        room = self.room(len(head), max_tokens)
+        head = self.prompt_ids(prompt)
+        room = self.max_caption_tokens(len(head), max_tokens)
         rows = [[*head, *ids[:room], self.end_id] for ids in self.token_ids(captions)]
         input_ids, mask = padded(rows, self.pad_id)
         labels = input_ids.masked_fill(mask == 0, -100)
         labels[:, : len(head)] = -100
         return TextBatch(input_ids, mask, labels)
 
-    def room(self, head: int, max_tokens: int) -> int:
+    def max_caption_tokens(self, head: int, max_tokens: int) -> int:
         """How many caption tokens fit behind `head` tokens, the end not counted; ConfigError if none do."""
-        longest = min(max_tokens + self.image_tokens, self.positions)
+        longest = min(max_tokens + self.image_tokens, self.max_positions)
         if longest - head - 1 < 1:
             head, longest = head - self.image_tokens, longest - self.image_tokens
             raise ConfigError(
@@ -178,16 +178,16 @@ class Backbone(ABC):
 
     def encode(self, pixel_values: torch.Tensor, *, prompt: str = "") -> torch.Tensor:
         """Features at the last seam, [B, S, C]."""
-        return self.through(self.seams, pixel_values, prompt=prompt)
+        return self.forward_through(self.seams, pixel_values, prompt=prompt)
 
-    def through(self, seams: Sequence[Seam], inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+    def forward_through(self, seams: Sequence[Seam], inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
         """Features at the last of successive `seams`, [B, S, C], from those at the seam below the first one."""
         for seam in seams:
-            inputs = self.stage(seam.name, inputs, prompt=prompt)
+            inputs = self.forward_to(seam.name, inputs, prompt=prompt)
         return inputs
 
     @abstractmethod
-    def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
         """Features at `seam`, [B, S, C], from those at the seam below it, or from pixel values if it is the first."""
 
     @abstractmethod
@@ -202,26 +202,26 @@ class Backbone(ABC):
         self, features: torch.Tensor, *, prompt: str = "", options: GenerationConfig = GenerationConfig()
     ) -> list[str]:
         """One caption for each row of `features`, without the prompt: greedy, or beam search with `num_beams` above 1."""
-        head = self.head(prompt)
+        head = self.prompt_ids(prompt)
         input_ids = torch.tensor([head], dtype=torch.long, device=features.device).repeat(features.shape[0], 1)
         decoding = transformers.GenerationConfig(
             **options.model_dump(exclude={"max_new_tokens"}),
-            max_new_tokens=max(min(options.max_new_tokens, self.positions - len(head)), 1),
+            max_new_tokens=max(min(options.max_new_tokens, self.max_positions - len(head)), 1),
             do_sample=False,
             eos_token_id=self.end_id,
             pad_token_id=self.pad_id,
         )
-        texts = self.tokenizer.batch_decode(self.continuation(features, input_ids, decoding), skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(self.generate_ids(features, input_ids, decoding), skip_special_tokens=True)
         return [self.readable(text) for text in texts]
 
     @abstractmethod
-    def continuation(
+    def generate_ids(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
         """The new tokens [B, N] that the model says behind the head `input_ids` [B, T]."""
 
-    def sight(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
-        """How the attention of `gaze.words` is read.
+    def attention_index(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
+        """How the attention of `attention_layout.words` is read.
 
         What is added to a label's place to get the row that predicts it, and the columns of the image's tokens: by default
         where those stand in the prompt, or all of `features` as in cross-attention if they do not.
@@ -231,7 +231,7 @@ class Backbone(ABC):
         return -1, slice(first, first + image)
 
     @contextmanager
-    def weights_shown(self) -> Iterator[None]:
+    def eager_attention(self) -> Iterator[None]:
         """Compute attention step by step inside the block, so that attention modules return their weights."""
         fused = self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")
@@ -240,7 +240,7 @@ class Backbone(ABC):
         finally:
             self.model.set_attn_implementation(fused)
 
-    def untrained(self, seed: int = 0) -> Self:
+    def randomly_initialized(self, seed: int = 0) -> Self:
         """The same architecture with random weights, in fp32: a control for whatever is read off the trained one."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)

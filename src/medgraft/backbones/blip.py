@@ -16,7 +16,7 @@ from medgraft.backbones.perceptron import compute_activations_again
 from medgraft.backbones.roles import vision_tower_roles
 from medgraft.backbones.word_loss import word_loss
 from medgraft.backbones.wordpieces import join_punctuation
-from medgraft.types import Anatomy, Gaze, PartAnatomy, Seam
+from medgraft.types import Anatomy, AttentionLayout, PartAnatomy, Seam
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -51,11 +51,11 @@ class BlipBackbone(Backbone):
             ),
         }
     )
-    seams = (Seam("vision", ("vision",), read_by_linear=True),)
+    seams = (Seam("vision", ("vision",), consumer_casts_input=True),)
     model_class = "BlipForConditionalGeneration"
     model_types = ("blip",)
     never_quantized = (r"text_decoder\.cls",)
-    gaze = Gaze(
+    attention_layout = AttentionLayout(
         "cross-attention", rf"{_LAYER}\.crossattention\.self", vision=r"vision_model\.encoder\.layers\.\d+\.self_attn",
         text=rf"{_LAYER}\.attention\.self",
     )  # fmt: skip
@@ -73,16 +73,16 @@ class BlipBackbone(Backbone):
         """`[SEP]`, which BLIP's configuration names rather than its tokenizer."""
         return int(self.config.text_config.sep_token_id)
 
-    def head(self, prompt: str) -> list[int]:
-        """See Backbone.head: `[DEC]` and the prompt."""
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """See Backbone.prompt_ids: `[DEC]` and the prompt."""
         return [int(self.config.text_config.bos_token_id), *(self.token_ids([prompt])[0] if prompt else ())]
 
     def readable(self, text: str) -> str:
         """See Backbone.readable."""
         return join_punctuation(text)
 
-    def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
-        """See Backbone.stage: the vision tower's output, class token first."""
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+        """See Backbone.forward_to: the vision tower's output, class token first."""
         features: torch.Tensor = self.model.vision_model(pixel_values=inputs).last_hidden_state
         return features
 
@@ -132,10 +132,10 @@ class BlipBackbone(Backbone):
         ).last_hidden_state
         return hidden[:, :-1].flatten(0, 1), text.labels[:, 1:].flatten()
 
-    def continuation(
+    def generate_ids(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
-        """See Backbone.continuation."""
+        """See Backbone.generate_ids."""
         ids: torch.Tensor = self.model.text_decoder.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -146,7 +146,7 @@ class BlipBackbone(Backbone):
         return ids[:, input_ids.shape[1] :]
 
     @contextmanager
-    def weights_shown(self) -> Iterator[None]:
-        """See Backbone.weights_shown."""
+    def eager_attention(self) -> Iterator[None]:
+        """See Backbone.eager_attention."""
         with eager_attention(self.model):
             yield

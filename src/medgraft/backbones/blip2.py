@@ -11,7 +11,7 @@ from torch import nn
 
 from medgraft.backbones.base import Backbone, TextBatch, next_token_loss, padded
 from medgraft.backbones.roles import language_model_roles, vision_tower_roles
-from medgraft.types import Anatomy, Gaze, Part, PartAnatomy, Seam
+from medgraft.types import Anatomy, AttentionLayout, Part, PartAnatomy, Seam
 
 _LAYER = r"qformer\.encoder\.layer\.\d+"
 
@@ -57,7 +57,7 @@ class Blip2Backbone(Backbone):
         r"language_model\.(encoder|decoder)\.block\.\d+\.layer\.\d\.DenseReluDense\.wo",  # T5 overflows there in 16 bits
     )  # fmt: skip
     keep_in_fp32 = ("query_tokens", "qformer", "language_projection")
-    gaze = Gaze(
+    attention_layout = AttentionLayout(
         "the language model's attention to the Q-Former's queries, and theirs to patches",
         r"language_model\.(decoder\.block\.\d+\.layer\.1\.EncDecAttention|(model\.)?(decoder\.)?layers\.\d+\.self_attn)",
         queries=rf"{_LAYER}\.crossattention\.attention", vision=r"vision_model\.encoder\.layers\.\d+\.self_attn",
@@ -74,8 +74,8 @@ class Blip2Backbone(Backbone):
         return not self.config.use_decoder_only_language_model
 
     @property
-    def label_shift(self) -> int:
-        """See Backbone.label_shift: T5's labels stand where they are predicted."""
+    def logits_offset(self) -> int:
+        """See Backbone.logits_offset: T5's labels stand where they are predicted."""
         return 0 if self._has_text_encoder else 1
 
     @property
@@ -87,13 +87,13 @@ class Blip2Backbone(Backbone):
         return int(end[0] if isinstance(end, Sequence) else end)
 
     @property
-    def positions(self) -> int:
-        """See Backbone.positions; T5 has no limit of its own and was trained on 512 tokens."""
+    def max_positions(self) -> int:
+        """See Backbone.max_positions; T5 has no limit of its own and was trained on 512 tokens."""
         longest = getattr(self.config.text_config, "max_position_embeddings", None) or 512
         return int(longest) - int(self.config.num_query_tokens)
 
-    def head(self, prompt: str) -> list[int]:
-        """See Backbone.head: the prompt between the special tokens that the language model's tokenizer puts around texts."""
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """See Backbone.prompt_ids: the prompt with the special tokens of the language model's tokenizer."""
         ids: list[int] = self.tokenizer(prompt)["input_ids"]
         return ids
 
@@ -101,14 +101,14 @@ class Blip2Backbone(Backbone):
         """See Backbone.text_batch. For T5 `input_ids` are the head, for its encoder, and `labels` the captions."""
         if not self._has_text_encoder:
             return super().text_batch(captions, prompt=prompt, max_tokens=max_tokens)
-        head = self.head(prompt)
-        room = self.room(0, max_tokens)
+        head = self.prompt_ids(prompt)
+        room = self.max_caption_tokens(0, max_tokens)
         labels, mask = padded([[*ids[:room], self.end_id] for ids in self.token_ids(captions)], self.pad_id)
         input_ids = torch.tensor([head] * len(captions), dtype=torch.long)
         return TextBatch(input_ids, torch.ones_like(input_ids), labels.masked_fill(mask == 0, -100))
 
-    def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
-        """See Backbone.stage: `vision` is [B, 257, 1408] in the published models, `bridge` [B, 32, 2048 to 4096]."""
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+        """See Backbone.forward_to: `vision` is [B, 257, 1408] in the published models, `bridge` [B, 32, 2048 to 4096]."""
         if seam == "vision":
             features: torch.Tensor = self.model.vision_model(pixel_values=inputs).last_hidden_state
             return features
@@ -140,15 +140,15 @@ class Blip2Backbone(Backbone):
             "attention_mask": torch.cat([mask.new_ones(features.shape[:2]), mask], dim=1),
         }
 
-    def continuation(
+    def generate_ids(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
-        """See Backbone.continuation."""
+        """See Backbone.generate_ids."""
         inputs = self._language_inputs(features, input_ids, torch.ones_like(input_ids))
         ids: torch.Tensor = self.model.language_model.generate(**inputs, generation_config=decoding)
         return ids  # given embeddings, both kinds of model return the new tokens only
 
-    def sight(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
-        """See Backbone.sight: T5 attends to the queries from where it speaks; others have them before the words."""
+    def attention_index(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
+        """See Backbone.attention_index: T5 attends to the queries from where it speaks; others have them before the words."""
         queries = features.shape[1]
-        return (0 if self._has_text_encoder else queries) - self.label_shift, slice(0, queries)
+        return (0 if self._has_text_encoder else queries) - self.logits_offset, slice(0, queries)

@@ -23,8 +23,8 @@ class InstructBlipBackbone(Blip2Backbone):
     """
 
     # the last layer's outputs for the instruction's words are not read by anything
-    anatomy = replace(QFORMER_ANATOMY, resting=(r"qformer\.encoder\.layer\.\d+\.(intermediate|output)",))
-    seams = (Seam("vision", ("vision",)), Seam("bridge", ("vision", "bridge"), reads_prompt=True))
+    anatomy = replace(QFORMER_ANATOMY, no_gradient=(r"qformer\.encoder\.layer\.\d+\.(intermediate|output)",))
+    seams = (Seam("vision", ("vision",)), Seam("bridge", ("vision", "bridge"), depends_on_prompt=True))
     model_class = "InstructBlipForConditionalGeneration"
     model_types = ("instructblip",)
     default_prompt = "A short image description."

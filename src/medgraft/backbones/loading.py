@@ -41,11 +41,11 @@ def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
 
 
 def load_model(
-    model_class: str, source: str, quantization: BitsAndBytesConfig | None, unused: tuple[str, ...] = ()
+    model_class: str, source: str, quantization: BitsAndBytesConfig | None, never_run: tuple[str, ...] = ()
 ) -> nn.Module:
     """The named class of transformers with the weights of `source`, in eval mode.
 
-    BackboneError if tensors are missing, unless a pattern of `unused` says that nothing reads them.
+    BackboneError if tensors are missing, unless a pattern of `never_run` says that nothing reads them.
     """
     loader: Any = getattr(transformers, model_class)
     try:
@@ -55,7 +55,7 @@ def load_model(
             )
     except (OSError, ValueError) as error:
         raise BackboneError(f"{source} cannot be loaded as {model_class}: {_first_line(error)}") from error
-    if missing := sorted(name for name in info["missing_keys"] if not lies_in(name, unused)):
+    if missing := sorted(name for name in info["missing_keys"] if not lies_in(name, never_run)):
         raise BackboneError(f"{source} holds no full {model_class}: {len(missing)} tensors are missing, such as {missing[0]}.")
     loaded: nn.Module = model.eval()
     if quantization is not None:
@@ -86,7 +86,7 @@ def leave_file(model: nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
-def build_skeleton(model_class: str, config: PreTrainedConfig) -> nn.Module:
+def build_on_meta(model_class: str, config: PreTrainedConfig) -> nn.Module:
     """The model that `config` describes, on the meta device: shapes and names without memory."""
     with torch.device("meta"):
         return build_random(model_class, config)

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from medgraft.backbones import loading
 from medgraft.backbones.base import Backbone, TextBatch, next_token_loss
 from medgraft.errors import BackboneError
-from medgraft.types import Anatomy, Gaze, PartAnatomy, Seam
+from medgraft.types import Anatomy, AttentionLayout, PartAnatomy, Seam
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -67,13 +67,13 @@ class VisionEncoderDecoderBackbone(Backbone):
                 },
             ),
         },
-        unused=(r"encoder\.pooler",),
+        never_run=(r"encoder\.pooler",),
     )
-    seams = (Seam("vision", ("vision",), read_by_linear=True),)
+    seams = (Seam("vision", ("vision",), consumer_casts_input=True),)
     model_class = "VisionEncoderDecoderModel"
     model_types = ("vision-encoder-decoder",)
     never_quantized = (r"decoder\.lm_head", r"decoder\.cls", r"encoder\.pooler")
-    gaze = Gaze(
+    attention_layout = AttentionLayout(
         "cross-attention", rf"{_GPT}\.crossattention|{_BERT}\.crossattention\.self",
         vision=r"encoder\.layers\.\d+\.attention", text=rf"{_GPT}\.attn|{_BERT}\.attention\.self",
     )  # fmt: skip
@@ -82,7 +82,7 @@ class VisionEncoderDecoderBackbone(Backbone):
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
         """See Backbone.load; older checkpoints that do not name their image processor get ViT's."""
         loading.read_config(source, cls.model_types)
-        model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.unused)
+        model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run)
         try:
             processor = loading.load_image_processor(source)
         except BackboneError as error:
@@ -93,12 +93,12 @@ class VisionEncoderDecoderBackbone(Backbone):
         return cls(source, model, loading.load_tokenizer(source), processor)
 
     @property
-    def positions(self) -> int:
-        """See Backbone.positions."""
+    def max_positions(self) -> int:
+        """See Backbone.max_positions."""
         return int(self.config.decoder.max_position_embeddings)
 
-    def head(self, prompt: str) -> list[int]:
-        """See Backbone.head: the token that the decoder starts from, and the prompt."""
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """See Backbone.prompt_ids: the token that the decoder starts from, and the prompt."""
         config = self.config
         start = config.decoder_start_token_id
         return [
@@ -112,8 +112,8 @@ class VisionEncoderDecoderBackbone(Backbone):
         end = getattr(self.config, "eos_token_id", None)
         return int(end) if end is not None else super().end_id
 
-    def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
-        """See Backbone.stage: the encoder's output."""
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+        """See Backbone.forward_to: the encoder's output."""
         features: torch.Tensor = self.model.encoder(pixel_values=inputs).last_hidden_state
         return features
 
@@ -127,10 +127,10 @@ class VisionEncoderDecoderBackbone(Backbone):
         ).logits
         return next_token_loss(logits, text.labels), logits
 
-    def continuation(
+    def generate_ids(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
-        """See Backbone.continuation."""
+        """See Backbone.generate_ids."""
         ids: torch.Tensor = self.model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=features),
             decoder_input_ids=input_ids,

@@ -37,7 +37,7 @@ def weight_files(source: str) -> tuple[Path, ...]:
 
 def fingerprint(source: str) -> str:
     """SHA-256 over every tensor's name, type, shape and bytes, in the order of names: independent of sharding and order."""
-    digests = {name: digest(tensor) for path in weight_files(source) for name, tensor in _tensors(path)}
+    digests = {name: tensor_digest(tensor) for path in weight_files(source) for name, tensor in _tensors(path)}
     whole = hashlib.sha256()
     for name in sorted(digests):
         whole.update(f"{name}:{digests[name]}\n".encode())
@@ -55,7 +55,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
 
 
-def digest(tensor: torch.Tensor) -> str:
+def tensor_digest(tensor: torch.Tensor) -> str:
     """SHA-256 of a tensor's type, shape and row-major bytes, in hex."""
     head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
     whole = hashlib.sha256(head)

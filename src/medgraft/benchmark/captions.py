@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from medgraft.metrics import CaptionSet
-from medgraft.metrics.looks import Looks
+from medgraft.metrics.saliency_scores import SaliencyScores
 from medgraft.types import Example
 
 _FILE = "predictions.json"
@@ -27,7 +27,7 @@ class RunCaptions:
     references: Mapping[str, tuple[str, ...]]
     groups: Mapping[str, str | None]
     facts: Mapping[str, Mapping[str, Any]]
-    looks: Mapping[str, Looks] = field(default_factory=dict)
+    saliency: Mapping[str, SaliencyScores] = field(default_factory=dict)
     concepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -41,7 +41,7 @@ class RunCaptions:
             tuple(self.predictions[key] for key in self.ids),
             tuple(self.references[key] for key in self.ids),
             tuple(self.facts.get(key) for key in self.ids) if self.facts else None,
-            looks=tuple(self.looks.get(key) for key in self.ids) if self.looks else None,
+            saliency=tuple(self.saliency.get(key) for key in self.ids) if self.saliency else None,
             concepts=tuple(self.concepts.get(key) for key in self.ids) if self.concepts else None,
         )
 
@@ -50,14 +50,16 @@ class RunCaptions:
         return tuple(self.groups.get(key) for key in self.ids)
 
 
-def captions_of(examples: Sequence[Example], said: Sequence[str], looks: Mapping[str, Looks] | None = None) -> RunCaptions:
+def captions_of(
+    examples: Sequence[Example], said: Sequence[str], saliency: Mapping[str, SaliencyScores] | None = None
+) -> RunCaptions:
     """Captions `said` of `examples`, in their order, and where was looked by their ids."""
     return RunCaptions(
         predictions={example.id: caption for example, caption in zip(examples, said, strict=True)},
         references={example.id: tuple(caption for caption in example.captions if caption) for example in examples},
         groups={example.id: example.group for example in examples},
         facts={example.id: example.facts for example in examples if example.facts is not None},
-        looks=looks or {},
+        saliency=saliency or {},
         concepts={example.id: example.concepts for example in examples if example.concepts is not None},
     )
 
@@ -75,10 +77,10 @@ def read_captions(folder: Path) -> RunCaptions | None:
     except FileNotFoundError:
         return None
     references = {key: tuple(texts) for key, texts in content["references"].items()}
-    looks = TypeAdapter(dict[str, Looks]).validate_python(content.get("looks", {}))
+    saliency = TypeAdapter(dict[str, SaliencyScores]).validate_python(content.get("saliency", content.get("looks", {})))
     concepts = {key: tuple(cuis) for key, cuis in content.get("concepts", {}).items()}
     facts, groups = content.get("facts", {}), content.get("groups", {})
-    return RunCaptions(content["predictions"], references, groups, facts, looks, concepts)
+    return RunCaptions(content["predictions"], references, groups, facts, saliency, concepts)
 
 
 def _rounded(value: Any) -> Any:
@@ -95,7 +97,7 @@ def shuffled(captions: RunCaptions, seed: int = 0) -> RunCaptions:
     ids = list(captions.ids)
     order = [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))]
     moved = dict(zip(order, (*order[1:], order[0]), strict=True))  # one cycle, so that nobody keeps its own
-    return replace(captions, predictions={key: captions.predictions[other] for key, other in moved.items()}, looks={})
+    return replace(captions, predictions={key: captions.predictions[other] for key, other in moved.items()}, saliency={})
 
 
 def collapse(captions: RunCaptions) -> dict[str, float]:

@@ -99,7 +99,7 @@ def _linear_layers(backbone: type[Backbone], model: nn.Module) -> Iterator[tuple
     for name, module in model.named_modules():
         bare = bare_name(name)
         part = backbone.anatomy.part_of(bare)
-        if part is not None and isinstance(module, nn.Linear | Conv1D) and not lies_in(bare, backbone.anatomy.unused):
+        if part is not None and isinstance(module, nn.Linear | Conv1D) and not lies_in(bare, backbone.anatomy.never_run):
             layer: nn.Linear = module
             yield part, layer, layer.weight.shape[-1] if isinstance(module, nn.Linear) else layer.weight.shape[0]
 

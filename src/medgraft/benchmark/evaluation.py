@@ -11,11 +11,11 @@ from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import Backbone, RemoteCaptioner, prompt_for
 from medgraft.benchmark.captions import RunCaptions, captions_of, collapse, shuffled
 from medgraft.captioning import caption_images
-from medgraft.config import LOOKS, GenerationConfig, SaliencyConfig
-from medgraft.features import FeatureSupply
+from medgraft.config import SALIENCY_METRICS, GenerationConfig, SaliencyConfig
+from medgraft.features import CachedFeatures
 from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
-from medgraft.saliency import Looked, look
+from medgraft.saliency import SaliencyResult, score_saliency
 from medgraft.stats import Interval, Resampling
 from medgraft.training import Clock
 from medgraft.types import Example
@@ -76,41 +76,43 @@ def evaluate_examples(
     clock: Clock,
     progress: bool,
     saliency: SaliencyConfig,
-    supply: FeatureSupply | None = None,
+    cached: CachedFeatures | None = None,
 ) -> Evaluation:
     """Caption `examples` with `backbone` as it stands, look where it looks, and score both."""
     with clock.phase("generation"):
         paths = [example.image for example in examples]
         said = caption_images(
             backbone, paths, options=generation, prompt=prompt, batch_size=batch_size, bf16=bf16, progress=progress,
-            supply=supply,
+            cached=cached,
         )  # fmt: skip
     peak = hardware.peak_memory_bytes()
     with clock.phase("saliency"):
-        looked, obstacle = _look(backbone, examples, said, prompt, metrics, bf16, batch_size, saliency, supply, progress)
+        found_saliency, obstacle = _look(
+            backbone, examples, said, prompt, metrics, bf16, batch_size, saliency, cached, progress
+        )
     with clock.phase("scoring"):
-        found = evaluated(captions_of(examples, said, looked.looks), metrics=metrics, plugins=plugins)
-    reasons = dict(found.scores.unavailable) | {name: obstacle for name in LOOKS if name in metrics and obstacle}
+        found = evaluated(captions_of(examples, said, found_saliency.scores), metrics=metrics, plugins=plugins)
+    reasons = dict(found.scores.unavailable) | {name: obstacle for name in SALIENCY_METRICS if name in metrics and obstacle}
     scores = replace(found.scores, unavailable=reasons)
-    return replace(found, maps=looked.maps, scores=scores, peak_memory_bytes=peak)
+    return replace(found, maps=found_saliency.maps, scores=scores, peak_memory_bytes=peak)
 
 
 def _look(
     backbone: Backbone | RemoteCaptioner, examples: tuple[Example, ...], said: list[str], prompt: str | None,
-    metrics: tuple[str, ...], bf16: bool, batch_size: int, saliency: SaliencyConfig, supply: FeatureSupply | None,
+    metrics: tuple[str, ...], bf16: bool, batch_size: int, saliency: SaliencyConfig, cached: CachedFeatures | None,
     progress: bool,
-) -> tuple[Looked, str | None]:  # fmt: skip
-    """Where the model looked, as far as `metrics` and the report ask; and why it cannot be known, if so."""
+) -> tuple[SaliencyResult, str | None]:  # fmt: skip
+    """Where the model found_saliency, as far as `metrics` and the report ask; and why it cannot be known, if so."""
     if isinstance(backbone, RemoteCaptioner):
-        return Looked({}, {}), "a model behind an API shows no attention"
+        return SaliencyResult({}, {}), "a model behind an API shows no attention"
     try:
-        return look(
+        return score_saliency(
             backbone, examples, {example.id: caption for example, caption in zip(examples, said, strict=True)},
             prompt=prompt_for(backbone, prompt), bf16=bf16, batch_size=batch_size, pointing="localization" in metrics,
-            curves=saliency.curves if "faithfulness" in metrics else 0, kept=saliency.maps, supply=supply, progress=progress,
+            curves=saliency.curves if "faithfulness" in metrics else 0, kept=saliency.maps, cached=cached, progress=progress,
         ), None  # fmt: skip
     except Exception as error:  # out of memory, say: a run that is trained and has spoken is not lost for its maps
-        return Looked({}, {}), str(error).splitlines()[0] if str(error) else type(error).__name__
+        return SaliencyResult({}, {}), str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def evaluated(captions: RunCaptions, *, metrics: tuple[str, ...], plugins: PluginManager) -> Evaluation:

@@ -78,7 +78,7 @@ def why_unsupported(backbone: str, strategy: Strategy, *, plugins: PluginManager
         if issubclass(captioner, RemoteCaptioner):
             refuse_training(strategy)
         else:
-            rehearse(backbone, strategy, plugins=plugins)
+            apply_to_meta(backbone, strategy, plugins=plugins)
     except StrategyError as error:
         return str(error)
     return None
@@ -90,7 +90,7 @@ def refuse_training(strategy: Strategy) -> None:
         raise StrategyError("A model behind an API cannot be trained here.")
 
 
-def rehearse(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> Applied | None:
+def apply_to_meta(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> Applied | None:
     """`strategy` applied to the backbone's shapes alone, as if the base were held unquantised; raises as it would.
 
     None if the PEFT method computes its start from the weights, so that it cannot be tried without them.
@@ -100,7 +100,7 @@ def rehearse(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> Ap
     config = planning_config(source, backbone_class.model_types)
     plain = strategy.model_copy(update={"quantization": "none"})
     try:
-        return apply_strategy(backbone_class.skeleton(config), backbone_class.anatomy, plain)
+        return apply_strategy(backbone_class.meta_model(config), backbone_class.anatomy, plain)
     except ConfigError as error:
         if "meta" in str(error):
             return None

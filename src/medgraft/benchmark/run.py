@@ -17,10 +17,10 @@ from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_
 from medgraft.benchmark.captions import write_captions
 from medgraft.benchmark.evaluation import Evaluation, evaluate_examples
 from medgraft.benchmark.record import Record, run_id
-from medgraft.config import DISCARDED_STEPS, RunConfig
+from medgraft.config import TIMING_WARMUP_STEPS, RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import AdapterError, DataError
-from medgraft.features import Cut, FeatureSupply
+from medgraft.features import CachedFeatures, ReusablePrefix
 from medgraft.heap import kept_heap
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
@@ -72,31 +72,31 @@ def execute(
     data, backbone, applied = loaded.data, loaded.backbone, loaded.applied
     say(_data_line(data))
     say(f"{config.strategy}: {applied.summary()}" if applied and strategy.trains else "zero-shot: nothing is trained")
-    supply = cut = result = manifest = evaluation = None
+    cached = prefix = result = manifest = evaluation = None
     main = hardware.is_main_process()
     if isinstance(backbone, Backbone):
         with clock.phase("features"):
-            supply, cut = prepare_features(backbone, config, _seen(config, strategy, data), progress=progress)
-        say(f"features: {cut}" + (f"; {supply.found} found, {supply.built} built" if supply and strategy.trains else ""))
-        if supply and supply.store.problem:
-            say(supply.store.problem)
+            cached, prefix = prepare_features(backbone, config, _seen(config, strategy, data), progress=progress)
+        say(f"features: {prefix}" + (f"; {cached.found} found, {cached.built} built" if cached and strategy.trains else ""))
+        if cached and cached.store.problem:
+            say(cached.store.problem)
     if isinstance(backbone, Backbone) and applied is not None and strategy.trains:
         with clock.phase("package"):
             untrained = in_place_digests(applied)
         result = fit(
             backbone, applied, config, data.split("train"), data.split("validation"), out / CHECKPOINTS, clock,
-            resume=resume, checkpoints=checkpoints, progress=progress, supply=supply,
+            resume=resume, checkpoints=checkpoints, progress=progress, cached=cached,
         )  # fmt: skip
         if main:
             with clock.phase("package"):
                 files = save_weights(out, applied, untrained)
                 manifest = finish_package(out, _manifest(config, backbone, applied, loaded.base, data, result, clock), files)
     if evaluate and main:
-        evaluation = _evaluate(config, backbone, data, plugins, clock, progress, supply)
+        evaluation = _evaluate(config, backbone, data, plugins, clock, progress, cached)
     if evaluation is not None:
         with clock.phase("package"):
             manifest = _keep(evaluation, config, out, manifest)
-    record = _record(config, strategy, loaded, result, manifest, evaluation, clock, _used_features(cut, supply))
+    record = _record(config, strategy, loaded, result, manifest, evaluation, clock, _used_features(prefix, cached))
     return RunResult(record, evaluation, backbone)
 
 
@@ -146,12 +146,17 @@ def _keep(evaluation: Evaluation, config: RunConfig, out: Path, manifest: Manife
     return finish_package(out, manifest, tuple(manifest.files))
 
 
-def _used_features(cut: Cut | None, supply: FeatureSupply | None) -> dict[str, str | int | None] | None:
+def _used_features(prefix: ReusablePrefix | None, cached: CachedFeatures | None) -> dict[str, str | int | None] | None:
     """What the record tells of the feature store."""
-    if cut is None:
+    if prefix is None:
         return None
-    seam = cut.seam.name if cut.seam and supply else None
-    return {"seam": seam, "reason": cut.reason, "found": supply.found if supply else 0, "built": supply.built if supply else 0}
+    seam = prefix.seam.name if prefix.seam and cached else None
+    return {
+        "seam": seam,
+        "reason": prefix.reason,
+        "found": cached.found if cached else 0,
+        "built": cached.built if cached else 0,
+    }
 
 
 def _check_out(out: Path, strategy: Strategy, resume: bool) -> None:
@@ -194,7 +199,7 @@ def _evaluate(
     plugins: PluginManager,
     clock: Clock,
     progress: bool,
-    supply: FeatureSupply | None,
+    cached: CachedFeatures | None,
 ) -> Evaluation | None:
     examples = data.split(config.eval_split)
     if not examples:
@@ -202,7 +207,7 @@ def _evaluate(
     return evaluate_examples(
         backbone, examples, generation=config.generation, prompt=config.train.prompt, metrics=config.metrics,
         batch_size=config.train.per_device_eval_batch_size, bf16=uses_bf16(config), plugins=plugins, clock=clock,
-        progress=progress, saliency=config.saliency, supply=supply,
+        progress=progress, saliency=config.saliency, cached=cached,
     )  # fmt: skip
 
 
@@ -293,9 +298,9 @@ def _record(
 
 def _quartiles(step_seconds: Sequence[float]) -> tuple[float, float, float] | None:
     """None if too few steps are left without the first ones."""
-    if len(step_seconds) < DISCARDED_STEPS + 4:  # as many as TimingConfig asks for
+    if len(step_seconds) < TIMING_WARMUP_STEPS + 4:  # as many as TimingConfig asks for
         return None
-    low, median, high = statistics.quantiles(step_seconds[DISCARDED_STEPS:], n=4)
+    low, median, high = statistics.quantiles(step_seconds[TIMING_WARMUP_STEPS:], n=4)
     return low, median, high
 
 

@@ -14,7 +14,7 @@ from medgraft.benchmark.record import Record, read_record, write_record
 from medgraft.benchmark.run import failed_record
 from medgraft.benchmark.suite import expand
 from medgraft.benchmark.timing import TIMING, timing_id
-from medgraft.benchmark.tuning import Choice, choose, tries
+from medgraft.benchmark.tuning import Choice, choose, trials
 from medgraft.benchmark.workers import Worker
 from medgraft.config import RunConfig, SuiteConfig, TimingConfig, TuningConfig
 from medgraft.plugin import PluginManager
@@ -106,7 +106,7 @@ def _tune(configs: Sequence[RunConfig], tuning: TuningConfig, work: _Work) -> di
     for config in configs:
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=work.plugins)
         if _row_of(config) not in rows and strategy.trains:
-            rows[_row_of(config)] = tries(config, strategy, tuning)
+            rows[_row_of(config)] = trials(config, strategy, tuning)
     planned = plan([tried for several in rows.values() for tried in several], plugins=work.plugins).runs
     ids = {run.config.model_dump_json(): run for run in planned}
     choices = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medgraft.benchmark.record import Record
-from medgraft.config import LOOKS, RunConfig, SaliencyConfig, TuningConfig
+from medgraft.config import SALIENCY_METRICS, RunConfig, SaliencyConfig, TuningConfig
 from medgraft.errors import ConfigError
 from medgraft.metrics import LESS_IS_BETTER
 from medgraft.strategies import Strategy
@@ -33,7 +33,7 @@ class Choice:
         }
 
 
-def tries(config: RunConfig, strategy: Strategy, tuning: TuningConfig) -> tuple[RunConfig, ...]:
+def trials(config: RunConfig, strategy: Strategy, tuning: TuningConfig) -> tuple[RunConfig, ...]:
     """The runs that are tried for `config`, one for each factor; none if nothing is trained."""
     if not strategy.trains:
         return ()
@@ -45,7 +45,7 @@ def tries(config: RunConfig, strategy: Strategy, tuning: TuningConfig) -> tuple[
                 "train": config.train.model_copy(update={"learning_rate": float(f"{own * factor:.6g}"), **length}),
                 "seed": tuning.seed,
                 "eval_split": "validation",
-                "metrics": tuple(name for name in config.metrics if name not in LOOKS),
+                "metrics": tuple(name for name in config.metrics if name not in SALIENCY_METRICS),
                 "saliency": SaliencyConfig(maps=0, curves=0),
             }
         )

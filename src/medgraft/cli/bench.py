@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     suite = load_suite(arguments.suite, arguments.overrides)
     if arguments.seeds:
         suite = suite.model_copy(update={"seeds": tuple(arguments.seeds)})
-    from medgraft.benchmark import rehearse_suite, run_suite
+    from medgraft.benchmark import dry_run_suite, run_suite
     from medgraft.plugin import PluginManager
     from medgraft.report import (
         as_json,
@@ -48,9 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     if arguments.dry_run:
-        rehearsal = rehearse_suite(suite, plugins=PluginManager.from_environment())
-        print(json.dumps(asdict(rehearsal), indent=2) if arguments.json else rehearsal_text(rehearsal))
-        return 1 if rehearsal.missing else 0
+        dry_run = dry_run_suite(suite, plugins=PluginManager.from_environment())
+        print(json.dumps(asdict(dry_run), indent=2) if arguments.json else rehearsal_text(dry_run))
+        return 1 if dry_run.missing else 0
     out = arguments.out or Path("medgraft-results") / suite.name
     records = run_suite(
         suite, out, plugins=PluginManager.from_environment(), retry_failed=arguments.retry_failed,

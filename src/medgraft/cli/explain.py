@@ -39,12 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     from medgraft import api
     from medgraft.cli.models import generation, load_model
-    from medgraft.saliency.maps import gaze_of
+    from medgraft.saliency.maps import attention_layout_of
 
     adapter, backbone = load_model(arguments)
     model = adapter.backbone if adapter else backbone
     assert model is not None  # one of the two was named
-    gaze_of(model, "attention")  # a model that shows none is told before it is asked for captions
+    attention_layout_of(model, "attention")  # a model that shows none is told before it is asked for captions
     explained: dict[str, list[tuple[str, Explanation]]] = {}
     for image in arguments.images:
         text: str | None = arguments.caption
@@ -68,7 +68,7 @@ def _choices(arguments: argparse.Namespace, model: Any) -> list[tuple[str, dict[
     """What is explained of every image: a name, and the options of api.explain."""
     from medgraft.errors import MedgraftError
     from medgraft.saliency import METHODS, layer_count
-    from medgraft.saliency.maps import gaze_of
+    from medgraft.saliency.maps import attention_layout_of
 
     own = {"layers": arguments.layers, "heads": arguments.heads}
     if arguments.method != _ALL:
@@ -76,7 +76,7 @@ def _choices(arguments: argparse.Namespace, model: Any) -> list[tuple[str, dict[
     found: list[tuple[str, dict[str, Any]]] = []
     for method in METHODS:
         try:
-            gaze_of(model, method)
+            attention_layout_of(model, method)
         except MedgraftError:
             continue
         found.append((method, {"method": method, **(own if method != "gradient" else {})}))

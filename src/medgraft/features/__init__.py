@@ -1,10 +1,10 @@
-"""Outputs of frozen prefixes, computed once for each image and kept: where the model can be cut, and the store on disk."""
+"""Features: what frozen parts of a model compute from an image, computed once and stored on disk."""
 
-from medgraft.features.cut import Cut, find_cut
+from medgraft.features.cached import CachedFeatures, open_cached_features
+from medgraft.features.reusable_prefix import ReusablePrefix, find_reusable_prefix
 from medgraft.features.store import CollectionInfo, FeatureStore, collections, prune, store_folder, verify
-from medgraft.features.supply import FeatureSupply, open_supply
 
 __all__ = [
-    "CollectionInfo", "Cut", "FeatureStore", "FeatureSupply", "collections", "find_cut", "open_supply", "prune", "store_folder",
-    "verify",
+    "CachedFeatures", "CollectionInfo", "FeatureStore", "ReusablePrefix", "collections", "find_reusable_prefix",
+    "open_cached_features", "prune", "store_folder", "verify",
 ]  # fmt: skip

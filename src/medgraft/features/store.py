@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from medgraft.features.cut import key_digest
+from medgraft.features.reusable_prefix import key_digest
 
 _COLLECTION = re.compile(r"[0-9a-f]{32}")  # what the store names its folders, and touches no other
 _SHARD, _DAMAGED, _ABOUT = ".safetensors", ".damaged", "collection.json"

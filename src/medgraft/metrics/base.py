@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medgraft.errors import ScoringError
-from medgraft.metrics.looks import Looks
+from medgraft.metrics.saliency_scores import SaliencyScores
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -28,14 +28,14 @@ class CaptionSet:
     """Captions to be scored, with what they are scored against, all in one order.
 
     `facts` says of each image what it is known to show, where a data set knows that; `concepts` its UMLS identifiers;
-    `looks` where the model looked.
+    `saliency` where the model looked.
     """
 
     predictions: tuple[str, ...]
     references: tuple[tuple[str, ...], ...]
     facts: tuple[Mapping[str, Any] | None, ...] | None = None
     concepts: tuple[tuple[str, ...] | None, ...] | None = None
-    looks: tuple[Looks | None, ...] | None = None
+    saliency: tuple[SaliencyScores | None, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 
 from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, ratios
-from medgraft.metrics.looks import Curves
+from medgraft.metrics.saliency_scores import Curves
 
 
 class Faithfulness(CaptionMetric):
@@ -19,7 +19,7 @@ class Faithfulness(CaptionMetric):
 
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
-        curves = [looks.curves if looks else None for looks in captions.looks or ()]
+        curves = [saliency.curves if saliency else None for saliency in captions.saliency or ()]
         known = np.array([float(curve is not None) for curve in curves])
         if not known.any():
             raise UnavailableError("no deletion or insertion curves of these captions")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from medgraft.metrics.base import Array, CaptionMetric, CaptionSet, Measured, UnavailableError
-from medgraft.metrics.looks import NAMED, THRESHOLDS, Looks
+from medgraft.metrics.saliency_scores import NAMED, THRESHOLDS, SaliencyScores
 
 _CONTROLS = ("", "_uniform", "_untrained")
 
@@ -28,13 +28,13 @@ class Localization(CaptionMetric):
 
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
-        if captions.looks is None or not any(looks and looks.pointing for looks in captions.looks):
+        if captions.saliency is None or not any(saliency and saliency.pointing for saliency in captions.saliency):
             raise UnavailableError("no attention maps of images whose findings' boxes are known, as phantoms' are")
         blocks: list[Array] = []
         per_image: dict[str, Array] = {}
         for name in NAMED:
             for control in _CONTROLS:
-                rows = np.array([_row(looks, name, control) for looks in captions.looks])
+                rows = np.array([_row(saliency, name, control) for saliency in captions.saliency])
                 blocks.append(rows)
                 per_image |= _scores(rows, f"{name}{control}", best=int(np.argmax(rows[:, 3:].sum(axis=0))))
         width = blocks[0].shape[1]
@@ -48,9 +48,9 @@ class Localization(CaptionMetric):
         return Measured(np.concatenate(blocks, axis=1), combine, per_image)
 
 
-def _row(looks: Looks | None, name: str, control: str) -> list[float]:
+def _row(saliency: SaliencyScores | None, name: str, control: str) -> list[float]:
     """Count, hit, energy and overlap at each threshold; zeros for an image that is not asked."""
-    several = {} if looks is None else looks.untrained if control == "_untrained" else looks.pointing
+    several = {} if saliency is None else saliency.untrained if control == "_untrained" else saliency.pointing
     pointing = several.get(name)
     if pointing is None:
         return [0.0] * (3 + len(THRESHOLDS))

@@ -2,11 +2,11 @@
 
 from medgraft.report.attention import attention_markdown
 from medgraft.report.comparison import compare
+from medgraft.report.dry_run import rehearsal_text
 from medgraft.report.examples import example_captions
 from medgraft.report.explanation import explanation_page
 from medgraft.report.html import html_report
 from medgraft.report.peft_layout import peft_results, write_peft_results
-from medgraft.report.rehearsal import rehearsal_text
 from medgraft.report.results import Group, read_results
 from medgraft.report.table import Row, as_csv, as_json, markdown, rows, terminal
 

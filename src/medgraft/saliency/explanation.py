@@ -59,4 +59,4 @@ def explain_images(
     """An explanation of each image's caption, as the model is told to say it."""
     found = maps_of(backbone, paths, captions, prompt=prompt, bf16=bf16, method=method, layers=layers, heads=heads)
     images = [open_image(path) for path in paths]
-    return [Explanation(image, maps, backbone.view(*image.size)) for image, maps in zip(images, found, strict=True)]
+    return [Explanation(image, maps, backbone.visible_region(*image.size)) for image, maps in zip(images, found, strict=True)]

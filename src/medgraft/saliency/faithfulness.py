@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from medgraft.backbones import Backbone
 from medgraft.metrics.base import Array
-from medgraft.metrics.looks import Curves
+from medgraft.metrics.saliency_scores import Curves
 from medgraft.saliency.geometry import Rectangle, on_image
 
 STEPS = 8
@@ -56,11 +56,11 @@ def _mixed(pixels: Any, other: Any, ranks: Array, share: float, keep: bool) -> I
 def _probability(backbone: Backbone, images: Sequence[Image.Image], caption: str, prompt: str) -> Array:
     """Of `caption` for each image, per token."""
     where = next(backbone.model.parameters()).device
-    text = backbone.text_batch([caption] * len(images), prompt=prompt, max_tokens=backbone.positions).to(where)
+    text = backbone.text_batch([caption] * len(images), prompt=prompt, max_tokens=backbone.max_positions).to(where)
     features = backbone.encode(backbone.pixel_values(images).to(where), prompt=prompt)
     logits = backbone.decode(features, text)[1]
     rows = (text.labels[0] != -100).nonzero()[:, 0]  # the same for all images
-    chances = logits[:, rows - backbone.label_shift].float().log_softmax(-1)  # [B, labels, V]
+    chances = logits[:, rows - backbone.logits_offset].float().log_softmax(-1)  # [B, labels, V]
     mean = chances.gather(-1, text.labels[:, rows, None]).mean(dim=(1, 2))
     result: Array = mean.exp().cpu().double().numpy()
     return result

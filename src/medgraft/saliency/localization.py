@@ -9,7 +9,7 @@ import numpy as np
 
 from medgraft.metrics.base import Array
 from medgraft.metrics.facts import where_stated
-from medgraft.metrics.looks import THRESHOLDS, Pointing
+from medgraft.metrics.saliency_scores import THRESHOLDS, Pointing
 from medgraft.saliency.geometry import Rectangle, coverage
 from medgraft.saliency.maps import CaptionMaps
 

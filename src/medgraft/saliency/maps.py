@@ -17,7 +17,7 @@ from medgraft.metrics.base import Array
 from medgraft.saliency.record import Attentions, graph_below, recorded
 from medgraft.saliency.relevance import cross_relevance, normalised, rollout, self_relevance, weighted
 from medgraft.saliency.words import Word, words_of
-from medgraft.types import Gaze, Seam
+from medgraft.types import AttentionLayout, Seam
 
 Method = Literal["attention", "rollout", "gradient"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -58,24 +58,24 @@ class CaptionMaps:
         return np.mean(grids, axis=0) if grids else None
 
 
-def gaze_of(backbone: Backbone | RemoteCaptioner, method: str) -> Gaze:
+def attention_layout_of(backbone: Backbone | RemoteCaptioner, method: str) -> AttentionLayout:
     """How maps of `method` are read off `backbone`; an error says which methods it has if not this one."""
     if method not in METHODS:
         raise ConfigError(f"There is no method {method!r}. Known: {', '.join(METHODS)}.")
     if isinstance(backbone, RemoteCaptioner):
         raise BackboneError("A model behind an API shows no attention, so what it looked at cannot be known.")
-    gaze, name = backbone.gaze, type(backbone).__name__
-    if gaze is None:
+    layout, name = backbone.attention_layout, type(backbone).__name__
+    if layout is None:
         raise BackboneError(f"{name} does not say where its attention to the image is, so there are no maps of it.")
-    if gaze.vision is not None and not any(re.fullmatch(gaze.vision, name) for name, _ in backbone.model.named_modules()):
-        gaze = replace(gaze, vision=None)  # such as Swin's, whose windows are no attention to all patches
-    if method == "gradient" and gaze.vision is None and gaze.text is not None:
+    if layout.vision is not None and not any(re.fullmatch(layout.vision, name) for name, _ in backbone.model.named_modules()):
+        layout = replace(layout, vision=None)  # such as Swin's, whose windows are no attention to all patches
+    if method == "gradient" and layout.vision is None and layout.text is not None:
         raise BackboneError(f"{name} gives no attention of its vision tower, so method 'gradient' has none. Use 'attention'.")
-    if method == "rollout" and gaze.vision is None:
+    if method == "rollout" and layout.vision is None:
         raise BackboneError(f"{name} gives no attention of its vision tower, so method 'rollout' has none. Use 'attention'.")
-    if method == "gradient" and gaze.queries is not None:
+    if method == "gradient" and layout.queries is not None:
         raise BackboneError(f"Method 'gradient' is not defined through the learned queries of {name}. Use 'attention'.")
-    return gaze
+    return layout
 
 
 def caption_maps(
@@ -94,21 +94,21 @@ def caption_maps(
     `inputs` are pixel values, or features at `seam`. The map of a word is that of the places that predict its tokens, on
     average. `layers` and `heads` choose those of the attention of words, all by default.
     """
-    gaze = gaze_of(backbone, method)
+    layout = attention_layout_of(backbone, method)
     if method == "gradient" and (layers is not None or heads is not None):
         raise ConfigError("Method 'gradient' weighs all layers and heads; layers and heads choose those of the others.")
-    text = backbone.text_batch(captions, prompt=prompt, max_tokens=backbone.positions).to(inputs.device)
+    text = backbone.text_batch(captions, prompt=prompt, max_tokens=backbone.max_positions).to(inputs.device)
     places = _places(backbone, captions, text)
     above = backbone.seams if seam is None else backbone.seams[backbone.seams.index(seam) + 1 :]
     if method == "gradient":
-        vectors = _by_gradient(backbone, gaze, inputs, above, text, places, prompt)
+        vectors = _by_gradient(backbone, layout, inputs, above, text, places, prompt)
     else:
-        vectors = _by_attention(backbone, gaze, inputs, above, text, places, prompt, method, layers, heads)
+        vectors = _by_attention(backbone, layout, inputs, above, text, places, prompt, method, layers, heads)
     return [
         CaptionMaps(
             caption,
             tuple(WordMap(w.text, w.start, w.end, as_grid(v)) for (w, _), v in zip(of_caption, values, strict=True)),
-            gaze.label if method == "attention" else f"{gaze.label}, {_LABELS[method]}",
+            layout.label if method == "attention" else f"{layout.label}, {_LABELS[method]}",
         )
         for caption, of_caption, values in zip(captions, places, vectors, strict=True)
     ]
@@ -116,7 +116,7 @@ def caption_maps(
 
 def layer_count(backbone: Backbone) -> int:
     """How many layers have attention of words to the image."""
-    pattern = gaze_of(backbone, "attention").words
+    pattern = attention_layout_of(backbone, "attention").words
     return sum(re.fullmatch(pattern, name) is not None for name, _ in backbone.model.named_modules())
 
 
@@ -143,16 +143,20 @@ def _places(backbone: Backbone, captions: Sequence[str], text: TextBatch) -> _Pl
 
 
 def _by_attention(
-    backbone: Backbone, gaze: Gaze, inputs: torch.Tensor, above: Sequence[Seam], text: TextBatch, places: _Places, prompt: str,
-    method: Method, layers: Sequence[int] | None, heads: Sequence[int] | None,
+    backbone: Backbone, layout: AttentionLayout, inputs: torch.Tensor, above: Sequence[Seam], text: TextBatch,
+    places: _Places, prompt: str, method: Method, layers: Sequence[int] | None, heads: Sequence[int] | None,
 ) -> list[list[torch.Tensor]]:  # fmt: skip
-    wanted = {"words": gaze.words, "queries": gaze.queries, "vision": gaze.vision if method == "rollout" else None}
+    wanted = {
+        "words": layout.words,
+        "queries": layout.queries,
+        "vision": layout.vision if method == "rollout" else None,
+    }
     with torch.no_grad(), recorded(backbone, wanted) as seen:
-        features = backbone.through(above, inputs, prompt=prompt)
+        features = backbone.forward_through(above, inputs, prompt=prompt)
         backbone.decode(features, text)
-    shift, columns = backbone.sight(features, text)
+    shift, columns = backbone.attention_index(features, text)
     attention = _mean(seen.layers("words"), layers, heads)[:, :, columns]  # [B, Q, image tokens]
-    if gaze.queries is not None:
+    if layout.queries is not None:
         attention = attention @ _mean(seen.layers("queries"), None, None)  # [B, Q, S]
     if method == "rollout":
         attention = attention @ rollout(seen.layers("vision"))
@@ -160,33 +164,47 @@ def _by_attention(
 
 
 def _by_gradient(
-    backbone: Backbone, gaze: Gaze, inputs: torch.Tensor, above: Sequence[Seam], text: TextBatch, places: _Places, prompt: str
+    backbone: Backbone,
+    layout: AttentionLayout,
+    inputs: torch.Tensor,
+    above: Sequence[Seam],
+    text: TextBatch,
+    places: _Places,
+    prompt: str,
 ) -> list[list[torch.Tensor]]:
     """For the first word of every caption at once, then the second: captions do not depend on each other."""
-    wanted = {"words": gaze.words, "vision": gaze.vision, "text": gaze.text}
+    wanted = {"words": layout.words, "vision": layout.vision, "text": layout.text}
     with graph_below(backbone.model), recorded(backbone, wanted) as seen:
-        features = backbone.through(above, inputs, prompt=prompt)
+        features = backbone.forward_through(above, inputs, prompt=prompt)
         logits = backbone.decode(features, text)[1].float()  # [B, T, V]
-        shift, columns = backbone.sight(features, text)
+        shift, columns = backbone.attention_index(features, text)
         found: list[list[torch.Tensor]] = [[] for _ in places]
         for number in range(max(map(len, places), default=0)):
             rows = [(b, place) for b, words in enumerate(places) for place in (words[number][1] if number < len(words) else ())]
-            target = sum(logits[b, place - backbone.label_shift, text.labels[b, place]] for b, place in rows)
-            relevance = _relevance(gaze, seen, target, columns)  # [B, Q, image tokens]
+            target = sum(logits[b, place - backbone.logits_offset, text.labels[b, place]] for b, place in rows)
+            relevance = _relevance(layout, seen, target, columns)  # [B, Q, image tokens]
             for b, words in enumerate(places):
                 if number < len(words):
                     found[b].append(relevance[b, [place + shift for place in words[number][1]]].mean(0))
     return found
 
 
-def _relevance(gaze: Gaze, seen: Attentions, target: torch.Tensor | int, columns: slice) -> torch.Tensor:
-    kinds = [kind for kind, pattern in (("words", gaze.words), ("vision", gaze.vision), ("text", gaze.text)) if pattern]
+def _relevance(layout: AttentionLayout, seen: Attentions, target: torch.Tensor | int, columns: slice) -> torch.Tensor:
+    kinds = [
+        kind
+        for kind, pattern in (
+            ("words", layout.words),
+            ("vision", layout.vision),
+            ("text", layout.text),
+        )
+        if pattern
+    ]
     weights = {kind: seen.layers(kind) for kind in kinds}
     flat = [layer for kind in kinds for layer in weights[kind]]
     gradients = iter(torch.autograd.grad(target, flat, retain_graph=True, allow_unused=True))  # type: ignore[arg-type]
     of = {kind: [weighted(layer.detach(), next(gradients)) for layer in weights[kind]] for kind in kinds}
-    image = self_relevance(of["vision"]) if gaze.vision else None
-    if gaze.text is None:
+    image = self_relevance(of["vision"]) if layout.vision else None
+    if layout.text is None:
         both = self_relevance(of["words"])[:, :, columns]
         return both if image is None else both @ normalised(image)
     if image is None:

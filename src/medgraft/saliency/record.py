@@ -36,7 +36,7 @@ def recorded(backbone: Backbone, wanted: dict[str, str | None]) -> Iterator[Atte
     """Keep the weights of the next forward pass; `wanted` has patterns for whole module names."""
     found = Attentions()
     with ExitStack() as stack:
-        stack.enter_context(backbone.weights_shown())
+        stack.enter_context(backbone.eager_attention())
         for name, module in backbone.model.named_modules():
             for what, pattern in wanted.items():
                 if pattern is not None and re.fullmatch(pattern, name):

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from medgraft import hardware
 from medgraft.backbones import Backbone
 from medgraft.data import open_image
-from medgraft.features import FeatureSupply
-from medgraft.metrics.looks import Curves, Looks, Pointing
+from medgraft.features import CachedFeatures
+from medgraft.metrics.saliency_scores import Curves, Pointing, SaliencyScores
 from medgraft.saliency.faithfulness import faithfulness
 from medgraft.saliency.localization import localize
 from medgraft.saliency.maps import CaptionMaps, Method, caption_maps
@@ -26,14 +26,14 @@ _BATCH = 16  # at the most, as weights of attention are kept
 
 
 @dataclass(frozen=True)
-class Looked:
+class SaliencyResult:
     """By image id: numbers for metrics, and packed maps for reports."""
 
-    looks: Mapping[str, Looks]
+    scores: Mapping[str, SaliencyScores]
     maps: Mapping[str, dict[str, Any]]
 
 
-def look(
+def score_saliency(
     backbone: Backbone,
     examples: Sequence[Example],
     said: Mapping[str, str],
@@ -44,9 +44,9 @@ def look(
     pointing: bool,
     curves: int,
     kept: int,
-    supply: FeatureSupply | None = None,
+    cached: CachedFeatures | None = None,
     progress: bool = False,
-) -> Looked:
+) -> SaliencyResult:
     """What is known of where a model looked at `examples`, of which it `said` captions.
 
     `pointing` at the boxes of findings, for examples whose facts have one, as the model is told their first reference;
@@ -58,11 +58,11 @@ def look(
     looked_at = boxed.union(shown)
     wanted = [example for example in examples if example.id in looked_at]
     backbone.model.to(hardware.device()).eval()
-    untrained = backbone.untrained() if boxed and _has_room(backbone) else None
+    untrained = backbone.randomly_initialized() if boxed and _has_room(backbone) else None
     found: dict[str, dict[str, Pointing]] = {}
     control: dict[str, dict[str, Pointing]] = {}
     maps: dict[str, CaptionMaps] = {}
-    for batch in _batches(backbone, wanted, min(batch_size, _BATCH), prompt, bf16, supply, progress):
+    for batch in _batches(backbone, wanted, min(batch_size, _BATCH), prompt, bf16, cached, progress):
         told = {example.id: example.captions[0] for example in batch.examples if example.id in boxed}
         found |= _pointing(backbone, batch, batch.maps(backbone, told))
         if untrained is not None:
@@ -75,17 +75,17 @@ def look(
         for number, name in enumerate(several)
         if maps[name].words
     }
-    looks = {
-        name: Looks(found.get(name, {}), control.get(name, {}), followed.get(name))
+    scores = {
+        name: SaliencyScores(found.get(name, {}), control.get(name, {}), followed.get(name))
         for name in by_id
         if name in found or name in followed
     }
-    return Looked(looks, {name: _packed(backbone, by_id[name], maps[name]) for name in shown[:kept]})
+    return SaliencyResult(scores, {name: _packed(backbone, by_id[name], maps[name]) for name in shown[:kept]})
 
 
 def _packed(backbone: Backbone, example: Example, maps: CaptionMaps) -> dict[str, Any]:
     size = open_image(example.image).size
-    return packed(maps, backbone.view(*size), size)
+    return packed(maps, backbone.visible_region(*size), size)
 
 
 @dataclass(frozen=True)
@@ -110,20 +110,20 @@ class _Batch:
 
 
 def _batches(
-    backbone: Backbone, examples: Sequence[Example], size: int, prompt: str, bf16: bool, supply: FeatureSupply | None,
+    backbone: Backbone, examples: Sequence[Example], size: int, prompt: str, bf16: bool, cached: CachedFeatures | None,
     progress: bool,
 ) -> Iterator[_Batch]:  # fmt: skip
-    """Features come from `supply` where it is low enough."""
+    """Features come from `cached` where it is low enough."""
     where, seam = hardware.device(), backbone.seams[0]
     starts = range(0, len(examples), size)
     for start in tqdm(starts, desc="maps", unit="batch", disable=not progress or not examples, dynamic_ncols=True):
         some = examples[start : start + size]
         paths = [example.image for example in some]
         with torch.no_grad(), hardware.autocast(where, bf16):
-            if supply is not None and supply.seam == seam:
-                features = supply.features(paths).float()
+            if cached is not None and cached.seam == seam:
+                features = cached.features(paths).float()
             else:
-                features = backbone.stage(seam.name, _pixels(backbone, paths), prompt=prompt)
+                features = backbone.forward_to(seam.name, _pixels(backbone, paths), prompt=prompt)
         yield _Batch(some, features, seam, prompt, bf16)
 
 
@@ -156,7 +156,7 @@ def _pixels(backbone: Backbone, paths: Sequence[Path]) -> torch.Tensor:
 def _pointing(backbone: Backbone, batch: _Batch, maps: Mapping[str, CaptionMaps]) -> dict[str, dict[str, Pointing]]:
     """By image id, as a model was told the reference."""
     return {
-        example.id: localize(maps[example.id], example.facts or {}, backbone.view(*open_image(example.image).size))
+        example.id: localize(maps[example.id], example.facts or {}, backbone.visible_region(*open_image(example.image).size))
         for example in batch.examples
         if example.id in maps
     }
@@ -164,10 +164,12 @@ def _pointing(backbone: Backbone, batch: _Batch, maps: Mapping[str, CaptionMaps]
 
 def _has_room(backbone: Backbone) -> bool:
     """Whether the model is small enough for an untrained twin; counted on its shapes, as quantised weights hide theirs."""
-    return sum(p.numel() for p in type(backbone).skeleton(backbone.config).parameters()) <= _UNTRAINED_MAX
+    return sum(p.numel() for p in type(backbone).meta_model(backbone.config).parameters()) <= _UNTRAINED_MAX
 
 
 def _curves(backbone: Backbone, example: Example, maps: CaptionMaps, prompt: str, bf16: bool, number: int) -> Curves:
     image = open_image(example.image)
     with hardware.autocast(hardware.device(), bf16):
-        return faithfulness(backbone, image, maps.caption, maps.mean(), backbone.view(*image.size), prompt=prompt, seed=number)
+        return faithfulness(
+            backbone, image, maps.caption, maps.mean(), backbone.visible_region(*image.size), prompt=prompt, seed=number
+        )

@@ -126,7 +126,7 @@ def _full_parameters(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> 
         plan = strategy.plan(part)
         if plan.mode != "full":
             continue
-        own = [(n, p) for n, p in model.named_parameters() if anatomy.part_of(n) == part and not lies_in(n, anatomy.unused)]
+        own = [(n, p) for n, p in model.named_parameters() if anatomy.part_of(n) == part and not lies_in(n, anatomy.never_run)]
         found = [(n, p) for n, p in own if _wanted(n, anatomy, plan)]
         if not found and part != "bridge":  # which may be one linear layer, without norms for instance
             roles = f" of role {' or '.join(plan.roles)}" if plan.roles else ""

@@ -107,7 +107,7 @@ class _Checks:
         """Every linear layer has a role, and every part that has layers has roles for them."""
         anatomy = self.backbone.anatomy
         linear = [n for n, m in self.backbone.model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
-        lost = [name for name in linear if anatomy.role_of(name) is None and not lies_in(name, anatomy.unused)]
+        lost = [name for name in linear if anatomy.role_of(name) is None and not lies_in(name, anatomy.never_run)]
         assert not lost, f"{len(lost)} of {len(linear)} linear layers have no role, such as {lost[0]}"
         for part in ("vision", "text"):
             held = {anatomy.role_of(name) for name in linear if anatomy.part_of(name) == part}
@@ -115,7 +115,7 @@ class _Checks:
 
     def builds_a_skeleton(self) -> None:
         """The skeleton has the model's parameters, without memory."""
-        skeleton = {n: p.shape for n, p in self.backbone_class.skeleton(self.backbone.config).named_parameters()}
+        skeleton = {n: p.shape for n, p in self.backbone_class.meta_model(self.backbone.config).named_parameters()}
         loaded = {n: p.shape for n, p in self.backbone.model.named_parameters()}
         odd = sorted(set(skeleton.items()) ^ set(loaded.items()))
         assert not odd, f"{len(odd)} parameters differ, such as {odd[0][0]}"
@@ -144,12 +144,12 @@ class _Checks:
     def cuts_long_captions(self) -> None:
         """Captions are cut to max_tokens and to what the model takes, and still end."""
         backbone = self.backbone
-        head = len(backbone.head(self.prompt))
+        head = len(backbone.prompt_ids(self.prompt))
         for limit in (head + 6, 10**6):
             text = backbone.text_batch(["word " * 6000], prompt=self.prompt, max_tokens=limit)
             kept = text.labels[text.labels != -100]
             assert kept[-1] == backbone.end_id, "a cut caption has lost its end"
-            assert len(kept) <= min(limit, backbone.positions), f"{len(kept)} labels at max_tokens={limit}"
+            assert len(kept) <= min(limit, backbone.max_positions), f"{len(kept)} labels at max_tokens={limit}"
 
     def resumes_at_every_seam(self) -> None:
         """From stored features at any seam, loss and logits are bit-identical."""
@@ -159,11 +159,11 @@ class _Checks:
             whole = backbone.decode(backbone.encode(pixels, prompt=self.prompt), text)
             stored = [pixels]
             for seam in backbone.seams:
-                stored.append(backbone.stage(seam.name, stored[-1], prompt=self.prompt))
+                stored.append(backbone.forward_to(seam.name, stored[-1], prompt=self.prompt))
             for i, seam in enumerate(backbone.seams, start=1):
                 features = stored[i].clone()
                 for above in backbone.seams[i:]:
-                    features = backbone.stage(above.name, features, prompt=self.prompt)
+                    features = backbone.forward_to(above.name, features, prompt=self.prompt)
                 again = backbone.decode(features, text)
                 assert torch.equal(again[0], whole[0]), f"seam {seam.name!r}: loss {again[0]} and not {whole[0]}"
                 assert torch.equal(again[1], whole[1]), f"seam {seam.name!r}: logits differ"
@@ -178,15 +178,15 @@ class _Checks:
     def generates_what_it_was_taught_to(self) -> None:
         """Generation starts where training does: its first token is the most likely one in teacher forcing."""
         text, features, backbone = self.text(), self.features(2), self.backbone
-        head = torch.tensor([backbone.head(self.prompt)] * 2)
+        head = torch.tensor([backbone.prompt_ids(self.prompt)] * 2)
         one = transformers.GenerationConfig(
             max_new_tokens=1, do_sample=False, pad_token_id=backbone.pad_id, eos_token_id=backbone.end_id
         )
         with torch.no_grad():
-            said = backbone.continuation(features, head, one)[:, -1]
+            said = backbone.generate_ids(features, head, one)[:, -1]
             logits = backbone.decode(features, text)[1]
         first = int((text.labels[0] != -100).nonzero()[0])
-        wanted = logits[:, first - backbone.label_shift].argmax(-1)
+        wanted = logits[:, first - backbone.logits_offset].argmax(-1)
         assert torch.equal(said, wanted), f"generation begins with {said.tolist()}, training expects {wanted.tolist()}"
 
     def generates_alike_in_batches(self) -> None:
@@ -201,23 +201,23 @@ class _Checks:
     def respects_limits(self) -> None:
         """max_new_tokens is kept, also when it is more than the model can take."""
         features = self.features(1)
-        head = torch.tensor([self.backbone.head(self.prompt)])
+        head = torch.tensor([self.backbone.prompt_ids(self.prompt)])
         short = transformers.GenerationConfig(
             max_new_tokens=3, do_sample=False, pad_token_id=self.backbone.pad_id, eos_token_id=self.backbone.end_id
         )
         with torch.no_grad():
-            new = self.backbone.continuation(features, head, short)
+            new = self.backbone.generate_ids(features, head, short)
         assert 1 <= new.shape[1] <= 4, f"{new.shape[1]} tokens for max_new_tokens=3"  # with T5's start token
         self.backbone.generate(features, prompt=self.prompt, options=GenerationConfig(max_new_tokens=100_000))
 
     def shows_where_it_looks(self) -> None:
-        """If it declares a gaze, every word has a map of its own image, and images are placed where the model sees them."""
+        """With an attention layout, every word has a map of its own image, placed where the model sees the image."""
         backbone = self.backbone
-        if backbone.gaze is None:
+        if backbone.attention_layout is None:
             return
         for ids, spans in zip(backbone.token_ids(CAPTIONS), backbone.token_spans(CAPTIONS), strict=True):
             assert len(ids) == len(spans), f"{len(ids)} tokens and {len(spans)} places in the text"
-        left, top, right, bottom = backbone.view(60, 40)
+        left, top, right, bottom = backbone.visible_region(60, 40)
         assert left < right and top < bottom and right > 0 and bottom > 0, f"it sees {(left, top, right, bottom)} of 60 x 40"
         pixels = backbone.pixel_values(images(2))
         maps = caption_maps(backbone, pixels, CAPTIONS, prompt=self.prompt)

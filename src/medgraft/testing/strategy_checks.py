@@ -94,7 +94,7 @@ class _Checks:
         trainable = {n for n, p in module.named_parameters() if p.requires_grad}
         assert not moved - trainable, f"{sorted(moved - trainable)[0]} is frozen and moved"
         still = sorted(trainable - moved)
-        odd = [n for n in still if not lies_in(bare_name(n.removeprefix("model.")), backbone.anatomy.resting)]
+        odd = [n for n in still if not lies_in(bare_name(n.removeprefix("model.")), backbone.anatomy.no_gradient)]
         assert not odd, f"{len(odd)} of {len(trainable)} trained tensors stay: {odd[:3]}"
         loss = self._loss(module)
         assert loss < start, f"the loss does not fall: {start} before {STEPS} steps, {loss} after them"

@@ -9,7 +9,7 @@ import torch
 
 from medgraft.backbones import Backbone
 from medgraft.data.collate import PixelCache
-from medgraft.features import FeatureSupply
+from medgraft.features import CachedFeatures
 from medgraft.types import Example
 
 
@@ -25,13 +25,13 @@ class Collator:
     pixels: PixelCache
     prompt: str
     max_tokens: int
-    supply: FeatureSupply | None = None
+    cached: CachedFeatures | None = None
 
     def __call__(self, pairs: Sequence[tuple[Example, str]]) -> dict[str, torch.Tensor]:
         """See the class."""
         text = self.backbone.text_batch([caption for _, caption in pairs], prompt=self.prompt, max_tokens=self.max_tokens)
         paths = [example.image for example, _ in pairs]
-        stored = [self.supply.stored(path) if self.supply else None for path in paths]
+        stored = [self.cached.stored(path) if self.cached else None for path in paths]
         rows = [row for row, feature in enumerate(stored) if feature is not None]
         batch = {"input_ids": text.input_ids, "attention_mask": text.attention_mask, "labels": text.labels}
         if rows:

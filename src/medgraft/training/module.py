@@ -17,18 +17,18 @@ from medgraft.types import Seam
 class CaptioningModule(nn.Module):
     """Loss of captions given images.
 
-    Frozen parts stay in eval mode; below a seam no graph is built if nothing trains there. `cut` is the seam at which
+    Frozen parts stay in eval mode; below a seam no graph is built if nothing trains there. `prefix` is the seam at which
     stored features come in.
     """
 
     accepts_loss_kwargs = True  # the Trainer then hands over the number of labels of the whole accumulated batch
 
-    def __init__(self, backbone: Backbone, applied: Applied, prompt: str = "", cut: Seam | None = None):
+    def __init__(self, backbone: Backbone, applied: Applied, prompt: str = "", prefix: Seam | None = None):
         super().__init__()
         self.backbone = backbone
         self.applied = applied
         self.prompt = prompt
-        self.cut = cut
+        self.prefix = prefix
         self.model = applied.model
         trained = {backbone.anatomy.part_of(n) for n, p in backbone.model.named_parameters() if p.requires_grad}
         prefixes = [p for part in applied.frozen_parts for p in backbone.anatomy.parts[part].prefixes]
@@ -48,7 +48,7 @@ class CaptioningModule(nn.Module):
         attention_mask: torch.Tensor,  # [B, T]
         labels: torch.Tensor,  # [B, T]
         pixel_values: torch.Tensor | None = None,  # [B - K, ...]
-        features: torch.Tensor | None = None,  # [K, S, C] at the cut
+        features: torch.Tensor | None = None,  # [K, S, C] at the seam `prefix`
         feature_rows: torch.Tensor | None = None,  # [K]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> dict[str, torch.Tensor]:
@@ -64,25 +64,25 @@ class CaptioningModule(nn.Module):
     def _features(
         self, pixels: torch.Tensor | None, stored: torch.Tensor | None, rows: torch.Tensor | None, count: int
     ) -> torch.Tensor:
-        """Features at the last seam for `count` rows, from stored ones at the cut and from pixels."""
+        """Features at the last seam for `count` rows, from stored ones at the seam `prefix` and from pixels."""
         seams = self.backbone.seams
-        cut = seams.index(self.cut) + 1 if self.cut is not None and stored is not None else 0
+        below = seams.index(self.prefix) + 1 if self.prefix is not None and stored is not None else 0
         if stored is None or rows is None:
             assert pixels is not None, "a batch without images"
             return self._stages(pixels, seams)
         if pixels is None:
-            return self._stages(stored, seams[cut:])
-        computed = self._stages(pixels, seams[:cut])
+            return self._stages(stored, seams[below:])
+        computed = self._stages(pixels, seams[:below])
         whole = computed.new_empty(count, *computed.shape[1:])
         others = torch.ones(count, dtype=torch.bool, device=rows.device)
         others[rows] = False
         whole[rows], whole[others] = stored.to(whole.dtype), computed
-        return self._stages(whole, seams[cut:])
+        return self._stages(whole, seams[below:])
 
     def _stages(self, inputs: torch.Tensor, seams: Sequence[Seam]) -> torch.Tensor:
         for seam in seams:
             with torch.set_grad_enabled(torch.is_grad_enabled() and seam not in self.frozen_seams):
-                inputs = self.backbone.stage(seam.name, inputs, prompt=self.prompt)
+                inputs = self.backbone.forward_to(seam.name, inputs, prompt=self.prompt)
         return inputs
 
     def activation_checkpointing_enable(

@@ -23,7 +23,7 @@ from medgraft.config import RunConfig
 from medgraft.data.collate import CaptionPairs, PixelCache
 from medgraft.energy import EnergyMeter
 from medgraft.errors import ConfigError, TrainingError
-from medgraft.features import FeatureSupply
+from medgraft.features import CachedFeatures
 from medgraft.heap import kept_heap
 from medgraft.strategies import Applied
 from medgraft.training.adalora import RankAllocation
@@ -69,16 +69,16 @@ def fit(
     resume: bool = False,
     checkpoints: bool = True,
     progress: bool = True,
-    supply: FeatureSupply | None = None,
+    cached: CachedFeatures | None = None,
 ) -> TrainResult:
     """Train `applied` in place. Checkpoints go to `folder`, which is removed at the end; `resume` goes on from its last.
 
-    Images whose features are in `supply` are not looked at again.
+    Images whose features are in `cached` are not looked at again.
 
     Raises TrainingError if the loss becomes NaN or infinite.
     """
     with clock.phase("train"):
-        trainer = _trainer(backbone, applied, config, train, validation, folder, clock, checkpoints, supply)
+        trainer = _trainer(backbone, applied, config, train, validation, folder, clock, checkpoints, cached)
         if progress:
             trainer.add_callback(Progress(trainer))
         last = _last_checkpoint(folder) if resume else None
@@ -97,7 +97,7 @@ def fit(
 
 def _trainer(
     backbone: Backbone, applied: Applied, config: RunConfig, train: Sequence[Example], validation: Sequence[Example],
-    folder: Path, clock: Clock, checkpoints: bool, supply: FeatureSupply | None,
+    folder: Path, clock: Clock, checkpoints: bool, cached: CachedFeatures | None,
 ) -> CaptionTrainer:  # fmt: skip
     settings = config.train
     prompt = prompt_for(backbone, settings.prompt)
@@ -108,11 +108,11 @@ def _trainer(
         raise ConfigError(f"Training options: {str(error).splitlines()[0]}") from None
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several devices take accelerate or torchrun, not DataParallel
     trainer = CaptionTrainer(
-        model=CaptioningModule(backbone, applied, prompt, supply.seam if supply else None),
+        model=CaptioningModule(backbone, applied, prompt, cached.seam if cached else None),
         args=arguments,
         train_dataset=CaptionPairs(train),
         eval_dataset=CaptionPairs(validation) if validation else None,
-        data_collator=Collator(backbone, pixels, prompt, settings.max_text_tokens, supply),
+        data_collator=Collator(backbone, pixels, prompt, settings.max_text_tokens, cached),
         clock=clock,
     )
     if applied.strategy.method == "ADALORA" and applied.adapter_parameters:

@@ -28,7 +28,7 @@ SHAPES = (
 )  # fmt: skip
 SIZES = {"tiny": 0.13, "small": 0.2, "medium": 0.3, "large": 0.42, "huge": 0.58}
 BACKGROUNDS = ("plain", "gradient", "noisy", "striped", "cloudy", "landscape", "vignette")
-LOOKS = ("color", "color", "color", "gray", "gray", "blurry", "noisy", "dim", "bright")
+SALIENCY_METRICS = ("color", "color", "color", "gray", "gray", "blurry", "noisy", "dim", "bright")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Scene:
 
 def random_scene(rng: np.random.Generator) -> Scene:
     """Draw a scene. Grey looks use grey tones only, so that their captions never name a colour that is not there."""
-    look = str(rng.choice(LOOKS))
+    look = str(rng.choice(SALIENCY_METRICS))
     tones = list(GREYS) if look == "gray" else list(COLORS)
     background_color = str(rng.choice(tones))
     things, taken = [], set()

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.backbones.roles import vision_tower_roles
 from medgraft.backbones.wordpieces import join_punctuation
-from medgraft.types import Anatomy, Gaze, Part, PartAnatomy, Seam
+from medgraft.types import Anatomy, AttentionLayout, Part, PartAnatomy, Seam
 
 _LAYER = r"git\.encoder\.layer\.\d+"
 
@@ -42,13 +42,13 @@ class GitBackbone(Backbone):
                 },
             ),
         },
-        unused=(r"git\.img_temporal_embedding",),  # videos only
+        never_run=(r"git\.img_temporal_embedding",),  # videos only
     )
-    seams = (Seam("vision", ("vision",), read_by_linear=True), Seam("bridge", ("vision", "bridge")))
+    seams = (Seam("vision", ("vision",), consumer_casts_input=True), Seam("bridge", ("vision", "bridge")))
     model_class = "GitForCausalLM"
     model_types = ("git",)
     never_quantized = (r"output", r"git\.visual_projection")
-    gaze = Gaze(
+    attention_layout = AttentionLayout(
         "attention to the image's tokens", rf"{_LAYER}\.attention\.self",
         vision=r"git\.image_encoder\.vision_model\.encoder\.layers\.\d+\.self_attn",
     )  # fmt: skip
@@ -64,7 +64,7 @@ class GitBackbone(Backbone):
         """`[SEP]`."""
         return int(self.tokenizer.sep_token_id)
 
-    def head(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: str) -> list[int]:
         """`[CLS]` and the prompt."""
         return [int(self.tokenizer.cls_token_id), *(self.token_ids([prompt])[0] if prompt else ())]
 
@@ -72,7 +72,7 @@ class GitBackbone(Backbone):
         """Word pieces as people write."""
         return join_punctuation(text)
 
-    def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
         """`vision`: CLIP's output with its class token first; `bridge`: projected to the decoder's width."""
         git = self.model.git
         features: torch.Tensor = (
@@ -91,10 +91,10 @@ class GitBackbone(Backbone):
             )
         return output.loss, output.logits[:, features.shape[1] :]
 
-    def continuation(
+    def generate_ids(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
-        """See Backbone.continuation."""
+        """See Backbone.generate_ids."""
         with self._given_features():
             ids: torch.Tensor = self.model.generate(
                 pixel_values=features[:, None],
@@ -104,7 +104,7 @@ class GitBackbone(Backbone):
             )
         return ids[:, input_ids.shape[1] :]
 
-    def sight(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
+    def attention_index(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
         """The patches stand before the words."""
         patches = features.shape[1]
         return patches - 1, slice(0, patches)

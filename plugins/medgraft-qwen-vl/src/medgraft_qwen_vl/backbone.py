@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from medgraft.backbones import Backbone, TextBatch, next_token_loss
 from medgraft.backbones.roles import language_model_roles
 from medgraft.errors import BackboneError
-from medgraft.types import Anatomy, Gaze, Part, PartAnatomy, Seam
+from medgraft.types import Anatomy, AttentionLayout, Part, PartAnatomy, Seam
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -54,7 +54,7 @@ class QwenVlBackbone(Backbone):
     model_class = "AutoModelForImageTextToText"
     model_types = ("qwen2_5_vl", "qwen2_vl")
     never_quantized = (r"lm_head", r"model\.visual\.merger")
-    gaze = Gaze("attention to the image's tokens", r"model\.language_model\.layers\.\d+\.self_attn")
+    attention_layout = AttentionLayout("attention to the image's tokens", r"model\.language_model\.layers\.\d+\.self_attn")
     default_prompt = "Describe this medical image in one sentence."
 
     @classmethod
@@ -93,7 +93,7 @@ class QwenVlBackbone(Backbone):
         """See Backbone.image_tokens."""
         return int(self.side // (self.image_processor.patch_size * self.image_processor.merge_size)) ** 2
 
-    def head(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: str) -> list[int]:
         """The chat up to where the assistant begins, with a placeholder for every image token."""
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         text = self.tokenizer.apply_chat_template(
@@ -112,7 +112,7 @@ class QwenVlBackbone(Backbone):
         across = self.side // self.image_processor.patch_size
         return torch.tensor([[1, across, across]] * count, device=device)
 
-    def stage(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
         """The merged image tokens, [B, N / 4, width of the language model]."""
         grid = self._grid(inputs.shape[0], inputs.device)
         merged: torch.Tensor = self.model.model.visual(inputs.flatten(0, 1), grid_thw=grid).pooler_output
@@ -133,10 +133,10 @@ class QwenVlBackbone(Backbone):
         logits: torch.Tensor = self.model(**inputs, mm_encoder_outputs=given, use_cache=False).logits
         return next_token_loss(logits, text.labels), logits
 
-    def continuation(
+    def generate_ids(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
-        """See Backbone.continuation."""
+        """See Backbone.generate_ids."""
         words = self.model.get_input_embeddings()(input_ids)
         places = (input_ids == self.config.image_token_id)[..., None]
         ids: torch.Tensor = self.model.generate(
@@ -146,7 +146,7 @@ class QwenVlBackbone(Backbone):
         )
         return ids[:, input_ids.shape[1] :]
 
-    def view(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def visible_region(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The square around the image."""
         side = max(width, height)
         left, top = (width - side) / 2, (height - side) / 2

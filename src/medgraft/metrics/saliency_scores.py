@@ -38,7 +38,7 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Looks:
+class SaliencyScores:
     """Of one image: pointing for each thing that its reference names, the same for an untrained decoder, and curves."""
 
     pointing: Mapping[str, Pointing]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medgraft.benchmark import rehearse_suite
+from medgraft.benchmark import dry_run_suite
 from medgraft.benchmark.estimate import measured_flops
 from medgraft.benchmark.suite import expand
 from medgraft.config import SuiteConfig, load_suite
@@ -42,7 +42,7 @@ def test_a_backbone_may_have_its_own_strategies():
 
 
 def test_the_papers_plan_without_data_hub_or_key(no_keys, plugins):
-    plan = rehearse_suite(load_suite(PAPER), plugins=plugins)
+    plan = dry_run_suite(load_suite(PAPER), plugins=plugins)
     assert [(run.backbone.partition(":")[0], run.strategy) for run in plan.runs] == [
         *(("blip", strategy) for strategy in ("zero-shot", "full", "encoder-frozen", "decoder-frozen")),
         *((name, "zero-shot") for name in ("blip2", "instructblip", "vit-gpt2", "gemini")),
@@ -67,7 +67,7 @@ def test_estimates_are_of_the_right_size(phantoms_folder, plugins):
         data=f"roco:{phantoms_folder}", strategies=("zero-shot", "full", "encoder-frozen", "lora-decoder"),
         train={"num_train_epochs": 2},
     )  # fmt: skip
-    plan = rehearse_suite(suite, plugins=plugins)
+    plan = dry_run_suite(suite, plugins=plugins)
     zero, full, frozen, lora = plan.runs
     images = plan.images[f"roco:{phantoms_folder}"]["train"]
     assert full.trainable_parameters == 6_159_252
@@ -82,7 +82,7 @@ def test_estimates_are_of_the_right_size(phantoms_folder, plugins):
 def test_a_plan_prices_apis_and_leaves_out_what_cannot_be(phantoms_folder, plugins, no_keys, monkeypatch):
     monkeypatch.setenv("MEDGRAFT_API_USD_PER_MILLION_TOKENS", "1,2")
     suite = _suite(backbones=("openai:m",), strategies=("zero-shot", "lora"), data=f"roco:{phantoms_folder}")
-    plan = rehearse_suite(suite, plugins=plugins)
+    plan = dry_run_suite(suite, plugins=plugins)
     (run,) = plan.runs
     assert run.usage["requests"] == plan.images[f"roco:{phantoms_folder}"]["test"]
     assert run.usage["usd"] == pytest.approx((run.usage["input_tokens"] + 2 * run.usage["output_tokens"]) / 1e6)
@@ -92,14 +92,14 @@ def test_a_plan_prices_apis_and_leaves_out_what_cannot_be(phantoms_folder, plugi
 def test_the_plan_counts_tries_and_timings(phantoms_folder, plugins):
     data = {"name": "phantoms", "path": str(phantoms_folder)}
     suite = _suite(strategies=("zero-shot", "lora"), seeds=(0, 1), data=data, tuning={}, timing={"repeats": 4})
-    plan = rehearse_suite(suite, plugins=plugins)
-    assert (plan.tries, plan.timings) == (3, 4)
+    plan = dry_run_suite(suite, plugins=plugins)
+    assert (plan.trials, plan.timings) == (3, 4)
     assert "Not counted: 3 tries of learning rates and 4 timings of steps." in rehearsal_text(plan)
 
 
 def test_misspelt_names_end_the_plan(plugins):
     with pytest.raises(UnknownNameError, match="Did you mean 'lora'"):
-        rehearse_suite(_suite(strategies=("lorra",)), plugins=plugins)
+        dry_run_suite(_suite(strategies=("lorra",)), plugins=plugins)
 
 
 def test_the_machine_is_measured():

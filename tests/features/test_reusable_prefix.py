@@ -7,8 +7,8 @@ from medgraft.adapter import load_base
 from medgraft.benchmark import execute
 from medgraft.config import run_config
 from medgraft.data.images import open_image
-from medgraft.features import find_cut, open_supply
-from medgraft.features.cut import cut_key, stored_dtype
+from medgraft.features import find_reusable_prefix, open_cached_features
+from medgraft.features.reusable_prefix import prefix_key, stored_dtype
 from medgraft.plugin import PluginManager
 from medgraft.strategies import PartPlan, Strategy, apply_strategy
 from medgraft.testing.backbone_checks import CAPTIONS, images
@@ -41,7 +41,7 @@ def _applied(name, tiny_folder, strategy):
 ])  # fmt: skip
 def test_the_cut_is_found_on_the_model(name, strategy, seam, tiny_folder):
     backbone, _ = _applied(name, tiny_folder, strategy)
-    cut = find_cut(backbone)
+    cut = find_reusable_prefix(backbone)
     assert (cut.seam.name if cut.seam else None) == seam
     if seam is None:
         assert cut.reason.startswith("part '")
@@ -49,32 +49,33 @@ def test_the_cut_is_found_on_the_model(name, strategy, seam, tiny_folder):
 
 def test_dropout_below_the_seam_forbids_a_cut(tiny_folder):
     backbone, _ = _applied("blip", tiny_folder, Strategy())
-    assert find_cut(backbone).seam is not None
+    assert find_reusable_prefix(backbone).seam is not None
     backbone.model.vision_model.extra = torch.nn.Dropout(0.1)
-    assert find_cut(backbone).seam is None
+    assert find_reusable_prefix(backbone).seam is None
     backbone.model.eval()
-    assert find_cut(backbone).seam is not None
+    assert find_reusable_prefix(backbone).seam is not None
 
 
 def test_the_key_holds_everything_that_decides(tiny_folder):
     backbone, _ = _applied("instructblip-t5", tiny_folder, Strategy())
     vision, bridge = backbone.seams
-    key = cut_key(backbone, bridge, bf16=True, prompt="a")
-    assert key == cut_key(backbone, bridge, bf16=True, prompt="a")
-    assert key != cut_key(backbone, bridge, bf16=False, prompt="a")
-    assert key != cut_key(backbone, bridge, bf16=True, prompt="b")  # the Q-Former reads it
-    assert cut_key(backbone, vision, bf16=True, prompt="a") == cut_key(backbone, vision, bf16=True, prompt="b")
+    key = prefix_key(backbone, bridge, bf16=True, prompt="a")
+    assert key == prefix_key(backbone, bridge, bf16=True, prompt="a")
+    assert key != prefix_key(backbone, bridge, bf16=False, prompt="a")
+    assert key != prefix_key(backbone, bridge, bf16=True, prompt="b")  # the Q-Former reads it
+    assert prefix_key(backbone, vision, bf16=True, prompt="a") == prefix_key(backbone, vision, bf16=True, prompt="b")
     quantised, _ = _applied("instructblip-t5", tiny_folder, Strategy(quantization="nf4"))
     assert (
-        cut_key(quantised, vision, bf16=True, prompt="")["prefix"] != cut_key(backbone, vision, bf16=True, prompt="")["prefix"]
+        prefix_key(quantised, vision, bf16=True, prompt="")["prefix"]
+        != prefix_key(backbone, vision, bf16=True, prompt="")["prefix"]
     )
-    before = cut_key(backbone, vision, bf16=True, prompt="")
+    before = prefix_key(backbone, vision, bf16=True, prompt="")
     backbone.model.language_model.lm_head.weight.data.add_(1)  # above the seam
-    assert cut_key(backbone, vision, bf16=True, prompt="") == before
+    assert prefix_key(backbone, vision, bf16=True, prompt="") == before
     backbone.model.vision_model.post_layernorm.bias.data[0] += 1
-    assert cut_key(backbone, vision, bf16=True, prompt="") != before
+    assert prefix_key(backbone, vision, bf16=True, prompt="") != before
     backbone.image_processor.size = {"height": 16, "width": 16}
-    assert cut_key(backbone, vision, bf16=True, prompt="")["images"] != before["images"]
+    assert prefix_key(backbone, vision, bf16=True, prompt="")["images"] != before["images"]
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -95,14 +96,14 @@ def test_loss_from_stored_features_is_bit_identical(name, bf16, tiny_folder, tmp
             computed = backbone.decode(
                 backbone.encode(backbone.pixel_values([open_image(p) for p in paths]), prompt=prompt), text
             )
-            supply, _ = open_supply(backbone, bf16=bf16, prompt=prompt, max_gb=1)
-            supply.seam = seam
-            supply.store = type(supply.store)(cut_key(backbone, seam, bf16=bf16, prompt=prompt), max_bytes=10**9)
-            supply.dtype = torch.bfloat16 if bf16 and seam.read_by_linear else torch.float32
-            supply.build(paths, batch_size=3)
-            features = torch.stack([supply.stored(path) for path in paths])
+            cached, _ = open_cached_features(backbone, bf16=bf16, prompt=prompt, max_gb=1)
+            cached.seam = seam
+            cached.store = type(cached.store)(prefix_key(backbone, seam, bf16=bf16, prompt=prompt), max_bytes=10**9)
+            cached.dtype = torch.bfloat16 if bf16 and seam.consumer_casts_input else torch.float32
+            cached.build(paths, batch_size=3)
+            features = torch.stack([cached.stored(path) for path in paths])
             for above in backbone.seams[backbone.seams.index(seam) + 1 :]:
-                features = backbone.stage(above.name, features, prompt=prompt)
+                features = backbone.forward_to(above.name, features, prompt=prompt)
             stored = backbone.decode(features, text)
         assert torch.equal(stored[0], computed[0]) and torch.equal(stored[1], computed[1]), seam.name
 
@@ -111,14 +112,14 @@ def test_a_corrected_stage_is_another_prefix(tiny_folder):
     backbone, _ = _applied("blip", tiny_folder, Strategy())
 
     class Corrected(type(backbone)):
-        def stage(self, seam, inputs, *, prompt):
-            return super().stage(seam, inputs, prompt=prompt) * 2
+        def forward_to(self, seam, inputs, *, prompt):
+            return super().forward_to(seam, inputs, prompt=prompt) * 2
 
-    before = cut_key(backbone, backbone.seams[0], bf16=True, prompt="")
+    before = prefix_key(backbone, backbone.seams[0], bf16=True, prompt="")
     backbone.__class__ = Corrected
-    assert cut_key(backbone, backbone.seams[0], bf16=True, prompt="")["code"] != before["code"]
+    assert prefix_key(backbone, backbone.seams[0], bf16=True, prompt="")["code"] != before["code"]
     backbone.config.vision_config.layer_norm_eps = 0.1
-    assert cut_key(backbone, backbone.seams[0], bf16=True, prompt="")["config"] != before["config"]
+    assert prefix_key(backbone, backbone.seams[0], bf16=True, prompt="")["config"] != before["config"]
 
 
 @pytest.mark.parametrize(("quantization", "compute", "kept"), [
@@ -148,9 +149,9 @@ def test_training_with_and_without_the_store(strategy, bf16, blip_folder, phanto
     monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path / "store"))
     setting = f"train.bf16={bf16}"
     computed, line = _run(blip_folder, phantoms_folder, tmp_path / "a", strategy, setting, "features.enabled=false")
-    assert line == "features: no cut: features.enabled is false"
+    assert line == "features: not reused: features.enabled is false"
     built, line = _run(blip_folder, phantoms_folder, tmp_path / "b", strategy, setting)
-    assert line.startswith("features: cut at seam 'vision': all below it is frozen; 0 found")
+    assert line.startswith("features: reused from seam 'vision': all below it is frozen; 0 found")
     assert built.record.features["built"] == built.record.images["train"] + built.record.images["test"]
     found, _ = _run(blip_folder, phantoms_folder, tmp_path / "c", strategy, setting)
     assert found.record.features["built"] == 0
@@ -179,14 +180,14 @@ def test_an_edited_image_is_another_image(blip_folder, phantoms_folder, tmp_path
     apply_strategy(backbone.model, backbone.anatomy, Strategy())
     path = tmp_path / "x.png"
     images(1)[0].save(path)
-    first, _ = open_supply(backbone, bf16=False, prompt="", max_gb=1)
+    first, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
     before = first.features([path])
     images(1)[0].rotate(90).save(path)
-    second, _ = open_supply(backbone, bf16=False, prompt="", max_gb=1)
+    second, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
     assert not torch.equal(second.features([path]), before)
 
 
 def test_strategies_that_train_the_prefix_say_so(blip_folder, phantoms_folder, tmp_path):
     result, line = _run(blip_folder, phantoms_folder, tmp_path, "full")
-    assert line == "features: no cut: part 'vision' is trained"
+    assert line == "features: not reused: part 'vision' is trained"
     assert result.record.features == {"seam": None, "reason": "part 'vision' is trained", "found": 0, "built": 0}

@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from medgraft.backbones import Backbone
 from medgraft.data.images import open_image
-from medgraft.features.cut import Cut, cut_key, find_cut, stored_dtype
+from medgraft.features.reusable_prefix import ReusablePrefix, find_reusable_prefix, prefix_key, stored_dtype
 from medgraft.features.store import FeatureStore, image_digest
 from medgraft.types import Seam
 
 
 @dataclass
-class FeatureSupply:
+class CachedFeatures:
     """What a run takes its features from. `found` counts features that were there."""
 
     backbone: Backbone
@@ -92,18 +92,20 @@ class FeatureSupply:
     def _compute(self, pixels: torch.Tensor) -> torch.Tensor:
         pixels = pixels.to(next(self.backbone.model.parameters()).device)
         below = self.backbone.seams[: self.backbone.seams.index(self.seam) + 1]
-        return self.backbone.through(below, pixels, prompt=self.prompt).to(self.dtype)
+        return self.backbone.forward_through(below, pixels, prompt=self.prompt).to(self.dtype)
 
     def _keep(self, paths: Sequence[Path], features: torch.Tensor) -> None:
         self.store.put({self.digest(path): feature for path, feature in zip(paths, features, strict=True)})
 
 
-def open_supply(backbone: Backbone, *, bf16: bool, prompt: str, max_gb: float) -> tuple[FeatureSupply | None, Cut]:
-    """The supply for a model as it stands, None if it cannot be cut or nothing may be stored; and the cut."""
-    cut = find_cut(backbone)
-    if cut.seam is None or max_gb <= 0:
-        return None, cut
-    key = cut_key(backbone, cut.seam, bf16=bf16, prompt=prompt)
+def open_cached_features(
+    backbone: Backbone, *, bf16: bool, prompt: str, max_gb: float
+) -> tuple[CachedFeatures | None, ReusablePrefix]:
+    """Cached features for a model as it stands, None if no prefix is reusable or nothing may be stored; and the prefix."""
+    prefix = find_reusable_prefix(backbone)
+    if prefix.seam is None or max_gb <= 0:
+        return None, prefix
+    key = prefix_key(backbone, prefix.seam, bf16=bf16, prompt=prompt)
     store = FeatureStore(key, max_bytes=int(max_gb * 1e9))
     store.mark_used()
-    return FeatureSupply(backbone, cut.seam, store, prompt, stored_dtype(backbone, cut.seam, bf16=bf16)), cut
+    return CachedFeatures(backbone, prefix.seam, store, prompt, stored_dtype(backbone, prefix.seam, bf16=bf16)), prefix

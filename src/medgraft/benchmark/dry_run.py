@@ -11,7 +11,7 @@ from medgraft import hardware
 from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_for
 from medgraft.backbones.published import planning_config, published_config
 from medgraft.benchmark.estimate import Estimate, estimate, measured_flops
-from medgraft.benchmark.plan import refuse_training, rehearse
+from medgraft.benchmark.plan import apply_to_meta, refuse_training
 from medgraft.benchmark.suite import expand
 from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
@@ -45,10 +45,10 @@ class RunEstimate:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """All of it. `missing` says in a line each what stands in the way.
 
-    `tries` counts the runs that choose learning rates, `timings` those that only time steps; neither is in `runs`.
+    `trials` counts the runs that choose learning rates, `timings` those that only time steps; neither is in `runs`.
     """
 
     suite: str
@@ -59,11 +59,11 @@ class Rehearsal:
     runs: tuple[RunEstimate, ...]
     left_out: Mapping[str, str]
     missing: tuple[str, ...]
-    tries: int = 0
+    trials: int = 0
     timings: int = 0
 
 
-def rehearse_suite(suite: SuiteConfig, *, plugins: PluginManager) -> Rehearsal:
+def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
     """Nothing is downloaded but configurations, nothing is sent, nothing is trained. Misspelt names raise as in the run."""
     missing: dict[str, None] = {}
     data = {config.model_dump_json(): _data(config, plugins, missing) for config in suite.data}
@@ -94,9 +94,9 @@ def rehearse_suite(suite: SuiteConfig, *, plugins: PluginManager) -> Rehearsal:
         for c, d in zip(suite.data, data.values(), strict=True)
     }
     rows = sum(run.seed == suite.seeds[0] and bool(run.trainable_parameters) for run in runs)
-    return Rehearsal(
+    return DryRun(
         suite.name, hardware.describe(), speed, counts, tuple(weights.values()), tuple(runs), left_out, tuple(missing),
-        tries=rows * len(suite.tuning.factors) if suite.tuning else 0,
+        trials=rows * len(suite.tuning.factors) if suite.tuning else 0,
         timings=rows * suite.timing.repeats if suite.timing else 0,
     )  # fmt: skip
 
@@ -140,14 +140,14 @@ def _download_bytes(captioner: type[Backbone], source: str, missing: dict[str, N
     except Exception as error:  # the hub's client, and the HTTP clients under it, have many ways to say no
         missing[f"The hub does not answer ({type(error).__name__}): weights that are not here yet cannot be fetched."] = None
     config = published_config(source)
-    return None if config is None else 4 * sum(p.numel() for p in captioner.skeleton(config).parameters())
+    return None if config is None else 4 * sum(p.numel() for p in captioner.meta_model(config).parameters())
 
 
 def _here(
     config: RunConfig, captioner: type[Backbone], source: str, strategy: Strategy, data: CaptionData | None, speed: float,
     plugins: PluginManager,
 ) -> RunEstimate:  # fmt: skip
-    applied = rehearse(config.backbone, strategy, plugins=plugins)
+    applied = apply_to_meta(config.backbone, strategy, plugins=plugins)
     made: Estimate | None = None
     if applied is not None:
         shapes = planning_config(source, captioner.model_types)

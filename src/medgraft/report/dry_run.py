@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from medgraft.benchmark import Rehearsal
-from medgraft.benchmark.rehearsal import RunEstimate
+from medgraft.benchmark import DryRun
+from medgraft.benchmark.dry_run import RunEstimate
 
 _WHERE = {"folder": "in a folder here", "cached": "in the hub's cache", "hub": "to download", "api": "behind an API"}
 
 
-def rehearsal_text(plan: Rehearsal) -> str:
+def rehearsal_text(plan: DryRun) -> str:
     """What is downloaded, what each run takes on this machine, what is left out and what is missing."""
     blocks = [f"Plan of {plan.suite}: {len(plan.runs)} runs", _machine(plan), _weights(plan), _runs(plan.runs) + _besides(plan)]
     if plan.left_out:
@@ -22,7 +22,7 @@ def rehearsal_text(plan: Rehearsal) -> str:
     return "\n\n".join(blocks)
 
 
-def _machine(plan: Rehearsal) -> str:
+def _machine(plan: DryRun) -> str:
     machine: Mapping[str, Any] = plan.hardware
     what = ", ".join([*map(str, machine["accelerators"])] or [str(machine["cpu"]), f"{machine['threads']} threads"])
     kind = "bf16" if machine["bf16"] else "fp32"
@@ -36,7 +36,7 @@ def _machine(plan: Rehearsal) -> str:
     return "\n".join(lines)
 
 
-def _weights(plan: Rehearsal) -> str:
+def _weights(plan: DryRun) -> str:
     lines = ["Weights"]
     for weights in plan.weights:
         known = "of unknown size" if weights.bytes is None else _size(weights.bytes)
@@ -59,9 +59,9 @@ def _runs(runs: Sequence[RunEstimate]) -> str:
     return "\n".join(lines)
 
 
-def _besides(plan: Rehearsal) -> str:
+def _besides(plan: DryRun) -> str:
     """What is run beside the suite's own runs."""
-    parts = [f"{plan.tries} tries of learning rates"] if plan.tries else []
+    parts = [f"{plan.trials} tries of learning rates"] if plan.trials else []
     parts += [f"{plan.timings} timings of steps"] if plan.timings else []
     return f"\n  Not counted: {' and '.join(parts)}." if parts else ""
 

@@ -8,7 +8,7 @@ from typing import Any
 from medgraft.errors import BackboneError
 
 
-def seen_rectangle(settings: Mapping[str, Any], width: int, height: int) -> tuple[float, float, float, float]:
+def visible_rectangle(settings: Mapping[str, Any], width: int, height: int) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) in pixels of an image of `width` x `height`, after resizing and cropping at the centre.
 
     `settings` are an image processor's of transformers: `do_resize` with `size`, `do_center_crop` with `crop_size`.

@@ -1,4 +1,4 @@
-"""Where a model with a strategy applied can be cut, and the key under which what comes out there is kept."""
+"""Which part of a model's forward pass gives the same features at every step, and the key under which those are stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 from medgraft.backbones import Backbone
-from medgraft.backbones.weights import digest
+from medgraft.backbones.weights import tensor_digest
 from medgraft.strategies import quantized_modules
 from medgraft.types import Seam
 
@@ -23,17 +23,17 @@ SCHEMA = 3  # of the store and of what is put into it
 
 
 @dataclass(frozen=True)
-class Cut:
+class ReusablePrefix:
     """The seam that may be used, or None with the reason why there is none."""
 
     seam: Seam | None
     reason: str
 
     def __str__(self) -> str:
-        return f"cut at seam {self.seam.name!r}: {self.reason}" if self.seam else f"no cut: {self.reason}"
+        return f"reused from seam {self.seam.name!r}: {self.reason}" if self.seam else f"not reused: {self.reason}"
 
 
-def find_cut(backbone: Backbone) -> Cut:
+def find_reusable_prefix(backbone: Backbone) -> ReusablePrefix:
     """The highest seam below which nothing is trained and nothing is random, found on the model as it stands.
 
     A prefix is fit if none of its parameters is trained, no PEFT layer lies in it, and none of its modules is in
@@ -48,8 +48,8 @@ def find_cut(backbone: Backbone) -> Cut:
             break
         best = seam
     if best is None:
-        return Cut(None, obstacle)
-    return Cut(best, obstacle or "all below it is frozen")
+        return ReusablePrefix(None, obstacle)
+    return ReusablePrefix(best, obstacle or "all below it is frozen")
 
 
 def _obstacle(backbone: Backbone, seam: Seam) -> str | None:
@@ -69,7 +69,7 @@ def _obstacle(backbone: Backbone, seam: Seam) -> str | None:
     return None
 
 
-def cut_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str) -> dict[str, Any]:
+def prefix_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str) -> dict[str, Any]:
     """Everything but the image that decides what comes out at `seam`."""
     where = next(backbone.model.parameters()).device.type
     return {
@@ -78,7 +78,7 @@ def cut_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str) -> dict[
         "code": _code_digest(type(backbone)),
         "config": hashlib.sha256(backbone.config.to_json_string().encode()).hexdigest()[:16],
         "seam": seam.name,
-        "prompt": prompt if seam.reads_prompt else None,
+        "prompt": prompt if seam.depends_on_prompt else None,
         "prefix": _prefix_digest(backbone, seam),
         "images": backbone.image_settings(),
         "computed": "bf16" if bf16 else "fp32",
@@ -95,7 +95,7 @@ def stored_dtype(backbone: Backbone, seam: Seam, *, bf16: bool) -> torch.dtype:
 
     So do 8-bit layers (`strategies.prepare_quantized`); 4-bit layers read the dtype that they compute in.
     """
-    if not bf16 or not seam.read_by_linear:
+    if not bf16 or not seam.consumer_casts_input:
         return torch.float32
     held = [backbone.model.get_submodule(name) for name in quantized_modules(backbone.model)]
     return torch.bfloat16 if all(getattr(m, "compute_dtype", torch.bfloat16) == torch.bfloat16 for m in held) else torch.float32
@@ -125,5 +125,5 @@ def _prefix_digest(backbone: Backbone, seam: Seam) -> str:
     for name in sorted(state):
         value = state[name]
         if backbone.anatomy.part_of(name) in seam.prefix and isinstance(value, torch.Tensor):
-            whole.update(f"{name}:{digest(value)}\n".encode())
+            whole.update(f"{name}:{tensor_digest(value)}\n".encode())
     return whole.hexdigest()
