@@ -92,7 +92,8 @@ class Side:
     def start(self) -> None:
         """Start it, without waiting until it is ready."""
         environment = os.environ | {
-            "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
+            "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false",
+            "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
         }  # fmt: skip
         command = [sys.executable, str(HERE.parent / "speed" / f"{SCRIPTS[self.name]}.py"), "serve"]
         with self.log.open("a", encoding="utf-8") as log:
