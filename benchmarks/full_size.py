@@ -37,7 +37,8 @@ def logits(backbone: Backbone, images: Sequence[Path]) -> torch.Tensor:
     """Logits of one fixed caption for each image."""
     backbone.model.eval()
     text = backbone.text_batch(["axial ct of the chest showing a nodule."] * len(images), prompt="", max_tokens=64)
-    where = next(backbone.model.parameters()).device
+    where = hardware.device()
+    backbone.model.to(where)  # an adapter is loaded onto the CPU
     text = TextBatch(text.input_ids.to(where), text.attention_mask.to(where), text.labels.to(where))
     with hardware.autocast(where, hardware.bf16_supported(where.type)):  # as in the run
         features = backbone.encode(backbone.pixel_values([open_image(path) for path in images]).to(where))

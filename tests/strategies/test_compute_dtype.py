@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from transformers.quantizers import quantizer_bnb_4bit, quantizer_bnb_8bit
 
 from medgraft import hardware
+from medgraft.adapter import load_base
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.strategies import get_strategy, quantization_config
 
@@ -30,3 +32,13 @@ def test_the_machine_decides(kind, has_bf16, dtype, plugins, monkeypatch):
 
 def test_or_the_user(plugins):
     assert _dtype(plugins, compute_dtype="float16") == torch.float16
+
+
+@pytest.mark.parametrize("name", ["qlora", "lora-int8"])
+def test_a_quantised_base_stays_where_the_run_is(name, plugins, blip_folder, monkeypatch):
+    """Left to itself, transformers takes any GPU that it finds."""
+    asked = []
+    for kind in (quantizer_bnb_4bit.Bnb4BitHfQuantizer, quantizer_bnb_8bit.Bnb8BitHfQuantizer):
+        monkeypatch.setattr(kind, "update_device_map", lambda self, device_map: asked.append(device_map) or {"": "cpu"})
+    load_base(f"blip:{blip_folder}", get_strategy(name, plugins=plugins), plugins=plugins)
+    assert asked == [{"": "cpu"}]

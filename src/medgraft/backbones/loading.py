@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, modeling_utils
 
+from medgraft import hardware
 from medgraft.errors import BackboneError
 from medgraft.types import lies_in
 
@@ -48,10 +49,12 @@ def load_model(
     BackboneError if tensors are missing, unless a pattern of `never_run` says that nothing reads them.
     """
     loader: Any = getattr(transformers, model_class)
+    # transformers puts quantised weights onto any accelerator that it finds; 8-bit ones cannot be moved from there
+    where = {"device_map": {"": "cpu"}} if quantization is not None and hardware.device().type == "cpu" else {}
     try:
         with _read_by_tensor() if quantization is not None else nullcontext():
             model, info = loader.from_pretrained(
-                source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True
+                source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True, **where
             )
     except (OSError, ValueError) as error:
         raise BackboneError(f"{source} cannot be loaded as {model_class}: {_first_line(error)}") from error

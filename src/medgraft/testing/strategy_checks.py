@@ -44,18 +44,19 @@ class _Checks:
         return backbone, apply_strategy(backbone.model, backbone.anatomy, self.strategy, base=self.name.partition(":")[2])
 
     def _batch(self, backbone: Backbone) -> dict[str, Any]:
-        text = backbone.text_batch(CAPTIONS, prompt=backbone.default_prompt, max_tokens=160)
+        where = _device(backbone)
+        text = backbone.text_batch(CAPTIONS, prompt=backbone.default_prompt, max_tokens=160).to(where)
         return {
-            "pixel_values": backbone.pixel_values(images(2)), "input_ids": text.input_ids,
+            "pixel_values": backbone.pixel_values(images(2)).to(where), "input_ids": text.input_ids,
             "attention_mask": text.attention_mask, "labels": text.labels,
         }  # fmt: skip
 
     def _logits(self, backbone: Backbone) -> torch.Tensor:
         backbone.model.eval()
-        prompt = backbone.default_prompt
-        text = backbone.text_batch(CAPTIONS, prompt=prompt, max_tokens=160)
+        prompt, where = backbone.default_prompt, _device(backbone)
+        text = backbone.text_batch(CAPTIONS, prompt=prompt, max_tokens=160).to(where)
         with torch.no_grad():
-            return backbone.decode(backbone.encode(backbone.pixel_values(images(2)), prompt=prompt), text)[1]
+            return backbone.decode(backbone.encode(backbone.pixel_values(images(2)).to(where), prompt=prompt), text)[1]
 
     def _loss(self, module: CaptioningModule) -> float:
         module.eval()  # without dropout
@@ -120,6 +121,12 @@ class _Checks:
         model: Any = applied.model
         backbone.model = model.merge_and_unload()
         torch.testing.assert_close(self._logits(backbone), expected, rtol=1e-3, atol=1e-3)
+
+
+def _device(backbone: Backbone) -> torch.device:
+    """Where the model is: on an accelerator, if there is one, once it is quantised."""
+    where: torch.device = next(backbone.model.parameters()).device
+    return where
 
 
 def _manifest(name: str, backbone: Backbone, applied: Applied) -> Manifest:
