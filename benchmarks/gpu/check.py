@@ -52,7 +52,7 @@ from medgraft.captioning import caption_images
 from medgraft.config import GenerationConfig, run_config
 from medgraft.data import open_image
 from medgraft.data.phantoms import write_phantoms
-from medgraft.features import open_supply
+from medgraft.features import open_cached_features
 from medgraft.plugin import BackboneSpec, PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.strategies import Strategy, get_strategy, quantized_modules
@@ -80,7 +80,7 @@ class Sizes:
 
 
 FULL_SIZE = Sizes(
-    layers=12, width=768, image_size=384, batch=32, phantoms=48, windows=(4, 8, 3, 5),
+    layers=12, width=768, image_size=384, batch=32, phantoms=120, windows=(10, 8, 2, 4),
     watched=("encoder-frozen", "lora", "full"), families={"": ("lora", "qlora", "encoder-frozen")},
     interrupted_steps=400, all_presets=True,
 )  # fmt: skip
@@ -240,16 +240,16 @@ class Checker:
         model.model.requires_grad_(False)
         model.model.to(self.device)
         prompt, paths = prompt_for(model, None), self.images(6)
-        supply, cut = open_supply(model, bf16=self.bf16, prompt=prompt, max_gb=5)
-        assert supply is not None, cut
+        cached, cut = open_cached_features(model, bf16=self.bf16, prompt=prompt, max_gb=5)
+        assert cached is not None, cut
         with hardware.autocast(self.device, self.bf16):
-            supply.build(paths, batch_size=len(paths))
-            features = float((supply.features(paths).float() - supply.compute(paths).float()).abs().max())
+            cached.build(paths, batch_size=len(paths))
+            features = float((cached.features(paths).float() - cached.compute(paths).float()).abs().max())
         options = GenerationConfig(max_new_tokens=24)
         seconds, said = {}, {}
-        for kind, source in (("computed", None), ("stored", supply)):
+        for kind, source in (("computed", None), ("stored", cached)):
             start = time.perf_counter()
-            said[kind] = caption_images(model, paths, options=options, bf16=self.bf16, supply=source)
+            said[kind] = caption_images(model, paths, options=options, bf16=self.bf16, cached=source)
             seconds[kind] = time.perf_counter() - start
         same = said["computed"] == said["stored"]
         text = f"{len(paths)} captions {'the same' if same else 'DIFFERENT'}, {len(set(said['stored']))} distinct; "

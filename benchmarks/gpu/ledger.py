@@ -145,7 +145,7 @@ def _limited(seconds: float) -> Iterator[None]:
         raise RowTimeout(f"not done after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 2)  # again, as an exception raised in a destructor is lost
     try:
         yield
     finally:

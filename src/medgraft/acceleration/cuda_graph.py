@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -24,15 +25,15 @@ def captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDAG
     try:
         with torch.cuda.stream(stream):  # which `torch.cuda.graph` does not leave if a capture fails
             step()  # libraries set themselves up
-            with _waiting_is_an_error():  # and could not be captured, so that most failures come before a capture
+            with waiting_is_an_error():  # and could not be captured, so that most failures come before a capture
                 step()
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 step()
     except RuntimeError:
         failed_graphs.append(graph)
-        with suppress(RuntimeError):  # where the capture was cut off, random numbers and the allocator would go on with it
+        recover(stream.device_index, pool)
+        with suppress(RuntimeError):
             graph.reset()
-            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
         raise
     torch.cuda.current_stream(device).wait_stream(stream)
     return graph
@@ -45,11 +46,23 @@ def _side_stream(device: torch.device) -> Any:
 
 
 @contextmanager
-def _waiting_is_an_error() -> Iterator[None]:
-    """RuntimeError if torch waits for the device inside the block."""
+def waiting_is_an_error() -> Iterator[None]:
+    """RuntimeError if torch waits for the device inside the block, which would spoil a capture."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+def recover(device: int, pool: Any) -> None:
+    """Take allocator and random generator of `device` out of a capture that was cut off, in which torch leaves them."""
+    with suppress(RuntimeError):  # the first raises if the capture was ended as it should be
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    generator: Any = torch.cuda.default_generators[device]
+    with suppress(RuntimeError):
+        generator.graphsafe_set_state(generator.clone_state())

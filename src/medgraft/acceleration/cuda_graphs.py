@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from medgraft.acceleration.cuda_graph import recover, waiting_is_an_error
 
 _EAGER_STEPS = 1  # of a shape, before it is recorded: a shape that comes once is not worth it
 _MOST_GRAPHS = 8
@@ -100,7 +101,7 @@ class StepGraphs:
         except Exception as error:  # of whatever kind: the step can be done eagerly, and would raise there what is its own
             self.problem = (str(error).strip() or type(error).__name__).splitlines()[0]
             if self._pool is not None:
-                _recover(self._pool)
+                recover(torch.cuda.current_device(), self._pool)
             self.close()
             _LOG.warning("Training steps are not replayed as CUDA graphs: %s", self.problem)
             return None
@@ -133,7 +134,7 @@ class StepGraphs:
         """
         current = torch.cuda.current_stream()
         stream.wait_stream(current)
-        with torch.cuda.stream(stream), _waiting_is_an_error():
+        with torch.cuda.stream(stream), waiting_is_an_error():
             loss, gradients = self._compute(inputs)
             size = _size(loss, [gradient for gradient in gradients if gradient is not None])
         current.wait_stream(stream)
@@ -181,26 +182,3 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-@contextmanager
-def _waiting_is_an_error() -> Iterator[None]:
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this mode is a prototype
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-
-
-def _recover(pool: Any) -> None:
-    """Take allocator and generator out of the recording that torch leaves them in if ending it failed."""
-    device = torch.cuda.current_device()
-    with suppress(Exception):  # the first raises if the recording was ended as it should be
-        torch._C._cuda_endAllocateToPool(device, pool)
-        torch._C._cuda_releasePool(device, pool)
-    with suppress(Exception):
-        generator = torch.cuda.default_generators[device]
-        generator.graphsafe_set_state(generator.clone_state())
