@@ -99,7 +99,8 @@ class CachedFeatures:
         return self.backbone.forward_through(below, pixels, prompt=self.prompt).to(self.dtype)
 
     def _keep(self, paths: Sequence[Path], features: torch.Tensor) -> None:
-        self.store.put({self.digest(path): feature for path, feature in zip(paths, features, strict=True)})
+        on_cpu = features.detach().to("cpu")  # in one copy
+        self.store.put({self.digest(path): feature for path, feature in zip(paths, on_cpu, strict=True)})
 
 
 def open_cached_features(

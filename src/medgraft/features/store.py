@@ -123,12 +123,12 @@ class FeatureStore:
         return feature
 
     def put(self, features: Mapping[str, torch.Tensor]) -> None:
-        """Keep features; they are on disk after `flush`, or as soon as they fill a shard."""
+        """Keep features, which must not change afterwards; they are on disk after `flush`, or as soon as they fill a shard."""
         if self.problem is not None:
             return
         for digest, feature in features.items():
             if digest not in self:
-                self._waiting[digest] = feature.detach().to("cpu").contiguous().clone()
+                self._waiting[digest] = feature.detach().to("cpu").contiguous()
         if sum(feature.nbytes for feature in self._waiting.values()) >= _SHARD_BYTES:
             self.flush()
 
