@@ -62,7 +62,7 @@ class Size:
     product: int  # rows of the matrices whose product is timed
 
 
-WHOLE = Size(12, 768, 384, 640, 32, 10, 96, 20, {"layers": 6, "image_size": 448}, 8, 6, 8192)
+WHOLE = Size(12, 768, 384, 640, 32, 12, 96, 20, {"layers": 6, "image_size": 448}, 8, 6, 8192)
 SMALL = Size(2, 64, 64, 96, 4, 2, 4, 5, {"width": 128, "vision_width": 80, "layers": 2, "image_size": 56}, 2, 2, 512)
 
 
