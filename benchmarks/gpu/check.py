@@ -251,10 +251,12 @@ class Checker:
             start = time.perf_counter()
             said[kind] = caption_images(model, paths, options=options, bf16=self.bf16, cached=source)
             seconds[kind] = time.perf_counter() - start
-        same = said["computed"] == said["stored"]
-        text = f"{len(paths)} captions {'the same' if same else 'DIFFERENT'}, {len(set(said['stored']))} distinct; "
+        same = sum(a == b for a, b in zip(said["computed"], said["stored"], strict=True))
+        text = f"{same} of {len(paths)} captions the same, {len(set(said['stored']))} distinct; "
         text += f"features {features:.1e} apart; {seconds['computed']:.2f} and {seconds['stored']:.2f} s"
-        return Outcome(same, text, {"captions": said, "seconds": seconds, "features_apart": features, "cut": str(cut)})
+        # in bf16 on a GPU, two tokens as likely as each other may change places from run to run: random weights make many such
+        enough = len(paths) - 1 if self.cuda else len(paths)
+        return Outcome(same >= enough, text, {"captions": said, "seconds": seconds, "features_apart": features, "cut": str(cut)})
 
     def looked(self, name: str) -> Outcome:
         """Attention maps here against the CPU's, and `medgraft.explain` as users call it."""
