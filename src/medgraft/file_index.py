@@ -85,28 +85,27 @@ class FileIndex:
         """What was entered for those of `paths` that have not changed since."""
         if not paths or _switched_off() or not self.file.exists():
             return {}
-        keys = dict(zip(paths, _keys(paths), strict=True))
+        keys = _keys(paths)
         rows: dict[bytes, tuple[str, str, str, str]] = {}
         try:
             with self._open() as connection:
                 if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'files'").fetchone():
                     return {}  # another process has just made the file
-                wanted = list(set(keys.values()))
+                wanted = list(set(keys))
                 for some in (wanted[i : i + _PATHS_A_QUERY] for i in range(0, len(wanted), _PATHS_A_QUERY)):
                     marks = ",".join("?" * len(some))
                     query = f"SELECT path, kind, state, content, checksum FROM files WHERE path IN ({marks})"
-                    rows |= {bytes(path): tuple(rest) for path, *rest in connection.execute(query, some)}
+                    rows.update({row[0]: row[1:] for row in connection.execute(query, some)})
         except (OSError, sqlite3.Error) as error:
             self._warn(error)
             return {}
-        listed = [path for path in paths if keys[path] in rows]
-        return {
-            path: json.loads(content)
-            for path, state in zip(listed, _states(listed), strict=True)
-            for kind, entered, content, checksum in (rows[keys[path]],)
-            if state is not None and kind == self.kind and entered == str(state)
-            if checksum == _checksum(keys[path], kind, entered, content)
-        }
+        listed = [(path, key) for path, key in zip(paths, keys, strict=True) if key in rows]
+        found = {}
+        for (path, key), state in zip(listed, _states([path for path, _ in listed]), strict=True):
+            kind, entered, content, checksum = rows[key]
+            if kind == self.kind and entered == str(state) and checksum == _checksum(key, kind, entered, content):
+                found[path] = json.loads(content)
+        return found
 
     def enter(self, found: Mapping[Path, tuple[FileState, Any]]) -> None:
         """Keep what was found in files, as JSON has it. The states are those from before the files were read.

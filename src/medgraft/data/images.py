@@ -117,6 +117,8 @@ def _inspect(path: Path) -> tuple[ImageFile | None, FileState | None]:
             size = image.size
             image.draft("L", (64, 64))  # a JPEG is read whole but decoded at an eighth of its size
             image.load()
+    except UnidentifiedImageError:
+        return ImageFile(digest, None, "it is in no format that Pillow knows"), state
     except _UNREADABLE as error:
         return ImageFile(digest, None, str(error)), state
     return ImageFile(digest, size), state
