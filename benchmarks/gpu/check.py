@@ -254,9 +254,10 @@ class Checker:
         same = sum(a == b for a, b in zip(said["computed"], said["stored"], strict=True))
         text = f"{same} of {len(paths)} captions the same, {len(set(said['stored']))} distinct; "
         text += f"features {features:.1e} apart; {seconds['computed']:.2f} and {seconds['stored']:.2f} s"
-        # in bf16 on a GPU, two tokens as likely as each other may change places from run to run: random weights make many such
+        # in bf16 on a GPU two tokens that are equally likely may change places between runs; random weights have many such
         enough = len(paths) - 1 if self.cuda else len(paths)
-        return Outcome(same >= enough, text, {"captions": said, "seconds": seconds, "features_apart": features, "cut": str(cut)})
+        measured = {"captions": said, "seconds": seconds, "features_apart": features, "cut": str(cut)}
+        return Outcome(same >= enough, text, measured)
 
     def looked(self, name: str) -> Outcome:
         """Attention maps here against the CPU's, and `medgraft.explain` as users call it."""

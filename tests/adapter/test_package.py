@@ -6,13 +6,17 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import BlipForConditionalGeneration
 
 import medgraft
+from medgraft.adapter import package
 from medgraft.backbones.attention import use_sdpa
+from medgraft.backbones.blip import BlipBackbone
 from medgraft.benchmark import execute
 from medgraft.config import run_config
 from medgraft.errors import AdapterError
+from medgraft.strategies import apply_strategy, get_strategy
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +110,6 @@ def test_loaded_it_computes_as_in_training_to_the_bit(strategy, blip_folder, pha
 
 
 def test_a_full_package_holds_only_what_changed(blip_folder, phantoms_folder, tmp_path, plugins):
-    from safetensors.torch import load_file
-
     folder, backbone = _train("full", blip_folder, phantoms_folder, tmp_path / "a", plugins, "train.weight_decay=0")
     tensors = load_file(folder / "trained_tensors.safetensors")
     every = dict(backbone.model.named_parameters())
@@ -115,6 +117,39 @@ def test_a_full_package_holds_only_what_changed(blip_folder, phantoms_folder, tm
     assert not (folder / "adapter_model.safetensors").exists()
     frozen, _ = _train("encoder-frozen", blip_folder, phantoms_folder, tmp_path / "b", plugins)
     assert all(name.startswith("text_decoder") for name in load_file(frozen / "trained_tensors.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_before_training_are_known_by_the_checkpoint(dtype, blip_folder, tmp_path, plugins, monkeypatch):
+    folder = tmp_path / "base"
+    shutil.copytree(blip_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    strategy = get_strategy("full", plugins=plugins)
+    backbone = package.load_base(f"blip:{folder}", strategy, plugins=plugins)
+    applied = apply_strategy(backbone.model, backbone.anatomy, strategy)
+    every = package.in_place_digests(applied)
+    hashed = []
+    plain = package.tensor_digests
+    monkeypatch.setattr(package, "tensor_digests", lambda some: hashed.extend(some) or plain(some))
+    known = backbone.checkpoint_digests(backbone.source)
+    assert package.in_place_digests(applied, known) == every
+    # a checkpoint in bf16 is widened when it is loaded, so that its digests are not the parameters'
+    assert set(hashed) == (set(every) - set(known) if dtype == torch.float32 else set(every))
+    assert len(hashed) < 0.1 * len(every) or dtype == torch.bfloat16
+    changed = applied.direct[0]
+    dict(backbone.model.named_parameters())[changed].data.add_(1)
+    package.save_weights(tmp_path / "adapter", applied, package.in_place_digests(applied, known) | {changed: every[changed]})
+    assert list(load_file(tmp_path / "adapter" / package.TENSORS)) == [changed]
+
+
+def test_a_backbone_with_a_fingerprint_of_its_own_has_no_checkpoint_digests(blip_folder):
+    class Own(BlipBackbone):
+        @classmethod
+        def fingerprint(cls, source):
+            return "0" * 64
+
+    assert BlipBackbone.checkpoint_digests(str(blip_folder)) and Own.checkpoint_digests(str(blip_folder)) == {}
 
 
 def test_manifest_and_card_say_what_it_is(trained, blip_folder):

@@ -7,7 +7,7 @@ from medgraft.adapter import load_base
 from medgraft.benchmark import execute
 from medgraft.config import run_config
 from medgraft.data.images import open_image
-from medgraft.features import find_reusable_prefix, open_cached_features
+from medgraft.features import collections, find_reusable_prefix, open_cached_features
 from medgraft.features.reusable_prefix import prefix_key, stored_dtype
 from medgraft.plugin import PluginManager
 from medgraft.strategies import PartPlan, Strategy, apply_strategy
@@ -76,6 +76,56 @@ def test_the_key_holds_everything_that_decides(tiny_folder):
     assert prefix_key(backbone, vision, bf16=True, prompt="") != before
     backbone.image_processor.size = {"height": 16, "width": 16}
     assert prefix_key(backbone, vision, bf16=True, prompt="")["images"] != before["images"]
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_a_prefix_known_by_its_base_is_still_checked(quantization, tiny_folder):
+    strategy = Strategy(text=ADAPTER, quantization=quantization)
+
+    def key(backbone, base="a" * 64):
+        return prefix_key(backbone, backbone.seams[0], bf16=True, prompt="", base=base)["prefix"]
+
+    backbone, _ = _applied("instructblip-t5", tiny_folder, strategy)
+    again, _ = _applied("instructblip-t5", tiny_folder, strategy)
+    before = key(backbone)
+    assert key(again) == before
+    assert key(again, base="b" * 64) != before
+    assert key(again, base=None) != before  # one hash is never taken for the other
+    layer = again.model.vision_model.encoder.layers[0]
+    again.model.language_model.lm_head.weight.data.add_(1)  # above the seam
+    assert key(again) == before
+    changes = [again.model.vision_model.post_layernorm.bias.data, layer.mlp.fc1.weight.data, layer.mlp.fc1.bias.data]
+    for data in changes:  # in memory, as nothing but a full look would see
+        old = data.clone()
+        data.view(-1)[-1] += 1
+        assert key(again) != before
+        data.copy_(data.flip(0))  # the same numbers elsewhere
+        assert key(again) != before
+        data.copy_(old)
+        assert key(again) == before
+    if quantization == "nf4":
+        other, _ = _applied("instructblip-t5", tiny_folder, strategy.model_copy(update={"double_quantization": False}))
+        assert key(other) != before
+
+
+def test_a_run_knows_its_prefix_by_the_base_and_a_backbone_given_by_hand_by_its_tensors(
+    blip_folder, phantoms_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path / "store"))
+    result, _ = _run(blip_folder, phantoms_folder, tmp_path / "a", "encoder-frozen", "train.bf16=false")
+    backbone = load_base(f"blip:{blip_folder}", Strategy(), plugins=PLUGINS)
+    apply_strategy(backbone.model, backbone.anatomy, Strategy())
+    own = [
+        prefix_key(backbone, backbone.seams[0], bf16=False, prompt="", base=base)["prefix"]
+        for base in (result.record.base_fingerprint, None)
+    ]
+    (entered,) = collections()
+    assert entered.key["prefix"] == own[0]
+    cached, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
+    assert cached.store.key["prefix"] == own[1]
+    backbone.model.vision_model.post_layernorm.bias.data[0] += 1
+    cached, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
+    assert cached.store.key["prefix"] not in own
 
 
 @pytest.mark.parametrize("bf16", [False, True])

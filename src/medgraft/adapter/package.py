@@ -19,7 +19,7 @@ from torch import nn
 from medgraft.adapter.card import write_card
 from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, read_manifest, verify_files, write_manifest
 from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_captioner
-from medgraft.backbones.weights import tensor_digest
+from medgraft.backbones.weights import TensorDigest, tensor_digests, tensor_layout
 from medgraft.errors import AdapterError
 from medgraft.heap import mapped_blocks
 from medgraft.plugin import PluginManager
@@ -63,7 +63,8 @@ def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tup
     if applied.direct:
         own = dict(_bare_model(applied.model).named_parameters())
         current = {name: own[name].detach().cpu().contiguous() for name in applied.direct}
-        changed = {name: tensor for name, tensor in current.items() if tensor_digest(tensor) != base[name]}
+        digests = tensor_digests(current)
+        changed = {name: tensor for name, tensor in current.items() if digests[name] != base[name]}
         save_file(changed, folder / TENSORS, metadata={"format": "pt"})
         written.append(TENSORS)
     return tuple(written)
@@ -129,10 +130,16 @@ def load_base(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backb
     return backbone
 
 
-def in_place_digests(applied: Applied) -> dict[str, str]:
-    """Digests of the parameters that are about to be trained in place, by name."""
+def in_place_digests(applied: Applied, checkpoint: Mapping[str, TensorDigest] | None = None) -> dict[str, str]:
+    """Digests of the parameters that are about to be trained in place, by name.
+
+    A parameter that `checkpoint` has under its name, with its dtype and shape, is not hashed. Should loading have changed it,
+    it will count as trained, which makes the package larger and nothing else.
+    """
     own = dict(_bare_model(applied.model).named_parameters())
-    return {name: tensor_digest(own[name]) for name in applied.direct}
+    known = {name: checkpoint[name] for name in applied.direct if checkpoint and name in checkpoint}
+    same = {name: digest.sha256 for name, digest in known.items() if digest.layout == tensor_layout(own[name])}
+    return same | tensor_digests({name: own[name] for name in applied.direct if name not in same})
 
 
 def _bare_model(model: nn.Module) -> nn.Module:

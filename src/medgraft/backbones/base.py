@@ -16,6 +16,7 @@ from torch import nn
 
 from medgraft.backbones import loading, weights
 from medgraft.backbones.visible_region import visible_rectangle
+from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.types import Anatomy, AttentionLayout, Part, Seam
@@ -96,6 +97,13 @@ class Backbone(ABC):
     def fingerprint(cls, source: str) -> str:
         """Hex digest of the base weights; the same for every file layout and every quantisation of them."""
         return weights.fingerprint(source)
+
+    @classmethod
+    def checkpoint_digests(cls, source: str) -> dict[str, TensorDigest]:
+        """Digests of the base weights by name, as they are in their files; none if the fingerprint is not of such files."""
+        own: Any = cls.fingerprint
+        default: Any = Backbone.fingerprint
+        return weights.checkpoint_digests(source) if own.__func__ is default.__func__ else {}
 
     @property
     def end_id(self) -> int:

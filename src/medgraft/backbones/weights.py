@@ -1,18 +1,32 @@
-"""Checkpoint files: where they are, and the fingerprint of what is in them."""
+"""Checkpoint files: where they are, the digests of the tensors in them, and the fingerprint of the whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from medgraft.errors import BackboneError
+from medgraft.file_index import FileIndex, file_state
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_QUIET_BELOW = 4 << 30  # bytes of a file
+
+
+class TensorDigest(NamedTuple):
+    """A tensor's dtype and shape as text, and the SHA-256 over these and its row-major bytes, in hex."""
+
+    layout: str
+    sha256: str
 
 
 def weight_files(source: str) -> tuple[Path, ...]:
@@ -37,27 +51,89 @@ def weight_files(source: str) -> tuple[Path, ...]:
 
 def fingerprint(source: str) -> str:
     """SHA-256 over every tensor's name, type, shape and bytes, in the order of names: independent of sharding and order."""
-    digests = {name: tensor_digest(tensor) for path in weight_files(source) for name, tensor in _tensors(path)}
+    digests = checkpoint_digests(source)
     whole = hashlib.sha256()
     for name in sorted(digests):
-        whole.update(f"{name}:{digests[name]}\n".encode())
+        whole.update(f"{name}:{digests[name].sha256}\n".encode())
     return whole.hexdigest()
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def checkpoint_digests(source: str) -> dict[str, TensorDigest]:
+    """The digest of every tensor in the weight files of `source`. Files that the file index knows are not read."""
+    files, index = weight_files(source), FileIndex("tensors 1")
+    known = index.find(files)
+    for path in files:
+        if path not in known:
+            state = file_state(path)
+            known[path] = _file_digests(path, loud=state is not None and state.size >= _QUIET_BELOW)
+            index.enter({path: (state, known[path])} if state else {})
+    return {name: TensorDigest(*digest) for path in files for name, digest in known[path].items()}
+
+
+def _file_digests(path: Path, *, loud: bool) -> dict[str, TensorDigest]:
+    with _opened(path) as (names, read):
+        return _digests(names, read, progress=f"hashing {path.name}" if loud else None)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], torch.Tensor]]]:
+    """The names of the tensors in a file, and a function that gives one of them."""
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                yield name, file.get_tensor(name)
+            yield list(file.keys()), file.get_tensor
     else:
-        yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
+        tensors: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        yield list(tensors), tensors.__getitem__
+
+
+def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """`tensor_digest` of each, by name."""
+    return {name: digest.sha256 for name, digest in _digests(tensors, tensors.__getitem__).items()}
+
+
+def _digests(
+    names: Collection[str], read: Callable[[str], torch.Tensor], progress: str | None = None
+) -> dict[str, TensorDigest]:
+    """In threads, which hashing leaves free to run; `read` is called in them too."""
+
+    def one(name: str) -> TensorDigest:
+        tensor = read(name)
+        return TensorDigest(tensor_layout(tensor), tensor_digest(tensor))
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return dict(zip(names, tqdm(pool.map(one, names), progress, len(names), disable=progress is None), strict=True))
+
+
+def tensor_layout(tensor: torch.Tensor) -> str:
+    """A tensor's dtype and shape, as its digest has them."""
+    return f"{tensor.dtype}{tuple(tensor.shape)}"
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """SHA-256 of a tensor's type, shape and row-major bytes, in hex."""
-    head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
-    whole = hashlib.sha256(head)
-    whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    whole = hashlib.sha256(tensor_layout(tensor).encode())
+    whole.update(_bytes(tensor.detach().cpu()).numpy().data)
     return whole.hexdigest()
+
+
+def tensor_checksum(tensor: torch.Tensor) -> str:
+    """A tensor's type, shape, a 64-bit sum over all of its bytes and some 1,000 of its numbers, in hex.
+
+    For finding that a tensor is not what it should be, where it lies and at the speed of its memory. It is no digest: other
+    contents with the same checksum can be made on purpose.
+    """
+    content = _bytes(tensor.detach())
+    long = content.numel() // 8 * 8
+    numbers = content[:long].clone() if content.storage_offset() % 8 else content[:long]
+    numbers = numbers.view(torch.int64)
+    sample = torch.cat([numbers[:: max(numbers.numel() // 1000, 1)], content[long:].to(torch.int64), numbers.sum()[None]])
+    whole = hashlib.sha256(tensor_layout(tensor).encode())
+    whole.update(sample.cpu().numpy().data)
+    return whole.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's row-major bytes, where it lies."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

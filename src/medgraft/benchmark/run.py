@@ -76,13 +76,14 @@ def execute(
     main = hardware.is_main_process()
     if isinstance(backbone, Backbone):
         with clock.phase("features"):
-            cached, prefix = prepare_features(backbone, config, _seen(config, strategy, data), progress=progress)
+            seen = _seen(config, strategy, data)
+            cached, prefix = prepare_features(backbone, config, seen, progress=progress, base=loaded.base)
         say(f"features: {prefix}" + (f"; {cached.found} found, {cached.built} built" if cached and strategy.trains else ""))
         if cached and cached.store.problem:
             say(cached.store.problem)
     if isinstance(backbone, Backbone) and applied is not None and strategy.trains:
         with clock.phase("package"):
-            untrained = in_place_digests(applied)
+            untrained = in_place_digests(applied, backbone.checkpoint_digests(backbone.source))
         result = fit(
             backbone, applied, config, data.split("train"), data.split("validation"), out / CHECKPOINTS, clock,
             resume=resume, checkpoints=checkpoints, progress=progress, cached=cached,

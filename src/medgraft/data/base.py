@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from medgraft.config import DataConfig, StrictModel, validated
-from medgraft.data.images import check_images
+from medgraft.data.images import check_images, image_digests
 from medgraft.errors import DataError, PluginError
 from medgraft.plugin import PluginManager
 from medgraft.types import SPLITS, CaptionData, DataReport, Example, Split
@@ -61,10 +61,12 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
 
 def data_fingerprint(examples: Iterable[Example]) -> str:
     """SHA-256 over ids, splits, captions and image bytes: equal for equal data, wherever it lies."""
+    ordered = sorted(examples, key=lambda e: (e.split, e.id))
+    digests = image_digests([example.image for example in ordered])
     whole = hashlib.sha256()
-    for example in sorted(examples, key=lambda e: (e.split, e.id)):
+    for example in ordered:
         whole.update("\0".join((example.id, example.split, *example.captions)).encode())
-        whole.update(hashlib.sha256(example.image.read_bytes()).digest())
+        whole.update(bytes.fromhex(digests[example.image]))
     return whole.hexdigest()
 
 

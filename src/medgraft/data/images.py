@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from medgraft.errors import DataError
+from medgraft.file_index import FileIndex, FileState, file_state
 
 _UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 _QUIET_BELOW = 2000
+_ENTERED_AT_ONCE = 1000  # so that an interrupted check goes on from there
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """What is known of an image file: its bytes' SHA-256 in hex, width and height as stored, and why it cannot be decoded.
+
+    `sha256` is None if it cannot even be read, `size` if it cannot be decoded.
+    """
+
+    sha256: str | None
+    size: tuple[int, int] | None
+    problem: str | None = None
 
 
 def open_image(path: Path) -> Image.Image:
@@ -37,19 +55,77 @@ def open_image(path: Path) -> Image.Image:
 
 def check_images(paths: Sequence[Path]) -> tuple[set[Path], set[Path]]:
     """(missing, corrupt) among `paths`; every other one decodes to its last pixel."""
+    found = inspect_images(paths)
+    missing = {path for path, image in found.items() if image is None}
+    return missing, {path for path, image in found.items() if image is not None and image.problem is not None}
+
+
+def inspect_images(paths: Sequence[Path]) -> dict[Path, ImageFile | None]:
+    """What is in each of `paths`, None where there is no file. Images that the file index knows are not read.
+
+    The index holds the good ones only: another Pillow, or a plugin of it, may decode what this one does not.
+    """
+    index = _index()
+    found: dict[Path, ImageFile | None] = {
+        path: ImageFile(known["sha256"], (known["width"], known["height"])) for path, known in index.find(paths).items()
+    }
+    unknown = [path for path in dict.fromkeys(paths) if path not in found]
+    entries: dict[Path, tuple[FileState, dict[str, str | int]]] = {}
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        bar = tqdm(pool.map(_state, paths), total=len(paths), desc="checking images", disable=len(paths) < _QUIET_BELOW)
-        states = dict(zip(paths, bar, strict=True))
-    return {p for p, s in states.items() if s == "missing"}, {p for p, s in states.items() if s == "corrupt"}
+        read = pool.map(_inspect, unknown)
+        quiet = len(unknown) < _QUIET_BELOW
+        for path, (image, state) in zip(unknown, tqdm(read, "checking images", len(unknown), disable=quiet), strict=True):
+            found[path] = image
+            if image is not None and image.sha256 and image.size and state is not None:
+                entries[path] = state, {"sha256": image.sha256, "width": image.size[0], "height": image.size[1]}
+            if len(entries) >= _ENTERED_AT_ONCE:
+                index.enter(entries)
+                entries = {}
+    index.enter(entries)
+    return found
 
 
-def _state(path: Path) -> str:
-    if not path.is_file():
-        return "missing"
+def image_digests(paths: Sequence[Path]) -> dict[Path, str]:
+    """SHA-256 of each image file's bytes, in hex: an edited image is another image. DataError if one cannot be read.
+
+    Images that the file index knows are not read.
+    """
+    digests: dict[Path, str] = {path: known["sha256"] for path, known in _index().find(paths).items()}
+    unknown = [path for path in dict.fromkeys(paths) if path not in digests]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        read = pool.map(_read_digest, unknown)
+        bar = tqdm(read, "hashing images", len(unknown), disable=len(unknown) < _QUIET_BELOW)
+        return digests | dict(zip(unknown, bar, strict=True))
+
+
+def _index() -> FileIndex:
+    return FileIndex(f"image 1, Pillow {PIL.__version__}")
+
+
+def _inspect(path: Path) -> tuple[ImageFile | None, FileState | None]:
+    """What is in an image file, and its state from before it was read."""
+    state = file_state(path)
+    if state is None or not path.is_file():
+        return None, None
     try:
-        with Image.open(path) as image:
+        content = path.read_bytes()
+    except OSError as error:  # which is the disk's trouble, or the permissions'
+        return ImageFile(None, None, str(error)), None
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            size = image.size
             image.draft("L", (64, 64))  # a JPEG is read whole but decoded at an eighth of its size
             image.load()
-    except _UNREADABLE:
-        return "corrupt"
-    return "good"
+    except UnidentifiedImageError:
+        return ImageFile(digest, None, "it is in no format that Pillow knows"), state
+    except _UNREADABLE as error:
+        return ImageFile(digest, None, str(error)), state
+    return ImageFile(digest, size), state
+
+
+def _read_digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"The image {path} cannot be read: {error.strerror or error}.") from None

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from medgraft.backbones import Backbone
 from medgraft.data.image_reader import ImageReader
-from medgraft.data.images import open_image
+from medgraft.data.images import image_digests, open_image
 from medgraft.features.reusable_prefix import ReusablePrefix, find_reusable_prefix, prefix_key, stored_dtype
-from medgraft.features.store import FeatureStore, image_digest
+from medgraft.features.store import FeatureStore
 from medgraft.types import Seam
 
 
@@ -41,20 +41,23 @@ class CachedFeatures:
         device: torch.device = next(self.backbone.model.parameters()).device
         return device
 
+    def image_digests(self, paths: Sequence[Path]) -> dict[Path, str]:
+        """The digests of image files, each asked for once."""
+        self._digests |= image_digests([path for path in paths if path not in self._digests])
+        return {path: self._digests[path] for path in paths}
+
     def digest(self, path: Path) -> str:
-        """An image's digest, read once."""
-        if path not in self._digests:
-            self._digests[path] = image_digest(path)
-        return self._digests[path]
+        """The digest of an image file."""
+        return self.image_digests([path])[path]
 
     def stored(self, path: Path) -> torch.Tensor | None:
         """The stored feature [S, C] of an image, or None."""
-        return self.store.get(self.digest(path))
+        return self.store.get(self.image_digests([path])[path])
 
     def build(self, paths: Sequence[Path], *, batch_size: int, progress: bool = False) -> None:
         """Compute and keep the features of images that the store lacks, as far as they fit."""
-        unique = list({self.digest(path): path for path in paths}.values())
-        lacking = [path for path in unique if self.digest(path) not in self.store]
+        unique = {digest: path for path, digest in self.image_digests(paths).items()}
+        lacking = [path for digest, path in unique.items() if digest not in self.store]
         self.found += len(unique) - len(lacking)
         bar = tqdm(total=len(lacking), desc="features", unit="image", disable=not progress or not lacking, dynamic_ncols=True)
         with bar:
@@ -68,14 +71,15 @@ class CachedFeatures:
 
     def lacking(self, paths: Sequence[Path]) -> list[Path]:
         """Those of a batch of images whose features are not stored."""
-        return [path for path in dict.fromkeys(paths) if self.digest(path) not in self.store]
+        digests = self.image_digests(paths)
+        return [path for path in digests if digests[path] not in self.store]
 
     def features(self, paths: Sequence[Path], ready: tuple[Sequence[Path], torch.Tensor] | None = None) -> torch.Tensor:
         """Features at the seam for a batch of images, [B, S, C], on the model's device; new ones are kept.
 
         `ready` are images that were lacking before, and their pixel values.
         """
-        known = {path: self.stored(path) for path in paths}
+        known = {path: self.store.get(digest) for path, digest in self.image_digests(paths).items()}
         lacking = [path for path, feature in known.items() if feature is None]
         if lacking:
             paths_read, pixels = ready or ((), None)
@@ -99,18 +103,22 @@ class CachedFeatures:
         return self.backbone.forward_through(below, pixels, prompt=self.prompt).to(self.dtype)
 
     def _keep(self, paths: Sequence[Path], features: torch.Tensor) -> None:
+        digests = self.image_digests(paths)
         on_cpu = features.detach().to("cpu")  # in one copy
-        self.store.put({self.digest(path): feature for path, feature in zip(paths, on_cpu, strict=True)})
+        self.store.put({digests[path]: feature for path, feature in zip(paths, on_cpu, strict=True)})
 
 
 def open_cached_features(
-    backbone: Backbone, *, bf16: bool, prompt: str, max_gb: float
+    backbone: Backbone, *, bf16: bool, prompt: str, max_gb: float, base: str | None = None
 ) -> tuple[CachedFeatures | None, ReusablePrefix]:
-    """Cached features for a model as it stands, None if no prefix is reusable or nothing may be stored; and the prefix."""
+    """Cached features for a model as it stands, None if no prefix is reusable or nothing may be stored; and the prefix.
+
+    `base` is for `prefix_key`.
+    """
     prefix = find_reusable_prefix(backbone)
     if prefix.seam is None or max_gb <= 0:
         return None, prefix
-    key = prefix_key(backbone, prefix.seam, bf16=bf16, prompt=prompt)
+    key = prefix_key(backbone, prefix.seam, bf16=bf16, prompt=prompt, base=base)
     store = FeatureStore(key, max_bytes=int(max_gb * 1e9))
     store.mark_used()
     return CachedFeatures(backbone, prefix.seam, store, prompt, stored_dtype(backbone, prefix.seam, bf16=bf16)), prefix

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,11 @@ import transformers
 from torch import nn
 
 from medgraft.backbones import Backbone
-from medgraft.backbones.weights import tensor_digest
+from medgraft.backbones.weights import tensor_checksum, tensor_digests
 from medgraft.strategies import quantized_modules
 from medgraft.types import Seam
 
-SCHEMA = 3  # of the store and of what is put into it
+SCHEMA = 4  # of the store and of what is put into it
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,12 @@ def _obstacle(backbone: Backbone, seam: Seam) -> str | None:
     return None
 
 
-def prefix_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str) -> dict[str, Any]:
-    """Everything but the image that decides what comes out at `seam`."""
+def prefix_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str, base: str | None = None) -> dict[str, Any]:
+    """Everything but the image that decides what comes out at `seam`.
+
+    `base` is the fingerprint of the weights that the caller loaded into `backbone` itself, and that nothing but a strategy
+    has changed: a prefix is then known by it and a checksum. Without it every tensor of the prefix is hashed.
+    """
     where = next(backbone.model.parameters()).device.type
     return {
         "schema": SCHEMA,
@@ -79,7 +84,7 @@ def prefix_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str) -> di
         "config": hashlib.sha256(backbone.config.to_json_string().encode()).hexdigest()[:16],
         "seam": seam.name,
         "prompt": prompt if seam.depends_on_prompt else None,
-        "prefix": _prefix_digest(backbone, seam),
+        "prefix": _prefix_digest(backbone, seam, base),
         "images": backbone.image_settings(),
         "computed": "bf16" if bf16 else "fp32",
         "stored": str(stored_dtype(backbone, seam, bf16=bf16)).removeprefix("torch."),
@@ -118,12 +123,31 @@ def key_digest(key: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _prefix_digest(backbone: Backbone, seam: Seam) -> str:
-    """SHA-256 over every tensor of the prefix as it is held, quantisation states included."""
-    whole = hashlib.sha256()
-    state = backbone.model.state_dict()
-    for name in sorted(state):
-        value = state[name]
-        if backbone.anatomy.part_of(name) in seam.prefix and isinstance(value, torch.Tensor):
-            whole.update(f"{name}:{tensor_digest(value)}\n".encode())
-    return whole.hexdigest()
+def _prefix_digest(backbone: Backbone, seam: Seam, base: str | None) -> str:
+    """SHA-256 over every tensor of the prefix as it is held, quantisation states included; or over what `base` makes of it.
+
+    Frozen weights follow from the checkpoint, how it is quantised, and what quantises it. That they do is checked, since
+    features of other weights would be wrong in silence: the checksums of all tensors are part of what is hashed.
+    """
+    tensors = {
+        name: value
+        for name, value in sorted(backbone.model.state_dict().items())
+        if backbone.anatomy.part_of(name) in seam.prefix and isinstance(value, torch.Tensor)
+    }
+    if base is None:
+        return _hash_of("tensors", tensor_digests(tensors))
+    return _hash_of(f"base {base} {_quantization(backbone)}", {name: tensor_checksum(v) for name, v in tensors.items()})
+
+
+def _quantization(backbone: Backbone) -> str:
+    """How a model is held, and in whose quantisation; empty if it is not quantised."""
+    config: Any = getattr(backbone.config, "quantization_config", None)
+    if config is None and not quantized_modules(backbone.model):
+        return ""
+    settings = config.to_dict() if hasattr(config, "to_dict") else config
+    return f"{json.dumps(settings, sort_keys=True, default=str)} bitsandbytes {importlib.metadata.version('bitsandbytes')}"
+
+
+def _hash_of(what: str, values: Mapping[str, str]) -> str:
+    lines = "".join(f"{name}:{value}\n" for name, value in values.items())
+    return hashlib.sha256(f"{what}\n{lines}".encode()).hexdigest()

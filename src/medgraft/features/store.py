@@ -9,7 +9,6 @@ image do no harm. What is damaged is found when it is opened or first read, put 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from medgraft.features.reusable_prefix import key_digest
+from medgraft.file_index import cache_folder
 
 _COLLECTION = re.compile(r"[0-9a-f]{32}")  # what the store names its folders, and touches no other
 _SHARD, _DAMAGED, _ABOUT = ".safetensors", ".damaged", "collection.json"
@@ -46,14 +46,9 @@ class CollectionInfo:
 
 
 def store_folder() -> Path:
-    """Where collections lie: MEDGRAFT_FEATURES, or `medgraft/features` in the user's cache."""
+    """Where collections lie: MEDGRAFT_FEATURES, or `features` in medgraft's cache."""
     own = os.environ.get("MEDGRAFT_FEATURES")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medgraft" / "features"
-
-
-def image_digest(path: Path) -> str:
-    """SHA-256 of an image file's bytes: an edited image is another image."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return Path(own) if own else cache_folder() / "features"
 
 
 class FeatureStore:
