@@ -25,7 +25,7 @@ import medgraft
 
 @medgraft.hookimpl
 def medgraft_backbones():
-    yield medgraft.BackboneSpec("blip-stranger", "BLIP by a stranger", "medgraft.backbones.blip:BlipBackbone")
+    yield medgraft.BackboneSpec("blip-stranger", "BLIP by a stranger", "medgraft.plugin_api:BlipBackbone")
 
 
 @medgraft.hookimpl
@@ -33,7 +33,7 @@ def medgraft_strategies():
     yield medgraft.StrategySpec("cross-only", "cross-attention only", "medgraft_stranger.strategy:CROSS_ONLY")
 """
 STRATEGY = """
-from medgraft.strategies import PartPlan, Strategy
+from medgraft.plugin_api import PartPlan, Strategy
 
 CROSS_ONLY = Strategy(text=PartPlan(mode="full", roles=("cross",)))
 """
