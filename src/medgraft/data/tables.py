@@ -53,8 +53,8 @@ class _Table(Dataset):
                         f"{path}, row {number} has no {column!r}.{suggestion(column, row)} "
                         f"Columns: {', '.join(map(str, row))}. Name yours with --set data.image=... data.caption=..."
                     )
-            said = row[self.caption] or ""
-            captions = said if isinstance(said, list) else [said]
+            value = row[self.caption] or ""
+            captions = value if isinstance(value, list) else [value]
             merged.setdefault(str(row[self.image]), (row, []))[1].extend(clean_caption(str(c)) for c in captions)
         for name, (row, captions) in merged.items():
             group = str(row[self.group]) if self.group else None
