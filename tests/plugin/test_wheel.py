@@ -7,6 +7,8 @@ import sysconfig
 import venv
 from pathlib import Path
 
+import pytest
+
 PYPROJECT = """
 [build-system]
 requires = ["hatchling"]
@@ -50,6 +52,7 @@ def _wheel(folder: Path, pyproject: str, name: str, modules: dict[str, str]) -> 
     return next((folder / "dist").glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_wheels_in_a_fresh_environment(tmp_path):
     good = _wheel(tmp_path / "good", PYPROJECT, "medgraft_stranger", {"__init__.py": MODULE, "strategy.py": STRATEGY})
     bad = _wheel(tmp_path / "bad", BROKEN, "medgraft_broken", {"__init__.py": "import a_package_that_is_not_there"})
