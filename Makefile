@@ -4,13 +4,16 @@ VENV := .venv
 READY := $(VENV)/.ready
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: bench test lint adapters clean
+.PHONY: bench test quick lint adapters clean
 
 bench: $(READY)
 	$(VENV)/bin/medgraft bench benchmarks/suites/quickstart.toml --out build/quickstart
 
 test: lint
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+quick: $(READY)
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

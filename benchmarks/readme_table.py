@@ -1,4 +1,4 @@
-"""Fill the tables of README.md and benchmarks/README.md from committed records: `python benchmarks/readme_table.py`.
+"""Fill the tables of README.md, docs/models.md and benchmarks/README.md: `python benchmarks/readme_table.py`.
 
 A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLACE is a folder of records seen from the root;
 `attention:FOLDER`, where its runs looked; `tuning:FOLDER`, the learning rates tried for them; `timing:FILE`, the record of
@@ -120,9 +120,9 @@ def _table(folder: Path) -> str:
 
 
 def main() -> None:
-    """Rewrite both files."""
+    """Rewrite the files."""
     quiet_libraries()
-    for name in ("README.md", "benchmarks/README.md"):
+    for name in ("README.md", "docs/models.md", "benchmarks/README.md"):
         path = ROOT / name
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -24,10 +24,10 @@ class StrictModel(BaseModel):
 class DataConfig(StrictModel):
     """Which data set, where it lies, and the options of its reader."""
 
-    name: str
-    path: str | None = None
-    options: dict[str, JsonValue] = Field(default_factory=dict)
-    max_images: int | None = Field(default=None, gt=0, description="images of each split, the first ones")
+    name: str = Field(description="the reader, as `medgraft list` shows it")
+    path: str | None = Field(default=None, description="the folder or file that it reads")
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="options of the reader; each is a key of its own")
+    max_images: int | None = Field(default=None, gt=0, description="only the first so many images of each split")
 
     @classmethod
     def parse(cls, text: str) -> DataConfig:
@@ -41,30 +41,31 @@ class DataConfig(StrictModel):
 class TrainConfig(StrictModel):
     """How to train, in the words of transformers' TrainingArguments."""
 
-    num_train_epochs: float = Field(default=3.0, gt=0)
-    max_steps: int = Field(default=-1, ge=-1, description="overrides num_train_epochs if positive")
-    per_device_train_batch_size: int = Field(default=16, gt=0)
-    per_device_eval_batch_size: int = Field(default=32, gt=0)
-    gradient_accumulation_steps: int = Field(default=1, gt=0)
-    gradient_checkpointing: bool = False
-    learning_rate: float | None = Field(default=None, gt=0, description="the strategy's own if not given")
-    lr_scheduler_type: str = "cosine"
-    warmup_steps: float = Field(default=0.05, ge=0, description="steps, or a share of all steps if below 1")
-    weight_decay: float = Field(default=0.01, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    optim: str = "adamw_torch_fused"
-    bf16: bool | Literal["auto"] = "auto"
-    max_text_tokens: int = Field(default=128, gt=2, description="longer captions are cut, with [DEC] and [SEP] counted")
+    num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the training captions")
+    max_steps: int = Field(default=-1, ge=-1, description="optimiser steps; replaces num_train_epochs if positive")
+    per_device_train_batch_size: int = Field(default=16, gt=0, description="captions in a training batch of one device")
+    per_device_eval_batch_size: int = Field(default=32, gt=0, description="images in a batch of validation and captioning")
+    gradient_accumulation_steps: int = Field(default=1, gt=0, description="batches whose gradients are added up for one step")
+    gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
+    learning_rate: float | None = Field(default=None, gt=0, description="peak rate; the strategy's own if not given")
+    lr_scheduler_type: str = Field(default="cosine", description="how the rate falls, by transformers' names")
+    warmup_steps: float = Field(default=0.05, ge=0, description="steps until the peak rate, or a share of all steps if below 1")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's, not on biases and norms")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
+    optim: str = Field(default="adamw_torch_fused", description="the optimiser, by transformers' names")
+    bf16: bool | Literal["auto"] = Field(default="auto", description="bf16 autocast; auto: where the hardware has bf16 units")
+    max_text_tokens: int = Field(default=128, gt=2, description="longer captions are cut; special tokens count")
     prompt: str | None = Field(default=None, description="text before every caption; the backbone's own if not given")
-    save_steps: int | None = Field(default=None, gt=0, description="checkpoints for --resume; each epoch if not given")
-    save_total_limit: int = Field(default=1, gt=0)
+    save_steps: int | None = Field(default=None, gt=0, description="steps between checkpoints; one each epoch if not given")
+    save_total_limit: int = Field(default=1, gt=0, description="how many checkpoints stay on disk")
     group_by_length: bool = Field(default=False, description="batches of like length: less padding, but lower scores")
     eval_during_training: bool = Field(default=False, description="validation loss after each epoch")
     dataloader_num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto", description="auto: 0 on a CPU; up to 8 beside an accelerator, 0 where all features lie in its memory"
+        default="auto",
+        description="processes that read images; auto: none on a CPU, up to 8 beside an accelerator",
     )
-    pixel_cache_gb: float = Field(default=0.5, ge=0, description="memory for images kept decoded and resized")
-    report_to: tuple[str, ...] = ()
+    pixel_cache_gb: float = Field(default=0.5, ge=0, description="memory for decoded and resized images")
+    report_to: tuple[str, ...] = Field(default=(), description='loggers of transformers, such as ["tensorboard"]')
 
 
 TIMING_WARMUP_STEPS = 3  # at the beginning of a run, which are slower
@@ -76,20 +77,20 @@ CONTROLS = ("_uniform", "_untrained", "_random")  # ends of scores that only say
 class GenerationConfig(StrictModel):
     """How captions are decoded, in transformers' words; lengths in word pieces, prompt not counted."""
 
-    max_new_tokens: int = Field(default=96, gt=0)
-    num_beams: int = Field(default=1, gt=0)
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = Field(default=0, ge=0)
-    repetition_penalty: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=96, gt=0, description="longest caption in tokens, without the prompt")
+    num_beams: int = Field(default=1, gt=0, description="beam search with so many beams; 1 is greedy")
+    length_penalty: float = Field(default=1.0, description="of beam search: above 0 favours longer captions")
+    no_repeat_ngram_size: int = Field(default=0, ge=0, description="no n-gram of this size occurs twice; 0 allows all")
+    repetition_penalty: float = Field(default=1.0, gt=0, description="above 1 makes repeated tokens less likely")
 
 
 class FeaturesConfig(StrictModel):
     """The feature store, which keeps what frozen parts make of each image."""
 
-    enabled: bool = True
-    max_gb: float = Field(default=10.0, ge=0, description="what the store may take on disk, all models together")
+    enabled: bool = Field(default=True, description="read and write stored features")
+    max_gb: float = Field(default=10.0, ge=0, description="disk space of the store, all models together")
     device_gb: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto", description="training features in the device's memory; auto: 40 % of an accelerator's free memory"
+        default="auto", description="training features in the GPU's memory; auto: 40 % of what is free there"
     )
 
 
@@ -102,7 +103,7 @@ class AccelerationConfig(StrictModel):
 class SaliencyConfig(StrictModel):
     """Attention maps of test images: those that the report shows, and those that deletion and insertion are tried on."""
 
-    maps: int = Field(default=128, ge=0, description="images whose maps are kept for the report")
+    maps: int = Field(default=128, ge=0, description="images whose maps are written for the report")
     curves: int = Field(default=24, ge=0, description="images for the metric 'faithfulness', the first ones")
 
 
@@ -130,10 +131,12 @@ class TuningConfig(StrictModel):
     all of its runs, the lower one of two that score the same.
     """
 
-    factors: tuple[float, ...] = Field(default=(0.3, 1.0, 3.0), min_length=1)
-    score: str = "cider"
+    factors: tuple[float, ...] = Field(
+        default=(0.3, 1.0, 3.0), min_length=1, description="tried: each times the rate that the strategy would have"
+    )
+    score: str = Field(default="cider", description="the score of validation captions that decides")
     num_train_epochs: float | None = Field(default=None, gt=0, description="of each try; the suite's own if not given")
-    seed: int = Field(default=1000, ge=0)
+    seed: int = Field(default=1000, ge=0, description="of the tries")
 
     @field_validator("factors")
     @classmethod
@@ -146,8 +149,8 @@ class TuningConfig(StrictModel):
 class TimingConfig(StrictModel):
     """Steps timed for themselves, after the runs: `steps` of each run, the grid over and over, the first ones left out."""
 
-    repeats: int = Field(default=3, ge=2)
-    steps: int = Field(default=20, ge=TIMING_WARMUP_STEPS + 4)
+    repeats: int = Field(default=3, ge=2, description="how often the whole grid is timed")
+    steps: int = Field(default=20, ge=TIMING_WARMUP_STEPS + 4, description="steps of each run and repeat")
 
 
 class BackboneRows(StrictModel):
@@ -163,20 +166,25 @@ class SuiteConfig(StrictModel):
     A backbone is a name, to be run with all `strategies`, or a table that names its own.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    description: str = ""
-    backbones: tuple[str | BackboneRows, ...] = Field(min_length=1)
-    strategies: tuple[str, ...] = Field(min_length=1)
-    data: tuple[DataConfig, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="names the folder of results and the report")
+    description: str = Field(default="", description="for people")
+    backbones: tuple[str | BackboneRows, ...] = Field(
+        min_length=1, description="NAME or NAME:SOURCE; as a table, with `strategies` of its own"
+    )
+    strategies: tuple[str, ...] = Field(min_length=1, description="presets, or peft:<METHOD>")
+    data: tuple[DataConfig, ...] = Field(min_length=1, description="NAME[:PATH] or tables as in section data, one or several")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="every run is done once with each")
     train: TrainConfig = TrainConfig()
     generation: GenerationConfig = GenerationConfig()
     features: FeaturesConfig = FeaturesConfig()
     acceleration: AccelerationConfig = AccelerationConfig()
     saliency: SaliencyConfig = SaliencyConfig()
-    metrics: tuple[str, ...] = METRICS
-    eval_split: Literal["train", "validation", "test"] = "test"
-    overrides: dict[str, dict[Literal["train", "strategy"], dict[str, JsonValue]]] = Field(default_factory=dict)
+    metrics: tuple[str, ...] = Field(default=METRICS, description="what captions are scored by")
+    eval_split: Literal["train", "validation", "test"] = Field(default="test", description="the split that is captioned")
+    overrides: dict[str, dict[Literal["train", "strategy"], dict[str, JsonValue]]] = Field(
+        default_factory=dict,
+        description="settings of single strategies, as [overrides.lora.train]",
+    )
     tuning: TuningConfig | None = None
     timing: TimingConfig | None = None
 

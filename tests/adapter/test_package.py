@@ -43,6 +43,7 @@ def _logits(backbone):
     return backbone.decode(backbone.encode(pixels), text)[1]
 
 
+@pytest.mark.slow
 def test_a_full_size_script_for_vit_gpt2(full_size, capsys):
     words = [
         "--backbone",
@@ -61,6 +62,7 @@ def test_a_full_size_script_for_vit_gpt2(full_size, capsys):
     assert capsys.readouterr().out.count("identical") == 2
 
 
+@pytest.mark.slow
 def test_every_preset_comes_back_bit_identical(full_size, capsys):
     assert full_size.main(["--layers", "2", "--width", "64", "--image-size", "64"]) == 0
     lines = capsys.readouterr().out.splitlines()

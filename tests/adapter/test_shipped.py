@@ -18,6 +18,7 @@ def test_they_are_the_three_that_ship():
     assert [folder.name for folder in FOLDERS] == ["blip-nano-lora", "blip-nano-lora-decoder", "blip-nano-qlora"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_scores_are_those_on_the_card(folder):
     adapter = medgraft.load_adapter(folder)

@@ -106,6 +106,7 @@ def test_the_machine_is_measured():
     assert 1e9 < measured_flops(0.1) < 1e16
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_plan(tmp_path):
     command = [sys.executable, "-m", "medgraft.cli.main", "bench", str(ROOT / "benchmarks/suites/quickstart.toml")]
     words = ["--set", "data.count=60", "--dry-run", "--json"]
@@ -116,6 +117,7 @@ def test_the_command_prints_the_plan(tmp_path):
     assert not list(tmp_path.iterdir())  # nothing was run or written
 
 
+@pytest.mark.slow
 def test_every_backbone_side_by_side(tmp_path):
     """The suite of all models, zero-shot, as its script runs it (every strategy goes through the conformance kit)."""
     script = ROOT / "benchmarks/all_models.py"

@@ -85,6 +85,7 @@ def finished(blip_folder, phantoms_folder, tmp_path_factory):
     return suite, out, records, said
 
 
+@pytest.mark.slow
 def test_runs_and_failures_have_records(finished):
     _, out, records, said = finished
     zero, lora, bad, *baselines = records
@@ -110,6 +111,7 @@ def test_runs_and_failures_have_records(finished):
     assert read_records(out) == tuple(sorted(records, key=lambda r: (r.backbone, r.strategy)))
 
 
+@pytest.mark.slow
 def test_a_suite_started_again_runs_only_what_is_missing(finished, plugins):
     suite, out, records, _ = finished
     (out / "records" / f"{records[0].run_id}.json").unlink()
@@ -140,6 +142,7 @@ def long_suite(finished):
     return suite.model_copy(update={"strategies": ("lora",), "overrides": {}, "train": train})
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_a_record_and_the_next_is_done(long_suite, plugins, tmp_path):
     two = long_suite.model_copy(update={"strategies": ("lora", "zero-shot")})
     killer = Thread(target=lambda: _run_under_way().kill())
@@ -159,6 +162,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_whoever_leaves_a_suite_leaves_no_run_behind(long_suite, plugins, tmp_path):
     begun = []
@@ -178,6 +182,7 @@ def test_whoever_leaves_a_suite_leaves_no_run_behind(long_suite, plugins, tmp_pa
     assert not list((tmp_path / "records").glob("*"))
 
 
+@pytest.mark.slow
 def test_what_a_run_prints_is_told_from_its_end(monkeypatch, tmp_path, capsys):
     """A run's output may hold the byte that marks the end; a run that asks a question is not left waiting."""
     program = """

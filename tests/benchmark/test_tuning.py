@@ -106,6 +106,7 @@ def done(suite, tmp_path_factory):
     return out, run_suite(suite, out, plugins=PluginManager(), progress=False, say=said.append), said
 
 
+@pytest.mark.slow
 def test_a_tuned_suite_uses_what_it_chose_for_every_seed(done):
     out, records, said = done
     trained = [record for record in records if record.strategy == "encoder-frozen"]

@@ -29,6 +29,7 @@ def adapter(blip_folder, phantoms_folder, tmp_path_factory):
     return out, json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.slow
 def test_train_prints_the_record(adapter):
     out, record, errors = adapter
     contract = """run_id backbone strategy data seed status training_seconds steps seconds_per_step train_loss
@@ -41,6 +42,7 @@ def test_train_prints_the_record(adapter):
     assert (out / "medgraft.json").is_file()
 
 
+@pytest.mark.slow
 def test_evaluate_and_caption(adapter, phantoms_folder, tmp_path):
     out, record, _ = adapter
     predictions = tmp_path / "p.json"
@@ -58,6 +60,7 @@ def test_evaluate_and_caption(adapter, phantoms_folder, tmp_path):
     assert said.stderr == ""
 
 
+@pytest.mark.slow
 def test_caption_with_a_bare_backbone_and_several_images(blip_folder, phantoms_folder):
     images = sorted((phantoms_folder / "test/radiology/images").iterdir())[:2]
     done = _medgraft("caption", *images, "--backbone", f"blip:{blip_folder}", "--num-beams", 2, "--max-new-tokens", 4, "--json")
@@ -65,6 +68,7 @@ def test_caption_with_a_bare_backbone_and_several_images(blip_folder, phantoms_f
     assert list(json.loads(done.stdout)) == [str(image) for image in images]
 
 
+@pytest.mark.slow
 def test_score(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps({"1": "a nodule in the left lung", "2": "normal"}))
     (tmp_path / "r.json").write_text(json.dumps({"1": ["a nodule in the left lung"], "2": ["no lesion", "normal"]}))
@@ -78,6 +82,7 @@ def test_phantoms(tmp_path):
     assert json.loads(done.stdout)["images"] == {"train": 8, "validation": 1, "test": 1}
 
 
+@pytest.mark.slow
 def test_bench_and_report(blip_folder, phantoms_folder, tmp_path):
     suite = tmp_path / "tiny.toml"
     suite.write_text(
@@ -172,6 +177,7 @@ def test_an_adapter_is_not_overwritten_by_accident(adapter, blip_folder, phantom
     assert (out / "medgraft.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_processes_train_together(blip_folder, phantoms_folder, tmp_path):
     """What accelerate starts on several devices, here two processes on the CPU."""
     words = [

@@ -92,6 +92,7 @@ def test_findings_change_the_image_where_their_box_is(study):
             assert columns.mean() > 96  # the patient's left is on the image's right
 
 
+@pytest.mark.slow
 def test_captions_say_the_facts():
     for phantom in plan(300, 7):
         _, facts, caption = make(phantom, 7)

@@ -44,6 +44,7 @@ def test_another_key_is_another_collection(tmp_path):
     assert _store(tmp_path, {**KEY, "prefix": "abd"}).get("0-0") is None
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_collection(tmp_path):
     first = _store(tmp_path)
     code = (
@@ -60,6 +61,7 @@ def test_two_processes_share_one_collection(tmp_path):
     assert _store(tmp_path).get("0-0") is not None
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_writing_leaves_a_valid_store(tmp_path):
     _filled(tmp_path, 3)
     code = (

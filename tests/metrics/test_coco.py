@@ -25,6 +25,7 @@ def _scores(predictions, references):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_8000_real_captions_score_as_in_pycocoevalcap_and_fast(shared_data):
     _, captions = roco_captions(shared_data)
     said = perturbed(captions)

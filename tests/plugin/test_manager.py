@@ -143,10 +143,3 @@ def test_disabling_and_strictness(install, monkeypatch):
     monkeypatch.setenv("MEDGRAFT_STRICT_PLUGINS", "1")
     with pytest.raises(PluginError, match="fake-bad"):
         PluginManager.from_environment().names("strategy")
-
-
-def test_every_hook_is_documented_with_an_example():
-    from medgraft.plugin import KINDS, spec
-
-    for hook, descriptor in KINDS.values():
-        assert f"medgraft.{descriptor.__name__}(" in getattr(spec, hook).__doc__

@@ -7,6 +7,8 @@ import sysconfig
 import venv
 from pathlib import Path
 
+import pytest
+
 PYPROJECT = """
 [build-system]
 requires = ["hatchling"]
@@ -25,7 +27,7 @@ import medgraft
 
 @medgraft.hookimpl
 def medgraft_backbones():
-    yield medgraft.BackboneSpec("blip-stranger", "BLIP by a stranger", "medgraft.backbones.blip:BlipBackbone")
+    yield medgraft.BackboneSpec("blip-stranger", "BLIP by a stranger", "medgraft.plugin_api:BlipBackbone")
 
 
 @medgraft.hookimpl
@@ -33,7 +35,7 @@ def medgraft_strategies():
     yield medgraft.StrategySpec("cross-only", "cross-attention only", "medgraft_stranger.strategy:CROSS_ONLY")
 """
 STRATEGY = """
-from medgraft.strategies import PartPlan, Strategy
+from medgraft.plugin_api import PartPlan, Strategy
 
 CROSS_ONLY = Strategy(text=PartPlan(mode="full", roles=("cross",)))
 """
@@ -50,6 +52,7 @@ def _wheel(folder: Path, pyproject: str, name: str, modules: dict[str, str]) -> 
     return next((folder / "dist").glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_wheels_in_a_fresh_environment(tmp_path):
     good = _wheel(tmp_path / "good", PYPROJECT, "medgraft_stranger", {"__init__.py": MODULE, "strategy.py": STRATEGY})
     bad = _wheel(tmp_path / "bad", BROKEN, "medgraft_broken", {"__init__.py": "import a_package_that_is_not_there"})

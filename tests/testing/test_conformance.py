@@ -23,6 +23,7 @@ def test_backbones(name, tiny_folder):
     check_backbone(MANAGER.get("backbone", backbone), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", MANAGER.names("strategy"))
 @pytest.mark.parametrize("name", TINY)
 def test_backbones_with_strategies(name, strategy, tiny_folder):

@@ -167,8 +167,8 @@ class Backbone(ABC):
     def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
         """Rows of head, caption, end and padding, cut to `max_tokens`; only caption and end are labels."""
         head = self.prompt_ids(prompt)
-        room = self.max_caption_tokens(len(head), max_tokens)
-        rows = [[*head, *ids[:room], self.end_id] for ids in self.token_ids(captions)]
+        limit = self.max_caption_tokens(len(head), max_tokens)
+        rows = [[*head, *ids[:limit], self.end_id] for ids in self.token_ids(captions)]
         input_ids, mask = padded(rows, self.pad_id)
         labels = input_ids.masked_fill(mask == 0, -100)
         labels[:, : len(head)] = -100

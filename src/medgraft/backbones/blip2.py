@@ -102,8 +102,8 @@ class Blip2Backbone(Backbone):
         if not self._has_text_encoder:
             return super().text_batch(captions, prompt=prompt, max_tokens=max_tokens)
         head = self.prompt_ids(prompt)
-        room = self.max_caption_tokens(0, max_tokens)
-        labels, mask = padded([[*ids[:room], self.end_id] for ids in self.token_ids(captions)], self.pad_id)
+        limit = self.max_caption_tokens(0, max_tokens)
+        labels, mask = padded([[*ids[:limit], self.end_id] for ids in self.token_ids(captions)], self.pad_id)
         input_ids = torch.tensor([head] * len(captions), dtype=torch.long)
         return TextBatch(input_ids, torch.ones_like(input_ids), labels.masked_fill(mask == 0, -100))
 

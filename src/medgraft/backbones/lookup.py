@@ -21,7 +21,7 @@ def get_captioner(text: str, *, plugins: PluginManager) -> tuple[type[Backbone] 
     name, source = split_name(text)
     captioner = plugins.get("backbone", name)
     if not (isinstance(captioner, type) and issubclass(captioner, Backbone | RemoteCaptioner)):
-        raise PluginError(f"Backbone {name!r} is {captioner!r}, not a subclass of medgraft.backbones.Backbone.")
+        raise PluginError(f"Backbone {name!r} is {captioner!r}, not a subclass of medgraft.plugin_api.Backbone.")
     source = source or captioner.default_source
     if source is None:
         raise ConfigError(f"Backbone {name!r} needs weights: write {name}:HUB_ID or {name}:FOLDER.")

@@ -30,7 +30,7 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
     """
     reader_class = plugins.get("dataset", config.name)
     if not (isinstance(reader_class, type) and issubclass(reader_class, Dataset)):
-        raise PluginError(f"Data set {config.name!r} is {reader_class!r}, not a subclass of medgraft.data.Dataset.")
+        raise PluginError(f"Data set {config.name!r} is {reader_class!r}, not a subclass of medgraft.plugin_api.Dataset.")
     reader = validated(reader_class, config.options, f"Data {config.name}")
     path = Path(config.path).expanduser() if config.path else None
     if path is not None and not path.exists():

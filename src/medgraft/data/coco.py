@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from medgraft.data.base import Dataset
 from medgraft.data.text import clean_caption
 from medgraft.errors import DataError
@@ -19,7 +21,7 @@ class CocoCaptions(Dataset):
     A path to one file reads that file as the split its name says, or as `test`.
     """
 
-    images: str | None = None
+    images: str | None = Field(default=None, description="folder of the images, below the data")
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from medgraft.data.base import Dataset
 from medgraft.data.text import clean_caption
 from medgraft.errors import DataError
@@ -25,9 +27,9 @@ class Roco(Dataset):
     with columns `id` and `group_column`.
     """
 
-    subset: Subset = "radiology"
-    groups: str | None = None
-    group_column: str = "group"
+    subset: Subset = Field(default="radiology", description="which of ROCO's folders: radiology, non-radiology or all")
+    groups: str | None = Field(default=None, description="a CSV below the data with columns id and group_column")
+    group_column: str = Field(default="group", description="its column with the patient or article")
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
@@ -61,7 +63,7 @@ class Roco(Dataset):
 class KaggleRoco(Dataset):
     """ROCO as on Kaggle: `all_data/{train,validation,test}/radiology/` with `traindata.csv` (`id,name,caption`) and images."""
 
-    subset: Subset = "radiology"
+    subset: Subset = Field(default="radiology", description="which of ROCO's folders: radiology, non-radiology or all")
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
@@ -117,12 +119,12 @@ class ImageClef(Dataset):
     Options name the files and image folders below the path; a file that is not there is a split that is not there.
     """
 
-    train: str = "train_captions.csv"
-    validation: str = "valid_captions.csv"
-    test: str = "test_captions.csv"
-    train_images: str = "train"
-    validation_images: str = "valid"
-    test_images: str = "test"
+    train: str = Field(default="train_captions.csv", description="caption file of the training split")
+    validation: str = Field(default="valid_captions.csv", description="caption file of the validation split")
+    test: str = Field(default="test_captions.csv", description="caption file of the test split")
+    train_images: str = Field(default="train", description="image folder of the training split")
+    validation_images: str = Field(default="valid", description="image folder of the validation split")
+    test_images: str = Field(default="test", description="image folder of the test split")
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""

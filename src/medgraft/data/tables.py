@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from medgraft.data.base import Dataset
 from medgraft.data.text import clean_caption
 from medgraft.errors import DataError, suggestion
@@ -28,12 +30,12 @@ class _Table(Dataset):
     groups, their name), always the same way. `images` is the folder of relative image paths, beside the table by default.
     """
 
-    image: str = "image"
-    caption: str = "caption"
-    id: str | None = None
-    group: str | None = None
-    split: str | None = None
-    images: str = "."
+    image: str = Field(default="image", description="column of image paths")
+    caption: str = Field(default="caption", description="column of captions")
+    id: str | None = Field(default=None, description="column of ids; the image's path if not given")
+    group: str | None = Field(default=None, description="column of patients or articles, which no split divides")
+    split: str | None = Field(default=None, description="column of splits; 80/10/10 by group if not given")
+    images: str = Field(default=".", description="folder of the images, seen from the table")
 
     @abstractmethod
     def _rows(self, path: Path) -> Iterator[dict[str, Any]]:
@@ -51,8 +53,8 @@ class _Table(Dataset):
                         f"{path}, row {number} has no {column!r}.{suggestion(column, row)} "
                         f"Columns: {', '.join(map(str, row))}. Name yours with --set data.image=... data.caption=..."
                     )
-            said = row[self.caption] or ""
-            captions = said if isinstance(said, list) else [said]
+            value = row[self.caption] or ""
+            captions = value if isinstance(value, list) else [value]
             merged.setdefault(str(row[self.image]), (row, []))[1].extend(clean_caption(str(c)) for c in captions)
         for name, (row, captions) in merged.items():
             group = str(row[self.group]) if self.group else None
@@ -96,8 +98,8 @@ class JsonlTable(_Table):
 class ImageFolder(Dataset):
     """Hugging Face's imagefolder: `metadata.csv` or `metadata.jsonl` with `file_name`, in the folder or in each split's."""
 
-    caption: str = "text"
-    format: Literal["auto", "csv", "jsonl"] = "auto"
+    caption: str = Field(default="text", description="column of captions")
+    format: Literal["auto", "csv", "jsonl"] = Field(default="auto", description="which metadata file; auto: whichever is there")
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""

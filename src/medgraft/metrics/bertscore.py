@@ -34,7 +34,8 @@ def bertscore(
     idf = _idf([ids[text] for texts in references for text in texts])
     embedded = _embed(ids, tokenizer, model, idf)
     return [
-        max(_f1(embedded[said], embedded[text]) for text in texts) for said, texts in zip(predictions, references, strict=True)
+        max(_f1(embedded[prediction], embedded[text]) for text in texts)
+        for prediction, texts in zip(predictions, references, strict=True)
     ]
 
 
@@ -84,8 +85,8 @@ def _embed(ids: Mapping[str, list[int]], tokenizer: Any, model: Any, idf: Mappin
     return found
 
 
-def _f1(said: Embedded, meant: Embedded) -> float:
-    (a, a_weights), (b, b_weights) = said, meant
+def _f1(prediction: Embedded, reference: Embedded) -> float:
+    (a, a_weights), (b, b_weights) = prediction, reference
     if not len(a) or not len(b):
         return 0.0
     similarity = (a @ b.T).clamp(min=0)  # [T, T']
@@ -112,6 +113,6 @@ class BertScore(CaptionMetric):
         """See CaptionMetric."""
         if not self.source:
             raise UnavailableError("no model is named: write bertscore:HUB_ID_OR_FOLDER")
-        said = [preprocess(text) for text in captions.predictions]
-        meant = [[preprocess(text) for text in texts] for texts in captions.references]
-        return means({"bertscore": bertscore(said, meant, self.source, self.layer)})
+        predictions = [preprocess(text) for text in captions.predictions]
+        references = [[preprocess(text) for text in texts] for texts in captions.references]
+        return means({"bertscore": bertscore(predictions, references, self.source, self.layer)})

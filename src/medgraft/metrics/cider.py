@@ -28,15 +28,15 @@ def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> li
     The cosine is damped by the difference in bigram count. Document frequencies are those of `references`, so that the
     score depends on the evaluated set.
     """
-    pairs = [(ngrams(said), [ngrams(line) for line in lines]) for said, lines in tokenize_pairs(predictions, references)]
+    pairs = [(ngrams(words), [ngrams(line) for line in lines]) for words, lines in tokenize_pairs(predictions, references)]
     frequency: Counter[tuple[str, ...]] = Counter()
     for _, several in pairs:
         frequency.update(set().union(*several))
     log_images = math.log(len(pairs))
     idf = {gram: log_images - math.log(count) for gram, count in frequency.items()}
     scores = []
-    for said, several in pairs:
-        vector = _vector(said, idf, log_images)
+    for prediction, several in pairs:
+        vector = _vector(prediction, idf, log_images)
         scores.append(10 * sum(_similarity(vector, _vector(g, idf, log_images)) for g in several) / len(several))
     return scores
 

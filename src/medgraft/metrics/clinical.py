@@ -96,17 +96,17 @@ class Clinical(CaptionMetric):
         return ratios({name: ([row[name][0] for row in rows], [row[name][1] for row in rows]) for name in rows[0]})
 
 
-def _row(said: Content, meant: Content) -> dict[str, tuple[float, float]]:
+def _row(prediction: Content, reference: Content) -> dict[str, tuple[float, float]]:
     """What one image adds above and below the line of each score."""
-    hits, named, sided = len(said.findings & meant.findings), bool(meant.modalities), len(meant.sides) == 1
+    hits, named, sided = len(prediction.findings & reference.findings), bool(reference.modalities), len(reference.sides) == 1
     return {
-        "modality_accuracy": (named and said.modalities == meant.modalities, named),
-        "side_contradicted": (sided and bool(said.sides) and not said.sides & meant.sides, sided),
-        "side_omitted": (sided and not said.sides, sided),
-        "finding_precision": (hits, len(said.findings)),
-        "finding_recall": (hits, len(meant.findings)),
-        "finding_f1": (2 * hits, len(said.findings) + len(meant.findings)),
-        "unsupported_measurement": (bool(said.millimetres - meant.millimetres), 1),
-        "finding_coverage": (bool(meant.findings), 1),
+        "modality_accuracy": (named and prediction.modalities == reference.modalities, named),
+        "side_contradicted": (sided and bool(prediction.sides) and not prediction.sides & reference.sides, sided),
+        "side_omitted": (sided and not prediction.sides, sided),
+        "finding_precision": (hits, len(prediction.findings)),
+        "finding_recall": (hits, len(reference.findings)),
+        "finding_f1": (2 * hits, len(prediction.findings) + len(reference.findings)),
+        "unsupported_measurement": (bool(prediction.millimetres - reference.millimetres), 1),
+        "finding_coverage": (bool(reference.findings), 1),
         "modality_coverage": (named, 1),
     }

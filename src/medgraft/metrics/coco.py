@@ -29,5 +29,5 @@ def tokenize_pairs(predictions: Sequence[str], references: Sequence[Sequence[str
     if empty is not None:
         raise ScoringError(f"Prediction {empty} has no reference.")
     lines = iter(tokenize_lines([text for texts in references for text in texts]))
-    meant = [[next(lines) for _ in texts] for texts in references]
-    return list(zip(tokenize_lines(predictions), meant, strict=True))
+    tokenized = [[next(lines) for _ in texts] for texts in references]
+    return list(zip(tokenize_lines(predictions), tokenized, strict=True))

@@ -29,12 +29,12 @@ class Terms:
     by_term: Mapping[str, frozenset[str]]
     pattern: re.Pattern[str]
 
-    def said(self, caption: str) -> frozenset[str]:
+    def in_caption(self, caption: str) -> frozenset[str]:
         """The groups of the terms in `caption`, the longest term first where several begin at one place."""
         found = (self.by_term[" ".join(match[0].split())] for match in self.pattern.finditer(caption.lower()))
         return frozenset().union(*found)
 
-    def meant(self, concepts: tuple[str, ...]) -> frozenset[str]:
+    def of_concepts(self, concepts: tuple[str, ...]) -> frozenset[str]:
         """The groups of an image's concepts."""
         return frozenset(self.groups[cui] for cui in concepts if cui in self.groups)
 
@@ -59,12 +59,12 @@ class Concepts(CaptionMetric):
             raise UnavailableError("the data set has no concepts, as ROCO's cuis.txt and ROCOv2's *_concepts.csv have")
         rows: dict[str, tuple[list[float], list[float]]] = {}
         for caption, concepts in zip(captions.predictions, captions.concepts, strict=True):
-            said, meant = terms.said(caption), terms.meant(concepts or ())
-            hits = len(said & meant)
+            predicted, expected = terms.in_caption(caption), terms.of_concepts(concepts or ())
+            hits = len(predicted & expected)
             for name, above, below in (
-                ("concept_precision", hits, len(said)),
-                ("concept_recall", hits, len(meant)),
-                ("concept_f1", 2 * hits, len(said) + len(meant)),
+                ("concept_precision", hits, len(predicted)),
+                ("concept_recall", hits, len(expected)),
+                ("concept_f1", 2 * hits, len(predicted) + len(expected)),
                 ("concept_coverage", sum(cui in terms.known for cui in concepts or ()), len(concepts or ())),
             ):
                 columns = rows.setdefault(name, ([], []))

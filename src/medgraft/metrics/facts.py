@@ -90,11 +90,11 @@ def _first(patterns: tuple[tuple[str, str], ...], text: str) -> tuple[str | None
     return next(found, (None, None))
 
 
-def _right(said: Mapping[str, Any], meant: Mapping[str, Any], shown: Mapping[str, Any], field: str) -> float:
+def _right(prediction: Mapping[str, Any], reference: Mapping[str, Any], shown: Mapping[str, Any], field: str) -> float:
     """1 or 0, NaN where the fact is not asked for."""
-    if field != "finding" and meant[field] is None:
+    if field != "finding" and reference[field] is None:
         return float("nan")
-    return float(said[field] == shown[field])
+    return float(prediction[field] == shown[field])
 
 
 class PhantomFacts(CaptionMetric):
@@ -110,8 +110,8 @@ class PhantomFacts(CaptionMetric):
             raise UnavailableError("the data set does not say what its images show, as phantoms do")
         right = np.array(
             [
-                [_right(stated_facts(said), stated_facts(meant[0]), shown or {}, field) for field in FIELDS]
-                for said, meant, shown in zip(captions.predictions, captions.references, captions.facts, strict=True)
+                [_right(stated_facts(prediction), stated_facts(references[0]), shown or {}, field) for field in FIELDS]
+                for prediction, references, shown in zip(captions.predictions, captions.references, captions.facts, strict=True)
             ]
         )  # [N, fields]
         columns = {f"fact_{name.removesuffix('_mm')}": right[:, i] for i, name in enumerate(FIELDS)}

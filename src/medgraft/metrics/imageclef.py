@@ -19,8 +19,8 @@ def preprocess(caption: str) -> str:
 
 def rouge_1(prediction: str, references: tuple[str, ...]) -> float:
     """F1 of words, each counted as often as in both, without stemming; the best over the references."""
-    said = Counter(_words(prediction))
-    return max(_f1(said, Counter(_words(reference))) for reference in references)
+    words = Counter(_words(prediction))
+    return max(_f1(words, Counter(_words(reference))) for reference in references)
 
 
 def _words(caption: str) -> list[str]:
@@ -28,9 +28,9 @@ def _words(caption: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", preprocess(caption))
 
 
-def _f1(said: Counter[str], meant: Counter[str]) -> float:
-    shared = (said & meant).total()
-    return 2 * shared / (said.total() + meant.total()) if shared else 0.0
+def _f1(prediction: Counter[str], reference: Counter[str]) -> float:
+    shared = (prediction & reference).total()
+    return 2 * shared / (prediction.total() + reference.total()) if shared else 0.0
 
 
 class Rouge1(CaptionMetric):
@@ -43,4 +43,4 @@ class Rouge1(CaptionMetric):
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
         pairs = zip(captions.predictions, captions.references, strict=True)
-        return means({"rouge_1": [rouge_1(said, meant) for said, meant in pairs]})
+        return means({"rouge_1": [rouge_1(prediction, references) for prediction, references in pairs]})

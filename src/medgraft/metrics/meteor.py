@@ -39,8 +39,8 @@ class Meteor(CaptionMetric):
         from nltk.translate.meteor_score import meteor_score
 
         scores = [
-            float(meteor_score([tokenize(text) for text in meant], tokenize(said), wordnet=self._wordnet))
-            for said, meant in zip(captions.predictions, captions.references, strict=True)
+            float(meteor_score([tokenize(text) for text in references], tokenize(prediction), wordnet=self._wordnet))
+            for prediction, references in zip(captions.predictions, captions.references, strict=True)
         ]
         return means({"meteor": scores})
 

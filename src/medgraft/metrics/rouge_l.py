@@ -12,7 +12,7 @@ _BETA2 = 1.2**2
 
 def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """For each prediction: F with beta 1.2 of the best precision and the best recall over its references."""
-    return [_score(said or [""], [line or [""] for line in lines]) for said, lines in tokenize_pairs(predictions, references)]
+    return [_score(words or [""], [line or [""] for line in lines]) for words, lines in tokenize_pairs(predictions, references)]
 
 
 def _score(candidate: list[str], references: list[list[str]]) -> float:

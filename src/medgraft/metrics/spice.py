@@ -29,8 +29,10 @@ class Spice(CaptionMetric):
         from pycocoevalcap.spice.spice import Spice as Program
 
         # the program returns scores by ids in the order of text
-        texts = {f"{i:09d}": list(meant) for i, meant in enumerate(captions.references)}
-        _, each = Program().compute_score(texts, {f"{i:09d}": [said] for i, said in enumerate(captions.predictions)})
+        texts = {f"{i:09d}": list(references) for i, references in enumerate(captions.references)}
+        _, each = Program().compute_score(
+            texts, {f"{i:09d}": [prediction] for i, prediction in enumerate(captions.predictions)}
+        )
         scores = [float(score["All"]["f"]) for score in each]
         known = [float(math.isfinite(score)) for score in scores]
         return ratios({"spice": ([score if math.isfinite(score) else 0.0 for score in scores], known)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import sys
@@ -25,7 +24,7 @@ KINDS: Mapping[Kind, tuple[str, type[Spec]]] = {
     "dataset": ("medgraft_datasets", DatasetSpec),
     "metric": ("medgraft_metrics", MetricSpec),
 }
-BUILTIN = "medgraft"
+OWN = "medgraft"  # the distribution whose entry point has the built-ins
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class PluginInfo:
 
 @dataclass
 class PluginManager:
-    """All plugins of this interpreter: the built-ins, then every entry point of the group `medgraft`.
+    """All plugins of this interpreter: every entry point of the group `medgraft`, medgraft's own first.
 
     A plugin that fails is kept in `failures` and stops nothing else; with `strict` it raises PluginError instead.
     """
@@ -106,11 +105,17 @@ class PluginManager:
     @cached_property
     def _loaded(self) -> dict[str, tuple[ModuleType, str, str]]:
         """Plugin name -> (module, distribution, version)."""
-        builtin = importlib.import_module("medgraft.builtin")
-        loaded = {BUILTIN: (builtin, "medgraft", _version("medgraft"))}
-        points = sorted(importlib.metadata.entry_points(group=hookspecs.GROUP), key=lambda point: point.name)
+        loaded: dict[str, tuple[ModuleType, str, str]] = {}
+        points = sorted(
+            importlib.metadata.entry_points(group=hookspecs.GROUP), key=lambda point: (_owner(point) != OWN, point.name)
+        )
+        if not any(_owner(point) == OWN for point in points):
+            raise PluginError(
+                "medgraft's built-in names are not registered: its installed metadata is missing or older than its code. "
+                "Install it again: pip install medgraft, or pip install -e . in its source folder."
+            )
         for point in points:
-            distribution = point.dist.name if point.dist else "?"
+            distribution = _owner(point)
             if point.name in self.disabled or distribution in self.disabled:
                 continue
             try:
@@ -168,8 +173,5 @@ class PluginManager:
             print(f"medgraft: plugin {plugin}: {error!r}", file=sys.stderr)
 
 
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "0"
+def _owner(point: importlib.metadata.EntryPoint) -> str:
+    return point.dist.name if point.dist else "?"

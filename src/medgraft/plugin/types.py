@@ -26,7 +26,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class BackboneSpec(Spec):
-    """`target`: a subclass of `medgraft.backbones.Backbone`, or of `RemoteCaptioner` for a model behind an API.
+    """`target`: a subclass of `medgraft.plugin_api.Backbone`, or of `RemoteCaptioner` for a model behind an API.
 
     `tiny` names functions, each of which writes a small random model of this kind into a folder: what the model is
     checked and tried with where no weights are at hand. Functions are given as the target is.
@@ -43,12 +43,12 @@ class BackboneSpec(Spec):
 
 @dataclass(frozen=True)
 class StrategySpec(Spec):
-    """`target`: a `medgraft.strategies.Strategy`."""
+    """`target`: a `medgraft.plugin_api.Strategy`."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec(Spec):
-    """`target`: a subclass of `medgraft.data.Dataset`."""
+    """`target`: a subclass of `medgraft.plugin_api.Dataset`."""
 
 
 @dataclass(frozen=True)

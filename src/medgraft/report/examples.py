@@ -17,19 +17,19 @@ def example_captions(records: Sequence[Record], folder: Path, count: int = 3) ->
     """
     wanted = [r for r in records if r.status == "ok" and r.seed == records[0].seed and r.data == records[0].data]
     many = len({record.backbone for record in wanted} - {BASELINE}) > 1
-    said: list[tuple[str, Mapping[str, str]]] = []
+    runs: list[tuple[str, Mapping[str, str]]] = []
     references: dict[str, tuple[str, ...]] = {}
     for record in wanted:
         captions = read_captions(folder / (record.adapter or ""))
         if captions is not None:
             name = f"{record.backbone.rpartition('/')[2]} {record.strategy}" if many else record.strategy
-            said.append((name, captions.predictions))
+            runs.append((name, captions.predictions))
             references |= captions.references
     ids = sorted(references)
-    shown = count if len(said) <= _MANY else 1
-    width = max((len(name) for name, _ in said), default=0)
+    shown = count if len(runs) <= _MANY else 1
+    width = max((len(name) for name, _ in runs), default=0)
     lines = []
     for key in ids[:: max(1, len(ids) // shown)][:shown]:
         lines.append(f"{key}: {references[key][0]}")
-        lines += [f"  {name:<{width}} {captions.get(key, '')}" for name, captions in said]
+        lines += [f"  {name:<{width}} {captions.get(key, '')}" for name, captions in runs]
     return "\n".join(lines)

@@ -28,7 +28,7 @@ _SHOWN = (
     "deletion", "deletion_random", "insertion", "insertion_random",
 )  # fmt: skip
 _THUMBNAIL = 224  # px
-_MAPS_ROOM = 6_000_000  # characters of a page for maps
+_MAPS_CHARACTERS = 6_000_000  # of a page
 
 
 def html_report(title: str, records: Sequence[Record], groups: Sequence[Group], folder: Path, *, plugins: PluginManager) -> str:
@@ -137,7 +137,7 @@ def _examples(ordered: Sequence[Entry], folder: Path, plugins: PluginManager) ->
             {
                 "id": key,
                 "references": captions[0].references[key],
-                "captions": [said.predictions[key] for said in captions],
+                "captions": [run.predictions[key] for run in captions],
                 "scores": scores,
                 "spread": round(max(known) - min(known), 3) if known else 0.0,
                 "image": images.get(key),
@@ -163,14 +163,14 @@ def _images(ordered: Sequence[Entry], plugins: PluginManager) -> dict[str, str]:
 
 
 def _maps(ordered: Sequence[Entry], folder: Path) -> dict[str, list[dict[str, Any] | None]]:
-    """Packed maps by image id, of the first seed of each entry, for as many images as the page has room for."""
+    """Packed maps by image id, of the first seed of each entry, for as many images as fit into the page."""
     kept = [read_maps(folder / (entry.records[0].adapter or "")) for entry in ordered]
     found: dict[str, list[dict[str, Any] | None]] = {}
-    room = _MAPS_ROOM
+    left = _MAPS_CHARACTERS
     for key in ordered[0].captions[0].ids:
         of_image = [maps.get(key) for maps in kept]
-        room -= sum(len(word[2]) for maps in of_image if maps for word in maps["words"])
-        if any(of_image) and room > 0:
+        left -= sum(len(word[2]) for maps in of_image if maps for word in maps["words"])
+        if any(of_image) and left > 0:
             found[key] = of_image
     return found
 
@@ -197,7 +197,7 @@ def _provenance(records: Sequence[Record]) -> dict[str, str]:
 
 def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
     """What a reader has to know, in words, from the numbers at hand."""
-    said = [
+    caveats = [
         "These scores compare words with words. A caption can score well and name the wrong finding; none of this measures "
         "clinical correctness.",
         "Intervals (95 %) say how much a score would move with other test images of the same kind, drawn by patient or article "
@@ -206,26 +206,26 @@ def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
     for group in groups:
         single = [entry.name for entry in group.entries if len(entry.records) == 1 and entry.backbone != BASELINE]
         if single:
-            said.append(f"{group.data}: one seed only, so differences may be the seed's: {', '.join(single)}.")
+            caveats.append(f"{group.data}: one seed only, so differences may be the seed's: {', '.join(single)}.")
         if group.resampling.groups < 50:
-            said.append(f"{group.data}: only {group.resampling.groups} independent groups of test images.")
+            caveats.append(f"{group.data}: only {group.resampling.groups} independent groups of test images.")
         floor = [np.mean(e.values(_SCORE)) for e in group.entries if e.backbone == BASELINE and e.values(_SCORE)]
         below = [e.name for e in group.entries if floor and e.backbone != BASELINE and np.mean(e.values(_SCORE)) <= max(floor)]
         if below:
-            said.append(f"{group.data}: no better than captions that ignore the image: {', '.join(below)}.")
+            caveats.append(f"{group.data}: no better than captions that ignore the image: {', '.join(below)}.")
         same = [e.name for e in group.entries if any((r.collapse or {}).get("most_frequent_share", 0) > 0.5 for r in e.records)]
         if [name for name in same if not name.startswith(BASELINE)]:
-            said.append(f"{group.data}: one caption for more than half of the images: {', '.join(same)}.")
+            caveats.append(f"{group.data}: one caption for more than half of the images: {', '.join(same)}.")
         if disturbed := [entry.name for entry in group.entries if entry.step and entry.step.disturbed]:
-            said.append(f"{group.data}: other work disturbed the timing of {', '.join(disturbed)}.")
+            caveats.append(f"{group.data}: other work disturbed the timing of {', '.join(disturbed)}.")
         untuned = [e.name for e in group.entries if e.tuning_seconds is None and (e.mean("trainable_parameters") or 0) > 0]
         if untuned:
-            said.append(f"{group.data}: learning rates were given, not chosen by equal budgets: {', '.join(untuned)}.")
+            caveats.append(f"{group.data}: learning rates were given, not chosen by equal budgets: {', '.join(untuned)}.")
     if any(entry.seeds("pointing_finding") for group in groups for entry in group.entries):
-        said.append(
+        caveats.append(
             "Pointing, energy and overlap are of attention as the model is told the reference. Compare them with the controls: "
             "a map without preference, and a decoder with random weights. Attention shows where, and neither whether nor why."
         )
     if len({record.hardware.get("cpu") for record in records}) > 1:
-        said.append("Runs were made on different machines: their times cannot be compared.")
-    return said
+        caveats.append("Runs were made on different machines: their times cannot be compared.")
+    return caveats

@@ -19,9 +19,9 @@ LINEAR_ROLES: tuple[Role, ...] = ("attn", "mlp", "cross", "proj")
 class PartPlan(StrictModel):
     """What happens to one part. `roles` narrows full training or says where adapters go; `bias_only` trains biases."""
 
-    mode: Mode = "frozen"
-    roles: tuple[Role, ...] | None = None
-    bias_only: bool = False
+    mode: Mode = Field(default="frozen", description="frozen, full (trained in place) or adapter (a PEFT method)")
+    roles: tuple[Role, ...] | None = Field(default=None, description="only modules of these roles, such as attn,cross")
+    bias_only: bool = Field(default=False, description="full training of biases alone")
 
     @field_validator("roles", mode="before")
     @classmethod
@@ -40,15 +40,19 @@ class Strategy(StrictModel):
     where the hardware has it, since emulating it took 25 times as long.
     """
 
-    vision: PartPlan = FROZEN
-    bridge: PartPlan = FROZEN
-    text: PartPlan = FROZEN
-    method: str = "LORA"
-    options: dict[str, JsonValue] = Field(default_factory=dict)
-    quantization: Quantization = "none"
-    double_quantization: bool = True
-    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    learning_rate: float = Field(default=5e-4, gt=0)
+    vision: PartPlan = Field(default=FROZEN, description="what happens to the vision tower")
+    bridge: PartPlan = Field(default=FROZEN, description="what happens to what stands between vision tower and text model")
+    text: PartPlan = Field(default=FROZEN, description="what happens to the text model")
+    method: str = Field(default="LORA", description="the PEFT method of adapters, by PEFT's names")
+    options: dict[str, JsonValue] = Field(
+        default_factory=dict, description="fields of the method's config in PEFT; each is a key of its own, such as strategy.r"
+    )
+    quantization: Quantization = Field(default="none", description="how the frozen base is loaded: none, int8, nf4 or fp4")
+    double_quantization: bool = Field(default=True, description="of 4-bit weights: their scales are quantised too")
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="of 4-bit layers; auto: bf16 where the hardware has it"
+    )
+    learning_rate: float = Field(default=5e-4, gt=0, description="peak rate, unless train.learning_rate is given")
 
     def plan(self, part: Part) -> PartPlan:
         """What happens to `part`."""

@@ -19,5 +19,5 @@ def get_strategy(name: str, options: Mapping[str, JsonValue] | None = None, *, p
     else:
         strategy = plugins.get("strategy", name)
         if not isinstance(strategy, Strategy):
-            raise PluginError(f"Strategy {name!r} is a {type(strategy).__name__}, not a medgraft.strategies.Strategy.")
+            raise PluginError(f"Strategy {name!r} is a {type(strategy).__name__}, not a medgraft.plugin_api.Strategy.")
     return strategy.with_options(options or {})

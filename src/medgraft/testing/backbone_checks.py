@@ -43,7 +43,7 @@ def backbone_findings(backbone_class: type[Backbone], source: str) -> Iterator[F
         backbone_class.__name__,
         (
             checks.loads, checks.declares_seams, checks.owns_every_parameter, checks.knows_every_linear_layer,
-            checks.builds_a_skeleton, checks.masks_labels, checks.ignores_padding, checks.cuts_long_captions,
+            checks.builds_a_meta_model, checks.masks_labels, checks.ignores_padding, checks.cuts_long_captions,
             checks.resumes_at_every_seam, checks.looks_at_the_image, checks.generates_what_it_was_taught_to,
             checks.generates_alike_in_batches, checks.respects_limits, checks.shows_where_it_looks, checks.survives_pickling,
             checks.refuses_other_models,
@@ -113,11 +113,11 @@ class _Checks:
             held = {anatomy.role_of(name) for name in linear if anatomy.part_of(name) == part}
             assert {"attn", "mlp"} <= held, f"part {part!r} has roles {sorted(map(str, held))} and lacks attn or mlp"
 
-    def builds_a_skeleton(self) -> None:
-        """The skeleton has the model's parameters, without memory."""
-        skeleton = {n: p.shape for n, p in self.backbone_class.meta_model(self.backbone.config).named_parameters()}
+    def builds_a_meta_model(self) -> None:
+        """The meta model has the model's parameters, without memory."""
+        meta = {n: p.shape for n, p in self.backbone_class.meta_model(self.backbone.config).named_parameters()}
         loaded = {n: p.shape for n, p in self.backbone.model.named_parameters()}
-        odd = sorted(set(skeleton.items()) ^ set(loaded.items()))
+        odd = sorted(set(meta.items()) ^ set(loaded.items()))
         assert not odd, f"{len(odd)} parameters differ, such as {odd[0][0]}"
 
     def masks_labels(self) -> None:
@@ -183,11 +183,13 @@ class _Checks:
             max_new_tokens=1, do_sample=False, pad_token_id=backbone.pad_id, eos_token_id=backbone.end_id
         )
         with torch.no_grad():
-            said = backbone.generate_ids(features, head, one)[:, -1]
+            generated = backbone.generate_ids(features, head, one)[:, -1]
             logits = backbone.decode(features, text)[1]
         first = int((text.labels[0] != -100).nonzero()[0])
         wanted = logits[:, first - backbone.logits_offset].argmax(-1)
-        assert torch.equal(said, wanted), f"generation begins with {said.tolist()}, training expects {wanted.tolist()}"
+        assert torch.equal(generated, wanted), (
+            f"generation begins with {generated.tolist()}, training expects {wanted.tolist()}"
+        )
 
     def generates_alike_in_batches(self) -> None:
         """A caption does not depend on what else is in the batch."""

@@ -18,8 +18,8 @@ from medgraft.errors import DataError
 from medgraft.testing.findings import Finding, require, run_checks
 from medgraft.types import SPLITS, Example
 
-_SAID = ["a nodule in the left lung.", "normal chest.", "fracture of the femur, with displacement.", "a cyst in the liver."]
-_OTHER = ["axial view of the pelvis", "t2 weighted image", "pleural effusion on the right", "large abscess near the spine"]
+_CAPTIONS = ["a nodule in the left lung.", "normal chest.", "fracture of the femur, with displacement.", "a cyst in the liver."]
+_OTHERS = ["axial view of the pelvis", "t2 weighted image", "pleural effusion on the right", "large abscess near the spine"]
 
 
 def check_dataset(dataset_class: type[Dataset], path: str | Path, *, options: Mapping[str, JsonValue] | None = None) -> None:
@@ -89,27 +89,27 @@ def metric_findings(metric_class: type[evaluate.Metric]) -> Iterator[Finding]:
 
     def gives_numbers() -> None:
         """Gives finite numbers under names."""
-        result = compute(_SAID, [[text] for text in _SAID])
+        result = compute(_CAPTIONS, [[text] for text in _CAPTIONS])
         assert result, "nothing was computed"
         for name, value in result.items():
             assert math.isfinite(float(value)), f"{name} is {value}"
 
     def is_repeatable() -> None:
         """Computed twice, the numbers are the same; the order of images does not matter."""
-        first = compute(_SAID, [[text] for text in _OTHER])
-        assert first == compute(_SAID, [[text] for text in _OTHER]), "the second computation differs"
-        turned = compute(_SAID[::-1], [[text] for text in _OTHER[::-1]])
+        first = compute(_CAPTIONS, [[text] for text in _OTHERS])
+        assert first == compute(_CAPTIONS, [[text] for text in _OTHERS]), "the second computation differs"
+        turned = compute(_CAPTIONS[::-1], [[text] for text in _OTHERS[::-1]])
         odd = [name for name in first if not math.isclose(float(first[name]), float(turned[name]), abs_tol=1e-9)]
         assert not odd, f"{odd} depend on the order of images"
 
     def takes_empty_captions() -> None:
         """An empty caption is scored, not an error."""
-        result = compute(["", *_SAID[1:]], [[text] for text in _SAID])
+        result = compute(["", *_CAPTIONS[1:]], [[text] for text in _CAPTIONS])
         assert all(math.isfinite(float(value)) for value in result.values()), f"an empty caption gives {result}"
 
     def takes_several_references() -> None:
         """Several references an image are taken."""
-        compute(_SAID, [[a, b] for a, b in zip(_SAID, _OTHER, strict=True)])
+        compute(_CAPTIONS, [[a, b] for a, b in zip(_CAPTIONS, _OTHERS, strict=True)])
 
     checks = (gives_numbers, is_repeatable, takes_empty_captions, takes_several_references)
     yield from run_checks(metric_class.__name__, checks)

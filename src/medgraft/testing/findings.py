@@ -28,9 +28,9 @@ def run_checks(subject: str, checks: Iterable[Callable[[], None]]) -> Iterator[F
         try:
             check()
         except Exception as error:  # a check finds out what is wrong, whatever it is
-            said = " ".join(str(error).split()) or "no message"
+            message = " ".join(str(error).split()) or "no message"
             kind = "" if isinstance(error, AssertionError | MedgraftError) else f"{type(error).__name__}: "
-            yield Finding(subject, name, f"{kind}{said}"[:600])
+            yield Finding(subject, name, f"{kind}{message}"[:600])
         else:
             yield Finding(subject, name)
 

@@ -12,6 +12,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from medgraft.errors import UnknownNameError, suggestion
+from medgraft.plugin import BackboneSpec, PluginManager
+
 IMAGE_SIZE = 32
 _VISION = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": IMAGE_SIZE,
@@ -52,10 +55,25 @@ def _with_template(tokenizer: Tokenizer, vocabulary: dict[str, int], template: s
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def save(folder: Path, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any) -> None:
+def save_pretrained(folder: Path, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any) -> None:
     """All three into `folder`."""
     for thing in (model, tokenizer, image_processor):
         thing.save_pretrained(folder)
+
+
+save = save_pretrained  # its name until 0.1, which plugins may import
+
+
+def write_tiny_model(name: str, folder: Path, *, plugins: PluginManager | None = None) -> str:
+    """Write the tiny model that `medgraft tiny-models` calls `name` into `folder`; its backbone as `NAME:FOLDER`."""
+    specs = [
+        spec for spec, _ in (plugins or PluginManager.from_environment()).specs("backbone") if isinstance(spec, BackboneSpec)
+    ]
+    for spec in specs:
+        if name in spec.tiny:
+            return f"{spec.name}:{spec.write_tiny(name, folder)}"
+    known = [tiny for spec in specs for tiny in spec.tiny]
+    raise UnknownNameError(f"Unknown tiny model {name!r}.{suggestion(name, known)} Known: {', '.join(known)}.")
 
 
 def blip(folder: Path) -> None:
@@ -71,7 +89,7 @@ def blip(folder: Path) -> None:
         vision_config=_VISION,
     )  # fmt: skip
     torch.manual_seed(0)
-    save(folder, transformers.BlipForConditionalGeneration(config), tokenizer, _blip_images())
+    save_pretrained(folder, transformers.BlipForConditionalGeneration(config), tokenizer, _blip_images())
 
 
 def blip2_opt(folder: Path) -> None:
@@ -141,7 +159,7 @@ def _save_blip2(folder: Path, config_class: Any, model_class: Any, text: Any, to
     torch.manual_seed(0)
     model = model_class(config)
     model.query_tokens.data.normal_(std=0.5)  # zeros in an untrained model, which would make all queries alike
-    save(folder, model, tokenizer, _blip_images())
+    save_pretrained(folder, model, tokenizer, _blip_images())
 
 
 def _save_instructblip(folder: Path, text: Any, tokenizer: Any) -> None:
@@ -159,7 +177,9 @@ def _save_encoder_decoder(folder: Path, encoder: Any, decoder: Any, tokenizer: A
     )
     torch.manual_seed(0)
     model = transformers.VisionEncoderDecoderModel(config)
-    save(folder, model, tokenizer, transformers.ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}))
+    save_pretrained(
+        folder, model, tokenizer, transformers.ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    )
 
 
 def _blip_images() -> Any:

@@ -16,9 +16,7 @@ from typing import Any, ClassVar, Self
 import tenacity
 from PIL.Image import Image
 
-from medgraft.backbones import RemoteCaptioner, Usage
-from medgraft.config import GenerationConfig
-from medgraft.errors import BackboneError
+from medgraft.plugin_api import BackboneError, GenerationConfig, RemoteCaptioner, Usage
 from medgraft_api.answers import Answer, AnswerCache, question_id
 from medgraft_api.settings import Settings, read_settings
 
@@ -75,8 +73,8 @@ class ApiCaptioner(RemoteCaptioner):
     def estimate(cls, source: str, sizes: Sequence[tuple[int, int]], *, prompt: str, options: GenerationConfig) -> Usage:
         """See RemoteCaptioner.estimate: four characters a token, and the longest answer for every image."""
         asked = sum(cls.image_tokens(*size) + len(prompt) // 4 + 1 for size in sizes)
-        said = len(sizes) * options.max_new_tokens
-        return Usage(len(sizes), 0, asked, said, _usd(read_settings(), asked, said))
+        answered = len(sizes) * options.max_new_tokens
+        return Usage(len(sizes), 0, asked, answered, _usd(read_settings(), asked, answered))
 
     def caption(self, images: Sequence[Image], *, prompt: str, options: GenerationConfig) -> list[str]:
         """See RemoteCaptioner.caption. Raises BackboneError when a request has failed for good; answers so far are kept."""
@@ -109,9 +107,9 @@ class ApiCaptioner(RemoteCaptioner):
         try:
             return retrying(self._ask_in_turn, png, prompt, max_tokens)
         except Exception as error:
-            said = (str(error).splitlines() or [""])[0][:200]
+            message = (str(error).splitlines() or [""])[0][:200]
             raise BackboneError(
-                f"{self.provider}:{self.source} at {self.server} gave no answer: {type(error).__name__}: {said}. "
+                f"{self.provider}:{self.source} at {self.server} gave no answer: {type(error).__name__}: {message}. "
                 "Answers so far are kept; the same command goes on from there."
             ) from None
 
@@ -143,5 +141,5 @@ def _png(image: Image) -> bytes:
     return buffer.getvalue()
 
 
-def _usd(settings: Settings, asked: int, said: int) -> float | None:
-    return None if settings.price is None else (asked * settings.price[0] + said * settings.price[1]) / 1e6
+def _usd(settings: Settings, asked: int, answered: int) -> float | None:
+    return None if settings.price is None else (asked * settings.price[0] + answered * settings.price[1]) / 1e6

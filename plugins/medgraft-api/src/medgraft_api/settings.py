@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from medgraft.errors import BackboneError
+from medgraft.plugin_api import BackboneError
 
 SWITCH = "MEDGRAFT_API_SEND_IMAGES"
 _PRICE = "MEDGRAFT_API_USD_PER_MILLION_TOKENS"
@@ -60,7 +60,7 @@ def _price() -> tuple[float, float] | None:
     if not text:
         return None
     try:
-        asked, said = map(float, text.split(","))
+        for_input, for_output = map(float, text.split(","))
     except ValueError:
         raise BackboneError(f"{_PRICE}={text!r} is not two numbers, such as 0.30,2.50.") from None
-    return asked, said
+    return for_input, for_output

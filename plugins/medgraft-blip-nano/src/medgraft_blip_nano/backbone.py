@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from medgraft.backbones.blip import BlipBackbone
+from medgraft.plugin_api import BlipBackbone
 
 
 class BlipNano(BlipBackbone):

@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
 
-from medgraft.backbones.attention import use_sdpa
+from medgraft_blip_nano.backbone import BlipNano
 from medgraft_blip_nano.scene_captions import caption
 from medgraft_blip_nano.scenes import GRID, SHAPES, SIZE, TEXTURES, TONES, random_scene, render
 
@@ -222,8 +222,10 @@ def main() -> None:
     glosses, medical = read_glosses(options.wordnet)
     flat = [text for several in texts for text in several]
     tokenizer = make_tokenizer(options.out, flat[:20_000] + glosses + medical * 4)
-    model = make_model(tokenizer)
-    use_sdpa(model)
+    processor = BlipProcessor(BlipImageProcessorPil(size={"height": SIZE, "width": SIZE}), tokenizer)
+    for thing in (make_model(tokenizer), processor):
+        thing.save_pretrained(options.out)
+    model = BlipNano.load(str(options.out)).model  # with fused attention
     captions = encode(tokenizer, flat, CAPTION_TOKENS).reshape(len(texts), -1, CAPTION_TOKENS)
     gloss_ids = encode(tokenizer, glosses, GLOSS_TOKENS)
     known = set(medical)
@@ -240,8 +242,6 @@ def main() -> None:
     card |= {"parameters": parameters, "vocabulary": len(tokenizer), "scenes": options.scenes,
              "glosses": len(glosses), "torch": torch.__version__}  # fmt: skip
     (options.out / "training.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    processor = BlipProcessor(BlipImageProcessorPil(size={"height": SIZE, "width": SIZE}), tokenizer)
-    processor.save_pretrained(options.out)
     model.half().save_pretrained(options.out)
     for prediction, reference in list(zip(predictions, references, strict=True))[:8]:
         print(f"  {prediction}\n    ({reference[0]})")

@@ -10,10 +10,17 @@ import transformers
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from medgraft.backbones import Backbone, TextBatch
-from medgraft.backbones.roles import vision_tower_roles
-from medgraft.backbones.wordpieces import join_punctuation
-from medgraft.types import Anatomy, AttentionLayout, Part, PartAnatomy, Seam
+from medgraft.plugin_api import (
+    Anatomy,
+    AttentionLayout,
+    Backbone,
+    Part,
+    PartAnatomy,
+    Seam,
+    TextBatch,
+    join_punctuation,
+    vision_tower_roles,
+)
 
 _LAYER = r"git\.encoder\.layer\.\d+"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from medgraft.testing.tiny import character_tokenizer, save
+from medgraft.plugin_api import character_tokenizer, save_pretrained
 
 
 def git(folder: Path) -> None:
@@ -19,4 +19,4 @@ def git(folder: Path) -> None:
     torch.manual_seed(0)
     size = {"height": 32, "width": 32}
     images = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)
-    save(folder, transformers.GitForCausalLM(config), tokenizer, images)
+    save_pretrained(folder, transformers.GitForCausalLM(config), tokenizer, images)

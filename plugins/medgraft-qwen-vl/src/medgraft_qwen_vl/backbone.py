@@ -14,10 +14,18 @@ import transformers
 from PIL import Image, ImageOps
 from transformers.utils import cached_file
 
-from medgraft.backbones import Backbone, TextBatch, next_token_loss
-from medgraft.backbones.roles import language_model_roles
-from medgraft.errors import BackboneError
-from medgraft.types import Anatomy, AttentionLayout, Part, PartAnatomy, Seam
+from medgraft.plugin_api import (
+    Anatomy,
+    AttentionLayout,
+    Backbone,
+    BackboneError,
+    Part,
+    PartAnatomy,
+    Seam,
+    TextBatch,
+    language_model_roles,
+    next_token_loss,
+)
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from medgraft.testing.tiny import byte_tokenizer, save
+from medgraft.plugin_api import byte_tokenizer, save_pretrained
 
 # what Qwen's own template makes of one message with one image
 _TEMPLATE = (
@@ -49,4 +49,4 @@ def _save(folder: Path, config_class: Any, model_class: Any, vision: dict[str, A
     torch.manual_seed(0)
     size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
     images = transformers.Qwen2VLImageProcessorPil(patch_size=8, size=size)
-    save(folder, model_class(config), tokenizer, images)
+    save_pretrained(folder, model_class(config), tokenizer, images)

@@ -22,8 +22,8 @@ __all__ = ["Phantoms", "write_phantoms"]
 class Phantoms(Dataset):
     """`count` phantoms by `seed`, made once and kept in the user's cache, or read from a path that holds some."""
 
-    count: int = Field(default=3000, gt=0)
-    seed: int = Field(default=0, ge=0)
+    count: int = Field(default=3000, gt=0, description="how many images are made, all splits together")
+    seed: int = Field(default=0, ge=0, description="decides what they show")
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
