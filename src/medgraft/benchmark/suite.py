@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from medgraft.config import RunConfig, SuiteConfig, validated
+from medgraft.config import RunConfig, RunSettings, SuiteConfig, validated
 from medgraft.errors import ConfigError, suggestion
 
 
@@ -25,19 +25,16 @@ def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:
         for backbone, several in rows
         for data, seed, strategy in itertools.product(suite.data, suite.seeds, several)
     ]
+    shared = {name: getattr(suite, name) for name in RunSettings.model_fields}
     for backbone, data, seed, strategy in grid:
         changes = suite.overrides.get(strategy, {})
         values = {
+            **shared,
             "backbone": backbone,
             "strategy": strategy,
             "strategy_options": changes.get("strategy", {}),
             "data": data,
             "train": {**suite.train.model_dump(), **changes.get("train", {})},
-            "generation": suite.generation,
-            "features": suite.features,
-            "saliency": suite.saliency,
-            "metrics": suite.metrics,
-            "eval_split": suite.eval_split,
             "seed": seed,
         }
         runs.append(validated(RunConfig, values, f"Suite {suite.name}, {strategy}"))
