@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -52,7 +53,7 @@ def main() -> None:
             seconds = [repeat.step_quartiles[1] for repeat in repeats if repeat.step_quartiles]
             a, b = median(seconds[::2]), median(seconds[1::2])
             pairs[record.strategy] = {"seconds": seconds, "a": a, "b": b, "apart": abs(a - b) / min(a, b)}
-    content = {"repeats": REPEATS, "steps": STEPS, "hardware": hardware.describe(), "pairs": pairs}
+    content = {"repeats": REPEATS, "steps": STEPS, "hardware": asdict(hardware.describe()), "pairs": pairs}
     OUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for name, pair in pairs.items():
         print(f"{name}: {pair['a']:.3f} s and {pair['b']:.3f} s, {pair['apart']:.1%} apart")

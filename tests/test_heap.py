@@ -92,7 +92,7 @@ def test_tcmalloc_is_asked_for_where_the_system_has_it_and_nothing_else_is_chose
 )
 def test_with_tcmalloc_blocks_are_kept_and_given_back_and_the_worker_has_it():
     assert _said(**with_tcmalloc({}))[-2:] == ["False False", "False True"]
-    told = "from medgraft import hardware; print(hardware.describe()['allocator'])"
+    told = "from medgraft import hardware; print(hardware.describe().allocator)"
     environment = with_tcmalloc(dict(os.environ))
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == ["tcmalloc"]

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,12 @@ def main() -> int:
             "out": str(work / "out"),
         }  # fmt: skip
         record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"runs": {}}
-        same = {"blip2_part": BLIP2_PART, "bf16": job["bf16"], "cpu": hardware.describe()["cpu"]}
+        same = {"blip2_part": BLIP2_PART, "bf16": job["bf16"], "cpu": hardware.describe().cpu}
         told = {name: record.get(name, record.get("hardware", {}).get(name)) for name in same}
         if record["runs"] and told != same:
             raise SystemExit(f"{options.out} is of {told}, this would be {same}: give another --out.")
         record |= {
-            "hardware": hardware.describe(), "versions": hardware.versions(), "git": hardware.git_revision(),
+            "hardware": asdict(hardware.describe()), "versions": hardware.versions(), "git": hardware.git_revision(),
             "flops_per_second": max(record.get("flops_per_second", 0.0), flops), "images": len(pairs), "test_images": len(test),
             "batch_size": options.batch_size, "epochs": options.epochs, "bf16": job["bf16"],
             "model": "a checkpoint" if options.model else f"BLIP of width {options.width}, synthetic weights",

@@ -84,8 +84,8 @@ def test_a_plan_prices_apis_and_leaves_out_what_cannot_be(phantoms_folder, plugi
     suite = _suite(backbones=("openai:m",), strategies=("zero-shot", "lora"), data=f"roco:{phantoms_folder}")
     plan = dry_run_suite(suite, plugins=plugins)
     (run,) = plan.runs
-    assert run.usage["requests"] == plan.images[f"roco:{phantoms_folder}"]["test"]
-    assert run.usage["usd"] == pytest.approx((run.usage["input_tokens"] + 2 * run.usage["output_tokens"]) / 1e6)
+    assert run.usage.requests == plan.images[f"roco:{phantoms_folder}"]["test"]
+    assert run.usage.usd == pytest.approx((run.usage.input_tokens + 2 * run.usage.output_tokens) / 1e6)
     assert plan.left_out == {"lora on openai:m": "A model behind an API cannot be trained here."}
 
 

@@ -5,6 +5,7 @@ import torch
 
 from medgraft.adapter import load_base
 from medgraft.benchmark import execute
+from medgraft.benchmark.record import FeatureUse
 from medgraft.config import run_config
 from medgraft.data.images import open_image
 from medgraft.features import find_reusable_prefix, open_cached_features
@@ -152,9 +153,9 @@ def test_training_with_and_without_the_store(strategy, bf16, blip_folder, phanto
     assert line == "features: not reused: features.enabled is false"
     built, line = _run(blip_folder, phantoms_folder, tmp_path / "b", strategy, setting)
     assert line.startswith("features: reused from seam 'vision': all below it is frozen; 0 found")
-    assert built.record.features["built"] == built.record.images["train"] + built.record.images["test"]
+    assert built.record.features.built == built.record.images["train"] + built.record.images["test"]
     found, _ = _run(blip_folder, phantoms_folder, tmp_path / "c", strategy, setting)
-    assert found.record.features["built"] == 0
+    assert found.record.features.built == 0
     assert found.record.train_loss == built.record.train_loss  # bit-identical from the store
     tolerance = 2e-2 if bf16 == "true" else 1e-5  # features were computed in other batches
     assert built.record.train_loss == pytest.approx(computed.record.train_loss, rel=tolerance)
@@ -170,7 +171,7 @@ def test_what_does_not_fit_is_computed(blip_folder, phantoms_folder, tmp_path, m
         blip_folder, phantoms_folder, tmp_path / "a", "encoder-frozen", "train.bf16=false", "features.enabled=false"
     )
     part, _ = _run(blip_folder, phantoms_folder, tmp_path / "b", "encoder-frozen", "train.bf16=false", "features.max_gb=0.0001")
-    assert 0 < part.record.features["built"] < part.record.images["train"]
+    assert 0 < part.record.features.built < part.record.images["train"]
     assert part.record.train_loss == pytest.approx(whole.record.train_loss, rel=1e-5)  # batches of both kinds of rows
 
 
@@ -190,4 +191,4 @@ def test_an_edited_image_is_another_image(blip_folder, phantoms_folder, tmp_path
 def test_strategies_that_train_the_prefix_say_so(blip_folder, phantoms_folder, tmp_path):
     result, line = _run(blip_folder, phantoms_folder, tmp_path, "full")
     assert line == "features: not reused: part 'vision' is trained"
-    assert result.record.features == {"seam": None, "reason": "part 'vision' is trained", "found": 0, "built": 0}
+    assert result.record.features == FeatureUse(seam=None, reason="part 'vision' is trained")

@@ -231,7 +231,7 @@ def test_in_a_suite_beside_others_and_never_trained(provider, stub, phantoms_fol
     said = []
     records = run_suite(suite, tmp_path / "out", plugins=PluginManager(), progress=False, say=said.append)
     assert [(r.strategy, r.status) for r in records] == [("zero-shot", "ok")]
-    assert records[0].usage["requests"] == 2
+    assert records[0].usage.requests == 2
     assert records[0].metrics["cider"] >= 0
     assert f"left out: lora on {name}: A model behind an API cannot be trained here." in said
     assert KEY not in "".join(path.read_text(errors="ignore") for path in (tmp_path / "out").rglob("*") if path.is_file())

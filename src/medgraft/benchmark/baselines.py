@@ -46,7 +46,7 @@ def _run(config: RunConfig, identity: str, data: CaptionData, fingerprint: str, 
     record = Record(
         run_id=identity, backbone=BASELINE, strategy=config.strategy, data=config.data.name, seed=0, status="ok",
         trainable_parameters=0, adapter=label, data_fingerprint=fingerprint,
-        images={split: len(data.split(split)) for split in SPLITS}, config=config.model_dump(mode="json"),
+        images={split: len(data.split(split)) for split in SPLITS}, config=config,
         versions=hardware.versions(), hardware=hardware.describe(), git=hardware.git_revision(),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         **evaluated(captions, metrics=config.metrics, plugins=plugins).for_record(),

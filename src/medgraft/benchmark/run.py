@@ -181,7 +181,7 @@ def failed_record(config: RunConfig, error: str) -> Record:
     versions = hardware.versions()
     return Record(
         run_id=run_id(config, None, "", "", versions), backbone=config.backbone, strategy=config.strategy,
-        data=config.data.name, seed=config.seed, status="failed", config=config.model_dump(mode="json"), versions=versions,
+        data=config.data.name, seed=config.seed, status="failed", config=config, versions=versions,
         hardware=hardware.describe(), git=hardware.git_revision(), finished=_now(), error=error,
     )  # fmt: skip
 
@@ -215,7 +215,6 @@ def _manifest(
     config: RunConfig, backbone: Backbone, applied: Applied, base: str, data: CaptionData, result: TrainResult, clock: Clock
 ) -> Manifest:
     strategy: Strategy = applied.strategy
-    machine = hardware.describe()
     training: dict[str, Any] = {
         "steps": len(result.losses),
         "seconds": clock.training,
@@ -227,7 +226,7 @@ def _manifest(
         "parts": list(backbone.anatomy.parts),
         "final_loss": result.losses[-1] if result.losses else None,
         "settings": config.train.model_dump(mode="json"),
-        "hardware": ", ".join([*map(str, machine["accelerators"]), f"{machine['cpu']}, {machine['threads']} threads"]),  # type: ignore[call-overload]
+        "hardware": str(hardware.describe()),
     }
     examples = (*data.split("train"), *data.split("validation"))
     return Manifest(
@@ -288,7 +287,7 @@ def _record(
         phase_seconds=dict(clock.seconds),
         features=features,
         usage=asdict(loaded.backbone.usage()) if isinstance(loaded.backbone, RemoteCaptioner) else None,
-        config=config.model_dump(mode="json"),
+        config=config,
         versions=versions,
         hardware=hardware.describe(),
         git=hardware.git_revision(),

@@ -6,15 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from medgraft.benchmark.baselines import run_baselines
 from medgraft.benchmark.plan import PlannedRun, plan
-from medgraft.benchmark.record import Record, read_record, write_record
+from medgraft.benchmark.record import Record, Tuning, read_record, write_record
 from medgraft.benchmark.run import failed_record
 from medgraft.benchmark.suite import expand
 from medgraft.benchmark.timing import TIMING, timing_id
-from medgraft.benchmark.tuning import Choice, choose, trials
+from medgraft.benchmark.tuning import choose, trials
 from medgraft.benchmark.workers import Worker
 from medgraft.config import RunConfig, SuiteConfig, TimingConfig, TuningConfig
 from medgraft.plugin import PluginManager
@@ -43,7 +42,7 @@ def run_suite(
 
 def _run_suite(suite: SuiteConfig, work: _Work) -> tuple[Record, ...]:
     configs, plugins, say = expand(suite), work.plugins, work.say
-    choices: dict[str, Choice] = {}
+    choices: dict[str, Tuning] = {}
     if suite.tuning is not None:
         plan(configs, plugins=plugins)  # what is misspelt ends the suite before the search
         choices = _tune(configs, suite.tuning, work)
@@ -54,7 +53,7 @@ def _run_suite(suite: SuiteConfig, work: _Work) -> tuple[Record, ...]:
     results = []
     for number, run in enumerate(planned.runs, start=1):
         choice = choices.get(_row_of(run.config))
-        results.append(work.do(run, f"[{number}/{len(planned.runs)}]", tuning=choice.for_record() if choice else None))
+        results.append(work.do(run, f"[{number}/{len(planned.runs)}]", tuning=choice))
     if suite.timing is not None:
         _time(list(zip(planned.runs, results, strict=True)), suite.timing, work)
     trained = {run.config.data.model_dump_json(): run.config for run in planned.runs if run.config.strategy != "zero-shot"}
@@ -78,7 +77,7 @@ class _Work:
         """The same with its records and files in a folder of their own."""
         return replace(self, out=self.out / name)
 
-    def do(self, run: PlannedRun, number: str, *, tuning: dict[str, Any] | None = None, evaluate: bool = True) -> Record:
+    def do(self, run: PlannedRun, number: str, *, tuning: Tuning | None = None, evaluate: bool = True) -> Record:
         """The record of `run`, done now if there is none yet."""
         path = self.out / "records" / f"{run.run_id}.json"
         name = f"{number} {run.config.backbone} {run.config.strategy} seed {run.config.seed}"
@@ -100,7 +99,7 @@ def _row_of(config: RunConfig) -> str:
     ).model_dump_json()
 
 
-def _tune(configs: Sequence[RunConfig], tuning: TuningConfig, work: _Work) -> dict[str, Choice]:
+def _tune(configs: Sequence[RunConfig], tuning: TuningConfig, work: _Work) -> dict[str, Tuning]:
     """The learning rate chosen for each row of the grid; none for a row that trains nothing or whose tries all failed."""
     rows: dict[str, tuple[RunConfig, ...]] = {}
     for config in configs:
@@ -117,7 +116,7 @@ def _tune(configs: Sequence[RunConfig], tuning: TuningConfig, work: _Work) -> di
         if choice is not None:
             choices[row] = choice
             scores = ", ".join(f"{rate:g}: {'failed' if score is None else f'{score:.3f}'}" for rate, score, _ in choice.tried)
-            work.say(f"  {several[0].strategy}: learning rate {choice.learning_rate:g} by {choice.score} ({scores})")
+            work.say(f"  {several[0].strategy}: learning rate {choice.chosen:g} by {choice.score} ({scores})")
         elif records:
             work.say(f"  {several[0].strategy}: every try failed; its runs use the rate that they have")
     return choices
@@ -127,10 +126,10 @@ def _rate(run: PlannedRun) -> str:
     return f"learning rate {run.config.train.learning_rate:g}"
 
 
-def _tuned(config: RunConfig, choice: Choice | None) -> RunConfig:
+def _tuned(config: RunConfig, choice: Tuning | None) -> RunConfig:
     if choice is None:
         return config
-    return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": choice.learning_rate})})
+    return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": choice.chosen})})
 
 
 def _time(runs: Sequence[tuple[PlannedRun, Record]], timing: TimingConfig, work: _Work) -> None:
@@ -145,15 +144,13 @@ def _time(runs: Sequence[tuple[PlannedRun, Record]], timing: TimingConfig, work:
             work.below(TIMING).do(short, f"[timing {repeat + 1}/{timing.repeats}, {number}/{len(trained)}]", evaluate=False)
 
 
-def _run(
-    planned: PlannedRun, out: Path, worker: Worker, progress: bool, *, tuning: dict[str, Any] | None, evaluate: bool
-) -> Record:
+def _run(planned: PlannedRun, out: Path, worker: Worker, progress: bool, *, tuning: Tuning | None, evaluate: bool) -> Record:
     records, folder = out / "records", out / "runs" / planned.label
     folder.mkdir(parents=True, exist_ok=True)
     job = folder / "job.json"
     content = {
         "config": planned.config.model_dump(mode="json"), "run_id": planned.run_id, "label": f"runs/{planned.label}",
-        "out": str(folder), "records": str(records), "progress": progress, "tuning": tuning, "evaluate": evaluate,
+        "out": str(folder), "records": str(records), "progress": progress, "tuning": tuning.model_dump() if tuning else None, "evaluate": evaluate,
     }  # fmt: skip
     job.write_text(json.dumps(content), encoding="utf-8")
     code, tail = worker.do(job)
