@@ -7,7 +7,6 @@ are the same work. Writes `benchmarks/results/timing.json`. Nothing else should 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -18,6 +17,7 @@ from medgraft.benchmark import read_record, run_suite
 from medgraft.benchmark.timing import TIMING, timing_id
 from medgraft.config import SuiteConfig
 from medgraft.plugin import PluginManager
+from medgraft.progress import log_to_stderr, progress_bars
 
 REPEATS, STEPS = 12, 60
 OUT = Path(__file__).parent / "results" / "timing.json"
@@ -40,9 +40,8 @@ def main() -> None:
     """Time, compare, write."""
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        records = run_suite(
-            SUITE, out, plugins=PluginManager.from_environment(), progress=False, say=lambda text: print(text, file=sys.stderr)
-        )
+        with log_to_stderr(), progress_bars(False):
+            records = run_suite(SUITE, out, plugins=PluginManager.from_environment())
         pairs = {}
         for record in records:
             if not record.steps:

@@ -6,45 +6,37 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from PIL.Image import Image
 
 from medgraft import hardware
-from medgraft.backbones import Backbone, RemoteCaptioner, prompt_for
+from medgraft.backbones import Backbone
 from medgraft.config import GenerationConfig
 from medgraft.data import open_image
 from medgraft.features import CachedFeatures
-from medgraft.heap import kept_heap
+from medgraft.progress import progress_bar
 
 
-@kept_heap()
 @torch.no_grad()  # not inference_mode: parameters moved within it could not be trained afterwards
 def caption_images(
-    backbone: Backbone | RemoteCaptioner,
-    paths: Sequence[Path],
+    backbone: Backbone,
+    images: Sequence[Path | Image],
     *,
     options: GenerationConfig = GenerationConfig(),
-    prompt: str | None = None,
+    prompt: str = "",
     batch_size: int = 32,
-    bf16: bool = False,
-    progress: bool = False,
+    dtype: torch.dtype = torch.float32,
     cached: CachedFeatures | None = None,
 ) -> list[str]:
-    """One caption for each image, in order. `backbone` may carry an adapter; `bf16` computes under autocast.
+    """One caption for each image, a file or an image in memory, in order. `backbone` may carry an adapter.
 
-    The prompt is the backbone's own if none is given. Features are taken from `cached` and kept there.
+    Computed in `dtype` by autocast. Features of files are taken from `cached` and kept there.
     """
     where = hardware.device()
-    prompt = prompt_for(backbone, prompt)
-    if isinstance(backbone, Backbone):
-        backbone.model.to(where).eval()
+    backbone.model.to(where).eval()
+    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     captions: list[str] = []
-    starts = range(0, len(paths), batch_size)
-    for start in tqdm(starts, desc="captioning", unit="batch", disable=not progress, dynamic_ncols=True):
-        some = paths[start : start + batch_size]
-        if isinstance(backbone, RemoteCaptioner):
-            captions += backbone.caption([open_image(path) for path in some], prompt=prompt, options=options)
-            continue
-        with hardware.autocast(where, bf16):
+    for some in progress_bar(batches, desc="captioning", unit="batch"):
+        with hardware.autocast(where, dtype == torch.bfloat16):
             features = _features(backbone, some, prompt, where, cached)
             captions += backbone.generate(features, prompt=prompt, options=options)
     if cached is not None:
@@ -53,10 +45,16 @@ def caption_images(
 
 
 def _features(
-    backbone: Backbone, paths: Sequence[Path], prompt: str, where: torch.device, cached: CachedFeatures | None
+    backbone: Backbone, images: Sequence[Path | Image], prompt: str, where: torch.device, cached: CachedFeatures | None
 ) -> torch.Tensor:
     """Features at the last seam, [B, S, C]."""
-    if cached is None:
-        return backbone.encode(backbone.pixel_values([open_image(path) for path in paths]).to(where), prompt=prompt)
+    paths = [image for image in images if isinstance(image, Path)]
+    if cached is None or len(paths) < len(images):
+        return backbone.encode(backbone.pixel_values(list(map(opened, images))).to(where), prompt=prompt)
     above = backbone.seams[backbone.seams.index(cached.seam) + 1 :]
     return backbone.forward_through(above, cached.features(paths), prompt=prompt)
+
+
+def opened(image: Path | Image) -> Image:
+    """The image in a file, or the image itself."""
+    return open_image(image) if isinstance(image, Path) else image

@@ -99,11 +99,12 @@ def suite(blip_folder, phantoms_folder):
 
 
 @pytest.fixture(scope="module")
-def done(suite, tmp_path_factory):
+def done(suite, tmp_path_factory, logged):
     from medgraft.plugin import PluginManager
 
-    out, said = tmp_path_factory.mktemp("tuned") / "out", []
-    return out, run_suite(suite, out, plugins=PluginManager(), progress=False, say=said.append), said
+    out = tmp_path_factory.mktemp("tuned") / "out"
+    with logged() as lines:
+        return out, run_suite(suite, out, plugins=PluginManager()), lines
 
 
 def test_a_tuned_suite_uses_what_it_chose_for_every_seed(done):
@@ -129,12 +130,12 @@ def test_timing_repeats_are_interleaved_and_kept_apart(done):
     assert {record.run_id for record in read_records(out)} == {record.run_id for record in records}
 
 
-def test_a_suite_started_again_does_nothing_twice(done, suite, plugins):
+def test_a_suite_started_again_does_nothing_twice(done, suite, plugins, logged):
     out, records, _ = done
-    said = []
-    again = run_suite(suite, out, plugins=plugins, progress=False, say=said.append)
+    with logged() as lines:
+        again = run_suite(suite, out, plugins=plugins)
     assert [record.run_id for record in again] == [record.run_id for record in records]
-    assert all("done before" in line or "by cider" in line for line in said), said
+    assert all("done before" in line or "by cider" in line for line in lines), lines
 
 
 def test_tables_tell_of_tuning_and_timing(done, plugins):

@@ -1,4 +1,4 @@
-"""A suite told before it is run: what is downloaded, what each run takes on this machine, and what is missing."""
+"""A suite before it is run: what is downloaded, what each run takes on this machine, and what is missing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from medgraft import hardware
 from medgraft.backbones import Backbone, RemoteCaptioner, Usage, get_captioner, prompt_for
 from medgraft.backbones.published import planning_config, published_config
 from medgraft.benchmark.estimate import Estimate, estimate, measured_flops
-from medgraft.benchmark.plan import apply_to_meta, refuse_training
-from medgraft.benchmark.suite import expand
+from medgraft.benchmark.plan import apply_to_meta, expand, refuse_training
 from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError, StrategyError, UnknownNameError

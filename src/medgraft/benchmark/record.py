@@ -119,13 +119,10 @@ class Record(StrictModel):
             return values
         written = values.get("schema_version", 1)
         if written > SCHEMA_VERSION:
-            raise ValueError(
-                f"it has schema version {written}, this medgraft reads up to {SCHEMA_VERSION}; install a newer one"
-            )
+            raise ValueError(f"schema version {written}, this medgraft reads up to {SCHEMA_VERSION}; install a newer one")
         config, removed = _without_removed(values["config"])
-        return {**values, "schema_version": SCHEMA_VERSION, "config": config} | (
-            {"removed_settings": removed} if removed else {}
-        )
+        removed = {**values.get("removed_settings", {}), **removed}
+        return {**values, "schema_version": SCHEMA_VERSION, "config": config, "removed_settings": removed}
 
     @property
     def settings(self) -> str:
@@ -135,7 +132,7 @@ class Record(StrictModel):
 
 def _without_removed(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings as they are today, and those that are no more, by SECTION.KEY, where they were on."""
-    kept, removed = dict(config), {}
+    kept, removed = dict(config), dict[str, Any]()
     for section in SECTIONS:
         known = type(RunConfig.model_fields[section].default).model_fields
         values = config.get(section)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from medgraft.backbones import Backbone
 from medgraft.data.images import open_image
 from medgraft.features.reusable_prefix import ReusablePrefix, find_reusable_prefix, prefix_key, stored_dtype
 from medgraft.features.store import FeatureStore, image_digest
+from medgraft.progress import progress_bar
 from medgraft.types import Seam
 
 
@@ -47,13 +47,12 @@ class CachedFeatures:
         """The stored feature [S, C] of an image, or None."""
         return self.store.get(self.digest(path))
 
-    def build(self, paths: Sequence[Path], *, batch_size: int, progress: bool = False) -> None:
+    def build(self, paths: Sequence[Path], *, batch_size: int) -> None:
         """Compute and keep the features of images that the store lacks, as far as they fit."""
         unique = list({self.digest(path): path for path in paths}.values())
         lacking = [path for path in unique if self.digest(path) not in self.store]
         self.found += len(unique) - len(lacking)
-        bar = tqdm(total=len(lacking), desc="features", unit="image", disable=not progress or not lacking, dynamic_ncols=True)
-        with bar:
+        with progress_bar(total=len(lacking), desc="features", unit="image") as bar:
             for some, pixels in self._read_ahead([lacking[i : i + batch_size] for i in range(0, len(lacking), batch_size)]):
                 self._keep(some, self._compute(pixels))
                 bar.update(len(some))

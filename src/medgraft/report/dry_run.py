@@ -13,7 +13,7 @@ from medgraft.benchmark.dry_run import RunEstimate
 _WHERE = {"folder": "in a folder here", "cached": "in the hub's cache", "hub": "to download", "api": "behind an API"}
 
 
-def rehearsal_text(plan: DryRun) -> str:
+def dry_run_text(plan: DryRun) -> str:
     """What is downloaded, what each run takes on this machine, what is left out and what is missing."""
     blocks = [f"Plan of {plan.suite}: {len(plan.runs)} runs", _machine(plan), _weights(plan), _runs(plan.runs) + _besides(plan)]
     if plan.left_out:

@@ -19,25 +19,33 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from medgraft import hardware
 from medgraft.backbones import Backbone, prompt_for
+from medgraft.clock import Clock, Phase
 from medgraft.config import RunConfig
 from medgraft.data.collate import CaptionPairs, PixelCache
 from medgraft.energy import EnergyMeter
 from medgraft.errors import ConfigError, TrainingError
 from medgraft.features import CachedFeatures
-from medgraft.heap import kept_heap
 from medgraft.strategies import Applied
 from medgraft.training.adalora import RankAllocation
 from medgraft.training.callbacks import CollectLosses, Progress
 from medgraft.training.clipping import clip_in_step, gradient_norm, takes_factor
-from medgraft.training.clock import Clock, Phase
 from medgraft.training.collator import Collator
 from medgraft.training.flops import flop_counter
 from medgraft.training.module import CaptioningModule
 from medgraft.training.sampler import LengthSampler
 from medgraft.training.tied_embedding import tied_rows
-from medgraft.types import Example
+from medgraft.types import CaptionData
 
 _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where they go, and whether any are written; `resume` goes on from the last. The folder is removed at the end."""
+
+    folder: Path
+    resume: bool = False
+    written: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,61 +64,55 @@ class TrainResult:
     energy_joules: float | None
 
 
-@kept_heap()
 def fit(
     backbone: Backbone,
     applied: Applied,
     config: RunConfig,
-    train: Sequence[Example],
-    validation: Sequence[Example],
-    folder: Path,
+    data: CaptionData,
+    checkpoints: Checkpoints,
     clock: Clock,
-    *,
-    resume: bool = False,
-    checkpoints: bool = True,
-    progress: bool = True,
     cached: CachedFeatures | None = None,
 ) -> TrainResult:
-    """Train `applied` in place. Checkpoints go to `folder`, which is removed at the end; `resume` goes on from its last.
+    """Train `applied` in place on the training images of `data`.
 
     Images whose features are in `cached` are not looked at again.
 
     Raises TrainingError if the loss becomes NaN or infinite.
     """
     with clock.phase("train"):
-        trainer = _trainer(backbone, applied, config, train, validation, folder, clock, checkpoints, cached)
-        if progress:
-            trainer.add_callback(Progress(trainer))
-        last = _last_checkpoint(folder) if resume else None
-        if not resume:
-            _remove(folder)
+        trainer = _trainer(backbone, applied, config, data, checkpoints, clock, cached)
+        trainer.add_callback(Progress(trainer))
+        last = _last_checkpoint(checkpoints.folder) if checkpoints.resume else None
+        if not checkpoints.resume:
+            _remove(checkpoints.folder)
         with tied_rows(backbone.model):
             trainer.train(resume_from_checkpoint=last)
         losses = trainer.step_losses()
         trainer.check_finite(losses)
         trainer.model.eval()
         with clock.phase("checkpoint"):
-            _remove(folder)
+            _remove(checkpoints.folder)
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
     return TrainResult(losses, tuple(trainer.step_seconds), evaluations, trainer.flops, None if last else trainer.energy.joules)
 
 
 def _trainer(
-    backbone: Backbone, applied: Applied, config: RunConfig, train: Sequence[Example], validation: Sequence[Example],
-    folder: Path, clock: Clock, checkpoints: bool, cached: CachedFeatures | None,
+    backbone: Backbone, applied: Applied, config: RunConfig, data: CaptionData, checkpoints: Checkpoints, clock: Clock,
+    cached: CachedFeatures | None,
 ) -> CaptionTrainer:  # fmt: skip
     settings = config.train
+    validation = data.split("validation")
     prompt = prompt_for(backbone, settings.prompt)
     pixels = PixelCache(backbone, int(settings.pixel_cache_gb * 1e9))
     try:
-        arguments = _arguments(config, applied, folder, checkpoints, bool(validation))
+        arguments = _arguments(config, applied, checkpoints, bool(validation))
     except ValueError as error:
         raise ConfigError(f"Training options: {str(error).splitlines()[0]}") from None
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several devices take accelerate or torchrun, not DataParallel
     trainer = CaptionTrainer(
         model=CaptioningModule(backbone, applied, prompt, cached.seam if cached else None),
         args=arguments,
-        train_dataset=CaptionPairs(train),
+        train_dataset=CaptionPairs(data.split("train")),
         eval_dataset=CaptionPairs(validation) if validation else None,
         data_collator=Collator(backbone, pixels, prompt, settings.max_text_tokens, cached),
         clock=clock,
@@ -143,11 +145,11 @@ def uses_bf16(config: RunConfig) -> bool:
     return hardware.bf16_supported(hardware.device().type) if wanted == "auto" else wanted
 
 
-def _arguments(config: RunConfig, applied: Applied, folder: Path, checkpoints: bool, validate: bool) -> TrainingArguments:
+def _arguments(config: RunConfig, applied: Applied, checkpoints: Checkpoints, validate: bool) -> TrainingArguments:
     train = config.train
     where = hardware.device().type
     return TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(checkpoints.folder),
         num_train_epochs=train.num_train_epochs,
         max_steps=train.max_steps,
         per_device_train_batch_size=train.per_device_train_batch_size,
@@ -164,7 +166,7 @@ def _arguments(config: RunConfig, applied: Applied, folder: Path, checkpoints: b
         bf16=uses_bf16(config),
         seed=config.seed,
         data_seed=config.seed,
-        save_strategy="no" if not checkpoints else "steps" if train.save_steps else "epoch",
+        save_strategy="no" if not checkpoints.written else "steps" if train.save_steps else "epoch",
         save_steps=train.save_steps or 500,
         save_total_limit=train.save_total_limit,
         eval_strategy="epoch" if train.eval_during_training and validate else "no",
@@ -258,6 +260,7 @@ class CaptionTrainer(Trainer):
         """Add up the micro-batches of an optimiser step, and note its time."""
         now = time.perf_counter()
         self.step_seconds.append(now - self.step_start)
+        self.clock.end_of_step()
         self.energy.update()
         self.step_start = now
         self._losses.append(torch.stack(self._parts).sum())
