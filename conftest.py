@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import importlib.util
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,6 +26,7 @@ import pytest
 
 from medgraft.data.phantoms import write_phantoms
 from medgraft.plugin import PluginManager
+from medgraft.progress import progress_bars
 from medgraft.quiet import quiet_libraries
 
 ROOT = Path(__file__).parent
@@ -42,6 +45,27 @@ def pytest_configure(config):
     import transformers  # noqa: F401 - so that it is silenced too
 
     quiet_libraries()
+
+
+@pytest.fixture(scope="session")
+def logged():
+    """`with logged() as lines:` has what medgraft logs inside the block, without progress bars."""
+    logger = logging.getLogger("medgraft")
+
+    @contextmanager
+    def collect():
+        lines: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: lines.append(record.getMessage())
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        with progress_bars(False):
+            yield lines
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+    return collect
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 overrides=[f"train.max_steps={options.steps}", f"train.per_device_train_batch_size={options.batch_size}"],
             )  # fmt: skip
             out = work / "adapter"
-            run = execute(config, out, plugins=plugins, evaluate=False, checkpoints=False, progress=False)
+            run = execute(config, out, plugins=plugins, evaluate=False, checkpoints=False)
             before = logits(run.backbone, images)
             record = run.record
             del run

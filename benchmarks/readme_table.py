@@ -90,11 +90,11 @@ def _tuning(folder: Path) -> str:
     lines = ["| strategy | learning rates tried: CIDEr on validation | seconds |", "|---|---|---:|"]
     for strategy, tuning in rows.items():
         tried = [
-            f"{'**' if rate == tuning['chosen'] else ''}{rate:g}: {'failed' if score is None else f'{score:.3f}'}"
-            f"{'**' if rate == tuning['chosen'] else ''}"
-            for rate, score, _ in tuning["tried"]
+            f"{'**' if rate == tuning.chosen else ''}{rate:g}: {'failed' if score is None else f'{score:.3f}'}"
+            f"{'**' if rate == tuning.chosen else ''}"
+            for rate, score, _ in tuning.tried
         ]
-        lines.append(f"| {strategy} | {', '.join(tried)} | {tuning['seconds']:.0f} |")
+        lines.append(f"| {strategy} | {', '.join(tried)} | {tuning.seconds:.0f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -111,9 +111,9 @@ def _timing(path: Path) -> str:
 def _table(folder: Path) -> str:
     records = read_records(folder)
     first = records[0]
-    cpu, threads = first.hardware["cpu"], first.hardware["threads"]
+    cpu, threads = first.hardware.cpu, first.hardware.threads
     images = max((record.images or {}).get("train", 0) for record in records)
-    kind = "bf16" if first.hardware["bf16"] else "fp32"
+    kind = "bf16" if first.hardware.bf16 else "fp32"
     note = f"{images} training images, {(first.images or {})['test']} test images. {cpu}, {threads} threads, {kind}."
     results = read_results(folder, plugins=PluginManager())
     return f"{markdown(rows(records, results))}\n\n{note}\n"

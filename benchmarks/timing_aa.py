@@ -7,7 +7,7 @@ are the same work. Writes `benchmarks/results/timing.json`. Nothing else should 
 from __future__ import annotations
 
 import json
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from medgraft.benchmark import read_record, run_suite
 from medgraft.benchmark.timing import TIMING, timing_id
 from medgraft.config import SuiteConfig
 from medgraft.plugin import PluginManager
+from medgraft.progress import log_to_stderr, progress_bars
 
 REPEATS, STEPS = 12, 60
 OUT = Path(__file__).parent / "results" / "timing.json"
@@ -39,9 +40,8 @@ def main() -> None:
     """Time, compare, write."""
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        records = run_suite(
-            SUITE, out, plugins=PluginManager.from_environment(), progress=False, say=lambda text: print(text, file=sys.stderr)
-        )
+        with log_to_stderr(), progress_bars(False):
+            records = run_suite(SUITE, out, plugins=PluginManager.from_environment())
         pairs = {}
         for record in records:
             if not record.steps:
@@ -52,7 +52,7 @@ def main() -> None:
             seconds = [repeat.step_quartiles[1] for repeat in repeats if repeat.step_quartiles]
             a, b = median(seconds[::2]), median(seconds[1::2])
             pairs[record.strategy] = {"seconds": seconds, "a": a, "b": b, "apart": abs(a - b) / min(a, b)}
-    content = {"repeats": REPEATS, "steps": STEPS, "hardware": hardware.describe(), "pairs": pairs}
+    content = {"repeats": REPEATS, "steps": STEPS, "hardware": asdict(hardware.describe()), "pairs": pairs}
     OUT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for name, pair in pairs.items():
         print(f"{name}: {pair['a']:.3f} s and {pair['b']:.3f} s, {pair['apart']:.1%} apart")

@@ -11,10 +11,10 @@ import medgraft
 SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
-    "errors", "types", "quiet", "hardware", "heap", "energy", "file_index", "linear_product", "projection",
-    "config", "plugin", "builtin",
-    "backbones", "strategies", "data", "acceleration", "features", "training", "adapter", "captioning", "metrics",
-    "stats", "saliency", "benchmark", "testing", "plugin_api", "report", "worker", "api", "scaffold", "cli",
+    "errors", "types", "progress", "quiet", "hardware", "environment", "seeds", "clock", "energy", "file_index",
+    "linear_product", "projection", "config", "plugin", "builtin", "backbones", "strategies", "data", "acceleration",
+    "features", "training", "adapter", "prepare", "captioning", "metrics", "stats", "saliency", "inference", "benchmark",
+    "testing", "plugin_api", "report", "api", "scaffold", "cli",
 ]  # fmt: skip
 
 
@@ -57,6 +57,39 @@ for module in pkgutil.walk_packages(medgraft.__path__, "medgraft."):
 print([name for name in medgraft.__all__ if type(getattr(medgraft, name)).__name__ == "module"])
 """
     assert _loads(code).splitlines()[-1] == "[]"
+
+
+def test_everything_is_imported_where_there_is_no_posix():
+    """As on Windows, where the command line's help is shown too. Other packages have versions of their own for it."""
+    code = """
+import importlib, pkgutil, sys
+
+def import_all():
+    import medgraft
+    for module in pkgutil.walk_packages(medgraft.__path__, "medgraft."):
+        importlib.import_module(module.name)
+
+import_all()
+for name in [name for name in sys.modules if name.partition(".")[0] == "medgraft"]:
+    del sys.modules[name]
+sys.modules.update(dict.fromkeys(("resource", "fcntl", "pwd", "grp", "termios", "multiprocessing.forkserver"), None))
+import_all()
+sys.argv = ["medgraft", "--help"]
+from medgraft.cli.main import main
+main()
+"""
+    assert "bench" in _loads(code)
+
+
+def test_functions_take_seven_parameters_at_most():
+    long = []
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                given = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                if len(set(given) - {"self", "cls"}) > 7:
+                    long.append(f"{path.relative_to(SOURCE)}: {node.name}")
+    assert not long
 
 
 def test_imports_run_one_way():

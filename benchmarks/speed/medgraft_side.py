@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from profiling import counted_kernels
 from sides import device_steps, main
@@ -14,16 +15,16 @@ from sides import device_steps, main
 from medgraft import hardware
 from medgraft.adapter import load_base
 from medgraft.captioning import caption_images
+from medgraft.clock import Clock
 from medgraft.config import GenerationConfig, RunConfig
-from medgraft.heap import kept_heap
+from medgraft.features import open_cached_features
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.training import Clock, fit, prepare_features, prepare_linear
-from medgraft.types import Example
+from medgraft.training import Checkpoints, build_features, fit, prepare_linear
+from medgraft.types import CaptionData, Example
 
 
-@kept_heap()  # as medgraft's own runs are
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Train, caption, tell."""
     quiet_libraries()
@@ -52,19 +53,23 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         prepare_linear(backbone, applied)
     train = [Example(str(i), Path(path), (caption,), "train") for i, (path, caption) in enumerate(job["train"])]
     start = time.perf_counter()
-    cached, _ = prepare_features(backbone, config, train, progress=False)
+    data = CaptionData("race", tuple(train))
+    dtype = torch.bfloat16 if job["bf16"] else torch.float32
+    cached = None
+    if config.features.enabled:
+        cached, _ = open_cached_features(backbone, bf16=job["bf16"], prompt="", max_gb=config.features.max_gb)
+    if cached is not None:
+        build_features(cached, config, train)
     built = time.perf_counter() - start
     clock, kernels, on_device = Clock(), {}, []
     with counted_kernels(kernels) if job.get("profile") else device_steps(on_device):
-        result = fit(
-            backbone, applied, config, train, [], Path(job["out"]), clock, checkpoints=False, progress=False, cached=cached
-        )
+        result = fit(backbone, applied, config, data, Checkpoints(Path(job["out"]), written=False), clock, cached)
     seconds, said = [0.0, 0.0], []
     for number in range(2) if job["test"] else ():  # again: with the features that the first time left behind
         options = GenerationConfig(max_new_tokens=job["max_new_tokens"])
         paths = [Path(path) for path in job["test"]]
         start = time.perf_counter()
-        said = caption_images(backbone, paths, options=options, batch_size=job["batch_size"], bf16=job["bf16"], cached=cached)
+        said = caption_images(backbone, paths, options=options, batch_size=job["batch_size"], dtype=dtype, cached=cached)
         seconds[number] = time.perf_counter() - start
     return {
         "losses": result.losses, "step_seconds": result.step_seconds, "device_step_seconds": on_device, "build_seconds": built,

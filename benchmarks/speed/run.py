@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def main() -> int:
     from medgraft.benchmark.estimate import measured_flops
     from medgraft.data.phantoms import write_phantoms
     from medgraft.data.roco import Roco
-    from medgraft.heap import with_tcmalloc
+    from medgraft.environment import run_environment
     from medgraft.quiet import quiet_libraries
 
     options = parse()
@@ -77,12 +78,12 @@ def main() -> int:
             "out": str(work / "out"),
         }  # fmt: skip
         record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"runs": {}}
-        same = {"blip2_part": BLIP2_PART, "bf16": job["bf16"], "cpu": hardware.describe()["cpu"]}
+        same = {"blip2_part": BLIP2_PART, "bf16": job["bf16"], "cpu": hardware.describe().cpu}
         told = {name: record.get(name, record.get("hardware", {}).get(name)) for name in same}
         if record["runs"] and told != same:
             raise SystemExit(f"{options.out} is of {told}, this would be {same}: give another --out.")
         record |= {
-            "hardware": hardware.describe(), "versions": hardware.versions(), "git": hardware.git_revision(),
+            "hardware": asdict(hardware.describe()), "versions": hardware.versions(), "git": hardware.git_revision(),
             "flops_per_second": max(record.get("flops_per_second", 0.0), flops), "images": len(pairs), "test_images": len(test),
             "batch_size": options.batch_size, "epochs": options.epochs, "bf16": job["bf16"],
             "model": "a checkpoint" if options.model else f"BLIP of width {options.width}, synthetic weights",
@@ -110,7 +111,7 @@ def main() -> int:
             if name == "full" and not options.losses_only:
                 checkpointed = {**settings, "gradient_checkpointing": True}
                 _once(record, options.out, name, "checkpointed", "medgraft_side", checkpointed, work)
-                if "LD_PRELOAD" in with_tcmalloc({}):
+                if "LD_PRELOAD" in run_environment({}):
                     _once(record, options.out, name, WITH_TCMALLOC, "trainer_script", settings, work)
         for name in () if options.losses_only else options.strategies:
             profiled = {**runs[name], "epochs": 3, "train": pairs[: options.batch_size], "test": [], "profile": True}
@@ -137,13 +138,13 @@ def _once(record: dict[str, Any], out: Path, name: str, side: str, script: str, 
 
 
 def _run(side: str, job: dict[str, Any], work: Path, *, tcmalloc: bool) -> dict[str, Any]:
-    """What a side tells; with tcmalloc, if the system has it, as the runs of medgraft's suites are."""
-    from medgraft.heap import with_tcmalloc
+    """What a side tells; with its allocator, as the runs of medgraft's suites are."""
+    from medgraft.environment import run_environment
 
     path = work / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
     environment = os.environ | {"MEDGRAFT_FEATURES": str(work / "features"), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    environment = with_tcmalloc(environment) if tcmalloc else environment
+    environment = run_environment(environment) if tcmalloc else environment
     command = [sys.executable, str(HERE / f"{side}.py"), str(path)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:

@@ -5,6 +5,7 @@ Importing it is cheap: torch and transformers are loaded by the first function t
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from medgraft.errors import MedgraftError
@@ -12,10 +13,12 @@ from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, StrategySpec,
 
 if TYPE_CHECKING:
     from medgraft.api import caption, evaluate, explain, load_adapter, load_backbone, run_suite, train
+    from medgraft.config import run_config
 
 __version__ = "0.1.0"
 
-_LAZY = ("caption", "evaluate", "explain", "load_adapter", "load_backbone", "run_suite", "train")
+_LAZY = dict.fromkeys(("caption", "evaluate", "explain", "load_adapter", "load_backbone", "run_suite", "train"), "api")
+_LAZY["run_config"] = "config"
 
 __all__ = [
     "BackboneSpec",
@@ -29,6 +32,7 @@ __all__ = [
     "hookimpl",
     "load_adapter",
     "load_backbone",
+    "run_config",
     "run_suite",
     "train",
 ]
@@ -36,9 +40,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        from medgraft import api
-
-        return getattr(api, name)
+        return getattr(importlib.import_module(f"medgraft.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'medgraft' has no attribute {name!r}")
 
 

@@ -5,56 +5,61 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
+
 from medgraft import adapter as adapters
 from medgraft import hardware
 from medgraft.adapter import LoadedAdapter
-from medgraft.backbones import Backbone, RemoteCaptioner, prompt_for
+from medgraft.backbones import AnyBackbone
 from medgraft.benchmark import Record, execute
 from medgraft.benchmark import run_suite as run_suite_runs
-from medgraft.benchmark.evaluation import Evaluation, evaluate_examples, generation_of
-from medgraft.captioning import caption_images
-from medgraft.config import METRICS, DataConfig, GenerationConfig, SaliencyConfig, SuiteConfig, load_suite, run_config
+from medgraft.benchmark.evaluation import Evaluation, generation_of, score_captions
+from medgraft.captioning import opened
+from medgraft.clock import Clock
+from medgraft.config import (
+    METRICS,
+    DataConfig,
+    GenerationConfig,
+    RunConfig,
+    RunSettings,
+    SaliencyConfig,
+    SuiteConfig,
+    load_suite,
+)
 from medgraft.data import load_data
 from medgraft.errors import BackboneError, ConfigError
+from medgraft.inference import Captioner, Inference, captioner_for
 from medgraft.plugin import PluginManager
-from medgraft.saliency import Explanation, Method, explain_images
+from medgraft.progress import progress_bars
+from medgraft.saliency import Explanation, MapOptions
 from medgraft.saliency.maps import attention_layout_of
 from medgraft.strategies import Strategy, get_strategy
-from medgraft.training import Clock
 from medgraft.types import Split
 
 
-def load_backbone(
-    name: str, *, strategy: str | None = None, plugins: PluginManager | None = None
-) -> Backbone | RemoteCaptioner:
-    """The backbone `NAME` or `NAME:SOURCE`, a hub id or folder; held quantised if `strategy` says so.
+def load_backbone(name: str, *, strategy: str | None = None, plugins: PluginManager | None = None) -> AnyBackbone:
+    """The backbone `NAME` or `NAME:SOURCE`, a hub id or folder; quantised if `strategy` says so.
 
     A name that stands for a model behind an API gives its client.
     """
     manager = plugins or PluginManager.from_environment()
-    held = get_strategy(strategy, plugins=manager) if strategy else Strategy()
-    return adapters.load_captioner(name, held, plugins=manager)
+    chosen = get_strategy(strategy, plugins=manager) if strategy else Strategy()
+    return adapters.load_captioner(name, chosen, plugins=manager)
 
 
 def train(
-    *,
-    backbone: str,
-    strategy: str,
-    data: str,
+    config: RunConfig,
     out: str | Path,
-    seed: int = 0,
-    overrides: Iterable[str] = (),
-    max_images: int | None = None,
+    *,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
     plugins: PluginManager | None = None,
 ) -> Record:
-    """Train, package and evaluate; `overrides` are as for `--set`, such as `"strategy.r=8"` or `"train.max_steps=100"`."""
-    config = run_config(backbone=backbone, strategy=strategy, data=data, seed=seed, max_images=max_images, overrides=overrides)
-    manager = plugins or PluginManager.from_environment()
-    done = execute(config, Path(out), plugins=manager, resume=resume, overwrite=overwrite, progress=progress)
-    return done.record
+    """Train, package and evaluate what `config` describes; `medgraft.run_config` makes one from the command line's words."""
+    with progress_bars(progress):
+        manager = plugins or PluginManager.from_environment()
+        return execute(config, Path(out), plugins=manager, resume=resume, overwrite=overwrite).record
 
 
 def load_adapter(folder: str | Path, *, backbone: str | None = None, plugins: PluginManager | None = None) -> LoadedAdapter:
@@ -66,105 +71,94 @@ def caption(
     images: Sequence[str | Path],
     *,
     adapter: LoadedAdapter | str | Path | None = None,
-    backbone: Backbone | RemoteCaptioner | str | None = None,
+    backbone: AnyBackbone | str | None = None,
     generation: GenerationConfig | None = None,
     progress: bool = False,
     plugins: PluginManager | None = None,
 ) -> list[str]:
     """One caption for each image file, by an adapter (an object or its folder) or by a bare backbone."""
-    model, loaded = _model(adapter, backbone, plugins or PluginManager.from_environment())
-    return _caption([Path(image) for image in images], model, loaded, generation, progress)
-
-
-def _caption(
-    images: Sequence[Path],
-    model: Backbone | RemoteCaptioner,
-    loaded: LoadedAdapter | None,
-    generation: GenerationConfig | None,
-    progress: bool,
-) -> list[str]:
-    return caption_images(
-        model,
-        images,
-        options=generation or (generation_of(loaded) if loaded else GenerationConfig()),
-        prompt=loaded.prompt if loaded else None,
-        bf16=_bf16(loaded),
-        progress=progress,
-    )
+    with progress_bars(progress):
+        model, own = _captioner(adapter, backbone, plugins)
+        return model.caption([Path(image) for image in images], generation or own)
 
 
 def explain(
     image: str | Path,
     *,
     adapter: LoadedAdapter | str | Path | None = None,
-    backbone: Backbone | RemoteCaptioner | str | None = None,
+    backbone: AnyBackbone | str | None = None,
     caption: str | None = None,
-    method: Method = "attention",
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    maps: MapOptions = MapOptions(),
     generation: GenerationConfig | None = None,
     plugins: PluginManager | None = None,
 ) -> Explanation:
-    """Where a model looks while it says each word of an image's caption, its own or the one given.
+    """Where a model looks for each word of an image's caption, its own or the one given.
 
-    `method` is one of medgraft.saliency.METHODS. `layers` and `heads`, counted from 0, choose attention; all by default.
+    `maps.method` is one of medgraft.saliency.METHODS; `maps.layers` and `maps.heads`, counted from 0, choose attention.
     """
-    model, loaded = _model(adapter, backbone, plugins or PluginManager.from_environment())
-    attention_layout_of(model, method)  # before a caption is asked for
-    assert isinstance(model, Backbone)
-    text = caption or _caption([Path(image)], model, loaded, generation, progress=False)[0]
-    found = explain_images(
-        model, [Path(image)], [text], prompt=prompt_for(model, loaded.prompt if loaded else None), bf16=_bf16(loaded),
-        method=method, layers=layers, heads=heads,
-    )[0]  # fmt: skip
-    if not found.maps.words:
+    with progress_bars(False):
+        model, own = _captioner(adapter, backbone, plugins)
+        if not isinstance(model, Inference):
+            raise BackboneError("A model behind an API shows no attention, so what it looked at cannot be known.")
+        attention_layout_of(model.backbone, maps.method)  # before a caption is asked for
+        shown = opened(Path(image))
+        text = caption or model.caption([Path(image)], generation or own)[0]
+        (found,) = model.maps([shown], [text], maps)
+    if not found.words:
         raise BackboneError(f"The caption of {image} is {text!r}: there are no words to explain. Give one with --caption.")
-    return found
+    return Explanation(shown, found, model.backbone.visible_region(*shown.size))
 
 
 def evaluate(
     data: str | DataConfig,
     *,
     adapter: LoadedAdapter | str | Path | None = None,
-    backbone: Backbone | RemoteCaptioner | str | None = None,
+    backbone: AnyBackbone | str | None = None,
     split: Split = "test",
     metrics: tuple[str, ...] = METRICS,
     generation: GenerationConfig | None = None,
     progress: bool = False,
-    plugins: PluginManager | None = None,
 ) -> Evaluation:
     """Caption a split of `NAME[:PATH]` and score it."""
-    manager = plugins or PluginManager.from_environment()
+    manager = PluginManager.from_environment()
     config = data if isinstance(data, DataConfig) else DataConfig.parse(data)
-    model, loaded = _model(adapter, backbone, manager)
-    examples = load_data(config, plugins=manager, splits=(split,)).split(split)
-    return evaluate_examples(
-        model, examples, generation=generation or (generation_of(loaded) if loaded else GenerationConfig()),
-        prompt=loaded.prompt if loaded else None, metrics=metrics, batch_size=32, bf16=_bf16(loaded), plugins=manager,
-        clock=Clock(), progress=progress, saliency=SaliencyConfig(maps=0),
-    )  # fmt: skip
+    settings = RunSettings(metrics=metrics, saliency=SaliencyConfig(maps=0))
+    with progress_bars(progress):
+        model, own = _captioner(adapter, backbone, manager)
+        examples = load_data(config, plugins=manager, splits=(split,)).split(split)
+        captions = model.caption([example.image for example in examples], generation or own)
+        return score_captions(model, examples, captions, settings, plugins=manager, clock=Clock())
 
 
 def run_suite(
-    suite: str | Path | SuiteConfig, out: str | Path, *, overrides: Iterable[str] = (), plugins: PluginManager | None = None
+    suite: str | Path | SuiteConfig,
+    out: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    progress: bool = True,
+    plugins: PluginManager | None = None,
 ) -> tuple[Record, ...]:
     """Do every run of a suite (a TOML file) that has no record in `out` yet; all its records."""
     config = suite if isinstance(suite, SuiteConfig) else load_suite(Path(suite), overrides)
-    return run_suite_runs(config, Path(out), plugins=plugins or PluginManager.from_environment())
+    with progress_bars(progress):
+        return run_suite_runs(config, Path(out), plugins=plugins or PluginManager.from_environment())
 
 
-def _model(
-    adapter: LoadedAdapter | str | Path | None, backbone: Backbone | RemoteCaptioner | str | None, plugins: PluginManager
-) -> tuple[Backbone | RemoteCaptioner, LoadedAdapter | None]:
+def _captioner(
+    adapter: LoadedAdapter | str | Path | None, backbone: AnyBackbone | str | None, plugins: PluginManager | None
+) -> tuple[Captioner, GenerationConfig]:
+    """The model ready for use, and the decoding that it was evaluated with."""
     if isinstance(adapter, str | Path):
         adapter = load_adapter(adapter, backbone=backbone if isinstance(backbone, str) else None, plugins=plugins)
-    if adapter is not None:
-        return adapter.backbone, adapter
-    if backbone is None:
+    elif adapter is None and backbone is None:
         raise ConfigError("Name an adapter or a backbone.")
-    return (load_backbone(backbone, plugins=plugins) if isinstance(backbone, str) else backbone), None
-
-
-def _bf16(loaded: LoadedAdapter | None) -> bool:
-    wanted = loaded.manifest.bf16 if loaded and loaded.manifest else True
-    return wanted and hardware.bf16_supported(hardware.device().type)
+    elif adapter is None and isinstance(backbone, str):
+        backbone = load_backbone(backbone, plugins=plugins)
+    bf16 = hardware.bf16_supported(hardware.device().type)
+    if adapter is not None:
+        bf16 = bf16 and (adapter.manifest is None or adapter.manifest.bf16)
+        backbone = adapter.backbone
+    assert backbone is not None and not isinstance(backbone, str)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    captioner = captioner_for(backbone, prompt=adapter.prompt if adapter else None, dtype=dtype)
+    return captioner, generation_of(adapter) if adapter else GenerationConfig()

@@ -7,87 +7,89 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from PIL.Image import Image
 
 from medgraft import hardware
 from medgraft.acceleration.graphed_decoding import generator_for
-from medgraft.backbones import Backbone, RemoteCaptioner, prompt_for
+from medgraft.backbones import Backbone
 from medgraft.config import GenerationConfig
 from medgraft.data import open_image
 from medgraft.data.image_reader import ImageReader, ReadImages
 from medgraft.features import CachedFeatures
-from medgraft.heap import kept_heap
+from medgraft.progress import progress_bar
 
 
-@kept_heap()
 @torch.no_grad()  # not inference_mode: parameters moved within it could not be trained afterwards
 def caption_images(
-    backbone: Backbone | RemoteCaptioner,
-    paths: Sequence[Path],
+    backbone: Backbone,
+    images: Sequence[Path | Image],
     *,
     options: GenerationConfig = GenerationConfig(),
-    prompt: str | None = None,
+    prompt: str = "",
     batch_size: int = 32,
-    bf16: bool = False,
-    progress: bool = False,
+    dtype: torch.dtype = torch.float32,
     cached: CachedFeatures | None = None,
 ) -> list[str]:
-    """One caption for each image, in order. `backbone` may carry an adapter; `bf16` computes under autocast.
+    """One caption for each image, a file or an image in memory, in order. `backbone` may carry an adapter.
 
-    The prompt is the backbone's own if none is given. Features are taken from `cached` and kept there.
+    Computed in `dtype` by autocast. Features of files are taken from `cached` and kept there.
     """
-    prompt = prompt_for(backbone, prompt)
-    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    where = hardware.device()
+    backbone.model.to(where).eval()
+    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     captions: list[str] = []
-    with tqdm(total=len(batches), desc="captioning", unit="batch", disable=not progress, dynamic_ncols=True) as bar:
-        if isinstance(backbone, RemoteCaptioner):
-            for some in batches:
-                captions += backbone.caption([open_image(path) for path in some], prompt=prompt, options=options)
-                bar.update()
-            return captions
-        where = hardware.device()
-        backbone.model.to(where).eval()
-        source, ids = _FeatureSource(backbone, where, prompt, cached), None
-        with generator_for(backbone, where) as generate_ids, closing(source.read(batches)) as read_batches:
-            for some, read in read_batches:
-                inputs = backbone.generation_inputs(len(some), where, prompt, options)  # a GPU is waited for in it
-                with hardware.autocast(where, bf16):
-                    features = source.features(some, read)
-                    if ids is not None:
-                        captions += backbone.captions(ids)  # of the batch before, while a GPU computes features
-                    ids = generate_ids(features, *inputs).cpu()
-                bar.update()
-        if ids is not None:
-            captions += backbone.captions(ids)
+    source, ids = _FeatureSource(backbone, where, prompt, cached), None
+    with (
+        progress_bar(total=len(batches), desc="captioning", unit="batch") as bar,
+        generator_for(backbone, where) as generate_ids,
+        closing(source.read(batches)) as read_batches,
+    ):
+        for some, read in read_batches:
+            inputs = backbone.generation_inputs(len(some), where, prompt, options)  # a GPU is waited for in it
+            with hardware.autocast(where, dtype == torch.bfloat16):
+                features = source.features(some, read)
+                if ids is not None:
+                    captions += backbone.captions(ids)  # of the batch before, while a GPU computes features
+                ids = generate_ids(features, *inputs).cpu()
+            bar.update()
+    if ids is not None:
+        captions += backbone.captions(ids)
     if cached is not None:
         cached.store.flush()
     return captions
 
 
 class _FeatureSource:
-    """Features at the last seam, computed or from `cached`. For a GPU, images are read ahead in threads."""
+    """Features at the last seam, computed or from `cached`. For a GPU, image files are read ahead in threads."""
 
     def __init__(self, backbone: Backbone, where: torch.device, prompt: str, cached: CachedFeatures | None):
         self._backbone, self._prompt, self._cached = backbone, prompt, cached
         self._reader = ImageReader(backbone, where) if where.type != "cpu" else None
         self._where = where
 
-    def read(self, batches: Sequence[Sequence[Path]]) -> Generator[tuple[Sequence[Path], ReadImages | None]]:
+    def read(self, batches: Sequence[Sequence[Path | Image]]) -> Generator[tuple[Sequence[Path | Image], ReadImages | None]]:
         """Each batch with those of its images whose features are not stored, or None if they are to be read when needed."""
-        if self._reader is None:
+        files = [[image for image in batch if isinstance(image, Path)] for batch in batches]
+        if self._reader is None or any(len(some) < len(batch) for some, batch in zip(files, batches, strict=True)):
             yield from ((batch, None) for batch in batches)
         elif self._cached is None:
-            yield from self._reader.ahead(batches)
+            yield from self._reader.ahead(files)
         else:
-            yield from self._reader.ahead(batches, self._cached.lacking)
+            yield from self._reader.ahead(files, self._cached.lacking)
 
-    def features(self, paths: Sequence[Path], read: ReadImages | None) -> torch.Tensor:
+    def features(self, images: Sequence[Path | Image], read: ReadImages | None) -> torch.Tensor:
         """[B, S, C] for the images of a batch."""
         backbone, ready = self._backbone, None
         if read is not None and read.values is not None and self._reader is not None:
             ready = read.paths, self._reader.pixel_values(read)
-        if self._cached is not None:
+        paths = [image for image in images if isinstance(image, Path)]
+        if self._cached is not None and len(paths) == len(images):
             above = backbone.seams[backbone.seams.index(self._cached.seam) + 1 :]
             return backbone.forward_through(above, self._cached.features(paths, ready), prompt=self._prompt)
-        pixels = ready[1] if ready else backbone.pixel_values([open_image(path) for path in paths]).to(self._where)
+        pixels = ready[1] if ready else backbone.pixel_values(list(map(opened, images))).to(self._where)
         return backbone.encode(pixels, prompt=self._prompt)
+
+
+def opened(image: Path | Image) -> Image:
+    """The image in a file, or the image itself."""
+    return open_image(image) if isinstance(image, Path) else image

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from medgraft.errors import ConfigError, suggestion
+from medgraft.types import Split
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -107,20 +108,25 @@ class SaliencyConfig(StrictModel):
     curves: int = Field(default=24, ge=0, description="images for the metric 'faithfulness', the first ones")
 
 
-class RunConfig(StrictModel):
+class RunSettings(StrictModel):
+    """What runs and suites share. A new section of settings is one field here: `--set`, suites and records have it then."""
+
+    train: TrainConfig = TrainConfig()
+    generation: GenerationConfig = GenerationConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    acceleration: AccelerationConfig = AccelerationConfig()
+    saliency: SaliencyConfig = SaliencyConfig()
+    metrics: tuple[str, ...] = Field(default=METRICS, description="what captions are scored by")
+    eval_split: Split = Field(default="test", description="the split that is captioned")
+
+
+class RunConfig(RunSettings):
     """One run: backbone x strategy x data set x seed."""
 
     backbone: str
     strategy: str
     strategy_options: dict[str, JsonValue] = Field(default_factory=dict)
     data: DataConfig
-    train: TrainConfig = TrainConfig()
-    generation: GenerationConfig = GenerationConfig()
-    features: FeaturesConfig = FeaturesConfig()
-    acceleration: AccelerationConfig = AccelerationConfig()
-    saliency: SaliencyConfig = SaliencyConfig()
-    metrics: tuple[str, ...] = METRICS
-    eval_split: Literal["train", "validation", "test"] = "test"
     seed: int = Field(default=0, ge=0)
 
 
@@ -160,7 +166,7 @@ class BackboneRows(StrictModel):
     strategies: tuple[str, ...] = Field(min_length=1)
 
 
-class SuiteConfig(StrictModel):
+class SuiteConfig(RunSettings):
     """A grid of runs. `overrides` holds settings for single strategies, as `[overrides.lora.train]` tables.
 
     A backbone is a name, to be run with all `strategies`, or a table that names its own.
@@ -174,13 +180,6 @@ class SuiteConfig(StrictModel):
     strategies: tuple[str, ...] = Field(min_length=1, description="presets, or peft:<METHOD>")
     data: tuple[DataConfig, ...] = Field(min_length=1, description="NAME[:PATH] or tables as in section data, one or several")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="every run is done once with each")
-    train: TrainConfig = TrainConfig()
-    generation: GenerationConfig = GenerationConfig()
-    features: FeaturesConfig = FeaturesConfig()
-    acceleration: AccelerationConfig = AccelerationConfig()
-    saliency: SaliencyConfig = SaliencyConfig()
-    metrics: tuple[str, ...] = Field(default=METRICS, description="what captions are scored by")
-    eval_split: Literal["train", "validation", "test"] = Field(default="test", description="the split that is captioned")
     overrides: dict[str, dict[Literal["train", "strategy"], dict[str, JsonValue]]] = Field(
         default_factory=dict,
         description="settings of single strategies, as [overrides.lora.train]",
@@ -199,6 +198,11 @@ class SuiteConfig(StrictModel):
     def _one_or_many(cls, value: Any) -> Any:
         several = value if isinstance(value, list | tuple) else [value]
         return [DataConfig.parse(item) if isinstance(item, str) else item for item in several]
+
+
+SECTIONS = tuple(name for name, field in RunSettings.model_fields.items() if isinstance(field.default, StrictModel))
+RUN_SECTIONS = ("strategy", "data", *SECTIONS)
+SUITE_SECTIONS = ("data", *SECTIONS, "tuning", "timing")
 
 
 def validated(model: type[ModelT], values: Mapping[str, Any], what: str) -> ModelT:
@@ -239,9 +243,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
-SUITE_SECTIONS = ("train", "generation", "features", "acceleration", "saliency", "tuning", "timing", "data")
-
-
 def load_suite(path: Path, overrides: Iterable[str] = ()) -> SuiteConfig:
     """The suite in `path` with `--set` overrides applied; relative data paths are taken from the working directory."""
     values = read_toml(path)
@@ -264,10 +265,7 @@ def _changed_data(data: Mapping[str, Any] | str, changes: Mapping[str, JsonValue
     return {**base, **own, "options": {**base.get("options", {}), **options}}
 
 
-SECTIONS = ("strategy", "train", "data", "generation", "features", "acceleration", "saliency")
-
-
-def parse_overrides(overrides: Iterable[str], sections: tuple[str, ...] = SECTIONS) -> dict[str, dict[str, JsonValue]]:
+def parse_overrides(overrides: Iterable[str], sections: tuple[str, ...] = RUN_SECTIONS) -> dict[str, dict[str, JsonValue]]:
     """`section.key=value` texts as {section: {key: value}}; values are JSON where they parse as JSON, else text."""
     result: dict[str, dict[str, JsonValue]] = {}
     for text in overrides:
@@ -310,11 +308,7 @@ def run_config(
         "strategy": strategy,
         "strategy_options": changes.get("strategy", {}),
         "data": data_values,
-        "train": changes.get("train", {}),
-        "generation": changes.get("generation", {}),
-        "features": changes.get("features", {}),
-        "acceleration": changes.get("acceleration", {}),
-        "saliency": changes.get("saliency", {}),
         "seed": seed,
+        **{section: changes.get(section, {}) for section in SECTIONS},
     }
     return validated(RunConfig, values, "Run")

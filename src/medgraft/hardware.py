@@ -7,11 +7,11 @@ import functools
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,6 +73,10 @@ def peak_memory_bytes() -> int:
     if status.is_file():  # Linux: ru_maxrss would start from the peak of the process that started this one
         peak = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(peak.split()[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # POSIX only
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -91,23 +95,40 @@ def versions() -> dict[str, str | None]:
 
 @functools.cache
 def allocator() -> str | None:
-    """`tcmalloc` if this process has its `malloc`, None for the system's or another."""
-    return "tcmalloc" if hasattr(ctypes.CDLL(None), "MallocExtension_ReleaseFreeMemory") else None
+    """`tcmalloc` if this process has its `malloc`, None for the system's or another; looked for on Linux only."""
+    return "tcmalloc" if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "MallocExtension_ReleaseFreeMemory") else None
 
 
-def describe() -> dict[str, object]:
-    """CPU, accelerators, memory, threads and allocator of this machine."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "cpu": _cpu_name(),
-        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "allocator": allocator(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "accelerators": gpus,
-        "bf16": bf16_supported("cuda" if gpus else "cpu"),
-        "platform": platform.platform(),
-    }
+@dataclass(frozen=True)
+class Hardware:
+    """A machine; None for what is not known of it."""
+
+    cpu: str | None = None
+    cores: int | None = None
+    threads: int | None = None
+    allocator: str | None = None
+    memory_bytes: int | None = None
+    accelerators: tuple[str, ...] = ()
+    bf16: bool | None = None
+    platform: str | None = None
+
+    def __str__(self) -> str:
+        return ", ".join([*self.accelerators, f"{self.cpu}, {self.threads} threads"])
+
+
+def describe() -> Hardware:
+    """This machine, as this process may use it."""
+    gpus = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return Hardware(
+        cpu=_cpu_name(),
+        cores=psutil.cpu_count(logical=False) or os.cpu_count(),
+        threads=torch.get_num_threads(),
+        allocator=allocator(),
+        memory_bytes=psutil.virtual_memory().total,
+        accelerators=gpus,
+        bf16=bf16_supported("cuda" if gpus else "cpu"),
+        platform=platform.platform(),
+    )
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Turn the chatter off, in this process. Called by the command line and by runs, never by an import.
+    """Turn the chatter off, in this process. Called by the command line and the process of a run, never by the library.
 
     May be called before transformers is imported (which stays unimported) and again after.
     """

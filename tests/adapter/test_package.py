@@ -32,7 +32,7 @@ def _train(strategy, blip_folder, phantoms_folder, out, plugins, *overrides):
         backbone=f"blip:{blip_folder}", strategy=strategy, data=f"roco:{phantoms_folder}", max_images=8,
         overrides=["train.max_steps=2", "train.per_device_train_batch_size=4", "train.bf16=false", *overrides],
     )  # fmt: skip
-    return out, execute(config, out, plugins=plugins, evaluate=False, checkpoints=False, progress=False).backbone
+    return out, execute(config, out, plugins=plugins, evaluate=False, checkpoints=False).backbone
 
 
 @torch.no_grad()

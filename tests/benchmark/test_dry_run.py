@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from medgraft.benchmark import dry_run_suite
+from medgraft.benchmark import dry_run_suite, expand
 from medgraft.benchmark.estimate import measured_flops
-from medgraft.benchmark.suite import expand
 from medgraft.config import SuiteConfig, load_suite
 from medgraft.errors import UnknownNameError
-from medgraft.report import rehearsal_text
+from medgraft.report import dry_run_text
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "benchmarks/suites/medblip-paper.toml"
@@ -57,7 +56,7 @@ def test_the_papers_plan_without_data_hub_or_key(no_keys, plugins):
     assert "There is no data/roco" in said
     assert "The hub does not answer" in said
     assert "MEDGRAFT_API_SEND_IMAGES" in said
-    text = rehearsal_text(plan)
+    text = dry_run_text(plan)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "to download, 15.0 GB" in text
 
@@ -84,8 +83,8 @@ def test_a_plan_prices_apis_and_leaves_out_what_cannot_be(phantoms_folder, plugi
     suite = _suite(backbones=("openai:m",), strategies=("zero-shot", "lora"), data=f"roco:{phantoms_folder}")
     plan = dry_run_suite(suite, plugins=plugins)
     (run,) = plan.runs
-    assert run.usage["requests"] == plan.images[f"roco:{phantoms_folder}"]["test"]
-    assert run.usage["usd"] == pytest.approx((run.usage["input_tokens"] + 2 * run.usage["output_tokens"]) / 1e6)
+    assert run.usage.requests == plan.images[f"roco:{phantoms_folder}"]["test"]
+    assert run.usage.usd == pytest.approx((run.usage.input_tokens + 2 * run.usage.output_tokens) / 1e6)
     assert plan.left_out == {"lora on openai:m": "A model behind an API cannot be trained here."}
 
 
@@ -94,7 +93,7 @@ def test_the_plan_counts_tries_and_timings(phantoms_folder, plugins):
     suite = _suite(strategies=("zero-shot", "lora"), seeds=(0, 1), data=data, tuning={}, timing={"repeats": 4})
     plan = dry_run_suite(suite, plugins=plugins)
     assert (plan.trials, plan.timings) == (3, 4)
-    assert "Not counted: 3 tries of learning rates and 4 timings of steps." in rehearsal_text(plan)
+    assert "Not counted: 3 tries of learning rates and 4 timings of steps." in dry_run_text(plan)
 
 
 def test_misspelt_names_end_the_plan(plugins):

@@ -1,10 +1,11 @@
 """Suites: expanded purely, run in processes of their own, resumed, failures kept."""
 
 import json
+import multiprocessing
 import signal
 import subprocess
+import sys
 import time
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from threading import Thread, main_thread
@@ -12,9 +13,8 @@ from threading import Thread, main_thread
 import psutil
 import pytest
 
-from medgraft.benchmark import read_records, run_suite
-from medgraft.benchmark.suite import expand
-from medgraft.benchmark.workers import Worker
+from medgraft.benchmark import expand, read_records, run_suite
+from medgraft.benchmark.process import PROCESS_NAME
 from medgraft.config import SuiteConfig, load_suite
 from medgraft.errors import ConfigError, UnknownNameError
 from medgraft.report import as_json, example_captions, markdown, rows, terminal
@@ -64,7 +64,7 @@ def test_suite_files_are_strict(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(blip_folder, phantoms_folder, tmp_path_factory):
+def finished(blip_folder, phantoms_folder, tmp_path_factory, logged):
     """A suite with a run that fails: zero-shot, LoRA, and a LoRA whose rank is impossible."""
     from medgraft.plugin import PluginManager
 
@@ -80,9 +80,9 @@ def finished(blip_folder, phantoms_folder, tmp_path_factory):
         }
     )
     out = tmp_path_factory.mktemp("out")
-    said = []
-    records = run_suite(suite, out, plugins=PluginManager(), progress=False, say=said.append)
-    return suite, out, records, said
+    with logged() as lines:
+        records = run_suite(suite, out, plugins=PluginManager())
+    return suite, out, records, lines
 
 
 @pytest.mark.slow
@@ -96,6 +96,9 @@ def test_runs_and_failures_have_records(finished):
     assert (zero.status, lora.status, bad.status) == ("ok", "ok", "failed")
     assert bad.error.startswith("TrainingError: The loss became")
     assert bad.metrics is None
+    assert bad.traceback.startswith("Traceback") and bad.traceback.count("\n") > 5
+    assert [path.parent.name for path in out.rglob("output.txt")] == [Path(bad.adapter).name]  # of what failed
+    assert read_records(out / lora.adapter)[0].metrics == lora.metrics
     assert zero.training_seconds == 0 and zero.adapter_bytes == 0 and zero.steps == 0
     assert lora.training_seconds > 0 and lora.adapter_bytes > 0 and len(lora.train_loss) == 2
     assert {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "rouge_1", "finding_f1"} <= set(lora.metrics)
@@ -112,25 +115,24 @@ def test_runs_and_failures_have_records(finished):
 
 
 @pytest.mark.slow
-def test_a_suite_started_again_runs_only_what_is_missing(finished, plugins):
+def test_a_suite_started_again_runs_only_what_is_missing(finished, plugins, logged):
     suite, out, records, _ = finished
     (out / "records" / f"{records[0].run_id}.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in (out / "records").iterdir()}
-    said = []
-    again = run_suite(suite, out, plugins=plugins, progress=False, say=said.append)
+    with logged() as lines:
+        again = run_suite(suite, out, plugins=plugins)
     assert [r.run_id for r in again] == [r.run_id for r in records]
-    assert sum("done before" in line for line in said) == 2
+    assert sum("done before" in line for line in lines) == 2
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
 
 
 def _run_under_way():
-    """The process of a run that this process's worker has begun."""
+    """The process of a run, once it has begun to train."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        with suppress(psutil.Error):  # an earlier worker that ends just now
-            for process in psutil.Process().children():
-                for run in process.children() if "medgraft.worker" in process.cmdline() else ():
-                    return run
+        for process in multiprocessing.active_children():
+            if process.name == PROCESS_NAME and process.pid and psutil.Process(process.pid).cpu_times().user > 1:
+                return psutil.Process(process.pid)
         time.sleep(0.05)
     raise AssertionError("no run began")
 
@@ -147,10 +149,10 @@ def test_a_killed_run_leaves_a_record_and_the_next_is_done(long_suite, plugins, 
     two = long_suite.model_copy(update={"strategies": ("lora", "zero-shot")})
     killer = Thread(target=lambda: _run_under_way().kill())
     killer.start()
-    killed, zero, *_ = run_suite(two, tmp_path, plugins=plugins, progress=False)
+    killed, zero, *_ = run_suite(two, tmp_path, plugins=plugins)
     killer.join()
     assert killed.status == "failed"
-    assert "ended with code -9" in killed.error
+    assert "the run's process was ended by SIGKILL (the system does so when memory runs out)" in killed.error
     assert zero.status == "ok"
 
 
@@ -174,31 +176,62 @@ def test_whoever_leaves_a_suite_leaves_no_run_behind(long_suite, plugins, tmp_pa
 
     Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        run_suite(long_suite, tmp_path, plugins=plugins, progress=False)
+        run_suite(long_suite, tmp_path, plugins=plugins)
     run, interrupted = begun
     assert time.monotonic() - interrupted < 30  # ten thousand steps take longer
     assert not run.is_running()
-    assert not [p for p in psutil.Process().children() if "medgraft.worker" in p.cmdline()]
+    assert not [process for process in multiprocessing.active_children() if process.name == PROCESS_NAME]
     assert not list((tmp_path / "records").glob("*"))
 
 
-@pytest.mark.slow
-def test_what_a_run_prints_is_told_from_its_end(monkeypatch, tmp_path, capsys):
-    """A run's output may hold the byte that marks the end; a run that asks a question is not left waiting."""
-    program = """
+_SCRIPT = """
 import sys
-from medgraft import worker
-worker._do = lambda job: sys.stderr.write(f"\\0 is no end; {job.name}\\n") and 0 if job.name == "a" else input()
-sys.exit(worker.serve())
+from pathlib import Path
+from medgraft.benchmark import run_suite
+from medgraft.config import SuiteConfig
+from medgraft.plugin import PluginManager
+from medgraft.progress import log_to_stderr
+
+print("the script runs")
+suite = SuiteConfig.model_validate_json(Path(sys.argv[1]).read_text())
+with log_to_stderr():
+    run_suite(suite, Path("out"), plugins=PluginManager())
 """
-    start = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **how: start([command[0], "-c", program], **how))
-    with Worker() as worker:
-        assert worker.do(tmp_path / "a") == (0, "is no end; a")
-        code, words = worker.do(tmp_path / "b")
-        assert (code, "EOFError" in words) == (1, True)
-        assert worker.do(tmp_path / "a")[0] == 0
-    assert "is no end; a" in capsys.readouterr().err
+
+
+@pytest.fixture
+def start_script(tmp_path):
+    """Starts a script that runs a suite, in a folder of its own and as one without `if __name__ == "__main__"`."""
+
+    def start(suite):
+        (tmp_path / "script.py").write_text(_SCRIPT)
+        (tmp_path / "suite.json").write_text(suite.model_dump_json())
+        command = [sys.executable, "script.py", "suite.json"]
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def test_a_script_is_not_run_again_by_its_runs_and_passes_their_output_on(finished, start_script, tmp_path):
+    suite, *_ = finished
+    with start_script(suite.model_copy(update={"strategies": ("lora",), "overrides": {}})) as script:
+        out, errors = script.communicate(timeout=240)
+    assert script.returncode == 0, errors
+    assert out == "the script runs\n"
+    assert "  roco: 6 train" in errors and "  features: not reused" in errors
+    assert "training: 100%" in errors and "captioning: 100%" in errors
+    (record,) = [record for record in read_records(tmp_path / "out") if record.strategy == "lora"]
+    assert record.status == "ok"
+
+
+def test_a_run_does_not_outlive_who_asked_for_it(long_suite, start_script):
+    with start_script(long_suite) as script:
+        while "training" not in script.stderr.readline():
+            pass
+        family = psutil.Process(script.pid).children(recursive=True)
+        script.kill()
+        gone, alive = psutil.wait_procs(family, timeout=30)
+    assert len(gone) >= 2 and not alive
 
 
 def test_misspelt_names_end_a_suite_before_its_first_run(finished, plugins, tmp_path):

@@ -48,10 +48,10 @@ def test_every_strategy_gets_the_same_tries(plugins):
 
 def test_the_best_rate_is_chosen_the_lower_of_equals():
     chosen = choose([_tried(0.1, 0.5), _tried(0.01, 0.7), _tried(0.03, 0.7), _tried(1.0, None)], TuningConfig())
-    assert chosen.learning_rate == 0.01
+    assert chosen.chosen == 0.01
     assert chosen.tried[-1] == (1.0, None, 1.0)
-    assert chosen.for_record()["seconds"] == 4.0
-    assert choose([_tried(0.1, 0.2), _tried(0.2, 0.1)], TuningConfig(score="deletion")).learning_rate == 0.2
+    assert chosen.seconds == 4.0
+    assert choose([_tried(0.1, 0.2), _tried(0.2, 0.1)], TuningConfig(score="deletion")).chosen == 0.2
     assert choose([_tried(0.1, None)], TuningConfig()) is None
 
 
@@ -99,11 +99,12 @@ def suite(blip_folder, phantoms_folder):
 
 
 @pytest.fixture(scope="module")
-def done(suite, tmp_path_factory):
+def done(suite, tmp_path_factory, logged):
     from medgraft.plugin import PluginManager
 
-    out, said = tmp_path_factory.mktemp("tuned") / "out", []
-    return out, run_suite(suite, out, plugins=PluginManager(), progress=False, say=said.append), said
+    out = tmp_path_factory.mktemp("tuned") / "out"
+    with logged() as lines:
+        return out, run_suite(suite, out, plugins=PluginManager()), lines
 
 
 @pytest.mark.slow
@@ -111,9 +112,9 @@ def test_a_tuned_suite_uses_what_it_chose_for_every_seed(done):
     out, records, said = done
     trained = [record for record in records if record.strategy == "encoder-frozen"]
     assert len(trained) == 2 and all(record.status == "ok" for record in trained)
-    (chosen,) = {record.tuning["chosen"] for record in trained}
-    assert {record.config["train"]["learning_rate"] for record in trained} == {chosen}
-    assert len(trained[0].tuning["tried"]) == 2 and trained[0].tuning["seconds"] > 0
+    (chosen,) = {record.tuning.chosen for record in trained}
+    assert {record.config.train.learning_rate for record in trained} == {chosen}
+    assert len(trained[0].tuning.tried) == 2 and trained[0].tuning.seconds > 0
     assert next(record for record in records if record.strategy == "zero-shot").tuning is None
     assert any("learning rate" in line and "by cider" in line for line in said)
     assert len(list((out / "tuning/records").glob("*.json"))) == 2
@@ -130,12 +131,12 @@ def test_timing_repeats_are_interleaved_and_kept_apart(done):
     assert {record.run_id for record in read_records(out)} == {record.run_id for record in records}
 
 
-def test_a_suite_started_again_does_nothing_twice(done, suite, plugins):
+def test_a_suite_started_again_does_nothing_twice(done, suite, plugins, logged):
     out, records, _ = done
-    said = []
-    again = run_suite(suite, out, plugins=plugins, progress=False, say=said.append)
+    with logged() as lines:
+        again = run_suite(suite, out, plugins=plugins)
     assert [record.run_id for record in again] == [record.run_id for record in records]
-    assert all("done before" in line or "by cider" in line for line in said), said
+    assert all("done before" in line or "by cider" in line for line in lines), lines
 
 
 def test_tables_tell_of_tuning_and_timing(done, plugins):
@@ -149,7 +150,7 @@ def test_tables_tell_of_tuning_and_timing(done, plugins):
 def test_the_quickstart_uses_the_rates_that_its_tuned_twin_chose():
     root = Path(__file__).parents[2]
     chosen = {
-        record.strategy: record.tuning["chosen"]
+        record.strategy: record.tuning.chosen
         for record in read_records(root / "benchmarks/results/quickstart")
         if record.tuning
     }

@@ -9,6 +9,7 @@ from PIL import Image
 import medgraft
 from medgraft.cli.main import main
 from medgraft.errors import MedgraftError
+from medgraft.saliency import MapOptions
 
 
 @pytest.fixture
@@ -83,21 +84,22 @@ def test_missing_images_and_models_without_attention_say_so(image, blip, tmp_pat
 
 
 def test_from_python(image, blip):
-    found = medgraft.explain(image, backbone=blip, caption="a large mass", method="rollout", layers=[1])
+    found = medgraft.explain(image, backbone=blip, caption="a large mass", maps=MapOptions("rollout", layers=[1]))
     assert [word.text for word in found.maps.words] == ["a", "large", "mass"]
     heat = found.heat(2)
     assert heat.shape == (50, 90) and heat.max() == pytest.approx(1)
     assert found.overlay(2).size == found.image.size == (90, 50)
     with pytest.raises(MedgraftError, match="no method 'x'"):
-        medgraft.explain(image, backbone=blip, caption="a", method="x")
+        medgraft.explain(image, backbone=blip, caption="a", maps=MapOptions("x"))
 
 
 def test_an_adapters_own_caption_is_explained(image, blip, phantoms_folder, tmp_path, capsys):
     out = tmp_path / "adapter"
-    medgraft.train(
-        backbone=blip, strategy="lora", data=f"roco:{phantoms_folder}", out=out, max_images=4, progress=False,
+    config = medgraft.run_config(
+        backbone=blip, strategy="lora", data=f"roco:{phantoms_folder}", max_images=4,
         overrides=["train.max_steps=1", "generation.max_new_tokens=6"],
     )  # fmt: skip
+    medgraft.train(config, out, progress=False)
     said = medgraft.caption([image], adapter=out)[0]
     found = medgraft.explain(image, adapter=out)
     assert found.caption == said

@@ -1,10 +1,13 @@
 """Where models can be cut, what the key depends on, and training, captioning and loading with stored features."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from medgraft.adapter import load_base
 from medgraft.benchmark import execute
+from medgraft.benchmark.record import FeatureUse
 from medgraft.config import run_config
 from medgraft.data.images import open_image
 from medgraft.features import collections, find_reusable_prefix, open_cached_features
@@ -183,28 +186,33 @@ def test_features_are_kept_in_what_reads_them(quantization, compute, kept, tiny_
     assert stored_dtype(backbone, backbone.seams[0], bf16=False) == torch.float32
 
 
-def _run(blip_folder, phantoms_folder, out, strategy, *overrides):
+@pytest.fixture
+def run(blip_folder, phantoms_folder, logged):
+    return partial(_run, logged, blip_folder, phantoms_folder)
+
+
+def _run(logged, blip_folder, phantoms_folder, out, strategy, *overrides):
     config = run_config(
         backbone=f"blip:{blip_folder}", strategy=strategy, data=f"roco:{phantoms_folder}",
         overrides=["train.max_steps=6", "train.per_device_train_batch_size=4", "generation.max_new_tokens=8", *overrides],
     )  # fmt: skip
-    said = []
-    result = execute(config, out, plugins=PLUGINS, progress=False, say=said.append)
-    return result, next(line for line in said if line.startswith("features:"))
+    with logged() as lines:
+        result = execute(config, out, plugins=PLUGINS)
+    return result, next(line for line in lines if line.startswith("features:"))
 
 
 @pytest.mark.parametrize("bf16", ["true", "false"])
 @pytest.mark.parametrize("strategy", ["encoder-frozen", "qlora-decoder"])
-def test_training_with_and_without_the_store(strategy, bf16, blip_folder, phantoms_folder, tmp_path, monkeypatch):
+def test_training_with_and_without_the_store(strategy, bf16, run, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path / "store"))
     setting = f"train.bf16={bf16}"
-    computed, line = _run(blip_folder, phantoms_folder, tmp_path / "a", strategy, setting, "features.enabled=false")
+    computed, line = run(tmp_path / "a", strategy, setting, "features.enabled=false")
     assert line == "features: not reused: features.enabled is false"
-    built, line = _run(blip_folder, phantoms_folder, tmp_path / "b", strategy, setting)
+    built, line = run(tmp_path / "b", strategy, setting)
     assert line.startswith("features: reused from seam 'vision': all below it is frozen; 0 found")
-    assert built.record.features["built"] == built.record.images["train"] + built.record.images["test"]
-    found, _ = _run(blip_folder, phantoms_folder, tmp_path / "c", strategy, setting)
-    assert found.record.features["built"] == 0
+    assert built.record.features.built == built.record.images["train"] + built.record.images["test"]
+    found, _ = run(tmp_path / "c", strategy, setting)
+    assert found.record.features.built == 0
     assert found.record.train_loss == built.record.train_loss  # bit-identical from the store
     tolerance = 2e-2 if bf16 == "true" else 1e-5  # features were computed in other batches
     assert built.record.train_loss == pytest.approx(computed.record.train_loss, rel=tolerance)
@@ -213,14 +221,12 @@ def test_training_with_and_without_the_store(strategy, bf16, blip_folder, phanto
         assert built.evaluation.predictions == computed.evaluation.predictions
 
 
-def test_what_does_not_fit_is_computed(blip_folder, phantoms_folder, tmp_path, monkeypatch):
+def test_what_does_not_fit_is_computed(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path / "store"))
     monkeypatch.setattr("medgraft.features.store._SHARD_BYTES", 8 * 17 * 64 * 4)
-    whole, _ = _run(
-        blip_folder, phantoms_folder, tmp_path / "a", "encoder-frozen", "train.bf16=false", "features.enabled=false"
-    )
-    part, _ = _run(blip_folder, phantoms_folder, tmp_path / "b", "encoder-frozen", "train.bf16=false", "features.max_gb=0.0001")
-    assert 0 < part.record.features["built"] < part.record.images["train"]
+    whole, _ = run(tmp_path / "a", "encoder-frozen", "train.bf16=false", "features.enabled=false")
+    part, _ = run(tmp_path / "b", "encoder-frozen", "train.bf16=false", "features.max_gb=0.0001")
+    assert 0 < part.record.features.built < part.record.images["train"]
     assert part.record.train_loss == pytest.approx(whole.record.train_loss, rel=1e-5)  # batches of both kinds of rows
 
 
@@ -237,7 +243,7 @@ def test_an_edited_image_is_another_image(blip_folder, phantoms_folder, tmp_path
     assert not torch.equal(second.features([path]), before)
 
 
-def test_strategies_that_train_the_prefix_say_so(blip_folder, phantoms_folder, tmp_path):
-    result, line = _run(blip_folder, phantoms_folder, tmp_path, "full")
+def test_strategies_that_train_the_prefix_say_so(run, tmp_path):
+    result, line = run(tmp_path, "full")
     assert line == "features: not reused: part 'vision' is trained"
-    assert result.record.features == {"seam": None, "reason": "part 'vision' is trained", "found": 0, "built": 0}
+    assert result.record.features == FeatureUse(seam=None, reason="part 'vision' is trained")

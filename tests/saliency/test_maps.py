@@ -9,7 +9,7 @@ import torch
 from medgraft.adapter import load_base
 from medgraft.backbones import get_backbone
 from medgraft.errors import BackboneError, ConfigError
-from medgraft.saliency import METHODS, caption_maps, layer_count
+from medgraft.saliency import METHODS, MapOptions, caption_maps, layer_count
 from medgraft.saliency.record import graph_below, recorded
 from medgraft.saliency.relevance import cross_relevance, normalised, rollout, self_relevance, weighted
 from medgraft.strategies import apply_strategy, get_strategy
@@ -106,7 +106,7 @@ def test_layers_and_heads_can_be_chosen_and_average_to_the_default(blip):
     pixels = blip.pixel_values(images(1))
 
     def grid(**which):
-        return caption_maps(blip, pixels, [CAPTION], **which)[0].words[3].grid
+        return caption_maps(blip, pixels, [CAPTION], options=MapOptions(**which))[0].words[3].grid
 
     assert layer_count(blip) == 2
     np.testing.assert_allclose(np.mean([grid(layers=[i]) for i in range(2)], axis=0), grid(), atol=1e-7)
@@ -124,7 +124,7 @@ def test_layers_and_heads_can_be_chosen_and_average_to_the_default(blip):
 
 def test_attention_is_computed_as_before_afterwards(blip):
     kinds = [type(module) for module in blip.model.modules()]
-    caption_maps(blip, blip.pixel_values(images(1)), [CAPTION], method="gradient")
+    caption_maps(blip, blip.pixel_values(images(1)), [CAPTION], options=MapOptions("gradient"))
     assert [type(module) for module in blip.model.modules()] == kinds
     assert not any(p.grad is not None for p in blip.model.parameters())
 
@@ -150,12 +150,12 @@ def test_gradients_reach_frozen_models(name, load):
     for parameter in backbone.model.parameters():
         parameter.requires_grad_(False)
     pixels = backbone.pixel_values(images(1))
-    frozen = caption_maps(backbone, pixels, [CAPTION], prompt=backbone.default_prompt, method="gradient")[0]
+    frozen = caption_maps(backbone, pixels, [CAPTION], prompt=backbone.default_prompt, options=MapOptions("gradient"))[0]
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
     assert max(word.grid.max() for word in frozen.words) > 0
     for parameter in backbone.model.parameters():
         parameter.requires_grad_(True)
-    trained = caption_maps(backbone, pixels, [CAPTION], prompt=backbone.default_prompt, method="gradient")[0]
+    trained = caption_maps(backbone, pixels, [CAPTION], prompt=backbone.default_prompt, options=MapOptions("gradient"))[0]
     for ours, theirs in zip(frozen.words, trained.words, strict=True):
         np.testing.assert_allclose(ours.grid, theirs.grid, rtol=1e-3, atol=1e-7)
 
@@ -165,7 +165,7 @@ def test_gradients_reach_frozen_models(name, load):
 def test_wrapped_and_quantised_models_have_maps(strategy, method, load, plugins):
     backbone = load("blip", strategy)
     apply_strategy(backbone.model, backbone.anatomy, get_strategy(strategy, plugins=plugins))
-    maps = caption_maps(backbone, backbone.pixel_values(images(1)), [CAPTION], method=method)[0]
+    maps = caption_maps(backbone, backbone.pixel_values(images(1)), [CAPTION], options=MapOptions(method))[0]
     assert len(maps.words) == 8 and all(word.grid.shape == (4, 4) for word in maps.words)
 
 
@@ -175,7 +175,7 @@ def test_a_fresh_adapter_changes_no_map(load, plugins):
     pixels = plain.pixel_values(images(1))
     for method in METHODS:
         for ours, theirs in zip(
-            *(caption_maps(b, pixels, [CAPTION], method=method)[0].words for b in (plain, wrapped)), strict=True
+            *(caption_maps(b, pixels, [CAPTION], options=MapOptions(method))[0].words for b in (plain, wrapped)), strict=True
         ):
             np.testing.assert_allclose(ours.grid, theirs.grid, rtol=1e-3, atol=1e-6)
 
@@ -198,11 +198,11 @@ def test_maps_from_stored_features_equal_those_from_pixels(load):
 def test_methods_that_a_model_does_not_have_say_which_it_has(load):
     queries, chat = load("blip2-opt"), load("qwen2.5-vl")
     with pytest.raises(BackboneError, match=r"not defined through the learned queries .* Use 'attention'"):
-        caption_maps(queries, queries.pixel_values(images(1)), ["a"], method="gradient")
+        caption_maps(queries, queries.pixel_values(images(1)), ["a"], options=MapOptions("gradient"))
     with pytest.raises(BackboneError, match="no attention of its vision tower"):
-        caption_maps(chat, chat.pixel_values(images(1)), ["a"], method="rollout")
+        caption_maps(chat, chat.pixel_values(images(1)), ["a"], options=MapOptions("rollout"))
     with pytest.raises(ConfigError, match="no method 'grad'"):
-        caption_maps(chat, chat.pixel_values(images(1)), ["a"], method="grad")
+        caption_maps(chat, chat.pixel_values(images(1)), ["a"], options=MapOptions("grad"))
 
 
 def _random(*shape, seed=0):

@@ -10,16 +10,17 @@ from PIL import Image
 from medgraft.adapter import load_base
 from medgraft.backbones import get_backbone
 from medgraft.benchmark import execute, read_captions
+from medgraft.benchmark.saliency import score_saliency
 from medgraft.config import RunConfig
 from medgraft.data import open_image
 from medgraft.features import open_cached_features
+from medgraft.inference import Inference
 from medgraft.metrics import CaptionSet, UnavailableError
 from medgraft.metrics.facts import stated_facts, where_stated
 from medgraft.metrics.faithfulness import Faithfulness
 from medgraft.metrics.localization import Localization
 from medgraft.metrics.saliency_scores import THRESHOLDS, Curves, Pointing, SaliencyScores
-from medgraft.saliency import CaptionMaps, WordMap, read_maps, score_saliency
-from medgraft.saliency.faithfulness import _probability, faithfulness
+from medgraft.saliency import CaptionMaps, WordMap, faithfulness, read_maps
 from medgraft.saliency.localization import localize, pointing
 from medgraft.saliency.words import words_of
 from medgraft.stats import Resampling
@@ -55,9 +56,16 @@ def test_features_that_the_store_lacks_are_computed_in_the_runs_precision(blip_f
     backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
     apply_strategy(backbone.model, backbone.anatomy, strategy)
     cached, _ = open_cached_features(backbone, bf16=True, prompt="", max_gb=1)
-    how = {"prompt": "", "bf16": True, "batch_size": 4, "pointing": False, "curves": 0, "kept": 1}
     first, second = (
-        score_saliency(backbone, examples, {"a": "a small nodule."}, cached=known, **how).maps for known in (None, cached)
+        score_saliency(
+            Inference(backbone, dtype=torch.bfloat16, features=known),
+            examples,
+            {"a": "a small nodule."},
+            pointing=False,
+            curves=0,
+            maps=1,
+        ).maps
+        for known in (None, cached)
     )
     cached.store.flush()
     assert cached.built == 1
@@ -151,13 +159,17 @@ def test_deletion_and_insertion_of_a_map_that_knows_what_matters(blip_folder, ph
             box = [slice(i * n // side, (i + 1) * n // side) for i, n in ((row, image.size[1]), (column, image.size[0]))]
             changed[box[0], box[1]] = pixels.mean((0, 1))
             grid[row, column] = whole - _chance(backbone, Image.fromarray(changed.astype(np.uint8)), caption)
-    right, wrong = (faithfulness(backbone, image, caption, g, view, prompt="", seed=0) for g in (grid, -grid))
+
+    def probability(images):
+        return np.exp(Inference(backbone).log_likelihood(images, caption))
+
+    right, wrong = (faithfulness(probability, image, g, view, seed=0) for g in (grid, -grid))
     assert right.deletion < wrong.deletion and right.insertion > wrong.insertion
     assert right.deletion_random == wrong.deletion_random  # the same random order
     assert right.deletion == pytest.approx(whole, rel=0.05)
 
 
-def test_probabilities_are_those_of_the_loss(tiny_folder, plugins):
+def test_likelihoods_are_those_of_the_loss(tiny_folder, plugins):
     """Also where a T5's caption has as many tokens as its prompt."""
     for name in ("blip", "blip2-opt", "instructblip-t5", "git", "qwen2.5-vl"):
         kind, folder = tiny_folder(name)
@@ -167,8 +179,8 @@ def test_probabilities_are_those_of_the_loss(tiny_folder, plugins):
         text = backbone.text_batch([caption], prompt=prompt, max_tokens=backbone.max_positions)
         with torch.no_grad():
             loss = backbone.decode(backbone.encode(backbone.pixel_values([image]), prompt=prompt), text)[0]
-        found = _probability(backbone, [image, image], caption, prompt)
-        assert found == pytest.approx([float(torch.exp(-loss))] * 2, rel=1e-4), name
+        found = Inference(backbone, prompt).log_likelihood([image, image], caption)
+        assert found == pytest.approx([-float(loss)] * 2, rel=1e-4), name
 
 
 def test_maps_never_cost_a_run(blip_folder, phantoms_folder, plugins, tmp_path, monkeypatch):
@@ -182,7 +194,7 @@ def test_maps_never_cost_a_run(blip_folder, phantoms_folder, plugins, tmp_path, 
             "data": {"name": "phantoms", "path": str(phantoms_folder), "max_images": 3}, "metrics": ["cider", "localization"],
         }
     )  # fmt: skip
-    record = execute(config, tmp_path / "out", plugins=plugins, progress=False).record
+    record = execute(config, tmp_path / "out", plugins=plugins).record
     assert record.status == "ok" and "cider" in record.metrics
     assert record.unavailable["localization"] == "out of memory"
 
@@ -203,7 +215,7 @@ def run(blip_folder, phantoms_folder, tmp_path_factory):
             "saliency": {"maps": 3, "curves": 2},
         }
     )
-    return execute(config, out, plugins=PluginManager(), progress=False), out
+    return execute(config, out, plugins=PluginManager()), out
 
 
 def test_a_run_measures_where_it_looks(run):
@@ -216,7 +228,7 @@ def test_a_run_measures_where_it_looks(run):
     assert "localization" in record.signatures and not record.unavailable
     assert not [name for name in record.collapse if "pointing" in name]
     kept = read_captions(out)
-    assert sum(saliency.curves is not None for saliency in kept.scores.values()) == 2
+    assert sum(saliency.curves is not None for saliency in kept.saliency.values()) == 2
     again = Localization().measure(kept.caption_set()).scores
     assert again["iou_finding"] == pytest.approx(record.metrics["iou_finding"], abs=1e-3)
 
@@ -239,5 +251,5 @@ def test_data_without_boxes_leaves_localization_out(blip_folder, phantoms_folder
             "saliency": {"maps": 0},
         }
     )  # fmt: skip
-    record = execute(config, tmp_path / "out", plugins=plugins, progress=False).record
+    record = execute(config, tmp_path / "out", plugins=plugins).record
     assert "boxes are known" in record.unavailable["localization"] and "cider" in record.metrics

@@ -7,6 +7,7 @@ from medgraft.benchmark import execute, read_records, write_record
 from medgraft.config import RunConfig
 from medgraft.plugin import PluginManager
 from medgraft.report import explanation_page, html_report, read_results
+from medgraft.saliency import MapOptions
 
 _EXPLANATION = """
   const words = [...document.querySelectorAll(".caption .word")];
@@ -32,7 +33,7 @@ _EXPLANATION = """
 def test_the_page_of_an_explanation(blip_folder, phantoms_folder, browser):
     image = next((phantoms_folder / "test/radiology/images").glob("*.jpg"))
     given = {"backbone": f"blip:{blip_folder}", "caption": "a large nodule"}
-    choices = [(method, medgraft.explain(image, method=method, **given)) for method in ("attention", "rollout")]
+    choices = [(method, medgraft.explain(image, maps=MapOptions(method), **given)) for method in ("attention", "rollout")]
     said = browser(explanation_page({"scan": choices}, "a model"), _EXPLANATION)
     assert said["words"] == "a,large,nodule" and said["size"] == "4x4"
     assert (said["changed"], said["current"], said["marked"]) == ("true", "large", "1")
@@ -53,7 +54,7 @@ def results(blip_folder, phantoms_folder, tmp_path_factory):
                 "saliency": {"maps": 3},
             }
         )  # fmt: skip
-        record = execute(config, out / "runs" / strategy, plugins=plugins, progress=False).record
+        record = execute(config, out / "runs" / strategy, plugins=plugins).record
         write_record(record.model_copy(update={"adapter": f"runs/{strategy}"}), out / "records")
     return out
 

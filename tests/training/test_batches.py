@@ -111,7 +111,7 @@ def test_features_that_are_too_large_stay_in_the_store(parts, phantoms_folder, b
     assert list(resident.rows) == paths[:5]  # the sixth was not built
     assert torch.equal(resident.take(torch.tensor([4, 0])), torch.stack([cached.stored(paths[i]) for i in (4, 0)]))
     collator = Collator(backbone, PixelCache(backbone, 0), "", 32, cached, resident.rows)
-    assert collator([pairs[4], pairs[0]])["resident_rows"].tolist() == [4, 0]
+    assert collator([pairs[4], pairs[0]])["feature_rows"].tolist() == [4, 0]
     mixed = collator([pairs[4], pairs[5]])
     assert mixed["feature_rows"].tolist() == [0] and len(mixed["pixel_values"]) == 1
 

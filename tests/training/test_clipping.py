@@ -79,7 +79,7 @@ def test_training_is_the_same_both_ways(blip_folder, phantoms_folder, tmp_path, 
 
         monkeypatch.setattr(torch.optim.AdamW, "step", step)
         monkeypatch.setattr(trainer, "takes_factor", lambda *given, way=way: ordinary_choice(*given) and way)
-        record = execute(config, tmp_path / str(way), plugins=plugins, evaluate=False, progress=False).record
+        record = execute(config, tmp_path / str(way), plugins=plugins, evaluate=False).record
         losses[way] = record.train_loss
     assert losses[True] == pytest.approx(losses[False], rel=1e-5)
     assert norms[True] == pytest.approx([0.05] * 4, rel=1e-4)

@@ -8,10 +8,11 @@ import torch
 import medgraft
 from medgraft.adapter import load_base
 from medgraft.benchmark import execute
+from medgraft.clock import Clock
 from medgraft.config import run_config
 from medgraft.errors import DataError, TrainingError
 from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.training import CaptioningModule, Clock
+from medgraft.training import CaptioningModule
 from medgraft.training.trainer import CaptionTrainer
 
 
@@ -24,7 +25,7 @@ def _config(blip_folder, phantoms_folder, strategy="lora", **train):
 
 
 def _run(config, out, plugins, **options):
-    return execute(config, out, plugins=plugins, evaluate=False, progress=False, **options)
+    return execute(config, out, plugins=plugins, evaluate=False, **options)
 
 
 def test_training_lowers_the_loss_and_records_every_step(blip_folder, phantoms_folder, tmp_path, plugins):

@@ -217,7 +217,7 @@ def test_the_price_is_told_without_a_key_and_without_sending(provider, stub, mon
     assert not stub.requests
 
 
-def test_in_a_suite_beside_others_and_never_trained(provider, stub, phantoms_folder, tmp_path):
+def test_in_a_suite_beside_others_and_never_trained(provider, stub, phantoms_folder, tmp_path, logged):
     from medgraft.benchmark import run_suite
     from medgraft.config import SuiteConfig
 
@@ -228,12 +228,13 @@ def test_in_a_suite_beside_others_and_never_trained(provider, stub, phantoms_fol
         name="api", backbones=(name,), strategies=("zero-shot", "lora", "qlora"),
         data=({"name": "roco", "path": str(phantoms_folder), "max_images": 2},),
     )  # fmt: skip
-    said = []
-    records = run_suite(suite, tmp_path / "out", plugins=PluginManager(), progress=False, say=said.append)
+    with logged() as lines:
+        records = run_suite(suite, tmp_path / "out", plugins=PluginManager())
     assert [(r.strategy, r.status) for r in records] == [("zero-shot", "ok")]
-    assert records[0].usage["requests"] == 2
+    assert records[0].usage.requests == 2
     assert records[0].metrics["cider"] >= 0
-    assert f"left out: lora on {name}: A model behind an API cannot be trained here." in said
+    assert f"left out: lora on {name}: A model behind an API cannot be trained here." in lines
     assert KEY not in "".join(path.read_text(errors="ignore") for path in (tmp_path / "out").rglob("*") if path.is_file())
     with pytest.raises(StrategyError, match="its only strategy is zero-shot"):
-        medgraft.train(backbone=name, strategy="lora", data=f"roco:{phantoms_folder}", out=tmp_path / "no", progress=False)
+        config = medgraft.run_config(backbone=name, strategy="lora", data=f"roco:{phantoms_folder}")
+        medgraft.train(config, tmp_path / "no", progress=False)

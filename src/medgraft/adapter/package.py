@@ -18,10 +18,9 @@ from torch import nn
 
 from medgraft.adapter.card import write_card
 from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, read_manifest, verify_files, write_manifest
-from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_captioner
+from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_backbone, get_captioner
 from medgraft.backbones.weights import TensorDigest, tensor_digests, tensor_layout
 from medgraft.errors import AdapterError
-from medgraft.heap import mapped_blocks
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, check_quantized, prepare_quantized, quantization_config
 
@@ -111,7 +110,7 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
     return LoadedAdapter(loaded, model.eval(), manifest)
 
 
-def load_captioner(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backbone | RemoteCaptioner:
+def load_captioner(name: str, strategy: Strategy, *, plugins: PluginManager) -> AnyBackbone:
     """The backbone `NAME[:SOURCE]` held as `strategy` says, or the client of a model behind an API for zero-shot use."""
     captioner, source = get_captioner(name, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
@@ -119,7 +118,6 @@ def load_captioner(name: str, strategy: Strategy, *, plugins: PluginManager) -> 
     return load_base(name, strategy, plugins=plugins)
 
 
-@mapped_blocks()
 def load_base(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backbone:
     """The backbone `NAME[:SOURCE]`, held as `strategy` says."""
     backbone_class, source = get_backbone(name, plugins=plugins)
@@ -164,7 +162,8 @@ def _attach_peft(backbone: Backbone, folder: Path) -> nn.Module:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            model: Any = PeftModel.from_pretrained(backbone.model, str(folder))
+            with torch.random.fork_rng([]):  # PEFT draws weights before it loads them
+                model: Any = PeftModel.from_pretrained(backbone.model, str(folder))
         except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
             raise AdapterError(f"{folder} does not fit {backbone.source}: {str(error).splitlines()[0]}") from error
     lost = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]

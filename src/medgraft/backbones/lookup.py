@@ -9,6 +9,9 @@ from medgraft.backbones.remote import RemoteCaptioner
 from medgraft.errors import ConfigError, PluginError, StrategyError
 from medgraft.plugin import PluginManager
 
+AnyBackbone = Backbone | RemoteCaptioner
+"""A loaded model: one that runs here, or the client of one behind an API."""
+
 
 def split_name(text: str) -> tuple[str, str | None]:
     """`NAME:SOURCE` as (name, source); the source, a hub id or folder, is None if not given."""
@@ -28,7 +31,7 @@ def get_captioner(text: str, *, plugins: PluginManager) -> tuple[type[Backbone] 
     return captioner, str(Path(source).expanduser()) if source.startswith("~") else source
 
 
-def prompt_for(captioner: Backbone | RemoteCaptioner | type[RemoteCaptioner], wanted: str | None) -> str:
+def prompt_for(captioner: AnyBackbone | type[RemoteCaptioner], wanted: str | None) -> str:
     """The prompt that is used: the wanted one, or the model's own."""
     return captioner.default_prompt if wanted is None else wanted
 

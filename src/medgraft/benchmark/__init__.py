@@ -3,13 +3,14 @@
 from medgraft.benchmark.baselines import BASELINE
 from medgraft.benchmark.captions import RunCaptions, read_captions
 from medgraft.benchmark.dry_run import DryRun, dry_run_suite
-from medgraft.benchmark.plan import plan, why_unsupported
+from medgraft.benchmark.plan import expand, plan, why_unsupported
 from medgraft.benchmark.record import Record, read_record, read_records, write_record
 from medgraft.benchmark.run import RunResult, execute
-from medgraft.benchmark.runner import run_suite
+from medgraft.benchmark.suite import run_suite
 from medgraft.benchmark.timing import StepTime, step_time
 
 __all__ = [
-    "BASELINE", "Record", "DryRun", "RunCaptions", "RunResult", "StepTime", "execute", "plan", "read_captions",
+    "BASELINE", "Record", "DryRun", "RunCaptions", "RunResult", "StepTime", "execute", "expand", "plan",
+    "read_captions",
     "read_record", "read_records", "dry_run_suite", "run_suite", "step_time", "why_unsupported", "write_record",
 ]  # fmt: skip

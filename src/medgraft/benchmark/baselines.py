@@ -40,13 +40,13 @@ def run_baselines(config: RunConfig, out: Path, *, plugins: PluginManager) -> tu
 
 
 def _run(config: RunConfig, identity: str, data: CaptionData, fingerprint: str, out: Path, plugins: PluginManager) -> Record:
-    captions = captions_of(data.split(config.eval_split), _said(config.strategy, data, config))
-    label = f"runs/{BASELINE}_{config.strategy}_{config.data.name}_{identity[:8]}"
-    write_captions(captions, out / label)
+    captions = captions_of(data.split(config.eval_split), _captions(config.strategy, data, config))
+    folder = f"runs/{BASELINE}_{config.strategy}_{config.data.name}_{identity[:8]}"
+    write_captions(captions, out / folder)
     record = Record(
         run_id=identity, backbone=BASELINE, strategy=config.strategy, data=config.data.name, seed=0, status="ok",
-        trainable_parameters=0, adapter=label, data_fingerprint=fingerprint,
-        images={split: len(data.split(split)) for split in SPLITS}, config=config.model_dump(mode="json"),
+        trainable_parameters=0, adapter=folder, data_fingerprint=fingerprint,
+        images={split: len(data.split(split)) for split in SPLITS}, config=config,
         versions=hardware.versions(), hardware=hardware.describe(), git=hardware.git_revision(),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         **evaluated(captions, metrics=config.metrics, plugins=plugins).for_record(),
@@ -55,7 +55,7 @@ def _run(config: RunConfig, identity: str, data: CaptionData, fingerprint: str, 
     return record
 
 
-def _said(name: str, data: CaptionData, config: RunConfig) -> list[str]:
+def _captions(name: str, data: CaptionData, config: RunConfig) -> list[str]:
     captions = [caption for example in data.split("train") for caption in example.captions if caption]
     count = len(data.split(config.eval_split))
     if name == "most-frequent":

@@ -51,11 +51,11 @@ class RunCaptions:
 
 
 def captions_of(
-    examples: Sequence[Example], said: Sequence[str], saliency: Mapping[str, SaliencyScores] | None = None
+    examples: Sequence[Example], captions: Sequence[str], saliency: Mapping[str, SaliencyScores] | None = None
 ) -> RunCaptions:
-    """Captions `said` of `examples`, in their order, and where was looked by their ids."""
+    """`captions` of `examples`, in their order, and where was looked by their ids."""
     return RunCaptions(
-        predictions={example.id: caption for example, caption in zip(examples, said, strict=True)},
+        predictions={example.id: caption for example, caption in zip(examples, captions, strict=True)},
         references={example.id: tuple(caption for caption in example.captions if caption) for example in examples},
         groups={example.id: example.group for example in examples},
         facts={example.id: example.facts for example in examples if example.facts is not None},

@@ -1,21 +1,20 @@
-"""A suite told before it is run: what is downloaded, what each run takes on this machine, and what is missing."""
+"""A suite before it is run: what is downloaded, what each run takes on this machine, and what is missing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medgraft import hardware
-from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_for
+from medgraft.backbones import Backbone, RemoteCaptioner, Usage, get_captioner, prompt_for
 from medgraft.backbones.published import planning_config, published_config
 from medgraft.benchmark.estimate import Estimate, estimate, measured_flops
-from medgraft.benchmark.plan import apply_to_meta, refuse_training
-from medgraft.benchmark.suite import expand
+from medgraft.benchmark.plan import apply_to_meta, expand, refuse_training
 from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
+from medgraft.hardware import Hardware
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.types import SPLITS, CaptionData
@@ -41,7 +40,7 @@ class RunEstimate:
     memory_bytes: int | None
     training_seconds: float | None
     captioning_seconds: float | None
-    usage: Mapping[str, float | None] | None = None
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class DryRun:
     """
 
     suite: str
-    hardware: Mapping[str, Any]
+    hardware: Hardware
     flops_per_second: float
     images: Mapping[str, Mapping[str, int] | None]
     weights: tuple[Weights, ...]
@@ -175,5 +174,5 @@ def _by_api(
     if data is not None:
         sizes = [open_image(example.image).size for example in data.split(config.eval_split)]
         prompt = prompt_for(captioner, config.train.prompt)
-        usage = asdict(captioner.estimate(source, sizes, prompt=prompt, options=config.generation))
+        usage = captioner.estimate(source, sizes, prompt=prompt, options=config.generation)
     return RunEstimate(config.backbone, config.strategy, config.seed, 0, None, 0.0, None, usage)

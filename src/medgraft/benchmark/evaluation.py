@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medgraft import hardware
 from medgraft.adapter import LoadedAdapter
-from medgraft.backbones import Backbone, RemoteCaptioner, prompt_for
 from medgraft.benchmark.captions import RunCaptions, captions_of, collapse, shuffled
-from medgraft.captioning import caption_images
-from medgraft.config import SALIENCY_METRICS, GenerationConfig, SaliencyConfig
-from medgraft.features import CachedFeatures
+from medgraft.benchmark.saliency import SaliencyResult, score_saliency
+from medgraft.clock import Clock
+from medgraft.config import SALIENCY_METRICS, GenerationConfig, RunSettings
+from medgraft.inference import Captioner, Inference
 from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
-from medgraft.saliency import SaliencyResult, score_saliency
 from medgraft.stats import Interval, Resampling
-from medgraft.training import Clock
 from medgraft.types import Example
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was said of each image, the scores of all of it with their intervals, and signs of captions that ignore the image.
+    """The caption of each image, the scores of all of it with their intervals, and signs of captions that ignore the image.
 
     `collapse` holds, beside what `captions.collapse` counts, every score with each caption given to another image
     (`shuffled_NAME`). `maps` are packed attention maps by image id. `peak_memory_bytes` is
@@ -63,55 +64,41 @@ class Evaluation:
         return self.scores.values
 
 
-def evaluate_examples(
-    backbone: Backbone | RemoteCaptioner,
-    examples: tuple[Example, ...],
+def score_captions(
+    captioner: Captioner,
+    examples: Sequence[Example],
+    captions: Sequence[str],
+    settings: RunSettings,
     *,
-    generation: GenerationConfig,
-    prompt: str | None,
-    metrics: tuple[str, ...],
-    batch_size: int,
-    bf16: bool,
     plugins: PluginManager,
     clock: Clock,
-    progress: bool,
-    saliency: SaliencyConfig,
-    cached: CachedFeatures | None = None,
 ) -> Evaluation:
-    """Caption `examples` with `backbone` as it stands, look where it looks, and score both."""
-    with clock.phase("generation"):
-        paths = [example.image for example in examples]
-        said = caption_images(
-            backbone, paths, options=generation, prompt=prompt, batch_size=batch_size, bf16=bf16, progress=progress,
-            cached=cached,
-        )  # fmt: skip
+    """Scores of the `captions` that `captioner` gave for `examples`, and of where it looked, as far as `settings` ask."""
     peak = hardware.peak_memory_bytes()
     with clock.phase("saliency"):
-        found_saliency, obstacle = _look(
-            backbone, examples, said, prompt, metrics, bf16, batch_size, saliency, cached, progress
-        )
+        saliency, obstacle = _saliency(captioner, examples, captions, settings)
     with clock.phase("scoring"):
-        found = evaluated(captions_of(examples, said, found_saliency.scores), metrics=metrics, plugins=plugins)
-    reasons = dict(found.scores.unavailable) | {name: obstacle for name in SALIENCY_METRICS if name in metrics and obstacle}
+        found = evaluated(captions_of(examples, captions, saliency.scores), metrics=settings.metrics, plugins=plugins)
+    reasons = dict(found.scores.unavailable)
+    reasons |= {name: obstacle for name in SALIENCY_METRICS if name in settings.metrics and obstacle}
     scores = replace(found.scores, unavailable=reasons)
-    return replace(found, maps=found_saliency.maps, scores=scores, peak_memory_bytes=peak)
+    return replace(found, maps=saliency.maps, scores=scores, peak_memory_bytes=peak)
 
 
-def _look(
-    backbone: Backbone | RemoteCaptioner, examples: tuple[Example, ...], said: list[str], prompt: str | None,
-    metrics: tuple[str, ...], bf16: bool, batch_size: int, saliency: SaliencyConfig, cached: CachedFeatures | None,
-    progress: bool,
-) -> tuple[SaliencyResult, str | None]:  # fmt: skip
-    """Where the model found_saliency, as far as `metrics` and the report ask; and why it cannot be known, if so."""
-    if isinstance(backbone, RemoteCaptioner):
+def _saliency(
+    captioner: Captioner, examples: Sequence[Example], captions: Sequence[str], settings: RunSettings
+) -> tuple[SaliencyResult, str | None]:
+    """Where the model looked, and why that cannot be known, if so."""
+    if not isinstance(captioner, Inference):
         return SaliencyResult({}, {}), "a model behind an API shows no attention"
     try:
         return score_saliency(
-            backbone, examples, {example.id: caption for example, caption in zip(examples, said, strict=True)},
-            prompt=prompt_for(backbone, prompt), bf16=bf16, batch_size=batch_size, pointing="localization" in metrics,
-            curves=saliency.curves if "faithfulness" in metrics else 0, kept=saliency.maps, cached=cached, progress=progress,
+            captioner, examples, {example.id: caption for example, caption in zip(examples, captions, strict=True)},
+            pointing="localization" in settings.metrics,
+            curves=settings.saliency.curves if "faithfulness" in settings.metrics else 0, maps=settings.saliency.maps,
         ), None  # fmt: skip
-    except Exception as error:  # out of memory, say: a run that is trained and has spoken is not lost for its maps
+    except Exception as error:  # out of memory, say: a run that is trained and has captioned is not lost for its maps
+        _logger.debug("no attention maps", exc_info=True)
         return SaliencyResult({}, {}), str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

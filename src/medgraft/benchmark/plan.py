@@ -1,7 +1,8 @@
-"""What a suite will do: its runs with their ids, and the pairs of backbone and strategy that cannot be run, with why."""
+"""What a suite will do: its grid of runs, their ids, and the pairs of backbone and strategy that cannot be run, with why."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,25 +12,58 @@ from medgraft.backbones import RemoteCaptioner, get_backbone, get_captioner
 from medgraft.backbones.published import planning_config
 from medgraft.benchmark.record import run_id
 from medgraft.benchmark.run import needed_splits
-from medgraft.config import RunConfig
+from medgraft.config import RunConfig, RunSettings, SuiteConfig, validated
 from medgraft.data import data_fingerprint, load_data
-from medgraft.errors import ConfigError, StrategyError
+from medgraft.errors import ConfigError, StrategyError, suggestion
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy, quantization_config
 
 
+def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:
+    """Every run of the grid; ConfigError if an override names a strategy that the suite does not have."""
+    rows = [
+        (entry, suite.strategies) if isinstance(entry, str) else (entry.backbone, entry.strategies) for entry in suite.backbones
+    ]
+    strategies = {strategy for _, several in rows for strategy in several}
+    for name in suite.overrides:
+        if name not in strategies:
+            raise ConfigError(
+                f"Suite {suite.name}: overrides for {name!r}, which is no strategy of it.{suggestion(name, strategies)}"
+            )
+    runs = []
+    grid = [
+        (backbone, data, seed, strategy)
+        for backbone, several in rows
+        for data, seed, strategy in itertools.product(suite.data, suite.seeds, several)
+    ]
+    shared = {name: getattr(suite, name) for name in RunSettings.model_fields}
+    for backbone, data, seed, strategy in grid:
+        changes = suite.overrides.get(strategy, {})
+        values = {
+            **shared,
+            "backbone": backbone,
+            "strategy": strategy,
+            "strategy_options": changes.get("strategy", {}),
+            "data": data,
+            "train": {**suite.train.model_dump(), **changes.get("train", {})},
+            "seed": seed,
+        }
+        runs.append(validated(RunConfig, values, f"Suite {suite.name}, {strategy}"))
+    return tuple(runs)
+
+
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run with its id, and the label under which its files are kept."""
+    """A run with its id, and the folder for its files."""
 
     config: RunConfig
     run_id: str
 
     @property
-    def label(self) -> str:
-        """Readable and unique folder name."""
+    def folder(self) -> str:
+        """In the suite's results, readable and unique."""
         words = (self.config.backbone.partition(":")[0], self.config.strategy, self.config.data.name, f"s{self.config.seed}")
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words)) + "_" + self.run_id[:8]
+        return "runs/" + re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words)) + "_" + self.run_id[:8]
 
 
 @dataclass(frozen=True)

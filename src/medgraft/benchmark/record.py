@@ -9,30 +9,64 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from medgraft.config import RunConfig
+from medgraft.backbones import Usage
+from medgraft.config import SECTIONS, RunConfig, StrictModel
 from medgraft.errors import ConfigError
+from medgraft.hardware import Hardware
 from medgraft.strategies import Strategy
+from medgraft.types import Split
+
+RECORD = "record.json"  # in the folder of a single run
 
 
-class Record(BaseModel):
+SCHEMA_VERSION = 2  # 1: settings as plain dictionaries, no `schema_version`
+
+
+class FeatureUse(StrictModel):
+    """At which seam stored features came in and why there, and how many images' features were found and built."""
+
+    seam: str | None
+    reason: str
+    found: int = 0
+    built: int = 0
+
+
+class LeftOut(StrictModel):
+    """Images that the data set lists and that were left out."""
+
+    missing: int = 0
+    corrupt: int = 0
+    uncaptioned: int = 0
+
+
+class Tuning(StrictModel):
+    """The learning rate chosen, and (rate, score, seconds) of each that was tried, the score None if the try failed."""
+
+    score: str
+    split: Split = "validation"
+    chosen: float
+    tried: tuple[tuple[float, float | None, float], ...]
+    seconds: float
+
+
+class Record(StrictModel):
     """One run. Times in seconds, sizes in bytes; `train_loss` has one value for every optimiser step.
 
     `training_seconds` is what one waits for to have the weights: building features and the steps, without loading,
     validation, checkpoints and captioning, which are in `phase_seconds`; there, on a CPU, steps are split into waiting for
-    data, forward, backward and optimiser, with the rest as `train`. `features` says where the model was cut, and how
-    many images' features were found in the store and built. `intervals` are those of `metrics` at 95 % over groups of test
+    data, forward, backward and optimiser, with the rest as `train`. `time_to_first_step` is from the start of the run to the
+    end of its first optimiser step. `intervals` are those of `metrics` at 95 % over groups of test
     images, `signatures` the metrics' settings, `unavailable` why some could not be computed, `collapse` signs of captions
     that ignore the image (see medgraft.benchmark.evaluation). `usage` is what a model behind an API was asked: requests,
     tokens, cost. `step_flops` are the floating-point operations of the products of the first batch, forwards and backwards, as
     torch counts them (not with a quantised base), `energy_joules` what the machine's counters say that the steps took.
-    `step_quartiles` are of the seconds of single steps, the first ones left out. `tuning` tells which learning
-    rates were tried, what each scored on validation images and took, and which was chosen.
+    `step_quartiles` are of the seconds of single steps, the first ones left out. A failed run has its `error` in one line,
+    and the `traceback`. `removed_settings` are those of an older version that are no more, by SECTION.KEY, where they were on.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+    schema_version: int = SCHEMA_VERSION
     run_id: str
     backbone: str
     strategy: str
@@ -40,6 +74,7 @@ class Record(BaseModel):
     seed: int
     status: Literal["ok", "failed"]
     training_seconds: float | None = None
+    time_to_first_step: float | None = None
     steps: int | None = None
     seconds_per_step: float | None = None
     step_quartiles: tuple[float, float, float] | None = None
@@ -59,20 +94,52 @@ class Record(BaseModel):
     collapse: dict[str, float] | None = None
     signatures: dict[str, str] | None = None
     unavailable: dict[str, str] | None = None
-    images: dict[str, int] | None = None
-    data_report: dict[str, Any] | None = None
+    images: dict[Split, int] | None = None
+    data_report: LeftOut | None = None
     data_fingerprint: str | None = None
     base_fingerprint: str | None = None
     phase_seconds: dict[str, float] | None = None
-    features: dict[str, str | int | None] | None = None
-    usage: dict[str, float | None] | None = None
-    tuning: dict[str, Any] | None = None
-    config: dict[str, Any]
+    features: FeatureUse | None = None
+    usage: Usage | None = None
+    tuning: Tuning | None = None
+    config: RunConfig
+    removed_settings: dict[str, JsonValue] = Field(default_factory=dict)
     versions: dict[str, str | None]
-    hardware: dict[str, Any]
+    hardware: Hardware
     git: str | None = None
     finished: str | None = None
     error: str | None = None
+    traceback: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_any_version(cls, values: Any) -> Any:
+        """Records of older versions become those of this one."""
+        if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
+            return values
+        written = values.get("schema_version", 1)
+        if written > SCHEMA_VERSION:
+            raise ValueError(f"schema version {written}, this medgraft reads up to {SCHEMA_VERSION}; install a newer one")
+        config, removed = _without_removed(values["config"])
+        removed = {**values.get("removed_settings", {}), **removed}
+        return {**values, "schema_version": SCHEMA_VERSION, "config": config, "removed_settings": removed}
+
+    @property
+    def settings(self) -> str:
+        """All that the run was asked to do but its seed: runs with the same settings differ by chance alone."""
+        return json.dumps([self.config.model_dump(mode="json", exclude={"seed"}), self.removed_settings], sort_keys=True)
+
+
+def _without_removed(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings as they are today, and those that are no more, by SECTION.KEY, where they were on."""
+    kept, removed = dict(config), dict[str, Any]()
+    for section in SECTIONS:
+        known = type(RunConfig.model_fields[section].default).model_fields
+        values = config.get(section)
+        if isinstance(values, dict):
+            kept[section] = {key: value for key, value in values.items() if key in known}
+            removed |= {f"{section}.{key}": value for key, value in values.items() if key not in known and value}
+    return kept, removed
 
 
 def run_id(
@@ -107,10 +174,10 @@ def _with_content(metric: str) -> str:
     return f"{metric}={hashlib.sha256(source.read_bytes()).hexdigest()}" if source.is_file() else metric
 
 
-def write_record(record: Record, folder: Path) -> Path:
-    """Write `<run_id>.json` at once or not at all."""
+def write_record(record: Record, folder: Path, name: str | None = None) -> Path:
+    """Write `<run_id>.json`, or `name`, at once or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record.run_id}.json"
+    path = folder / (name or f"{record.run_id}.json")
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(record.model_dump_json(indent=1) + "\n")
@@ -124,13 +191,16 @@ def read_record(path: Path) -> Record:
     try:
         return Record.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, OSError) as error:
-        raise ConfigError(f"{path} is not a medgraft record: {str(error).splitlines()[0]}") from None
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise ConfigError(f"{path} is not a medgraft record: {why}") from None
 
 
 def read_records(folder: Path) -> tuple[Record, ...]:
-    """Every record in `folder` or its `records/`, sorted by backbone, data, strategy and seed."""
+    """Every record of `medgraft bench` in `folder`, or that of a single run, sorted by backbone, data, strategy and seed."""
     inner = folder / "records"
     source = inner if inner.is_dir() else folder
+    if source == folder and (folder / RECORD).is_file():
+        return (read_record(folder / RECORD),)
     if not source.is_dir():
         raise ConfigError(f"There is no folder {folder} with records. `medgraft bench SUITE --out {folder}` makes one.")
     records = [read_record(path) for path in sorted(source.glob("*.json"))]

@@ -1,35 +1,38 @@
-"""One run, from its config to its record: load, apply, train, package, caption, score."""
+"""One run, from its settings to its record: prepare, train, package, caption, score, record."""
 
 from __future__ import annotations
 
+import logging
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import transformers
+import torch
 
 from medgraft import hardware
-from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, load_captioner, save_weights
-from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_for, split_name
+from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, save_weights
+from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
 from medgraft.benchmark.captions import write_captions
-from medgraft.benchmark.evaluation import Evaluation, evaluate_examples
-from medgraft.benchmark.record import Record, run_id
+from medgraft.benchmark.evaluation import Evaluation, score_captions
+from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, run_id, write_record
+from medgraft.clock import Clock
 from medgraft.config import TIMING_WARMUP_STEPS, RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import AdapterError, DataError
-from medgraft.features import CachedFeatures, ReusablePrefix
-from medgraft.heap import kept_heap
+from medgraft.inference import Captioner, captioner_for
 from medgraft.plugin import PluginManager
-from medgraft.quiet import quiet_libraries
+from medgraft.prepare import Prepared, prepare
 from medgraft.saliency import write_maps
-from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy
-from medgraft.training import Clock, TrainResult, fit, prepare_features, prepare_linear, uses_bf16
+from medgraft.seeds import seeded
+from medgraft.strategies import Strategy, get_strategy
+from medgraft.training import Checkpoints, TrainResult, build_features, fit
 from medgraft.types import SPLITS, CaptionData, Example, Split
 
 CHECKPOINTS = ".medgraft-checkpoints"
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,20 @@ class RunResult:
 
     record: Record
     evaluation: Evaluation | None
-    backbone: Backbone | RemoteCaptioner
+    backbone: AnyBackbone
 
 
-@kept_heap()
+@dataclass(frozen=True)
+class _Run:
+    """What every step of a run needs."""
+
+    config: RunConfig
+    strategy: Strategy
+    out: Path
+    plugins: PluginManager
+    clock: Clock
+
+
 def execute(
     config: RunConfig,
     out: Path,
@@ -51,113 +64,29 @@ def execute(
     overwrite: bool = False,
     evaluate: bool = True,
     checkpoints: bool = True,
-    progress: bool = True,
-    say: Callable[[str], None] = lambda text: None,
 ) -> RunResult:
-    """Do one run and leave its adapter package (unless nothing is trained) and `predictions.json` in `out`.
+    """Do one run and leave its adapter package (unless nothing is trained), `predictions.json` and `record.json` in `out`.
 
-    Under accelerate or torchrun every process trains, and the main one alone packages, captions and writes.
-    `say` is told in a line each what was loaded and what will be trained. Errors pass through; `failed_record` makes a
-    record of them.
+    Under accelerate or torchrun every process trains, and the main one alone packages, captions and writes. What is loaded
+    and what will be trained is logged. Errors pass through; `failed_record` makes a record of them.
     """
-    clock = Clock()
-    hardware.device()  # before anything is loaded, so that each process loads onto its own
-    transformers.set_seed(config.seed)
-    quiet_libraries()
-    strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+    run = _Run(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins), out, plugins, Clock())
     if not overwrite:
-        _check_out(out, strategy, resume)
-    with clock.phase("load"):
-        loaded = _load(config, strategy, plugins)
-    data, backbone, applied = loaded.data, loaded.backbone, loaded.applied
-    say(_data_line(data))
-    say(f"{config.strategy}: {applied.summary()}" if applied and strategy.trains else "zero-shot: nothing is trained")
-    cached = prefix = result = manifest = evaluation = None
-    main = hardware.is_main_process()
-    if isinstance(backbone, Backbone):
-        with clock.phase("features"):
-            seen = _seen(config, strategy, data)
-            cached, prefix = prepare_features(backbone, config, seen, progress=progress, base=loaded.base)
-        say(f"features: {prefix}" + (f"; {cached.found} found, {cached.built} built" if cached and strategy.trains else ""))
-        if cached and cached.store.problem:
-            say(cached.store.problem)
-    if isinstance(backbone, Backbone) and applied is not None and strategy.trains:
-        with clock.phase("package"):
-            untrained = in_place_digests(applied, backbone.checkpoint_digests(backbone.source))
-        result = fit(
-            backbone, applied, config, data.split("train"), data.split("validation"), out / CHECKPOINTS, clock,
-            resume=resume, checkpoints=checkpoints, progress=progress, cached=cached,
-        )  # fmt: skip
-        if main:
-            with clock.phase("package"):
-                files = save_weights(out, applied, untrained)
-                manifest = finish_package(out, _manifest(config, backbone, applied, loaded.base, data, result, clock), files)
-    if evaluate and main:
-        evaluation = _evaluate(config, backbone, data, plugins, clock, progress, cached)
-    if evaluation is not None:
-        with clock.phase("package"):
-            manifest = _keep(evaluation, config, out, manifest)
-    record = _record(config, strategy, loaded, result, manifest, evaluation, clock, _used_features(prefix, cached))
-    return RunResult(record, evaluation, backbone)
-
-
-def _seen(config: RunConfig, strategy: Strategy, data: CaptionData) -> tuple[Example, ...]:
-    """The examples that training looks at more than once."""
-    if not strategy.trains:
-        return ()
-    return (*data.split("train"), *(data.split("validation") if config.train.eval_during_training else ()))
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """What a run starts from; `applied` is None for a model behind an API."""
-
-    data: CaptionData
-    backbone: Backbone | RemoteCaptioner
-    fingerprint: str  # of the data
-    base: str  # fingerprint of the weights
-    applied: Applied | None
-
-
-def _load(config: RunConfig, strategy: Strategy, plugins: PluginManager) -> _Loaded:
-    get_captioner(config.backbone, plugins=plugins)  # a misspelt name is told before the data are read
-    data = load_data(config.data, plugins=plugins, splits=needed_splits(config, strategy))
-    backbone = load_captioner(config.backbone, strategy, plugins=plugins)
-    base = backbone.fingerprint(backbone.source)
-    applied = None
-    if isinstance(backbone, Backbone):
-        applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=_base_name(config))
-        if uses_bf16(config):
-            prepare_linear(backbone, applied)
-    if strategy.trains and not data.split("train"):
-        raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
-    return _Loaded(data, backbone, data_fingerprint(data.examples), base, applied)
-
-
-def _keep(evaluation: Evaluation, config: RunConfig, out: Path, manifest: Manifest | None) -> Manifest | None:
-    """Write the captions to `out`, and the scores into the package's manifest if there is one."""
-    write_captions(evaluation.captions, out)
-    if evaluation.maps:
-        write_maps(evaluation.maps, out)
-    if manifest is None:
-        return None
-    done: dict[str, Any] = {"images": len(evaluation.predictions), "split": config.eval_split}
-    done |= {"generation": config.generation.model_dump()}
-    manifest = manifest.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})
-    return finish_package(out, manifest, tuple(manifest.files))
-
-
-def _used_features(prefix: ReusablePrefix | None, cached: CachedFeatures | None) -> dict[str, str | int | None] | None:
-    """What the record tells of the feature store."""
-    if prefix is None:
-        return None
-    seam = prefix.seam.name if prefix.seam and cached else None
-    return {
-        "seam": seam,
-        "reason": prefix.reason,
-        "found": cached.found if cached else 0,
-        "built": cached.built if cached else 0,
-    }
+        _check_out(out, run.strategy, resume)
+    with seeded(config.seed):
+        data, fingerprint = _read_data(run)
+        model = _prepare_model(run, data)
+        trained = _train(run, data, model, Checkpoints(out / CHECKPOINTS, resume, checkpoints))
+        package = _package(run, data, model, trained)
+        examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
+        captioner = _captioner(run, model)
+        captions = _caption(run, captioner, examples)
+        evaluation = _score(run, captioner, examples, captions)
+        package = _add_scores(run, package, evaluation)
+    record = _record(run, data, fingerprint, model, _Outcome(trained, package, evaluation, captioner))
+    if hardware.is_main_process():
+        write_record(record, out, RECORD)
+    return RunResult(record, evaluation, model.backbone)
 
 
 def _check_out(out: Path, strategy: Strategy, resume: bool) -> None:
@@ -172,74 +101,100 @@ def _check_out(out: Path, strategy: Strategy, resume: bool) -> None:
         raise AdapterError(f"{out} holds no checkpoint to resume from. Train without --resume.")
 
 
+def _read_data(run: _Run) -> tuple[CaptionData, str]:
+    """The data that the run needs, and their fingerprint."""
+    config, clock = run.config, run.clock
+    get_captioner(config.backbone, plugins=run.plugins)  # a misspelt name is refused before the data are read
+    with clock.phase("read_data"):
+        data = load_data(config.data, plugins=run.plugins, splits=needed_splits(config, run.strategy))
+    if run.strategy.trains and not data.split("train"):
+        raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
+    counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
+    _logger.info("%s: %s (%s)", data.name, counts, data.report)
+    with clock.phase("digests"):
+        return data, data_fingerprint(data.examples)
+
+
 def needed_splits(config: RunConfig, strategy: Strategy) -> tuple[Split, ...]:
     """The splits that a run reads: all of them if it trains, else the one that it captions."""
     return SPLITS if strategy.trains else (config.eval_split,)
 
 
-def failed_record(config: RunConfig, error: str) -> Record:
-    """The record of a run that could not be done. Its id comes from the config alone, as data and base may be missing."""
-    versions = hardware.versions()
-    return Record(
-        run_id=run_id(config, None, "", "", versions), backbone=config.backbone, strategy=config.strategy,
-        data=config.data.name, seed=config.seed, status="failed", config=config.model_dump(mode="json"), versions=versions,
-        hardware=hardware.describe(), git=hardware.git_revision(), finished=_now(), error=error,
-    )  # fmt: skip
+def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
+    """The model with the strategy applied, and the features of the images that training sees more than once stored."""
+    config, strategy = run.config, run.strategy
+    with run.clock.phase("load"):
+        model = prepare(config, plugins=run.plugins, strategy=strategy)
+    trains = model.applied is not None and strategy.trains
+    done = f"{config.strategy}: {model.applied.summary()}" if model.applied and trains else "zero-shot: nothing is trained"
+    _logger.info("%s", done)
+    if model.prefix is None:
+        return model
+    cached = model.features
+    with run.clock.phase("features"):
+        if cached is not None and trains:
+            again = data.split("validation") if config.train.eval_during_training else ()
+            build_features(cached, config, (*data.split("train"), *again))
+    built = f"; {cached.found} found, {cached.built} built" if cached and trains else ""
+    _logger.info("features: %s%s", model.prefix, built)
+    if cached is not None and cached.store.problem:
+        _logger.warning("%s", cached.store.problem)
+    return model
 
 
-def _base_name(config: RunConfig) -> str:
-    """What PEFT's config calls the base: the hub id or folder, or the name of a backbone that brings its own weights."""
-    name, source = split_name(config.backbone)
-    return source or name
+@dataclass(frozen=True)
+class _Trained:
+    """`base` holds the digests that parameters trained in place had before."""
+
+    result: TrainResult
+    base: dict[str, str]
 
 
-def _evaluate(
-    config: RunConfig,
-    backbone: Backbone | RemoteCaptioner,
-    data: CaptionData,
-    plugins: PluginManager,
-    clock: Clock,
-    progress: bool,
-    cached: CachedFeatures | None,
-) -> Evaluation | None:
-    examples = data.split(config.eval_split)
-    if not examples:
+def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoints) -> _Trained | None:
+    """None if nothing is trained."""
+    backbone, applied = model.backbone, model.applied
+    if not isinstance(backbone, Backbone) or applied is None or not run.strategy.trains:
         return None
-    return evaluate_examples(
-        backbone, examples, generation=config.generation, prompt=config.train.prompt, metrics=config.metrics,
-        batch_size=config.train.per_device_eval_batch_size, bf16=uses_bf16(config), plugins=plugins, clock=clock,
-        progress=progress, saliency=config.saliency, cached=cached,
-    )  # fmt: skip
+    with run.clock.phase("digests"):
+        base = in_place_digests(applied, backbone.checkpoint_digests(backbone.source))
+    return _Trained(fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
 
 
-def _manifest(
-    config: RunConfig, backbone: Backbone, applied: Applied, base: str, data: CaptionData, result: TrainResult, clock: Clock
-) -> Manifest:
-    strategy: Strategy = applied.strategy
-    machine = hardware.describe()
+def _package(run: _Run, data: CaptionData, model: Prepared, trained: _Trained | None) -> Manifest | None:
+    """Write the adapter package, by the main process; its manifest."""
+    if trained is None or model.applied is None or not hardware.is_main_process():
+        return None
+    with run.clock.phase("package"):
+        files = save_weights(run.out, model.applied, trained.base)
+        return finish_package(run.out, _manifest(run, data, model, trained.result), files)
+
+
+def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult) -> Manifest:
+    config, backbone, applied = run.config, model.backbone, model.applied
+    assert isinstance(backbone, Backbone) and applied is not None
     training: dict[str, Any] = {
         "steps": len(result.losses),
-        "seconds": clock.training,
+        "seconds": run.clock.training,
         "images": len(data.split("train")),
-        "learning_rate": config.train.learning_rate or strategy.learning_rate,
+        "learning_rate": config.train.learning_rate or run.strategy.learning_rate,
         "trainable_parameters": applied.trainable_parameters,
         "matched_modules": len(applied.matched_modules),
         "in_place": len(applied.direct),
         "parts": list(backbone.anatomy.parts),
         "final_loss": result.losses[-1] if result.losses else None,
         "settings": config.train.model_dump(mode="json"),
-        "hardware": ", ".join([*map(str, machine["accelerators"]), f"{machine['cpu']}, {machine['threads']} threads"]),  # type: ignore[call-overload]
+        "hardware": str(hardware.describe()),
     }
     examples = (*data.split("train"), *data.split("validation"))
     return Manifest(
         backbone=config.backbone,
-        base_fingerprint=base,
+        base_fingerprint=model.base_fingerprint,
         strategy=config.strategy,
-        strategy_settings=strategy,
+        strategy_settings=run.strategy,
         data={"name": config.data.name, "options": config.data.options, "fingerprint": data_fingerprint(examples)},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
-        bf16=uses_bf16(config),
+        bf16=model.dtype == torch.bfloat16,
         seed=config.seed,
         training=training,
         metrics={},
@@ -249,21 +204,61 @@ def _manifest(
     )
 
 
-def _record(
-    config: RunConfig, strategy: Strategy, loaded: _Loaded, result: TrainResult | None, manifest: Manifest | None,
-    evaluation: Evaluation | None, clock: Clock, features: dict[str, str | int | None] | None,
-) -> Record:  # fmt: skip
-    data, applied, base = loaded.data, loaded.applied, loaded.base
-    versions, fingerprint = hardware.versions(), loaded.fingerprint
+def _captioner(run: _Run, model: Prepared) -> Captioner:
+    train = run.config.train
+    return captioner_for(
+        model.backbone, prompt=train.prompt, dtype=model.dtype, batch_size=train.per_device_eval_batch_size,
+        features=model.features,
+    )  # fmt: skip
+
+
+def _caption(run: _Run, captioner: Captioner, examples: Sequence[Example]) -> list[str]:
+    with run.clock.phase("generation"):
+        return captioner.caption([example.image for example in examples], run.config.generation)
+
+
+def _score(run: _Run, captioner: Captioner, examples: Sequence[Example], captions: Sequence[str]) -> Evaluation | None:
+    """Scores of the captions, which are written with what was found in the images; None if there are no captions."""
+    if not captions:
+        return None
+    evaluation = score_captions(captioner, examples, captions, run.config, plugins=run.plugins, clock=run.clock)
+    with run.clock.phase("package"):
+        write_captions(evaluation.captions, run.out)
+        if evaluation.maps:
+            write_maps(evaluation.maps, run.out)
+    return evaluation
+
+
+def _add_scores(run: _Run, package: Manifest | None, evaluation: Evaluation | None) -> Manifest | None:
+    """The manifest of the package with the scores in it."""
+    if package is None or evaluation is None:
+        return package
+    config = run.config
+    done: dict[str, Any] = {"images": len(evaluation.predictions), "split": config.eval_split}
+    done |= {"generation": config.generation.model_dump()}
+    with run.clock.phase("package"):
+        changed = package.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})
+        return finish_package(run.out, changed, tuple(changed.files))
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    trained: _Trained | None
+    package: Manifest | None
+    evaluation: Evaluation | None
+    captioner: Captioner
+
+
+def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, outcome: _Outcome) -> Record:
+    config, clock, applied, evaluation = run.config, run.clock, model.applied, outcome.evaluation
+    result = outcome.trained.result if outcome.trained else None
     steps = len(result.losses) if result else 0
+    report = data.report
     return Record(
-        run_id=run_id(config, strategy, fingerprint, base, versions),
-        backbone=config.backbone,
-        strategy=config.strategy,
-        data=config.data.name,
-        seed=config.seed,
+        run_id=run_id(config, run.strategy, fingerprint, model.base_fingerprint, hardware.versions()),
         status="ok",
         training_seconds=clock.training if result else 0.0,
+        time_to_first_step=clock.time_to_first_step,
         steps=steps,
         seconds_per_step=clock.steps / steps if steps else None,
         step_quartiles=_quartiles(result.step_seconds) if result else None,
@@ -276,25 +271,41 @@ def _record(
         matched_modules=applied.matched_modules if applied else (),
         quantized_modules=len(applied.quantized) if applied else 0,
         peak_memory_bytes=evaluation.peak_memory_bytes if evaluation else hardware.peak_memory_bytes(),
-        adapter_bytes=adapter_bytes(manifest) if manifest else 0,
+        adapter_bytes=adapter_bytes(outcome.package) if outcome.package else 0,
         **(evaluation.for_record() if evaluation else {}),
-        images={split: len(data.split(split)) for split in ("train", "validation", "test")},
-        data_report={
-            "missing": len(data.report.missing),
-            "corrupt": len(data.report.corrupt),
-            "uncaptioned": data.report.uncaptioned,
-        },
+        images={split: len(data.split(split)) for split in SPLITS},
+        data_report=LeftOut(missing=len(report.missing), corrupt=len(report.corrupt), uncaptioned=report.uncaptioned),
         data_fingerprint=fingerprint,
-        base_fingerprint=base,
+        base_fingerprint=model.base_fingerprint,
         phase_seconds=dict(clock.seconds),
-        features=features,
-        usage=asdict(loaded.backbone.usage()) if isinstance(loaded.backbone, RemoteCaptioner) else None,
-        config=config.model_dump(mode="json"),
-        versions=versions,
-        hardware=hardware.describe(),
-        git=hardware.git_revision(),
-        finished=_now(),
+        features=_feature_use(model),
+        usage=outcome.captioner.usage(),
+        **_about(config),
     )
+
+
+def failed_record(config: RunConfig, error: str, traceback: str | None = None) -> Record:
+    """The record of a run that could not be done. Its id comes from the config alone, as data and base may be missing."""
+    identity = run_id(config, None, "", "", hardware.versions())
+    return Record(run_id=identity, status="failed", error=error, traceback=traceback, **_about(config))
+
+
+def _about(config: RunConfig) -> dict[str, Any]:
+    """What is known of a run whatever becomes of it."""
+    return {
+        "backbone": config.backbone, "strategy": config.strategy, "data": config.data.name, "seed": config.seed,
+        "config": config, "versions": hardware.versions(), "hardware": hardware.describe(), "git": hardware.git_revision(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def _feature_use(model: Prepared) -> FeatureUse | None:
+    prefix, cached = model.prefix, model.features
+    if prefix is None:
+        return None
+    if cached is None:
+        return FeatureUse(seam=None, reason=prefix.reason)
+    return FeatureUse(seam=cached.seam.name, reason=prefix.reason, found=cached.found, built=cached.built)
 
 
 def _quartiles(step_seconds: Sequence[float]) -> tuple[float, float, float] | None:
@@ -303,12 +314,3 @@ def _quartiles(step_seconds: Sequence[float]) -> tuple[float, float, float] | No
         return None
     low, median, high = statistics.quantiles(step_seconds[TIMING_WARMUP_STEPS:], n=4)
     return low, median, high
-
-
-def _data_line(data: CaptionData) -> str:
-    counts = ", ".join(f"{len(data.split(s))} {s}" for s in ("train", "validation", "test") if data.split(s))
-    return f"{data.name}: {counts} ({data.report})"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,45 +1,131 @@
-"""From a suite to its runs: pure expansion, in the order of the grid."""
+"""A suite: learning rates chosen, each missing run done, steps timed, baselines added."""
 
 from __future__ import annotations
 
-import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from medgraft.config import RunConfig, SuiteConfig, validated
-from medgraft.errors import ConfigError, suggestion
+from medgraft.benchmark.baselines import run_baselines
+from medgraft.benchmark.plan import PlannedRun, expand, plan
+from medgraft.benchmark.process import Job, run_in_process, start_server
+from medgraft.benchmark.record import Record, Tuning, read_record
+from medgraft.benchmark.timing import TIMING, timing_id
+from medgraft.benchmark.tuning import choose, trials
+from medgraft.config import RunConfig, SuiteConfig, TimingConfig, TuningConfig
+from medgraft.plugin import PluginManager
+from medgraft.strategies import get_strategy
+
+_logger = logging.getLogger(__name__)
 
 
-def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:
-    """Every run of the grid; ConfigError if an override names a strategy that the suite does not have."""
-    rows = [
-        (entry, suite.strategies) if isinstance(entry, str) else (entry.backbone, entry.strategies) for entry in suite.backbones
+def run_suite(suite: SuiteConfig, out: Path, *, plugins: PluginManager, retry_failed: bool = False) -> tuple[Record, ...]:
+    """Do every run of `suite` that has no record in `out/records` yet; the records of all its runs, in its order.
+
+    Learning rates are chosen first where the suite wants that, in `out/tuning`, and steps timed at the end, in `out/timing`.
+    Records of the baselines follow, for each data set that something was trained on. Pairs of backbone and strategy that
+    cannot be run are left out, which is logged.
+    """
+    start_server()
+    work = _Work(out, plugins, retry_failed)
+    configs = expand(suite)
+    choices: dict[str, Tuning] = {}
+    if suite.tuning is not None:
+        plan(configs, plugins=plugins)  # what is misspelt ends the suite before the search
+        choices = _tune(configs, suite.tuning, work)
+        configs = tuple(_tuned(config, choices.get(_row_of(config))) for config in configs)
+    planned = plan(configs, plugins=plugins)
+    for (backbone, strategy), reason in planned.unsupported.items():
+        _logger.info("left out: %s on %s: %s", strategy, backbone, reason)
+    results = []
+    for number, run in enumerate(planned.runs, start=1):
+        results.append(work.do(run, f"[{number}/{len(planned.runs)}]", tuning=choices.get(_row_of(run.config))))
+    if suite.timing is not None:
+        _time(list(zip(planned.runs, results, strict=True)), suite.timing, work)
+    trained = {run.config.data.model_dump_json(): run.config for run in planned.runs if run.config.strategy != "zero-shot"}
+    for config in trained.values():
+        results += run_baselines(config, out, plugins=plugins)
+    return tuple(results)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Where runs go, and which are done."""
+
+    out: Path
+    plugins: PluginManager
+    retry_failed: bool
+
+    def below(self, name: str) -> _Work:
+        """The same with its records and files in a folder of their own."""
+        return replace(self, out=self.out / name)
+
+    def do(self, run: PlannedRun, number: str, *, tuning: Tuning | None = None, evaluate: bool = True) -> Record:
+        """The record of `run`, done now if there is none yet."""
+        job = Job(run.config, run.run_id, self.out.resolve(), run.folder, tuning, evaluate)
+        name = f"{number} {run.config.backbone} {run.config.strategy} seed {run.config.seed}"
+        known = read_record(job.record_path) if job.record_path.is_file() else None
+        if known is not None and (known.status == "ok" or not self.retry_failed):
+            again = " (failed; --retry-failed tries again)" if known.status == "failed" else ""
+            _logger.info("%s: done before%s", name, again)
+            return known
+        _logger.info("%s", name)
+        record = run_in_process(job)
+        if record.status == "failed":
+            _logger.info("  failed: %s", record.error)
+            _logger.debug("%s", record.traceback)
+        return record
+
+
+def _row_of(config: RunConfig) -> str:
+    """What runs share whose learning rate is chosen together: all but the seed and the rate itself."""
+    return config.model_copy(
+        update={"seed": 0, "train": config.train.model_copy(update={"learning_rate": None})}
+    ).model_dump_json()
+
+
+def _tune(configs: Sequence[RunConfig], tuning: TuningConfig, work: _Work) -> dict[str, Tuning]:
+    """The learning rate chosen for each row of the grid; none for a row that trains nothing or whose tries all failed."""
+    rows: dict[str, tuple[RunConfig, ...]] = {}
+    for config in configs:
+        strategy = get_strategy(config.strategy, config.strategy_options, plugins=work.plugins)
+        if _row_of(config) not in rows and strategy.trains:
+            rows[_row_of(config)] = trials(config, strategy, tuning)
+    planned = plan([tried for several in rows.values() for tried in several], plugins=work.plugins).runs
+    ids = {run.config.model_dump_json(): run for run in planned}
+    choices = {}
+    for number, (row, several) in enumerate(rows.items(), start=1):
+        runs = [ids[tried.model_dump_json()] for tried in several if tried.model_dump_json() in ids]
+        records = [work.below("tuning").do(run, f"[tuning {number}/{len(rows)}] {_rate(run)}:") for run in runs]
+        choice = choose(records, tuning)
+        if choice is not None:
+            choices[row] = choice
+            scores = ", ".join(f"{rate:g}: {'failed' if score is None else f'{score:.3f}'}" for rate, score, _ in choice.tried)
+            rate = f"learning rate {choice.chosen:g} by {choice.score} ({scores})"
+            _logger.info("  %s: %s", several[0].strategy, rate)
+        elif records:
+            _logger.info("  %s: every try failed; its runs use the rate that they have", several[0].strategy)
+    return choices
+
+
+def _rate(run: PlannedRun) -> str:
+    return f"learning rate {run.config.train.learning_rate:g}"
+
+
+def _tuned(config: RunConfig, choice: Tuning | None) -> RunConfig:
+    if choice is None:
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": choice.chosen})})
+
+
+def _time(runs: Sequence[tuple[PlannedRun, Record]], timing: TimingConfig, work: _Work) -> None:
+    """Time some steps of each run of the first seed that trained, the whole grid over and over."""
+    trained = [
+        run for run, record in runs if record.status == "ok" and record.steps and run.config.seed == runs[0][0].config.seed
     ]
-    strategies = {strategy for _, several in rows for strategy in several}
-    for name in suite.overrides:
-        if name not in strategies:
-            raise ConfigError(
-                f"Suite {suite.name}: overrides for {name!r}, which is no strategy of it.{suggestion(name, strategies)}"
-            )
-    runs = []
-    grid = [
-        (backbone, data, seed, strategy)
-        for backbone, several in rows
-        for data, seed, strategy in itertools.product(suite.data, suite.seeds, several)
-    ]
-    for backbone, data, seed, strategy in grid:
-        changes = suite.overrides.get(strategy, {})
-        values = {
-            "backbone": backbone,
-            "strategy": strategy,
-            "strategy_options": changes.get("strategy", {}),
-            "data": data,
-            "train": {**suite.train.model_dump(), **changes.get("train", {})},
-            "generation": suite.generation,
-            "features": suite.features,
-            "acceleration": suite.acceleration,
-            "saliency": suite.saliency,
-            "metrics": suite.metrics,
-            "eval_split": suite.eval_split,
-            "seed": seed,
-        }
-        runs.append(validated(RunConfig, values, f"Suite {suite.name}, {strategy}"))
-    return tuple(runs)
+    for repeat in range(timing.repeats):
+        for number, run in enumerate(trained, start=1):
+            train = run.config.train.model_copy(update={"max_steps": timing.steps, "num_train_epochs": 1.0})
+            short = PlannedRun(run.config.model_copy(update={"train": train}), timing_id(run.run_id, repeat))
+            work.below(TIMING).do(short, f"[timing {repeat + 1}/{timing.repeats}, {number}/{len(trained)}]", evaluate=False)

@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from medgraft.benchmark.record import Record
+from medgraft.benchmark.record import Record, Tuning
 from medgraft.config import SALIENCY_METRICS, RunConfig, SaliencyConfig, TuningConfig
 from medgraft.errors import ConfigError
 from medgraft.metrics import LESS_IS_BETTER
 from medgraft.strategies import Strategy
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A learning rate, and what the search for it found: (rate, score, seconds) of each try, the score None if it failed."""
-
-    learning_rate: float
-    score: str
-    tried: tuple[tuple[float, float | None, float], ...]
-
-    def for_record(self) -> dict[str, Any]:
-        """The record's `tuning`."""
-        seconds = sum(seconds for *_, seconds in self.tried)
-        return {
-            "score": self.score,
-            "split": "validation",
-            "chosen": self.learning_rate,
-            "tried": self.tried,
-            "seconds": seconds,
-        }
 
 
 def trials(config: RunConfig, strategy: Strategy, tuning: TuningConfig) -> tuple[RunConfig, ...]:
@@ -53,7 +31,7 @@ def trials(config: RunConfig, strategy: Strategy, tuning: TuningConfig) -> tuple
     )
 
 
-def choose(records: Sequence[Record], tuning: TuningConfig) -> Choice | None:
+def choose(records: Sequence[Record], tuning: TuningConfig) -> Tuning | None:
     """The rate that scored best, the lower one of equals; None if every try failed.
 
     ConfigError if tries ended well without the score that is to choose.
@@ -63,11 +41,13 @@ def choose(records: Sequence[Record], tuning: TuningConfig) -> Choice | None:
         raise ConfigError(f"tuning.score is {tuning.score!r}, which tries on validation images do not have. Theirs: {theirs}.")
     tried = []
     for record in records:
-        rate, score = record.config["train"]["learning_rate"], (record.metrics or {}).get(tuning.score)
-        tried.append((float(rate), score, record.training_seconds or 0.0))
+        rate, score = record.config.train.learning_rate, (record.metrics or {}).get(tuning.score)
+        assert rate is not None  # `trials` gave each its own
+        tried.append((rate, score, record.training_seconds or 0.0))
     known = [(score, rate) for rate, score, _ in tried if score is not None]
     if not known:
         return None
     sign = -1 if tuning.score in LESS_IS_BETTER else 1
     best = max(known, key=lambda pair: (sign * pair[0], -pair[1]))
-    return Choice(best[1], tuning.score, tuple(tried))
+    seconds = sum(seconds for *_, seconds in tried)
+    return Tuning(score=tuning.score, chosen=best[1], tried=tuple(tried), seconds=seconds)

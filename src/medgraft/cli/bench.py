@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from medgraft.cli.options import add_json, add_set
+from medgraft.quiet import quiet_libraries
 
 NAME = "bench"
 SUMMARY = "run a suite: every strategy on every backbone, with quality, time, memory and size in one table"
@@ -38,24 +38,22 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft.report import (
         as_json,
         attention_markdown,
+        dry_run_text,
         example_captions,
         html_report,
         markdown,
         read_results,
-        rehearsal_text,
         rows,
         terminal,
     )
 
+    quiet_libraries()
     if arguments.dry_run:
         dry_run = dry_run_suite(suite, plugins=PluginManager.from_environment())
-        print(json.dumps(asdict(dry_run), indent=2) if arguments.json else rehearsal_text(dry_run))
+        print(json.dumps(asdict(dry_run), indent=2) if arguments.json else dry_run_text(dry_run))
         return 1 if dry_run.missing else 0
     out = arguments.out or Path("medgraft-results") / suite.name
-    records = run_suite(
-        suite, out, plugins=PluginManager.from_environment(), retry_failed=arguments.retry_failed,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
-    )  # fmt: skip
+    records = run_suite(suite, out, plugins=PluginManager.from_environment(), retry_failed=arguments.retry_failed)
     results = read_results(out, plugins=PluginManager.from_environment())
     table = rows(records, results)
     page = html_report(suite.name, records, results, out, plugins=PluginManager.from_environment())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medgraft.cli.options import add_generation, add_json, add_model
 
 if TYPE_CHECKING:
-    from medgraft.saliency import Explanation
+    from medgraft.saliency import Explanation, MapOptions
 
 NAME = "explain"
 SUMMARY = "show where a model looks while it says each word of a caption"
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         text: str | None = arguments.caption
         for name, choice in _choices(arguments, model):
             made = api.explain(
-                image, adapter=adapter, backbone=backbone, caption=text, generation=generation(arguments, adapter), **choice
+                image, adapter=adapter, backbone=backbone, caption=text, generation=generation(arguments, adapter), maps=choice
             )
             text = made.caption  # said once, explained in each way
             explained.setdefault(str(image), []).append((name, made))
@@ -64,24 +64,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _choices(arguments: argparse.Namespace, model: Any) -> list[tuple[str, dict[str, Any]]]:
-    """What is explained of every image: a name, and the options of api.explain."""
+def _choices(arguments: argparse.Namespace, model: Any) -> list[tuple[str, MapOptions]]:
+    """What is explained of every image: a name, and how its maps are read off."""
     from medgraft.errors import MedgraftError
-    from medgraft.saliency import METHODS, layer_count
+    from medgraft.saliency import METHODS, MapOptions, layer_count
     from medgraft.saliency.maps import attention_layout_of
 
-    own = {"layers": arguments.layers, "heads": arguments.heads}
+    layers, heads = arguments.layers, arguments.heads
     if arguments.method != _ALL:
-        return [(arguments.method, {"method": arguments.method, **own})]
-    found: list[tuple[str, dict[str, Any]]] = []
+        return [(arguments.method, MapOptions(arguments.method, layers, heads))]
+    found: list[tuple[str, MapOptions]] = []
     for method in METHODS:
         try:
             attention_layout_of(model, method)
         except MedgraftError:
             continue
-        found.append((method, {"method": method, **(own if method != "gradient" else {})}))
-    if arguments.layers is None:
-        found += [(f"attention, layer {i}", {"layers": [i], "heads": arguments.heads}) for i in range(layer_count(model))]
+        found.append((method, MapOptions(method) if method == "gradient" else MapOptions(method, layers, heads)))
+    if layers is None:
+        found += [(f"attention, layer {i}", MapOptions(layers=[i], heads=heads)) for i in range(layer_count(model))]
     return found
 
 

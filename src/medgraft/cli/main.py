@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ from medgraft.cli import (
     train,
 )  # fmt: skip
 from medgraft.errors import MedgraftError
+from medgraft.progress import log_to_stderr
 from medgraft.quiet import quiet_libraries
 
 _COMMANDS = (
@@ -37,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it was done, 2 with one line on stderr if the user has to change something."""
     arguments = _parser().parse_args(argv)
     quiet_libraries()
+    level = logging.DEBUG if arguments.verbose else logging.WARNING if arguments.quiet else logging.INFO
     try:
-        code: int = arguments.run(arguments)
+        with log_to_stderr(level):
+            code: int = arguments.run(arguments)
     except MedgraftError as error:
         print(f"medgraft: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -66,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(own)
+        talk = own.add_mutually_exclusive_group()
+        talk.add_argument("-v", "--verbose", action="store_true", help="also say what only helps to find a fault")
+        talk.add_argument("-q", "--quiet", action="store_true", help="no progress, only warnings and the result")
         own.set_defaults(run=command.run)
     return parser
 

@@ -6,14 +6,14 @@ import argparse
 
 from medgraft import api
 from medgraft.adapter import LoadedAdapter
-from medgraft.backbones import Backbone, RemoteCaptioner
+from medgraft.backbones import AnyBackbone
 from medgraft.benchmark.evaluation import generation_of
 from medgraft.config import GenerationConfig, validated
 from medgraft.errors import ConfigError
 from medgraft.quiet import quiet_libraries
 
 
-def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, Backbone | RemoteCaptioner | None]:
+def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, AnyBackbone | None]:
     """What --adapter and --backbone ask for."""
     quiet_libraries()
     if arguments.adapter is not None:

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.count < 1:
         raise ConfigError(f"--count {arguments.count}: at least one image is needed.")
-    counts = write_phantoms(arguments.out, count=arguments.count, seed=arguments.seed, progress=True)
+    counts = write_phantoms(arguments.out, count=arguments.count, seed=arguments.seed)
     if arguments.json:
         print(json.dumps({"out": str(arguments.out), "seed": arguments.seed, "images": counts}))
     else:

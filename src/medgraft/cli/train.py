@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from pathlib import Path
 
 from medgraft.cli.options import add_json, add_set
+from medgraft.quiet import quiet_libraries
 
 NAME = "train"
 SUMMARY = "train one strategy, package the adapter and evaluate it"
@@ -48,18 +48,17 @@ def run(arguments: argparse.Namespace) -> int:
         backbone=arguments.backbone, strategy=arguments.strategy, data=arguments.data, seed=arguments.seed,
         max_images=arguments.max_images, overrides=[*arguments.overrides, *given],
     )  # fmt: skip
-    from medgraft.benchmark import execute, write_record
+    from medgraft.benchmark import execute
     from medgraft.hardware import is_main_process
     from medgraft.plugin import PluginManager
 
-    done = execute(
+    quiet_libraries()
+    record = execute(
         config, arguments.out, plugins=PluginManager.from_environment(), resume=arguments.resume,
-        overwrite=arguments.overwrite, evaluate=not arguments.no_eval, say=lambda text: print(text, file=sys.stderr),
-    )  # fmt: skip
-    record = done.record
+        overwrite=arguments.overwrite, evaluate=not arguments.no_eval,
+    ).record  # fmt: skip
     if not is_main_process():
         return 0
-    write_record(record, arguments.out / "records")
     if arguments.json:
         print(record.model_dump_json(indent=1))
         return 0
@@ -69,6 +68,6 @@ def run(arguments: argparse.Namespace) -> int:
             f"adapter of {record.adapter_bytes:,} bytes in {arguments.out}"
         )
     if record.metrics:
-        said = "  ".join(f"{name}\u00a0{value:.4f}" for name, value in record.metrics.items() if not name.endswith(CONTROLS))
-        print(textwrap.fill(said, 78).replace("\u00a0", " "))
+        scores = "  ".join(f"{name}\u00a0{value:.4f}" for name, value in record.metrics.items() if not name.endswith(CONTROLS))
+        print(textwrap.fill(scores, 78).replace("\u00a0", " "))
     return 0

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from medgraft.backbones import Backbone
 from medgraft.data.image_reader import ImageReader
 from medgraft.data.images import image_digests, open_image
 from medgraft.features.reusable_prefix import ReusablePrefix, find_reusable_prefix, prefix_key, stored_dtype
 from medgraft.features.store import FeatureStore
+from medgraft.progress import progress_bar
 from medgraft.types import Seam
 
 
@@ -54,13 +54,12 @@ class CachedFeatures:
         """The stored feature [S, C] of an image, or None."""
         return self.store.get(self.image_digests([path])[path])
 
-    def build(self, paths: Sequence[Path], *, batch_size: int, progress: bool = False) -> None:
+    def build(self, paths: Sequence[Path], *, batch_size: int) -> None:
         """Compute and keep the features of images that the store lacks, as far as they fit."""
         unique = {digest: path for path, digest in self.image_digests(paths).items()}
         lacking = [path for digest, path in unique.items() if digest not in self.store]
         self.found += len(unique) - len(lacking)
-        bar = tqdm(total=len(lacking), desc="features", unit="image", disable=not progress or not lacking, dynamic_ncols=True)
-        with bar:
+        with progress_bar(total=len(lacking), desc="features", unit="image") as bar:
             reader = ImageReader(self.backbone, self._device)
             for some, read in reader.ahead([lacking[i : i + batch_size] for i in range(0, len(lacking), batch_size)]):
                 self._keep(some, self._compute(reader.pixel_values(read)))

@@ -2,7 +2,7 @@
 
 from medgraft.report.attention import attention_markdown
 from medgraft.report.comparison import compare
-from medgraft.report.dry_run import rehearsal_text
+from medgraft.report.dry_run import dry_run_text
 from medgraft.report.examples import example_captions
 from medgraft.report.explanation import explanation_page
 from medgraft.report.html import html_report
@@ -13,5 +13,5 @@ from medgraft.report.table import Row, as_csv, as_json, markdown, rows, terminal
 __all__ = [
     "Group", "Row", "as_csv", "as_json", "attention_markdown", "compare", "example_captions", "explanation_page",
     "html_report", "markdown",
-    "peft_results", "read_results", "rehearsal_text", "rows", "terminal", "write_peft_results",
+    "peft_results", "read_results", "dry_run_text", "rows", "terminal", "write_peft_results",
 ]  # fmt: skip

@@ -16,7 +16,8 @@ from medgraft.report.results import Group
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 # with Tol's muted colours, of which neighbours are easily told apart
 _PHASES = {
-    "load": ("loading", "#332288"), "features": ("building features", "#88CCEE"), "data": ("waiting for data", "#117733"),
+    "read_data": ("reading data", "#6699CC"), "load": ("loading", "#332288"), "digests": ("digests", "#BBBBBB"),
+    "features": ("building features", "#88CCEE"), "data": ("waiting for data", "#117733"),
     "forward": ("forward", "#44AA99"), "backward": ("backward", "#DDCC77"), "optimizer": ("optimiser", "#CC6677"),
     "train": ("other in training", "#999999"), "validation": ("validation", "#999933"),
     "checkpoint": ("checkpoints", "#661100"), "package": ("packaging", "#DDDDDD"), "generation": ("captioning", "#AA4499"),

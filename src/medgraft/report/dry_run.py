@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
+from medgraft.backbones import Usage
 from medgraft.benchmark import DryRun
 from medgraft.benchmark.dry_run import RunEstimate
 
 _WHERE = {"folder": "in a folder here", "cached": "in the hub's cache", "hub": "to download", "api": "behind an API"}
 
 
-def rehearsal_text(plan: DryRun) -> str:
+def dry_run_text(plan: DryRun) -> str:
     """What is downloaded, what each run takes on this machine, what is left out and what is missing."""
     blocks = [f"Plan of {plan.suite}: {len(plan.runs)} runs", _machine(plan), _weights(plan), _runs(plan.runs) + _besides(plan)]
     if plan.left_out:
@@ -23,11 +23,11 @@ def rehearsal_text(plan: DryRun) -> str:
 
 
 def _machine(plan: DryRun) -> str:
-    machine: Mapping[str, Any] = plan.hardware
-    what = ", ".join([*map(str, machine["accelerators"])] or [str(machine["cpu"]), f"{machine['threads']} threads"])
-    kind = "bf16" if machine["bf16"] else "fp32"
+    machine = plan.hardware
+    what = ", ".join(machine.accelerators or [str(machine.cpu), f"{machine.threads} threads"])
+    kind = "bf16" if machine.bf16 else "fp32"
     lines = [
-        f"{what}, {machine['memory_bytes'] / 2**30:.0f} GB of memory",
+        f"{what}, {(machine.memory_bytes or 0) / 2**30:.0f} GB of memory",
         f"matrix products at {plan.flops_per_second / 1e12:.1f} TFLOP/s in {kind}",
     ]
     for name, counts in plan.images.items():
@@ -76,12 +76,12 @@ def _run(run: RunEstimate) -> str:
     )
 
 
-def _usage(usage: Mapping[str, float | None] | None) -> str:
+def _usage(usage: Usage | None) -> str:
     if usage is None:
         return "unknown: needs the data, or the weights"
-    price = "price not set" if usage["usd"] is None else f"up to {usage['usd']:.2f} USD"
-    tokens = (usage["input_tokens"] or 0) + (usage["output_tokens"] or 0)
-    return f"{usage['requests']:,.0f} requests, up to {tokens:,.0f} tokens, {price}"
+    price = "price not set" if usage.usd is None else f"up to {usage.usd:.2f} USD"
+    tokens = usage.input_tokens + usage.output_tokens
+    return f"{usage.requests:,} requests, up to {tokens:,} tokens, {price}"
 
 
 def _item(text: str) -> str:

@@ -184,8 +184,8 @@ def _provenance(records: Sequence[Record]) -> dict[str, str]:
     first = records[0]
     return {
         "finished": all_of([record.finished for record in records[-1:]]),
-        "hardware": all_of([f"{r.hardware.get('cpu')}, {r.hardware.get('threads')} threads" for r in records]),
-        "accelerators": all_of([name for r in records for name in r.hardware.get("accelerators", ())] or ["none"]),
+        "hardware": all_of([f"{r.hardware.cpu}, {r.hardware.threads} threads" for r in records]),
+        "accelerators": all_of([name for r in records for name in r.hardware.accelerators] or ["none"]),
         "code": all_of([record.git for record in records]),
         "versions": ", ".join(f"{name} {version}" for name, version in first.versions.items() if version),
         "data": all_of([f"{r.data} {(r.data_fingerprint or '')[:12]}" for r in records]),
@@ -226,6 +226,6 @@ def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
             "Pointing, energy and overlap are of attention as the model is told the reference. Compare them with the controls: "
             "a map without preference, and a decoder with random weights. Attention shows where, and neither whether nor why."
         )
-    if len({record.hardware.get("cpu") for record in records}) > 1:
+    if len({record.hardware.cpu for record in records}) > 1:
         caveats.append("Runs were made on different machines: their times cannot be compared.")
     return caveats

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ def _name(record: Record) -> str:
 
 
 def _result(record: Record, plugins: PluginManager) -> dict[str, Any]:
-    train = record.config["train"]
-    strategy = get_strategy(record.strategy, record.config["strategy_options"], plugins=plugins)
-    samples = (record.steps or 0) * train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
-    rate = train["learning_rate"] or strategy.learning_rate
+    train = record.config.train
+    strategy = get_strategy(record.strategy, record.config.strategy_options, plugins=plugins)
+    samples = (record.steps or 0) * train.per_device_train_batch_size * train.gradient_accumulation_steps
+    rate = train.learning_rate or strategy.learning_rate
     loss = record.train_loss[-1] if record.train_loss else None
     memory = record.peak_memory_bytes or 0
     metrics = {
@@ -56,10 +57,10 @@ def _result(record: Record, plugins: PluginManager) -> dict[str, Any]:
             "experiment_name": f"{record.strategy}/{_name(record).partition('--')[2]}",
             "peft_branch": "medgraft",
             "train_config": {
-                "model_id": record.backbone, "batch_size": train["per_device_train_batch_size"], "seed": record.seed,
-                "max_steps": record.steps or 0, "grad_norm_clip": train["max_grad_norm"], "optimizer_type": train["optim"],
-                "optimizer_kwargs": {"lr": rate, "weight_decay": train["weight_decay"]},
-                "lr_scheduler": train["lr_scheduler_type"],
+                "model_id": record.backbone, "batch_size": train.per_device_train_batch_size, "seed": record.seed,
+                "max_steps": record.steps or 0, "grad_norm_clip": train.max_grad_norm, "optimizer_type": train.optim,
+                "optimizer_kwargs": {"lr": rate, "weight_decay": train.weight_decay},
+                "lr_scheduler": train.lr_scheduler_type,
             },
             "peft_config": {"peft_type": strategy.method, **strategy.options} if strategy.uses_adapter else None,
             "error_msg": record.error or "",
@@ -81,7 +82,7 @@ def _result(record: Record, plugins: PluginManager) -> dict[str, Any]:
                 f"{name}-version": record.versions.get(name)
                 for name in ("transformers", "datasets", "peft", "torch", "bitsandbytes", "medgraft")
             },
-            "system_info": record.hardware,
+            "system_info": asdict(record.hardware),
         },
         "medgraft": record.model_dump(mode="json"),
     }  # fmt: skip

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from medgraft.benchmark import BASELINE, Record, RunCaptions, StepTime, read_captions, read_records, step_time
-from medgraft.config import METRICS
 from medgraft.metrics import LESS_IS_BETTER, Measured, measure
 from medgraft.plugin import PluginManager
 from medgraft.stats import Difference, Interval, Resampling, bca, frontier, holm
@@ -36,7 +35,7 @@ class Entry:
     def tuning_seconds(self) -> float | None:
         """What the search for the learning rate took; None if there was none."""
         tuning = self.records[0].tuning
-        return tuning["seconds"] if tuning else None
+        return tuning.seconds if tuning else None
 
     def seeds(self, score: str) -> list[Measured]:
         """What was measured for `score`, of each seed that has it."""
@@ -128,8 +127,7 @@ def groups(runs: Iterable[tuple[Record, RunCaptions]], folder: Path, *, plugins:
     for (data, *_), several in by_images.items():
         entries: dict[str, list[tuple[Record, RunCaptions]]] = {}
         for record, captions in several:
-            settings = {key: value for key, value in record.config.items() if key != "seed"}
-            entries.setdefault(json.dumps(settings, sort_keys=True), []).append((record, captions))
+            entries.setdefault(record.settings, []).append((record, captions))
         models = {record.backbone for record, _ in several} - {BASELINE}
         listed: dict[str, Entry] = {}
         for runs in entries.values():
@@ -145,7 +143,7 @@ def groups(runs: Iterable[tuple[Record, RunCaptions]], folder: Path, *, plugins:
 def _entry(runs: Sequence[tuple[Record, RunCaptions]], name: str, folder: Path, plugins: PluginManager) -> Entry:
     ordered = sorted(runs, key=lambda run: run[0].seed)
     first = ordered[0][0]
-    measured = tuple(measured_scores(captions, tuple(first.config.get("metrics", METRICS)), plugins) for _, captions in ordered)
+    measured = tuple(measured_scores(captions, first.config.metrics, plugins) for _, captions in ordered)
     return Entry(
         first.backbone, first.data, first.strategy, tuple(record for record, _ in ordered),
         tuple(captions for _, captions in ordered), measured, name, step_time(ordered[0][0], folder),

@@ -122,8 +122,7 @@ def _with_results(row: Row, group: Group, entry: Entry, tied: bool) -> Row:
 
 def _key(record: Record) -> tuple[str, str, str, str]:
     """What makes one row: records that differ in their seed alone."""
-    settings = json.dumps({key: value for key, value in record.config.items() if key != "seed"}, sort_keys=True)
-    return record.backbone, record.data, record.strategy, settings
+    return record.backbone, record.data, record.strategy, record.settings
 
 
 def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], done: Sequence[Record]) -> Row:
@@ -152,7 +151,7 @@ def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], don
         bleu_4=metric("bleu_4"),
         rouge_l=metric("rouge_l"),
         training_seconds=mean(r.training_seconds for r in done),
-        tuning_seconds=mean(r.tuning["seconds"] for r in done if r.tuning),
+        tuning_seconds=mean(r.tuning.seconds for r in done if r.tuning),
         step=None,
         disturbed=None,
         trainable_parameters=mean(r.trainable_parameters for r in done),

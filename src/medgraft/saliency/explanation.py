@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from medgraft.backbones import Backbone
-from medgraft.data import open_image
 from medgraft.metrics.base import Array
 from medgraft.saliency.geometry import Rectangle
-from medgraft.saliency.maps import CaptionMaps, Method
+from medgraft.saliency.maps import CaptionMaps
 from medgraft.saliency.overlay import heat, overlay
 from medgraft.saliency.packed import packed
-from medgraft.saliency.study import maps_of
 
 
 @dataclass(frozen=True)
@@ -43,20 +38,3 @@ class Explanation:
     def packed(self) -> dict[str, Any]:
         """As pages take it; see medgraft.saliency.packed."""
         return packed(self.maps, self.view, self.image.size)
-
-
-def explain_images(
-    backbone: Backbone,
-    paths: Sequence[Path],
-    captions: Sequence[str],
-    *,
-    prompt: str,
-    bf16: bool,
-    method: Method = "attention",
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-) -> list[Explanation]:
-    """An explanation of each image's caption, as the model is told to say it."""
-    found = maps_of(backbone, paths, captions, prompt=prompt, bf16=bf16, method=method, layers=layers, heads=heads)
-    images = [open_image(path) for path in paths]
-    return [Explanation(image, maps, backbone.visible_region(*image.size)) for image, maps in zip(images, found, strict=True)]

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from medgraft.backbones import Backbone, RemoteCaptioner, TextBatch
+from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, TextBatch
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.metrics.base import Array
 from medgraft.saliency.record import Attentions, graph_below, recorded
@@ -23,6 +23,15 @@ Method = Literal["attention", "rollout", "gradient"]
 METHODS: tuple[Method, ...] = get_args(Method)
 _LABELS = {"rollout": "followed through the vision tower by rollout", "gradient": "weighted by gradients"}
 _CLASS_TOKENS = 2  # that stand before the patches, at the most
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """How maps are read off a model. `layers` and `heads`, counted from 0, choose attention of words; all by default."""
+
+    method: Method = "attention"
+    layers: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class CaptionMaps:
         return np.mean(grids, axis=0) if grids else None
 
 
-def attention_layout_of(backbone: Backbone | RemoteCaptioner, method: str) -> AttentionLayout:
+def attention_layout_of(backbone: AnyBackbone, method: str) -> AttentionLayout:
     """How maps of `method` are read off `backbone`; an error says which methods it has if not this one."""
     if method not in METHODS:
         raise ConfigError(f"There is no method {method!r}. Known: {', '.join(METHODS)}.")
@@ -85,25 +94,22 @@ def caption_maps(
     *,
     seam: Seam | None = None,
     prompt: str = "",
-    method: Method = "attention",
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    options: MapOptions = MapOptions(),
 ) -> list[CaptionMaps]:
-    """Maps of every word of `captions`, as the model is told to say them of the images.
+    """Maps of every word of `captions`, as the model is given them (teacher forcing) with the images.
 
-    `inputs` are pixel values, or features at `seam`. The map of a word is that of the places that predict its tokens, on
-    average. `layers` and `heads` choose those of the attention of words, all by default.
+    `inputs` are pixel values, or features at `seam`. The map of a word is that of the positions that predict its tokens, on
+    average.
     """
+    method = options.method
     layout = attention_layout_of(backbone, method)
-    if method == "gradient" and (layers is not None or heads is not None):
+    if method == "gradient" and (options.layers is not None or options.heads is not None):
         raise ConfigError("Method 'gradient' weighs all layers and heads; layers and heads choose those of the others.")
     text = backbone.text_batch(captions, prompt=prompt, max_tokens=backbone.max_positions).to(inputs.device)
     places = _places(backbone, captions, text)
     above = backbone.seams if seam is None else backbone.seams[backbone.seams.index(seam) + 1 :]
-    if method == "gradient":
-        vectors = _by_gradient(backbone, layout, inputs, above, text, places, prompt)
-    else:
-        vectors = _by_attention(backbone, layout, inputs, above, text, places, prompt, method, layers, heads)
+    forward = _Forward(backbone, layout, inputs, above, text, prompt)
+    vectors = _by_gradient(forward, places) if method == "gradient" else _by_attention(forward, places, options)
     return [
         CaptionMaps(
             caption,
@@ -142,20 +148,34 @@ def _places(backbone: Backbone, captions: Sequence[str], text: TextBatch) -> _Pl
     return found
 
 
-def _by_attention(
-    backbone: Backbone, layout: AttentionLayout, inputs: torch.Tensor, above: Sequence[Seam], text: TextBatch,
-    places: _Places, prompt: str, method: Method, layers: Sequence[int] | None, heads: Sequence[int] | None,
-) -> list[list[torch.Tensor]]:  # fmt: skip
+@dataclass(frozen=True)
+class _Forward:
+    """A forward pass whose attention is recorded: of `text`, from `inputs` below the seams `above`."""
+
+    backbone: Backbone
+    layout: AttentionLayout
+    inputs: torch.Tensor
+    above: Sequence[Seam]
+    text: TextBatch
+    prompt: str
+
+    def __call__(self) -> tuple[torch.Tensor, int, slice]:
+        """The logits [B, T, V], and how the attention of words is read (see Backbone.attention_index)."""
+        features = self.backbone.forward_through(self.above, self.inputs, prompt=self.prompt)
+        logits = self.backbone.decode(features, self.text)[1]
+        return logits, *self.backbone.attention_index(features, self.text)
+
+
+def _by_attention(forward: _Forward, places: _Places, options: MapOptions) -> list[list[torch.Tensor]]:
+    layout, method = forward.layout, options.method
     wanted = {
         "words": layout.words,
         "queries": layout.queries,
         "vision": layout.vision if method == "rollout" else None,
     }
-    with torch.no_grad(), recorded(backbone, wanted) as seen:
-        features = backbone.forward_through(above, inputs, prompt=prompt)
-        backbone.decode(features, text)
-    shift, columns = backbone.attention_index(features, text)
-    attention = _mean(seen.layers("words"), layers, heads)[:, :, columns]  # [B, Q, image tokens]
+    with torch.no_grad(), recorded(forward.backbone, wanted) as seen:
+        _, shift, columns = forward()
+    attention = _mean(seen.layers("words"), options.layers, options.heads)[:, :, columns]  # [B, Q, image tokens]
     if layout.queries is not None:
         attention = attention @ _mean(seen.layers("queries"), None, None)  # [B, Q, S]
     if method == "rollout":
@@ -163,25 +183,16 @@ def _by_attention(
     return _rows(attention, places, shift)
 
 
-def _by_gradient(
-    backbone: Backbone,
-    layout: AttentionLayout,
-    inputs: torch.Tensor,
-    above: Sequence[Seam],
-    text: TextBatch,
-    places: _Places,
-    prompt: str,
-) -> list[list[torch.Tensor]]:
+def _by_gradient(forward: _Forward, places: _Places) -> list[list[torch.Tensor]]:
     """For the first word of every caption at once, then the second: captions do not depend on each other."""
+    backbone, layout, labels = forward.backbone, forward.layout, forward.text.labels
     wanted = {"words": layout.words, "vision": layout.vision, "text": layout.text}
     with graph_below(backbone.model), recorded(backbone, wanted) as seen:
-        features = backbone.forward_through(above, inputs, prompt=prompt)
-        logits = backbone.decode(features, text)[1].float()  # [B, T, V]
-        shift, columns = backbone.attention_index(features, text)
+        logits, shift, columns = forward()
         found: list[list[torch.Tensor]] = [[] for _ in places]
         for number in range(max(map(len, places), default=0)):
             rows = [(b, place) for b, words in enumerate(places) for place in (words[number][1] if number < len(words) else ())]
-            target = sum(logits[b, place - backbone.logits_offset, text.labels[b, place]] for b, place in rows)
+            target = sum(logits[b, place - backbone.logits_offset, labels[b, place]].float() for b, place in rows)
             relevance = _relevance(layout, seen, target, columns)  # [B, Q, image tokens]
             for b, words in enumerate(places):
                 if number < len(words):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, field_validator
 
 from medgraft.config import StrictModel, validated
-from medgraft.errors import ConfigError
+from medgraft.errors import ConfigError, suggestion
 from medgraft.types import PARTS, Part, Role
 
 Mode = Literal["frozen", "full", "adapter"]
@@ -78,7 +78,7 @@ class Strategy(StrictModel):
         """A copy with `--set strategy.KEY=VALUE` applied.
 
         KEY is a field of Strategy, a part (`vision=frozen`), a part's field (`text.roles=attn,cross`), or a field of the
-        PEFT method's config, which is checked when the strategy is applied.
+        PEFT method's config, which `get_strategy` checks.
         """
         values = self.model_dump()
         for key, value in changes.items():
@@ -93,7 +93,9 @@ class Strategy(StrictModel):
                 values["options"] = {**values["options"], key: value}
         changed = validated(Strategy, values, "Strategy")
         if changed.options and not changed.uses_adapter:
+            key = next(iter(changed.options))
             raise ConfigError(
-                f"Strategy option {next(iter(changed.options))!r} belongs to a PEFT method, but this strategy has no adapter."
+                f"Strategy option {key!r} belongs to a PEFT method, but this strategy has no adapter."
+                f"{suggestion(key, Strategy.model_fields)}"
             )
         return changed

@@ -9,15 +9,20 @@ from pydantic import JsonValue
 from medgraft.errors import PluginError
 from medgraft.plugin import PluginManager
 from medgraft.strategies.base import Strategy
-from medgraft.strategies.peft_methods import peft_strategy
+from medgraft.strategies.peft_methods import check_options, peft_strategy
 
 
 def get_strategy(name: str, options: Mapping[str, JsonValue] | None = None, *, plugins: PluginManager) -> Strategy:
-    """The strategy called `name` (or `peft:<METHOD>`), with `options` as in `--set strategy.KEY=VALUE`."""
+    """The strategy called `name` (or `peft:<METHOD>`), with `options` as in `--set strategy.KEY=VALUE`.
+
+    ConfigError for a key that is neither a field of Strategy nor one of the PEFT method's config.
+    """
     if name.startswith("peft:"):
         strategy = peft_strategy(name)
     else:
         strategy = plugins.get("strategy", name)
         if not isinstance(strategy, Strategy):
             raise PluginError(f"Strategy {name!r} is a {type(strategy).__name__}, not a medgraft.plugin_api.Strategy.")
-    return strategy.with_options(options or {})
+    changed = strategy.with_options(options or {})
+    check_options(changed)
+    return changed

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from pydantic import JsonValue
 from torch import nn
 
 from medgraft.errors import ConfigError, StrategyError, UnknownNameError, suggestion
@@ -56,7 +54,8 @@ def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module, base: st
     """
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[_peft_type(strategy.method)]
     fields = _fields(config_class)
-    options = _checked_options(strategy, fields)
+    check_options(strategy)
+    options = dict(strategy.options)
     target = _target(strategy, anatomy, ROLES)
     named = [name for name, _ in model.named_modules() if re.fullmatch(target, name)]
     matched = [name for name in named if not any(model.get_submodule(name).children())]
@@ -91,15 +90,19 @@ def _target(strategy: Strategy, anatomy: Anatomy, among: tuple[Role, ...]) -> st
     return "|".join(pattern for pattern in patterns if pattern)
 
 
-def _checked_options(strategy: Strategy, fields: Mapping[str, dataclasses.Field[Any]]) -> dict[str, JsonValue]:
+def check_options(strategy: Strategy) -> None:
+    """ConfigError for an option that the PEFT method does not have, UnknownNameError for a method that PEFT does not have."""
+    if not strategy.uses_adapter:
+        return
+    fields = _fields(PEFT_TYPE_TO_CONFIG_MAPPING[_peft_type(strategy.method)])
     for key in strategy.options:
         if key not in fields or key in _OURS:
             known = sorted(set(fields) - set(_OURS))
             why = "is set by medgraft from the anatomy" if key in _OURS else "is no option of it"
             raise ConfigError(
-                f"PEFT method {strategy.method}: {key!r} {why}.{suggestion(key, known)} Options: {', '.join(known)}."
+                f"PEFT method {strategy.method}: {key!r} {why}.{suggestion(key, [*known, *Strategy.model_fields])} "
+                f"Options: {', '.join(known)}."
             )
-    return dict(strategy.options)
 
 
 def _fields(config: type[PeftConfig]) -> dict[str, dataclasses.Field[Any]]:

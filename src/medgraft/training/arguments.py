@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -12,6 +13,15 @@ from medgraft.strategies import Applied
 from medgraft.training.workers import PREFETCH_FACTOR
 
 
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where they go, and whether any are written; `resume` goes on from the last. The folder is removed at the end."""
+
+    folder: Path
+    resume: bool = False
+    written: bool = True
+
+
 def uses_bf16(config: RunConfig) -> bool:
     """Whether this run computes under bf16 autocast on this machine."""
     wanted = config.train.bf16
@@ -19,13 +29,13 @@ def uses_bf16(config: RunConfig) -> bool:
 
 
 def training_arguments(
-    config: RunConfig, applied: Applied, folder: Path, workers: int, *, checkpoints: bool, validate: bool
+    config: RunConfig, applied: Applied, checkpoints: Checkpoints, workers: int, *, validate: bool
 ) -> TrainingArguments:
     """TrainingArguments of a run whose batches `workers` processes make; ValueError as transformers raises it."""
     train = config.train
     where = hardware.device().type
     return TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(checkpoints.folder),
         num_train_epochs=train.num_train_epochs,
         max_steps=train.max_steps,
         per_device_train_batch_size=train.per_device_train_batch_size,
@@ -42,7 +52,7 @@ def training_arguments(
         bf16=uses_bf16(config),
         seed=config.seed,
         data_seed=config.seed,
-        save_strategy="no" if not checkpoints else "steps" if train.save_steps else "epoch",
+        save_strategy="no" if not checkpoints.written else "steps" if train.save_steps else "epoch",
         save_steps=train.save_steps or 500,
         save_total_limit=train.save_total_limit,
         eval_strategy="epoch" if train.eval_during_training and validate else "no",

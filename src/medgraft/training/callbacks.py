@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from medgraft.progress import progress_bar
 
 if TYPE_CHECKING:
     from medgraft.training.trainer import CaptionTrainer
@@ -38,14 +39,13 @@ class Progress(TrainerCallback):
 
     def __init__(self, trainer: CaptionTrainer):
         self.trainer = trainer
-        self.bar: tqdm[Any] | None = None
+        self.bar: Any = None
         self.shown = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True)
+        self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert self.bar is not None
         self.bar.update(state.global_step - self.bar.n)
         on_cpu = args.device.type == "cpu"  # elsewhere the loss is waited for
         if (state.global_step % 10 == 0) if on_cpu else (time.perf_counter() - self.shown > 2):

@@ -20,8 +20,8 @@ class Collator:
     """Pairs to the tensors that CaptioningModule takes: text [B, T] with T the batch's longest, and images.
 
     `features` [K, S, C] are those of the rows `feature_rows` [K]; `pixel_values` are of the other rows. Either is left out
-    if it would be empty. Where all images of a batch are in `resident`, the rows of ResidentFeatures, `resident_rows` [B]
-    stands for them. T is filled up to `pad_to_multiple_of`, which leaves the loss as it is.
+    if it would be empty. Where all images of a batch are in `resident`, the rows of ResidentFeatures, `feature_rows` [B]
+    alone stands for them, and names those rows. T is filled up to `pad_to_multiple_of`, which leaves the loss as it is.
     """
 
     backbone: Backbone
@@ -39,7 +39,7 @@ class Collator:
         batch = {"input_ids": text.input_ids, "attention_mask": text.attention_mask, "labels": text.labels}
         paths = [example.image for example, _ in pairs]
         if all(path in self.resident for path in paths):
-            return batch | {"resident_rows": torch.tensor([self.resident[path] for path in paths])}
+            return batch | {"feature_rows": torch.tensor([self.resident[path] for path in paths])}
         stored = [self.cached.stored(path) if self.cached else None for path in paths]
         rows = [row for row, feature in enumerate(stored) if feature is not None]
         if rows:

@@ -64,15 +64,17 @@ class CaptioningModule(nn.Module):
         labels: torch.Tensor,  # [B, T]
         pixel_values: torch.Tensor | None = None,  # [B - K, ...]
         features: torch.Tensor | None = None,  # [K, S, C] at the seam `prefix`
-        feature_rows: torch.Tensor | None = None,  # [K]
-        resident_rows: torch.Tensor | None = None,  # [B]
+        feature_rows: torch.Tensor | None = None,  # [K], the rows of this batch that `features` are for
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """`loss`: mean over this batch's labels, or their sum over `num_items_in_batch` if that is given."""
+        """`loss`: mean over this batch's labels, or their sum over `num_items_in_batch` if that is given.
+
+        Without `pixel_values` and `features`, `feature_rows` [B] are rows of the features on the device, one for each caption.
+        """
         if pixel_values is not None and self.pixel_table is not None and pixel_values.dtype == torch.uint8:
             pixel_values = levels.pixel_values(pixel_values, self.pixel_table)
-        if resident_rows is not None and self.resident is not None:
-            features = self.resident.take(resident_rows)
+        if pixel_values is None and features is None and feature_rows is not None and self.resident is not None:
+            features = self.resident.take(feature_rows)
         seen = self._features(pixel_values, features, feature_rows, input_ids.shape[0])
         loss = self.backbone.loss(seen, TextBatch(input_ids, attention_mask, labels))
         if num_items_in_batch is not None:

@@ -9,7 +9,6 @@ from transformers.pytorch_utils import Conv1D
 from medgraft import linear_product
 from medgraft.backbones import Backbone
 from medgraft.backbones.loading import leave_file
-from medgraft.heap import mapped_blocks
 from medgraft.projection import Projection, linear
 from medgraft.strategies import Applied, bare_name
 from medgraft.types import lies_in
@@ -89,7 +88,6 @@ def _trained(layer: nn.Module) -> type[nn.Module] | None:
 _HELD: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: HeldLinear, Conv1D: HeldConv1D}
 
 
-@mapped_blocks()
 def prepare_linear(backbone: Backbone, applied: Applied) -> int:
     """Prepare linear layers and patch embedding for bf16 autocast; the number of frozen layers whose weights changed to bf16.
 

@@ -19,19 +19,18 @@ from transformers import PrinterCallback, Trainer
 
 from medgraft import hardware
 from medgraft.backbones import Backbone, prompt_for
+from medgraft.clock import Clock, Phase
 from medgraft.config import RunConfig
 from medgraft.data.collate import CaptionPairs
 from medgraft.energy import EnergyMeter
 from medgraft.errors import ConfigError, TrainingError
 from medgraft.features import CachedFeatures
-from medgraft.heap import kept_heap
 from medgraft.strategies import Applied
 from medgraft.training.adalora import RankAllocation
-from medgraft.training.arguments import training_arguments, uses_bf16
+from medgraft.training.arguments import Checkpoints, training_arguments, uses_bf16
 from medgraft.training.batches import prepare_batches, resident_features
 from medgraft.training.callbacks import CollectLosses, Progress
 from medgraft.training.clipping import clip_in_step, gradient_norm, takes_factor
-from medgraft.training.clock import Clock, Phase
 from medgraft.training.flops import flop_counter
 from medgraft.training.graphed_steps import GraphedSteps, graphed_steps
 from medgraft.training.module import CaptioningModule
@@ -39,9 +38,9 @@ from medgraft.training.sampler import LengthSampler
 from medgraft.training.step_timer import StepTimer
 from medgraft.training.tied_embedding import tied_rows
 from medgraft.training.workers import forking, stop_workers
-from medgraft.types import Example
+from medgraft.types import CaptionData
 
-__all__ = ["CaptionTrainer", "TrainResult", "fit", "uses_bf16"]
+__all__ = ["CaptionTrainer", "Checkpoints", "TrainResult", "fit", "uses_bf16"]
 
 _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
 
@@ -62,34 +61,27 @@ class TrainResult:
     energy_joules: float | None
 
 
-@kept_heap()
 def fit(
     backbone: Backbone,
     applied: Applied,
     config: RunConfig,
-    train: Sequence[Example],
-    validation: Sequence[Example],
-    folder: Path,
+    data: CaptionData,
+    checkpoints: Checkpoints,
     clock: Clock,
-    *,
-    resume: bool = False,
-    checkpoints: bool = True,
-    progress: bool = True,
     cached: CachedFeatures | None = None,
 ) -> TrainResult:
-    """Train `applied` in place. Checkpoints go to `folder`, which is removed at the end; `resume` goes on from its last.
+    """Train `applied` in place on the training images of `data`.
 
     Images whose features are in `cached` are not looked at again.
 
     Raises TrainingError if the loss becomes NaN or infinite.
     """
     with clock.phase("train"):
-        trainer = _trainer(backbone, applied, config, train, validation, folder, clock, checkpoints, cached)
-        if progress:
-            trainer.add_callback(Progress(trainer))
-        last = _last_checkpoint(folder) if resume else None
-        if not resume:
-            _remove(folder)
+        trainer = _trainer(backbone, applied, config, data, checkpoints, clock, cached)
+        trainer.add_callback(Progress(trainer))
+        last = _last_checkpoint(checkpoints.folder) if checkpoints.resume else None
+        if not checkpoints.resume:
+            _remove(checkpoints.folder)
         try:
             with tied_rows(backbone.model), forking(trainer.args.dataloader_num_workers):
                 trainer.train(resume_from_checkpoint=last)
@@ -100,23 +92,22 @@ def fit(
         trainer.check_finite(losses)
         trainer.model.eval()
         with clock.phase("checkpoint"):
-            _remove(folder)
+            _remove(checkpoints.folder)
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
     return TrainResult(losses, trainer.timer.seconds(), evaluations, trainer.flops, None if last else trainer.energy.joules)
 
 
 def _trainer(
-    backbone: Backbone, applied: Applied, config: RunConfig, train: Sequence[Example], validation: Sequence[Example],
-    folder: Path, clock: Clock, checkpoints: bool, cached: CachedFeatures | None,
+    backbone: Backbone, applied: Applied, config: RunConfig, data: CaptionData, checkpoints: Checkpoints, clock: Clock,
+    cached: CachedFeatures | None,
 ) -> CaptionTrainer:  # fmt: skip
+    train, validation = data.split("train"), data.split("validation")
     prompt = prompt_for(backbone, config.train.prompt)
     with clock.phase("features"):
         resident = resident_features(config, (*train, *validation), cached)
     batches = prepare_batches(backbone, config, train, prompt, cached, resident)
     try:
-        arguments = training_arguments(
-            config, applied, folder, batches.workers, checkpoints=checkpoints, validate=bool(validation)
-        )
+        arguments = training_arguments(config, applied, checkpoints, batches.workers, validate=bool(validation))
     except ValueError as error:
         raise ConfigError(f"Training options: {str(error).splitlines()[0]}") from None
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several devices take accelerate or torchrun, not DataParallel
@@ -241,6 +232,7 @@ class CaptionTrainer(Trainer):
         """Add up the micro-batches of an optimiser step, and note its time."""
         self.timer.lap()
         now = time.perf_counter()
+        self.clock.end_of_step()
         if self.args.device.type == "cpu" or now - self._energy_read > 1:  # asking takes as long as starting a step
             self.energy.update()
             self._energy_read = now

@@ -41,7 +41,7 @@ def _cached(count: int, seed: int) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=cache, prefix="making-"))
         try:
-            write_phantoms(temporary, count=count, seed=seed, progress=True)
+            write_phantoms(temporary, count=count, seed=seed)
             temporary.rename(folder)
         except OSError:
             if not folder.is_dir():  # another process was not faster: something is really wrong

@@ -34,8 +34,10 @@ def render(facts: Facts, body: np.random.Generator, rng: np.random.Generator) ->
     path += _bones(grid, body, wide, facts)
 
     finding = nothing()
-    if facts.finding is not None:
-        path, finding = _add(facts, grid, path, lungs, wide, dome, heart_scale, rng)
+    if facts.finding == "cardiomegaly":
+        finding = grid.ellipse(12 * wide, 38, 47 * wide * heart_scale, 52 * heart_scale**0.5, 0.5) < 1
+    elif facts.finding is not None:
+        path, finding = _add(facts, grid, path, lungs, wide, dome, rng)
     return Rendered(_expose(path, rng, 1.0 if not ap else 0.93), finding)
 
 
@@ -95,10 +97,8 @@ def _bones(grid: Grid, body: np.random.Generator, wide: float, facts: Facts) -> 
 
 def _add(
     facts: Facts, grid: Grid, path: Field, lungs: dict[str, Field], wide: float, dome: dict[str, float],
-    heart_scale: float, rng: np.random.Generator,
+    rng: np.random.Generator,
 ) -> tuple[Field, Mask]:  # fmt: skip
-    if facts.finding == "cardiomegaly":
-        return path, grid.ellipse(12 * wide, 38, 47 * wide * heart_scale, 52 * heart_scale**0.5, 0.5) < 1
     side = facts.side or "right"
     sign = -1 if side == "right" else 1
     lung = lungs[side]

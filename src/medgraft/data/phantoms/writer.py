@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from medgraft.data.phantoms import ct, mr, radiograph, ultrasound
 from medgraft.data.phantoms.captions import write_caption
 from medgraft.data.phantoms.drawing import Mask, Rendered, draw_arrow
 from medgraft.data.phantoms.facts import Facts, draw_facts
 from medgraft.errors import DataError
+from medgraft.progress import progress_bar
 from medgraft.types import SPLITS, Split
 
 VERSION = 1  # part of the cache's name: a change of any pixel or word raises it
@@ -70,7 +70,7 @@ def make(phantom: Phantom, seed: int) -> tuple[Rendered, Facts, str]:
     return rendered, facts, write_caption(facts, rng)
 
 
-def write_phantoms(out: Path, *, count: int, seed: int = 0, progress: bool = False) -> dict[str, int]:
+def write_phantoms(out: Path, *, count: int, seed: int = 0) -> dict[str, int]:
     """Write `count` phantoms below `out`, which must be new or empty; how many are in each split.
 
     The same arguments give the same bytes.
@@ -81,9 +81,7 @@ def write_phantoms(out: Path, *, count: int, seed: int = 0, progress: bool = Fal
     for split in SPLITS:
         (out / split / "radiology" / "images").mkdir(parents=True, exist_ok=True)
     lines: dict[Split, list[tuple[Phantom, str, dict[str, Any]]]] = {split: [] for split in SPLITS}
-    for phantom, caption, facts in tqdm(
-        _made(planned, seed, out), total=count, desc="phantoms", unit="image", disable=not progress, dynamic_ncols=True
-    ):
+    for phantom, caption, facts in progress_bar(_made(planned, seed, out), total=count, desc="phantoms", unit="image"):
         lines[phantom.split].append((phantom, caption, facts))
     for split, entries in lines.items():
         folder = out / split / "radiology"

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Literal, get_args
 
 Phase = Literal[
-    "load", "features", "train", "data", "forward", "backward", "optimizer", "validation", "checkpoint", "package",
-    "generation", "saliency", "scoring",
+    "read_data", "load", "digests", "features", "train", "data", "forward", "backward", "optimizer", "validation", "checkpoint",
+    "package", "generation", "saliency", "scoring",
 ]  # fmt: skip
 STEPS: tuple[Phase, ...] = ("train", "data", "forward", "backward", "optimizer")  # "train" is what is in none of the others
 
@@ -21,6 +21,8 @@ class Clock:
         self._seconds: dict[Phase, float] = dict.fromkeys(get_args(Phase), 0.0)
         self._open: list[Phase] = []
         self._since = 0.0
+        self._start = time.perf_counter()
+        self.time_to_first_step: float | None = None  # seconds since this clock was made
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -36,6 +38,11 @@ class Clock:
     def add(self, name: Phase, seconds: float) -> None:
         """Count time that an earlier process spent on this run."""
         self._seconds[name] += seconds
+
+    def end_of_step(self) -> None:
+        """Note when the first step of training was done."""
+        if self.time_to_first_step is None:
+            self.time_to_first_step = time.perf_counter() - self._start
 
     def _turn(self) -> None:
         now = time.perf_counter()

@@ -1,0 +1,205 @@
+"""Each run in a process of its own: its peak memory is its own, and nothing else is lost if it crashes.
+
+On Linux the process is forked from multiprocessing's fork server, which has imported what runs need and leaves accelerators
+asleep, as their state does not survive a fork; elsewhere it is spawned.
+"""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from medgraft.benchmark.record import Record, Tuning, read_record, write_record
+from medgraft.benchmark.run import execute, failed_record
+from medgraft.config import RunConfig
+from medgraft.environment import run_environment
+from medgraft.plugin import PluginManager
+from medgraft.progress import bars_are_shown, log_to_stderr, progress_bars
+from medgraft.quiet import quiet_libraries
+
+PROCESS_NAME = "medgraft run"
+_FORKS = sys.platform == "linux"  # elsewhere system libraries may have threads, which do not survive a fork
+_OUTPUT = "output.txt"  # in a run's folder while it is done, and afterwards if it failed
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run for a suite: its files go to `folder` in `out`, its record, with this id, to `records` there."""
+
+    config: RunConfig
+    run_id: str
+    out: Path
+    folder: str
+    tuning: Tuning | None = None
+    evaluate: bool = True
+
+    @property
+    def record_path(self) -> Path:
+        """Where the record is when the run is done."""
+        return self.out / "records" / f"{self.run_id}.json"
+
+
+@dataclass(frozen=True)
+class _Caller:
+    """What a run takes over from the process that asked for it."""
+
+    working_directory: Path
+    environ: Mapping[str, str]
+    log_level: int
+    bars: bool
+
+
+def start_server() -> None:
+    """Have the fork server import what runs need while its caller plans them."""
+    if not _FORKS:
+        return
+    from multiprocessing import forkserver  # POSIX only
+
+    forkserver.set_forkserver_preload([__name__])
+    with _environ(run_environment()):
+        forkserver.ensure_running()
+
+
+def run_in_process(job: Job) -> Record:
+    """Do a run, its output passed on to stderr as it comes; its record, which says why if it failed or its process died.
+
+    Whatever ends this call early, such as Ctrl-C, ends the process too.
+    """
+    start_server()
+    job.record_path.unlink(missing_ok=True)
+    output = job.out / job.folder / _OUTPUT
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(b"")
+    caller = _Caller(Path.cwd(), dict(os.environ), logging.getLogger("medgraft").getEffectiveLevel(), bars_are_shown())
+    context: Any = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
+    process: BaseProcess = context.Process(target=_do, args=(job, caller, output.resolve()), name=PROCESS_NAME)
+    try:
+        with _hidden_main():
+            process.start()
+        last_words = _pass_on(output, process)
+    finally:
+        _end(process)
+    if not job.record_path.is_file():
+        record = failed_record(job.config, f"{_how_it_ended(process.exitcode or 0)}: {last_words or 'no output'}")
+        write_record(_for_suite(record, job), job.record_path.parent)
+    record = read_record(job.record_path)
+    if record.status == "ok":
+        output.unlink(missing_ok=True)
+    return record
+
+
+def _pass_on(output: Path, process: BaseProcess) -> str:
+    """Copy to stderr what appears in `output` until the process ends; its last words, in one line."""
+    decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+    recent = ""
+    with output.open("rb") as file:
+        alive = True
+        while alive:
+            process.join(_POLL_SECONDS)
+            alive = process.is_alive()  # asked before the last reading
+            if text := decode(file.read()):
+                sys.stderr.write(text)
+                sys.stderr.flush()
+                recent = (recent + text)[-2000:]
+    return " ".join(recent.split())[-300:]
+
+
+def _end(process: BaseProcess) -> None:
+    if process.pid is not None and process.is_alive():
+        process.terminate()
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"the run's process ended with code {code}"
+    name = signal.Signals(-code).name
+    return f"the run's process was ended by {name}" + (
+        " (the system does so when memory runs out)" if name == "SIGKILL" else ""
+    )
+
+
+def _for_suite(record: Record, job: Job) -> Record:
+    return record.model_copy(update={"run_id": job.run_id, "adapter": job.folder, "tuning": job.tuning})
+
+
+def _do(job: Job, caller: _Caller, output: Path) -> None:
+    """What the process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller, who ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.chdir(caller.working_directory)
+    os.environ.clear()
+    os.environ.update(caller.environ)
+    _redirect(output)
+    quiet_libraries()
+    with log_to_stderr(caller.log_level, indent="  "), progress_bars(caller.bars):
+        record = _attempt(job)
+    write_record(_for_suite(record, job), job.record_path.parent)
+    sys.exit(record.status == "failed")
+
+
+def _attempt(job: Job) -> Record:
+    try:
+        return execute(
+            job.config, job.out / job.folder, plugins=PluginManager.from_environment(), resume=True, overwrite=True,
+            evaluate=job.evaluate, checkpoints=job.config.train.save_steps is not None,
+        ).record  # fmt: skip
+    except Exception as error:  # whatever a run fails of: the suite goes on, and the record says what it was
+        return failed_record(job.config, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _redirect(output: Path) -> None:
+    """Send to `output` what Python and libraries print."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(output, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
+
+
+@contextmanager
+def _environ(wanted: Mapping[str, str]) -> Iterator[None]:
+    """`wanted` as this process's environment inside the block, for a process that is started there."""
+    before = dict(os.environ)
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """A process that is started inside the block does not import its caller's script, which would run all of it again."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

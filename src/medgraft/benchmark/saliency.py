@@ -1,0 +1,134 @@
+"""Where a model looks in many images: the numbers that metrics add up, and the maps that reports show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from medgraft import hardware
+from medgraft.backbones import Backbone
+from medgraft.data import open_image
+from medgraft.inference import Inference
+from medgraft.metrics.saliency_scores import Curves, Pointing, SaliencyScores
+from medgraft.progress import progress_bar
+from medgraft.saliency import CaptionMaps, caption_maps, faithfulness, localize, packed
+from medgraft.types import Example
+
+_UNTRAINED_MAX = 500_000_000  # parameters of a model that gets an untrained twin, which is in fp32
+
+
+@dataclass(frozen=True)
+class SaliencyResult:
+    """By image id: numbers for metrics, and packed maps for reports."""
+
+    scores: Mapping[str, SaliencyScores]
+    maps: Mapping[str, dict[str, Any]]
+
+
+def score_saliency(
+    inference: Inference,
+    examples: Sequence[Example],
+    predictions: Mapping[str, str],
+    *,
+    pointing: bool,
+    curves: int,
+    maps: int,
+) -> SaliencyResult:
+    """Where a model looked at `examples`, for which it gave `predictions`, by their ids.
+
+    `pointing` at the boxes of findings, for examples whose facts have one, by their first reference (teacher forcing);
+    deletion and insertion `curves` of so many images, and `maps` of so many, for the model's own captions.
+    """
+    boxed = {example.id for example in examples if example.facts and example.facts.get("box")} if pointing else set()
+    captioned = [example.id for example in examples if predictions[example.id].strip()]
+    shown = captioned[: max(curves, maps)]
+    wanted = [example for example in examples if example.id in boxed.union(shown)]
+    backbone = inference.backbone
+    backbone.model.to(hardware.device()).eval()
+    untrained = backbone.randomly_initialized() if boxed and _is_small(backbone) else None
+    found: dict[str, dict[str, Pointing]] = {}
+    control: dict[str, dict[str, Pointing]] = {}
+    of_captions: dict[str, CaptionMaps] = {}
+    for batch in _batches(inference, wanted):
+        references = {example.id: example.captions[0] for example in batch.examples if example.id in boxed}
+        found |= _pointing(backbone, batch, batch.maps(backbone, references))
+        if untrained is not None:
+            control |= _pointing(backbone, batch, batch.maps(untrained, references))
+        of_captions |= batch.maps(backbone, {e.id: predictions[e.id] for e in batch.examples if e.id in shown})
+    by_id = {example.id: example for example in wanted}
+    followed = {
+        name: _curves(inference, by_id[name], of_captions[name], number)
+        for number, name in enumerate(progress_bar(shown[:curves], desc="deletion and insertion", unit="image"))
+        if of_captions[name].words
+    }
+    scores = {
+        name: SaliencyScores(found.get(name, {}), control.get(name, {}), followed.get(name))
+        for name in by_id
+        if name in found or name in followed
+    }
+    return SaliencyResult(scores, {name: _packed(backbone, by_id[name], of_captions[name]) for name in shown[:maps]})
+
+
+def _packed(backbone: Backbone, example: Example, maps: CaptionMaps) -> dict[str, Any]:
+    size = open_image(example.image).size
+    return packed(maps, backbone.visible_region(*size), size)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some examples with what the vision tower makes of their images, which is the same for every caption."""
+
+    examples: Sequence[Example]
+    features: torch.Tensor  # [N, S, C] at the first seam
+    inference: Inference
+
+    def maps(self, backbone: Backbone, captions: Mapping[str, str]) -> dict[str, CaptionMaps]:
+        """Where `backbone` looks when it is given `captions`, by image id, of some of the examples."""
+        rows = [row for row, example in enumerate(self.examples) if example.id in captions]
+        if not rows:
+            return {}
+        texts = [captions[self.examples[row].id] for row in rows]
+        with self.inference.autocast():
+            found = caption_maps(backbone, self.features[rows], texts, seam=backbone.seams[0], prompt=self.inference.prompt)
+        return {self.examples[row].id: maps for row, maps in zip(rows, found, strict=True)}
+
+
+def _batches(inference: Inference, examples: Sequence[Example]) -> Iterator[_Batch]:
+    """Features are stored ones where those are of the first seam."""
+    stored, size = inference.features, inference.maps_batch
+    backbone, seam = inference.backbone, inference.backbone.seams[0]
+    batches = [examples[start : start + size] for start in range(0, len(examples), size)]
+    for some in progress_bar(batches, desc="maps", unit="batch"):
+        paths = [example.image for example in some]
+        with torch.no_grad(), inference.autocast():
+            if stored is not None and stored.seam == seam:
+                features = stored.features(paths).float()
+            else:
+                features = backbone.forward_to(seam.name, inference.pixel_values(paths), prompt=inference.prompt)
+        yield _Batch(some, features, inference)
+
+
+def _pointing(backbone: Backbone, batch: _Batch, maps: Mapping[str, CaptionMaps]) -> dict[str, dict[str, Pointing]]:
+    """By image id."""
+    return {
+        example.id: localize(maps[example.id], example.facts or {}, backbone.visible_region(*open_image(example.image).size))
+        for example in batch.examples
+        if example.id in maps
+    }
+
+
+def _is_small(backbone: Backbone) -> bool:
+    """Enough for an untrained twin; counted on its shapes, as quantised weights hide theirs."""
+    return sum(p.numel() for p in type(backbone).meta_model(backbone.config).parameters()) <= _UNTRAINED_MAX
+
+
+def _curves(inference: Inference, example: Example, maps: CaptionMaps, seed: int) -> Curves:
+    image, backbone = open_image(example.image), inference.backbone
+    return faithfulness(
+        lambda images: np.exp(inference.log_likelihood(images, maps.caption)),
+        image, maps.mean(), backbone.visible_region(*image.size), seed=seed,
+    )  # fmt: skip

@@ -1,0 +1,131 @@
+"""A model in use, with the settings that belong to it: captions of images, maps of their words, likelihoods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL.Image import Image
+
+from medgraft import hardware
+from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, Usage, prompt_for
+from medgraft.captioning import caption_images, opened
+from medgraft.config import GenerationConfig
+from medgraft.features import CachedFeatures
+from medgraft.metrics.base import Array
+from medgraft.progress import progress_bar
+from medgraft.saliency import CaptionMaps, MapOptions, caption_maps
+
+_MAPS_BATCH = 16  # at the most, as attention weights are kept
+
+
+class Captioner(Protocol):
+    """What gives captions: a model that runs here (`Inference`), or one behind an API (`RemoteInference`)."""
+
+    def caption(self, images: Sequence[Path | Image], generation: GenerationConfig = ...) -> list[str]:
+        """One caption for each image, a file or an image in memory, in order."""
+
+    def usage(self) -> Usage | None:
+        """What was asked of an API, None for a model that runs here."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A model that runs here. Computes in `dtype` by autocast; features of images come from `features` where it has them."""
+
+    backbone: Backbone
+    prompt: str = ""
+    dtype: torch.dtype = torch.float32
+    batch_size: int = 32
+    features: CachedFeatures | None = None
+
+    def caption(self, images: Sequence[Path | Image], generation: GenerationConfig = GenerationConfig()) -> list[str]:
+        """See Captioner."""
+        return caption_images(
+            self.backbone, images, options=generation, prompt=self.prompt, batch_size=self.batch_size, dtype=self.dtype,
+            cached=self.features,
+        )  # fmt: skip
+
+    def usage(self) -> None:
+        """See Captioner."""
+
+    def maps(
+        self, images: Sequence[Path | Image], captions: Sequence[str], options: MapOptions = MapOptions()
+    ) -> Iterator[CaptionMaps]:
+        """For the caption of each image, maps of its words, as the model is given the caption."""
+        self.backbone.model.to(hardware.device()).eval()
+        for start in range(0, len(images), self.maps_batch):
+            some = slice(start, start + self.maps_batch)
+            with self.autocast():
+                found = caption_maps(
+                    self.backbone, self.pixel_values(images[some]), captions[some], prompt=self.prompt, options=options
+                )
+            yield from found
+
+    @torch.no_grad()
+    def log_likelihood(self, images: Sequence[Path | Image], caption: str) -> Array:
+        """Of `caption` for each image, [images], the mean over its tokens."""
+        backbone, where = self.backbone, hardware.device()
+        backbone.model.to(where).eval()
+        text = backbone.text_batch([caption] * len(images), prompt=self.prompt, max_tokens=backbone.max_positions).to(where)
+        with self.autocast():
+            features = backbone.encode(self.pixel_values(images), prompt=self.prompt)
+            logits = backbone.decode(features, text)[1]
+        rows = (text.labels[0] != -100).nonzero()[:, 0]  # the same for all images
+        chances = logits[:, rows - backbone.logits_offset].float().log_softmax(-1)  # [B, labels, V]
+        mean = chances.gather(-1, text.labels[:, rows, None]).mean(dim=(1, 2))
+        result: Array = mean.cpu().double().numpy()
+        return result
+
+    @property
+    def maps_batch(self) -> int:
+        """How many images' maps are computed at once."""
+        return min(self.batch_size, _MAPS_BATCH)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Inside the block is computed in `dtype`."""
+        return hardware.autocast(hardware.device(), self.dtype == torch.bfloat16)
+
+    def pixel_values(self, images: Sequence[Path | Image]) -> torch.Tensor:
+        """The model's input, on its device."""
+        return self.backbone.pixel_values(list(map(opened, images))).to(hardware.device())
+
+
+@dataclass(frozen=True)
+class RemoteInference:
+    """A model behind an API."""
+
+    client: RemoteCaptioner
+    prompt: str
+    batch_size: int = 32
+
+    def caption(self, images: Sequence[Path | Image], generation: GenerationConfig = GenerationConfig()) -> list[str]:
+        """See Captioner."""
+        captions: list[str] = []
+        batches = [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
+        for some in progress_bar(batches, desc="captioning", unit="batch"):
+            captions += self.client.caption(list(map(opened, some)), prompt=self.prompt, options=generation)
+        return captions
+
+    def usage(self) -> Usage:
+        """See Captioner."""
+        return self.client.usage()
+
+
+def captioner_for(
+    backbone: AnyBackbone,
+    *,
+    prompt: str | None,
+    dtype: torch.dtype,
+    batch_size: int = 32,
+    features: CachedFeatures | None = None,
+) -> Captioner:
+    """A loaded model ready for use; the prompt is its own if none is given."""
+    prompt = prompt_for(backbone, prompt)
+    if isinstance(backbone, RemoteCaptioner):
+        return RemoteInference(backbone, prompt, batch_size)
+    return Inference(backbone, prompt, dtype, batch_size, features)

@@ -1,0 +1,63 @@
+"""What is shown while something is done: progress bars, and lines of the logger `medgraft` between them.
+
+Bars are shown where that logger is enabled for INFO, unless `progress_bars` says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from tqdm import tqdm
+
+_logger = logging.getLogger("medgraft")
+_shown: ContextVar[bool | None] = ContextVar("medgraft_progress_bars", default=None)
+
+
+def progress_bar(
+    items: Iterable[Any] | None = None, *, desc: str, unit: str, total: int | None = None, initial: int = 0
+) -> tqdm[Any]:
+    """Tqdm's bar over `items`, or one of `total` steps that its caller updates; none is shown for nothing to do."""
+    nothing = total == 0 or (isinstance(items, Sized) and not len(items))
+    hidden = nothing or not bars_are_shown()
+    return tqdm(items, desc=desc, unit=unit, total=total, initial=initial, disable=hidden, dynamic_ncols=True)
+
+
+def bars_are_shown() -> bool:
+    """Whether they are, here and now."""
+    shown = _shown.get()
+    return _logger.isEnabledFor(logging.INFO) if shown is None else shown
+
+
+@contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Show progress bars inside the block, or none, whatever is logged."""
+    token = _shown.set(shown)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+
+
+@contextmanager
+def log_to_stderr(level: int = logging.INFO, *, indent: str = "") -> Iterator[None]:
+    """Print what medgraft logs inside the block, from `level` on, as plain lines above the progress bars."""
+    handler = _AboveBars()
+    handler.setFormatter(logging.Formatter(f"{indent}%(message)s"))
+    before = _logger.level
+    _logger.addHandler(handler)
+    _logger.setLevel(level)
+    try:
+        yield
+    finally:
+        _logger.setLevel(before)
+        _logger.removeHandler(handler)
+
+
+class _AboveBars(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
