@@ -12,14 +12,14 @@ import transformers
 from profiling import counted_kernels
 
 from medgraft import hardware
-from medgraft.adapter import load_base
 from medgraft.captioning import caption_images
 from medgraft.config import GenerationConfig, RunConfig
 from medgraft.heap import kept_heap
 from medgraft.plugin import PluginManager
+from medgraft.prepare import prepare
 from medgraft.quiet import quiet_libraries
-from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.training import Clock, fit, prepare_features, prepare_linear
+from medgraft.strategies import get_strategy
+from medgraft.training import Clock, build_features, fit
 from medgraft.types import Example
 
 
@@ -38,19 +38,17 @@ def main() -> None:
             "train": {
                 "num_train_epochs": job["epochs"], "per_device_train_batch_size": job["batch_size"], "bf16": job["bf16"],
                 "learning_rate": job["learning_rate"], "lr_scheduler_type": "constant", "weight_decay": 0.0,
-                "warmup_steps": 0, "group_by_length": False, "max_text_tokens": job.get("max_text_tokens", 512),
+                "warmup_steps": 0, "max_text_tokens": job.get("max_text_tokens", 512),
                 "gradient_checkpointing": job.get("gradient_checkpointing", False),
             },
         }
     )  # fmt: skip
     strategy = get_strategy(config.strategy, plugins=plugins)
-    backbone = load_base(config.backbone, strategy, plugins=plugins)
-    applied = apply_strategy(backbone.model, backbone.anatomy, strategy)
-    if job["bf16"]:
-        prepare_linear(backbone, applied)
     train = [Example(str(i), Path(path), (caption,), "train") for i, (path, caption) in enumerate(job["train"])]
+    prepared = prepare(config, plugins=plugins, strategy=strategy)
+    backbone, applied, cached = prepared.backbone, prepared.applied, prepared.features
     start = time.perf_counter()
-    cached, _ = prepare_features(backbone, config, train, progress=False)
+    build_features(prepared, config, train, progress=False)
     built = time.perf_counter() - start
     clock, kernels = Clock(), {}
     with counted_kernels(kernels) if job.get("profile") else nullcontext():
@@ -68,7 +66,7 @@ def main() -> None:
         "losses": result.losses, "step_seconds": result.step_seconds, "build_seconds": built, "caption_seconds": seconds[0],
         "caption_again_seconds": seconds[1], "captions": said,
         "peak_memory_bytes": hardware.peak_memory_bytes(), "kernels": kernels, "step_flops": result.step_flops,
-        "allocator": hardware.allocator(),
+        "allocator": hardware.allocator(), "acceleration": prepared.acceleration.installed,
     }  # fmt: skip
     print(json.dumps(told))
 

@@ -17,6 +17,7 @@ from medgraft.config import METRICS, DataConfig, GenerationConfig, SaliencyConfi
 from medgraft.data import load_data
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.plugin import PluginManager
+from medgraft.prepare import prepare_captioner
 from medgraft.saliency import Explanation, Method, explain_images
 from medgraft.saliency.maps import attention_layout_of
 from medgraft.strategies import Strategy, get_strategy
@@ -33,7 +34,7 @@ def load_backbone(
     """
     manager = plugins or PluginManager.from_environment()
     held = get_strategy(strategy, plugins=manager) if strategy else Strategy()
-    return adapters.load_captioner(name, held, plugins=manager)
+    return prepare_captioner(name, held, plugins=manager)
 
 
 def train(

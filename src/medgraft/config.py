@@ -58,11 +58,20 @@ class TrainConfig(StrictModel):
     prompt: str | None = Field(default=None, description="text before every caption; the backbone's own if not given")
     save_steps: int | None = Field(default=None, gt=0, description="checkpoints for --resume; each epoch if not given")
     save_total_limit: int = Field(default=1, gt=0)
-    group_by_length: bool = Field(default=False, description="batches of like length: less padding, but lower scores")
     eval_during_training: bool = Field(default=False, description="validation loss after each epoch")
     dataloader_num_workers: int = Field(default=0, ge=0)
     pixel_cache_gb: float = Field(default=0.5, ge=0, description="memory for images kept decoded and resized")
     report_to: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ungrouped(cls, values: Any) -> Any:
+        """Suites and runs of earlier versions name a setting that is gone."""
+        if not isinstance(values, Mapping) or "group_by_length" not in values:
+            return values
+        if values["group_by_length"]:
+            raise ValueError("group_by_length is gone, as it cost quality; leave it out")
+        return {name: value for name, value in values.items() if name != "group_by_length"}
 
 
 TIMING_WARMUP_STEPS = 3  # at the beginning of a run, which are slower
@@ -88,6 +97,19 @@ class FeaturesConfig(StrictModel):
     max_gb: float = Field(default=10.0, ge=0, description="what the store may take on disk, all models together")
 
 
+class AccelerationConfig(StrictModel):
+    """Kernels that compute the same in less time: `auto` for all that apply here, `none`, or some by name."""
+
+    kernels: Literal["auto", "none"] | tuple[str, ...] = "auto"
+
+    @field_validator("kernels", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str) or value.strip() in ("auto", "none"):
+            return value.strip() if isinstance(value, str) else value
+        return tuple(name.strip() for name in value.split(","))
+
+
 class SaliencyConfig(StrictModel):
     """Attention maps of test images: those that the report shows, and those that deletion and insertion are tried on."""
 
@@ -105,6 +127,7 @@ class RunConfig(StrictModel):
     train: TrainConfig = TrainConfig()
     generation: GenerationConfig = GenerationConfig()
     features: FeaturesConfig = FeaturesConfig()
+    acceleration: AccelerationConfig = AccelerationConfig()
     saliency: SaliencyConfig = SaliencyConfig()
     metrics: tuple[str, ...] = METRICS
     eval_split: Literal["train", "validation", "test"] = "test"
@@ -160,6 +183,7 @@ class SuiteConfig(StrictModel):
     train: TrainConfig = TrainConfig()
     generation: GenerationConfig = GenerationConfig()
     features: FeaturesConfig = FeaturesConfig()
+    acceleration: AccelerationConfig = AccelerationConfig()
     saliency: SaliencyConfig = SaliencyConfig()
     metrics: tuple[str, ...] = METRICS
     eval_split: Literal["train", "validation", "test"] = "test"
@@ -218,7 +242,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
-SUITE_SECTIONS = ("train", "generation", "features", "saliency", "tuning", "timing", "data")
+SUITE_SECTIONS = ("train", "generation", "features", "acceleration", "saliency", "tuning", "timing", "data")
 
 
 def load_suite(path: Path, overrides: Iterable[str] = ()) -> SuiteConfig:
@@ -243,7 +267,7 @@ def _changed_data(data: Mapping[str, Any] | str, changes: Mapping[str, JsonValue
     return {**base, **own, "options": {**base.get("options", {}), **options}}
 
 
-SECTIONS = ("strategy", "train", "data", "generation", "features", "saliency")
+SECTIONS = ("strategy", "train", "data", "generation", "features", "acceleration", "saliency")
 
 
 def parse_overrides(overrides: Iterable[str], sections: tuple[str, ...] = SECTIONS) -> dict[str, dict[str, JsonValue]]:
@@ -292,6 +316,7 @@ def run_config(
         "train": changes.get("train", {}),
         "generation": changes.get("generation", {}),
         "features": changes.get("features", {}),
+        "acceleration": changes.get("acceleration", {}),
         "saliency": changes.get("saliency", {}),
         "seed": seed,
     }

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from medgraft.adapter import load_base
 from medgraft.benchmark import execute
 from medgraft.config import run_config
 from medgraft.data.images import open_image
 from medgraft.features import find_reusable_prefix, open_cached_features
 from medgraft.features.reusable_prefix import prefix_key, stored_dtype
+from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import PartPlan, Strategy, apply_strategy
 from medgraft.testing.backbone_checks import CAPTIONS, images
@@ -19,7 +19,7 @@ FULL, ADAPTER = PartPlan(mode="full"), PartPlan(mode="adapter")
 
 def _applied(name, tiny_folder, strategy):
     kind, folder = tiny_folder(name)
-    backbone = load_base(f"{kind}:{folder}", strategy, plugins=PLUGINS)
+    backbone = load_model(f"{kind}:{folder}", strategy, plugins=PLUGINS)
     return backbone, apply_strategy(backbone.model, backbone.anatomy, strategy)
 
 
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_computed(blip_folder, phantoms_folder, tmp_path, m
 
 def test_an_edited_image_is_another_image(blip_folder, phantoms_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path / "store"))
-    backbone = load_base(f"blip:{blip_folder}", Strategy(), plugins=PLUGINS)
+    backbone = load_model(f"blip:{blip_folder}", Strategy(), plugins=PLUGINS)
     apply_strategy(backbone.model, backbone.anatomy, Strategy())
     path = tmp_path / "x.png"
     images(1)[0].save(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -67,8 +68,9 @@ class Backbone(ABC):
         self.image_processor = image_processor
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the model: what goes to a worker process prepares images and texts there."""
-        return {name: value for name, value in self.__dict__.items() if name != "model"}
+        """Without the model, nor what kernels put in place of methods: a worker process prepares images and texts."""
+        kind = type(self)
+        return {n: v for n, v in self.__dict__.items() if n != "model" and not inspect.isfunction(getattr(kind, n, None))}
 
     @classmethod
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:

@@ -22,13 +22,14 @@ class Record(BaseModel):
     `training_seconds` is what one waits for to have the weights: building features and the steps, without loading,
     validation, checkpoints and captioning, which are in `phase_seconds`; there, on a CPU, steps are split into waiting for
     data, forward, backward and optimiser, with the rest as `train`. `features` says where the model was cut, and how
-    many images' features were found in the store and built. `intervals` are those of `metrics` at 95 % over groups of test
-    images, `signatures` the metrics' settings, `unavailable` why some could not be computed, `collapse` signs of captions
-    that ignore the image (see medgraft.benchmark.evaluation). `usage` is what a model behind an API was asked: requests,
-    tokens, cost. `step_flops` are the floating-point operations of the products of the first batch, forwards and backwards, as
-    torch counts them (not with a quantised base), `energy_joules` what the machine's counters say that the steps took.
-    `step_quartiles` are of the seconds of single steps, the first ones left out. `tuning` tells which learning
-    rates were tried, what each scored on validation images and took, and which was chosen.
+    many images' features were found in the store and built, `acceleration` names the kernels that the model had.
+    `intervals` are those of `metrics` at 95 % over groups of test images, `signatures` the metrics' settings, `unavailable`
+    why some could not be computed, `collapse` signs of captions that ignore the image (see medgraft.benchmark.evaluation).
+    `usage` is what a model behind an API was asked: requests, tokens, cost. `step_flops` are the floating-point operations
+    of the products of the first batch, forwards and backwards, as torch counts them (not with a quantised base),
+    `energy_joules` what the machine's counters say that the steps took. `step_quartiles` are of the seconds of single steps,
+    the first ones left out. `tuning` tells which learning rates were tried, what each scored on validation images and took,
+    and which was chosen.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +66,7 @@ class Record(BaseModel):
     base_fingerprint: str | None = None
     phase_seconds: dict[str, float] | None = None
     features: dict[str, str | int | None] | None = None
+    acceleration: tuple[str, ...] | None = None
     usage: dict[str, float | None] | None = None
     tuning: dict[str, Any] | None = None
     config: dict[str, Any]
@@ -88,7 +90,9 @@ def run_id(
     """
     values = config.model_dump(mode="json")
     values["data"].pop("path")
-    values.pop("features")  # they save time and change nothing but rounding
+    values["train"]["group_by_length"] = False  # a setting of earlier versions, whose ids stay
+    for name in ("features", "acceleration"):  # they save time and change nothing but rounding
+        values.pop(name)
     values["saliency"].pop("maps")  # for looking at
     values["backbone"] = values["backbone"].partition(":")[0]
     values["metrics"] = [_with_content(name) for name in values["metrics"]]

@@ -12,8 +12,8 @@ from typing import Any
 import transformers
 
 from medgraft import hardware
-from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, load_captioner, save_weights
-from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_for, split_name
+from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, save_weights
+from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_for
 from medgraft.benchmark.captions import write_captions
 from medgraft.benchmark.evaluation import Evaluation, evaluate_examples
 from medgraft.benchmark.record import Record, run_id
@@ -23,10 +23,11 @@ from medgraft.errors import AdapterError, DataError
 from medgraft.features import CachedFeatures, ReusablePrefix
 from medgraft.heap import kept_heap
 from medgraft.plugin import PluginManager
+from medgraft.prepare import Prepared, prepare, uses_bf16
 from medgraft.quiet import quiet_libraries
 from medgraft.saliency import write_maps
-from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy
-from medgraft.training import Clock, TrainResult, fit, prepare_features, prepare_linear, uses_bf16
+from medgraft.strategies import Strategy, get_strategy
+from medgraft.training import Clock, TrainResult, build_features, fit
 from medgraft.types import SPLITS, CaptionData, Example, Split
 
 CHECKPOINTS = ".medgraft-checkpoints"
@@ -69,14 +70,15 @@ def execute(
         _check_out(out, strategy, resume)
     with clock.phase("load"):
         loaded = _load(config, strategy, plugins)
-    data, backbone, applied = loaded.data, loaded.backbone, loaded.applied
+    data, model = loaded.data, loaded.model
+    backbone, applied, cached, prefix = model.backbone, model.applied, model.features, model.prefix
     say(_data_line(data))
     say(f"{config.strategy}: {applied.summary()}" if applied and strategy.trains else "zero-shot: nothing is trained")
-    cached = prefix = result = manifest = evaluation = None
+    result = manifest = evaluation = None
     main = hardware.is_main_process()
-    if isinstance(backbone, Backbone):
+    if prefix is not None:
         with clock.phase("features"):
-            cached, prefix = prepare_features(backbone, config, _seen(config, strategy, data), progress=progress)
+            build_features(model, config, _seen(config, strategy, data), progress=progress)
         say(f"features: {prefix}" + (f"; {cached.found} found, {cached.built} built" if cached and strategy.trains else ""))
         if cached and cached.store.problem:
             say(cached.store.problem)
@@ -90,7 +92,7 @@ def execute(
         if main:
             with clock.phase("package"):
                 files = save_weights(out, applied, untrained)
-                manifest = finish_package(out, _manifest(config, backbone, applied, loaded.base, data, result, clock), files)
+                manifest = finish_package(out, _manifest(config, model, data, result, clock), files)
     if evaluate and main:
         evaluation = _evaluate(config, backbone, data, plugins, clock, progress, cached)
     if evaluation is not None:
@@ -109,28 +111,19 @@ def _seen(config: RunConfig, strategy: Strategy, data: CaptionData) -> tuple[Exa
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What a run starts from; `applied` is None for a model behind an API."""
+    """What a run starts from."""
 
     data: CaptionData
-    backbone: Backbone | RemoteCaptioner
     fingerprint: str  # of the data
-    base: str  # fingerprint of the weights
-    applied: Applied | None
+    model: Prepared
 
 
 def _load(config: RunConfig, strategy: Strategy, plugins: PluginManager) -> _Loaded:
     get_captioner(config.backbone, plugins=plugins)  # a misspelt name is told before the data are read
     data = load_data(config.data, plugins=plugins, splits=needed_splits(config, strategy))
-    backbone = load_captioner(config.backbone, strategy, plugins=plugins)
-    base = backbone.fingerprint(backbone.source)
-    applied = None
-    if isinstance(backbone, Backbone):
-        applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=_base_name(config))
-        if uses_bf16(config):
-            prepare_linear(backbone, applied)
     if strategy.trains and not data.split("train"):
         raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
-    return _Loaded(data, backbone, data_fingerprint(data.examples), base, applied)
+    return _Loaded(data, data_fingerprint(data.examples), prepare(config, plugins=plugins, strategy=strategy))
 
 
 def _keep(evaluation: Evaluation, config: RunConfig, out: Path, manifest: Manifest | None) -> Manifest | None:
@@ -186,12 +179,6 @@ def failed_record(config: RunConfig, error: str) -> Record:
     )  # fmt: skip
 
 
-def _base_name(config: RunConfig) -> str:
-    """What PEFT's config calls the base: the hub id or folder, or the name of a backbone that brings its own weights."""
-    name, source = split_name(config.backbone)
-    return source or name
-
-
 def _evaluate(
     config: RunConfig,
     backbone: Backbone | RemoteCaptioner,
@@ -211,9 +198,9 @@ def _evaluate(
     )  # fmt: skip
 
 
-def _manifest(
-    config: RunConfig, backbone: Backbone, applied: Applied, base: str, data: CaptionData, result: TrainResult, clock: Clock
-) -> Manifest:
+def _manifest(config: RunConfig, model: Prepared, data: CaptionData, result: TrainResult, clock: Clock) -> Manifest:
+    backbone, applied = model.backbone, model.applied
+    assert isinstance(backbone, Backbone) and applied is not None
     strategy: Strategy = applied.strategy
     machine = hardware.describe()
     training: dict[str, Any] = {
@@ -232,13 +219,14 @@ def _manifest(
     examples = (*data.split("train"), *data.split("validation"))
     return Manifest(
         backbone=config.backbone,
-        base_fingerprint=base,
+        base_fingerprint=model.base_fingerprint,
         strategy=config.strategy,
         strategy_settings=strategy,
         data={"name": config.data.name, "options": config.data.options, "fingerprint": data_fingerprint(examples)},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
         bf16=uses_bf16(config),
+        acceleration=model.acceleration.installed,
         seed=config.seed,
         training=training,
         metrics={},
@@ -252,7 +240,8 @@ def _record(
     config: RunConfig, strategy: Strategy, loaded: _Loaded, result: TrainResult | None, manifest: Manifest | None,
     evaluation: Evaluation | None, clock: Clock, features: dict[str, str | int | None] | None,
 ) -> Record:  # fmt: skip
-    data, applied, base = loaded.data, loaded.applied, loaded.base
+    data, model = loaded.data, loaded.model
+    applied, base = model.applied, model.base_fingerprint
     versions, fingerprint = hardware.versions(), loaded.fingerprint
     steps = len(result.losses) if result else 0
     return Record(
@@ -287,7 +276,8 @@ def _record(
         base_fingerprint=base,
         phase_seconds=dict(clock.seconds),
         features=features,
-        usage=asdict(loaded.backbone.usage()) if isinstance(loaded.backbone, RemoteCaptioner) else None,
+        acceleration=model.acceleration.installed,
+        usage=asdict(model.backbone.usage()) if isinstance(model.backbone, RemoteCaptioner) else None,
         config=config.model_dump(mode="json"),
         versions=versions,
         hardware=hardware.describe(),

@@ -2,8 +2,7 @@
 
 from medgraft.training.clock import Clock
 from medgraft.training.module import CaptioningModule
-from medgraft.training.precision import prepare_linear
-from medgraft.training.prefix import prepare_features
-from medgraft.training.trainer import TrainResult, fit, uses_bf16
+from medgraft.training.prefix import build_features
+from medgraft.training.trainer import TrainResult, fit
 
-__all__ = ["CaptioningModule", "Clock", "TrainResult", "fit", "prepare_features", "prepare_linear", "uses_bf16"]
+__all__ = ["CaptioningModule", "Clock", "TrainResult", "build_features", "fit"]

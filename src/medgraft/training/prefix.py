@@ -5,35 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medgraft import hardware
-from medgraft.backbones import Backbone, prompt_for
 from medgraft.config import RunConfig
-from medgraft.features import CachedFeatures, ReusablePrefix, open_cached_features
 from medgraft.heap import kept_heap
-from medgraft.training.trainer import uses_bf16
+from medgraft.prepare import Prepared, uses_bf16
 from medgraft.types import Example
 
 
 @kept_heap()
-def prepare_features(
-    backbone: Backbone, config: RunConfig, examples: Sequence[Example], *, progress: bool
-) -> tuple[CachedFeatures | None, ReusablePrefix]:
-    """Cached features for a model with its strategy applied, those of `examples` built; and the prefix that gives them.
-
-    None for the features if nothing can be reused: then every batch is computed from its pixels.
-    """
-    if not config.features.enabled:
-        return None, ReusablePrefix(None, "features.enabled is false")
-    bf16 = uses_bf16(config)
-    where = hardware.device()
-    backbone.model.to(where)
-    backbone.model.eval()
-    prompt = prompt_for(backbone, config.train.prompt)
-    cached, prefix = open_cached_features(backbone, bf16=bf16, prompt=prompt, max_gb=config.features.max_gb)
-    if cached is not None and examples:
-        with hardware.autocast(where, bf16):
-            batch = config.train.per_device_train_batch_size
-            paths = [example.image for example in examples]
-            cached.build(hardware.share(paths), batch_size=batch, progress=progress)
-        hardware.wait_for_everyone()
-        cached.store.refresh()
-    return cached, prefix
+def build_features(prepared: Prepared, config: RunConfig, examples: Sequence[Example], *, progress: bool) -> None:
+    """Have the stored features of a run be those of `examples`, as far as they fit; nothing is done if none are stored."""
+    cached = prepared.features
+    if cached is None or not examples:
+        return
+    with hardware.autocast(hardware.device(), uses_bf16(config)):
+        paths = [example.image for example in examples]
+        cached.build(hardware.share(paths), batch_size=config.train.per_device_train_batch_size, progress=progress)
+    hardware.wait_for_everyone()
+    cached.store.refresh()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import DistributedType
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -25,16 +24,14 @@ from medgraft.energy import EnergyMeter
 from medgraft.errors import ConfigError, TrainingError
 from medgraft.features import CachedFeatures
 from medgraft.heap import kept_heap
+from medgraft.prepare import uses_bf16
 from medgraft.strategies import Applied
 from medgraft.training.adalora import RankAllocation
 from medgraft.training.callbacks import CollectLosses, Progress
-from medgraft.training.clipping import clip_in_step, gradient_norm, takes_factor
 from medgraft.training.clock import Clock, Phase
 from medgraft.training.collator import Collator
 from medgraft.training.flops import flop_counter
 from medgraft.training.module import CaptioningModule
-from medgraft.training.sampler import LengthSampler
-from medgraft.training.tied_embedding import tied_rows
 from medgraft.types import Example
 
 _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
@@ -84,8 +81,7 @@ def fit(
         last = _last_checkpoint(folder) if resume else None
         if not resume:
             _remove(folder)
-        with tied_rows(backbone.model):
-            trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=last)
         losses = trainer.step_losses()
         trainer.check_finite(losses)
         trainer.model.eval()
@@ -117,9 +113,10 @@ def _trainer(
     )
     if applied.strategy.method == "ADALORA" and applied.adapter_parameters:
         trainer.add_callback(RankAllocation(applied.model))
-    trainer.by_length = settings.group_by_length
     trainer.counts_flops = not applied.quantized
-    trainer.identity = config.model_dump_json(exclude={"train": {"report_to", "dataloader_num_workers"}, "features": True})
+    trainer.identity = config.model_dump_json(
+        exclude={"train": {"report_to", "dataloader_num_workers"}, "features": True, "acceleration": True}
+    )
     return trainer
 
 
@@ -135,12 +132,6 @@ def _last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end: the Trainer's state comes last."""
     complete = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
-
-
-def uses_bf16(config: RunConfig) -> bool:
-    """Whether this run computes under bf16 autocast on this machine."""
-    wanted = config.train.bf16
-    return hardware.bf16_supported(hardware.device().type) if wanted == "auto" else wanted
 
 
 def _arguments(config: RunConfig, applied: Applied, folder: Path, checkpoints: bool, validate: bool) -> TrainingArguments:
@@ -187,7 +178,6 @@ class CaptionTrainer(Trainer):
     def __init__(self, *, clock: Clock, **options: Any):  # the rest is transformers.Trainer's own
         super().__init__(**options)
         self.clock = clock
-        self.by_length = False  # whether batches are made of captions of like length
         self.identity = ""  # the run's configuration: a checkpoint of another one is refused
         self.remove_callback(PrinterCallback)
         self.counts_flops = False
@@ -199,15 +189,6 @@ class CaptionTrainer(Trainer):
         self._losses: list[torch.Tensor | float] = []
         self._parts: list[torch.Tensor] = []  # losses of the micro-batches of the step under way
         self.add_callback(CollectLosses(self))
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Batches of captions with as many words, where that is wanted."""
-        if not self.by_length:
-            return super()._get_train_sampler(train_dataset)
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        lengths = [len(caption.split()) for _, caption in dataset.pairs]
-        together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthSampler(lengths, together, self.args.data_seed or self.args.seed)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the Trainer's; keeps the loss, and on a CPU, where looking costs nothing, checks it at once."""
@@ -228,16 +209,9 @@ class CaptionTrainer(Trainer):
             return super().compute_loss(*args, **kwargs)
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        """As the Trainer's; on a CPU a fused optimiser is left to do it."""
-        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's stands around torch's
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        whole = self.accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)  # no shards
+        """As the Trainer's, on the clock as a part of the optimiser's work."""
         with self._phase("optimizer"):
-            if not (whole and takes_factor(optimizer, gradients)):
-                return super()._clip_grad_norm(model)
-            norm = gradient_norm(gradients)
-            clip_in_step(optimizer, norm, self.args.max_grad_norm)
-            return norm
+            return super()._clip_grad_norm(model)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, on the clock as waiting for data."""

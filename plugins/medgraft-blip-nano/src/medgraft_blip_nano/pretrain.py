@@ -21,7 +21,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
 
-from medgraft.backbones.attention import use_sdpa
+from medgraft.acceleration.swap import swap
+from medgraft.backbones.blip_sdpa import SDPA
 from medgraft_blip_nano.scene_captions import caption
 from medgraft_blip_nano.scenes import GRID, SHAPES, SIZE, TEXTURES, TONES, random_scene, render
 
@@ -223,7 +224,7 @@ def main() -> None:
     flat = [text for several in texts for text in several]
     tokenizer = make_tokenizer(options.out, flat[:20_000] + glosses + medical * 4)
     model = make_model(tokenizer)
-    use_sdpa(model)
+    swap(model, SDPA)
     captions = encode(tokenizer, flat, CAPTION_TOKENS).reshape(len(texts), -1, CAPTION_TOKENS)
     gloss_ids = encode(tokenizer, glosses, GLOSS_TOKENS)
     known = set(medical)
