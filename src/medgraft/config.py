@@ -67,11 +67,9 @@ class TrainConfig(StrictModel):
     @classmethod
     def _ungrouped(cls, values: Any) -> Any:
         """Suites and runs of earlier versions name a setting that is gone."""
-        if not isinstance(values, Mapping) or "group_by_length" not in values:
-            return values
-        if values["group_by_length"]:
+        if isinstance(values, Mapping) and values.get("group_by_length"):
             raise ValueError("group_by_length is gone, as it cost quality; leave it out")
-        return {name: value for name, value in values.items() if name != "group_by_length"}
+        return {k: v for k, v in values.items() if k != "group_by_length"} if isinstance(values, Mapping) else values
 
 
 TIMING_WARMUP_STEPS = 3  # at the beginning of a run, which are slower
@@ -105,9 +103,8 @@ class AccelerationConfig(StrictModel):
     @field_validator("kernels", mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        if not isinstance(value, str) or value.strip() in ("auto", "none"):
-            return value.strip() if isinstance(value, str) else value
-        return tuple(name.strip() for name in value.split(","))
+        named = isinstance(value, str) and value not in ("auto", "none")
+        return tuple(name.strip() for name in value.split(",")) if named else value
 
 
 class SaliencyConfig(StrictModel):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from medgraft import hardware
-from medgraft.acceleration import Acceleration, Kernels, accelerate, check_kernels
+from medgraft.acceleration import KERNELS, Acceleration, Kernels, accelerate, check_kernels
 from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_for, split_name
 from medgraft.config import AccelerationConfig, RunConfig, validated
 from medgraft.features import CachedFeatures, ReusablePrefix, open_cached_features
@@ -68,11 +68,20 @@ def prepare_model(
 
 
 def prepare_adapter(
-    name: str, strategy: Strategy, attach: Callable[[Backbone], nn.Module], *, plugins: PluginManager,
-    dtype: torch.dtype = torch.float32, kernels: Kernels = "auto",
-) -> tuple[Backbone, nn.Module, Acceleration]:  # fmt: skip
-    """As `prepare_model`, with what `attach` puts onto the base in the place of applying a strategy; it returns the model."""
-    kernels = wanted_kernels(kernels)
+    name: str,
+    strategy: Strategy,
+    attach: Callable[[Backbone], nn.Module],
+    *,
+    plugins: PluginManager,
+    dtype: torch.dtype = torch.float32,
+    trained_with: tuple[str, ...] | None = None,
+) -> tuple[Backbone, nn.Module, Acceleration]:
+    """As `prepare_model`, but `attach` puts onto the base what was trained, and returns the model.
+
+    `trained_with` are the kernels that it had then, and shall have as far as they still exist; None if that is not known.
+    """
+    known = {kernel.name for kernel in KERNELS}
+    kernels = wanted_kernels("auto" if trained_with is None else tuple(k for k in trained_with if k in known))
     backbone = load_model(name, strategy, plugins=plugins)
     model = attach(backbone)
     return backbone, model.eval(), accelerate(backbone, dtype=dtype, kernels=kernels)

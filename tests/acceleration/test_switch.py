@@ -58,6 +58,8 @@ def test_what_was_installed_is_told_and_installed_again(
     manifest = json.loads((tmp_path / "medgraft.json").read_text())
     assert manifest["acceleration"] == installed
     assert list(medgraft.load_adapter(tmp_path).acceleration) == installed
+    (tmp_path / "medgraft.json").write_text(json.dumps(manifest | {"acceleration": [*installed, "of_another_version"]}))
+    assert list(medgraft.load_adapter(tmp_path).acceleration) == installed
     if named is None:  # packages of earlier versions do not say: whatever applies
         del manifest["acceleration"]
         (tmp_path / "medgraft.json").write_text(json.dumps(manifest))

@@ -1,12 +1,8 @@
 """BLIP-2, InstructBLIP and vision encoder-decoders against transformers' own forward and generate."""
 
 import shutil
-import sys
-from pathlib import Path
 
-import bitsandbytes
 import pytest
-import safetensors
 import torch
 import transformers
 
@@ -118,7 +114,6 @@ def test_encoder_decoders_say_what_transformers_says(name, beams, tiny_folder):
 
 def test_old_checkpoints_without_a_named_image_processor_get_vits(tiny_folder, tmp_path):
     import json
-    import shutil
 
     _, folder = tiny_folder("vit-gpt2")
     copy = shutil.copytree(folder, tmp_path / "old")
@@ -157,7 +152,6 @@ def test_a_model_that_quantisation_left_alone_is_refused(tiny_folder, plugins):
 
 def test_vicunas_end_is_its_tokenizers_whatever_the_configuration_says(tiny_folder, tmp_path):
     import json
-    import shutil
 
     _, folder = tiny_folder("instructblip-vicuna")
     copy = shutil.copytree(folder, tmp_path / "copy")
@@ -187,21 +181,3 @@ def test_incomplete_checkpoints_are_refused(tiny_folder, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match=r"holds no full Blip2.*language_projection\.bias"):
         load_model(f"blip2:{tmp_path}", Strategy(), plugins=PluginManager())
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is read from /proc")
-def test_quantised_weights_are_not_mapped_while_they_are_read(tiny_folder, tmp_path, monkeypatch):
-    shutil.copytree(tiny_folder("vit-gpt2")[1], tmp_path / "own")  # other models of this process may map theirs
-    mapped = []
-    quantize = bitsandbytes.functional.quantize_4bit
-
-    def watched(*args, **options):
-        mapped.append(str(tmp_path) in Path("/proc/self/maps").read_text(encoding="utf-8"))
-        return quantize(*args, **options)
-
-    monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", watched)
-    plugins = PluginManager()
-    load_model(f"vit-gpt2:{tmp_path / 'own'}", get_strategy("qlora", plugins=plugins), plugins=plugins)
-    assert mapped, "nothing was quantised by way of quantize_4bit"
-    assert not any(mapped)
-    assert transformers.modeling_utils.safe_open is safetensors.safe_open

@@ -110,7 +110,7 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
     loaded, model, acceleration = prepare_adapter(
         backbone or manifest.backbone, manifest.strategy_settings, attach, plugins=plugins,
         dtype=torch.bfloat16 if bf16 else torch.float32,
-        kernels="auto" if manifest.acceleration is None else manifest.acceleration,
+        trained_with=manifest.acceleration,
     )  # fmt: skip
     return LoadedAdapter(loaded, model, manifest, acceleration.installed)
 
