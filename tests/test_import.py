@@ -1,6 +1,7 @@
 """Importing is cheap, and imports run one way."""
 
 import ast
+import re
 import subprocess
 import sys
 import time
@@ -11,10 +12,10 @@ import medgraft
 SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
-    "errors", "types", "progress", "quiet", "hardware", "environment", "seeds", "clock", "energy", "file_index",
-    "linear_product", "projection", "config", "plugin", "builtin", "backbones", "strategies", "data", "acceleration",
-    "features", "training", "adapter", "prepare", "captioning", "metrics", "stats", "saliency", "inference", "benchmark",
-    "testing", "plugin_api", "report", "api", "scaffold", "cli",
+    "errors", "types", "progress", "quiet", "hardware", "environment", "seeds", "clock", "energy", "file_index", "config",
+    "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "prepare", "training",
+    "adapter", "captioning", "metrics", "stats", "saliency", "inference", "benchmark", "testing", "plugin_api", "report", "api",
+    "scaffold", "cli",
 ]  # fmt: skip
 
 
@@ -109,6 +110,16 @@ def test_imports_run_one_way():
                 if parts[0] == "medgraft" and len(parts) > 1 and CHAIN.index(parts[1]) > CHAIN.index(own):
                     wrong.append(f"{path.relative_to(SOURCE)} imports {name}")
     assert not wrong
+
+
+def test_kernels_are_one_layer_that_one_module_imports_and_one_switches_classes():
+    inside = SOURCE / "acceleration"
+    outside = [path for path in SOURCE.rglob("*.py") if path.parent != inside]
+    assert [path.name for path in outside if "medgraft.acceleration" in path.read_text()] == ["prepare.py"]
+    switching = [path.name for path in SOURCE.rglob("*.py") if re.search(r"\.__class__ = ", path.read_text())]
+    assert switching == ["swap.py"]
+    plain = [path for part in ("backbones", "strategies") for path in (SOURCE / part).rglob("*.py")]
+    assert not [path.name for path in plain if re.search(r"device\.type|is_autocast_enabled", path.read_text())]
 
 
 def test_files_stay_small():

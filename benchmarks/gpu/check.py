@@ -44,7 +44,6 @@ from watch import Watch, watched
 
 import medgraft
 from medgraft import hardware
-from medgraft.adapter import load_base
 from medgraft.backbones import Backbone, prompt_for, weights
 from medgraft.benchmark import execute
 from medgraft.benchmark.run import RunResult
@@ -53,6 +52,7 @@ from medgraft.config import GenerationConfig, run_config
 from medgraft.data import open_image
 from medgraft.data.phantoms import write_phantoms
 from medgraft.features import open_cached_features
+from medgraft.models import load_model
 from medgraft.plugin import BackboneSpec, PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.strategies import Strategy, get_strategy, quantized_modules
@@ -174,8 +174,8 @@ class Checker:
 
     def quantized(self, strategy: str) -> Outcome:
         """Logits of a quantised base against those of its weights dequantised and of the weights it was made from."""
-        held = load_base(self.big, get_strategy(strategy, plugins=self.plugins), plugins=self.plugins)
-        plain = load_base(self.big, Strategy(), plugins=self.plugins)
+        held = load_model(self.big, get_strategy(strategy, plugins=self.plugins), plugins=self.plugins)
+        plain = load_model(self.big, Strategy(), plugins=self.plugins)
         held.model.to(self.device)
         names = quantized_modules(held.model)
         kinds = sorted({type(held.model.get_submodule(name)).__mro__[1].__name__ for name in names})
@@ -236,7 +236,7 @@ class Checker:
 
     def captions(self, backbone: str) -> Outcome:
         """Greedy captions with and without stored features."""
-        model = load_base(backbone, Strategy(), plugins=self.plugins)
+        model = load_model(backbone, Strategy(), plugins=self.plugins)
         model.model.requires_grad_(False)
         model.model.to(self.device)
         prompt, paths = prompt_for(model, None), self.images(6)

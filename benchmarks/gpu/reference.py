@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from medgraft.adapter import load_base
 from medgraft.backbones import prompt_for
 from medgraft.benchmark import execute
 from medgraft.config import run_config
+from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.saliency import explain_images
@@ -46,7 +46,7 @@ def losses(work: Path, strategy: str, bf16: bool, out: Path, plugins: PluginMana
 
 def maps(backbone: str, image: Path, plugins: PluginManager) -> list[Any]:
     """The maps of a caption's words by a bare backbone in fp32, [words, rows, columns] as lists."""
-    model = load_base(backbone, Strategy(), plugins=plugins)
+    model = load_model(backbone, Strategy(), plugins=plugins)
     found = explain_images(model, [image], [CAPTION], prompt=prompt_for(model, None), bf16=False)[0]
     grids: list[Any] = np.stack([word.grid for word in found.maps.words]).tolist()
     return grids

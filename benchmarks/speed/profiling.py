@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback, trainer
 
-WITH_BIAS = "mkldnn::_linear_pointwise"
 KINDS = {
-    "products": ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "_mkldnn_linear", WITH_BIAS),
+    "products": ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "_mkldnn_linear"),
     "attention": ("scaled_dot_product", "flash_attention"),
     "softmax": ("softmax",),
     "norm": ("layer_norm",),
@@ -49,14 +48,7 @@ def counted_kernels(found: dict[str, float]) -> Iterator[None]:
     for event in profiler.key_averages():
         seconds[_kind(event.key)] += event.self_cpu_time_total / 1e6
         seconds["flops"] += event.flops or 0
-    seconds["flops"] += sum(_with_bias(event.input_shapes) for event in profiler.events() if event.name == WITH_BIAS)
     found |= dict(seconds)
-
-
-def _with_bias(shapes: list[list[int]]) -> int:
-    """Operations of the product [rows, in] [out, in]^T, which the profiler does not know."""
-    (rows, width), (out, _) = shapes[:2]
-    return 2 * rows * width * out
 
 
 def _kind(operation: str) -> str:

@@ -30,6 +30,7 @@ from medgraft.data import load_data
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.inference import Captioner, Inference, captioner_for
 from medgraft.plugin import PluginManager
+from medgraft.prepare import prepare_captioner
 from medgraft.progress import progress_bars
 from medgraft.saliency import Explanation, MapOptions
 from medgraft.saliency.maps import attention_layout_of
@@ -44,7 +45,7 @@ def load_backbone(name: str, *, strategy: str | None = None, plugins: PluginMana
     """
     manager = plugins or PluginManager.from_environment()
     chosen = get_strategy(strategy, plugins=manager) if strategy else Strategy()
-    return adapters.load_captioner(name, chosen, plugins=manager)
+    return prepare_captioner(name, chosen, plugins=manager)
 
 
 def train(

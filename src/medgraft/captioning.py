@@ -10,7 +10,6 @@ import torch
 from PIL.Image import Image
 
 from medgraft import hardware
-from medgraft.acceleration.graphed_decoding import generator_for
 from medgraft.backbones import Backbone
 from medgraft.config import GenerationConfig
 from medgraft.data import open_image
@@ -41,7 +40,7 @@ def caption_images(
     source, ids = _FeatureSource(backbone, where, prompt, cached), None
     with (
         progress_bar(total=len(batches), desc="captioning", unit="batch") as bar,
-        generator_for(backbone, where) as generate_ids,
+        backbone.generating() as generate_ids,
         closing(source.read(batches)) as read_batches,
     ):
         for some, read in read_batches:

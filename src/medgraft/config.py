@@ -59,7 +59,6 @@ class TrainConfig(StrictModel):
     prompt: str | None = Field(default=None, description="text before every caption; the backbone's own if not given")
     save_steps: int | None = Field(default=None, gt=0, description="steps between checkpoints; one each epoch if not given")
     save_total_limit: int = Field(default=1, gt=0, description="how many checkpoints stay on disk")
-    group_by_length: bool = Field(default=False, description="batches of like length: less padding, but lower scores")
     eval_during_training: bool = Field(default=False, description="validation loss after each epoch")
     dataloader_num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",
@@ -67,6 +66,14 @@ class TrainConfig(StrictModel):
     )
     pixel_cache_gb: float = Field(default=0.5, ge=0, description="memory for decoded and resized images")
     report_to: tuple[str, ...] = Field(default=(), description='loggers of transformers, such as ["tensorboard"]')
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ungrouped(cls, values: Any) -> Any:
+        """Suites and runs of earlier versions name a setting that is gone."""
+        if isinstance(values, Mapping) and values.get("group_by_length"):
+            raise ValueError("group_by_length is gone, as it cost quality; leave it out")
+        return {k: v for k, v in values.items() if k != "group_by_length"} if isinstance(values, Mapping) else values
 
 
 TIMING_WARMUP_STEPS = 3  # at the beginning of a run, which are slower
@@ -96,9 +103,17 @@ class FeaturesConfig(StrictModel):
 
 
 class AccelerationConfig(StrictModel):
-    """What makes steps quicker without changing what they compute."""
+    """Kernels that compute the same in less time: `auto` for all that apply here, `none`, or some by name."""
 
-    cuda_graphs: bool | Literal["auto"] = Field(default="auto", description="replay training steps as CUDA graphs")
+    kernels: Literal["auto", "none"] | tuple[str, ...] = Field(
+        default="auto", description="auto: all that apply here; none; or some by name, separated by commas"
+    )
+
+    @field_validator("kernels", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        named = isinstance(value, str) and value not in ("auto", "none")
+        return tuple(name.strip() for name in value.split(",")) if named else value
 
 
 class SaliencyConfig(StrictModel):

@@ -65,6 +65,11 @@ def autocast(where: torch.device, enabled: bool) -> AbstractContextManager[objec
     return torch.autocast(where.type, torch.bfloat16) if enabled else nullcontext()
 
 
+def no_autocast(where: torch.device) -> AbstractContextManager[object]:
+    """No autocast on `where`, whatever is on around it."""
+    return torch.autocast(where.type, enabled=False)
+
+
 def peak_memory_bytes() -> int:
     """This process's highest resident set size, or the accelerator's highest allocation where there is one."""
     if device().type == "cuda":

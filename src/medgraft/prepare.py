@@ -1,19 +1,27 @@
-"""From a run's settings to a model that is ready: load, apply the strategy, open the stored features."""
+"""From a run's settings to a model that is ready: load, apply the strategy, accelerate, open the stored features.
+
+The only place that knows this order. Training, evaluation, adapters, benchmarks and checks all go through it.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from medgraft import hardware
-from medgraft.adapter import load_captioner
-from medgraft.backbones import AnyBackbone, Backbone, prompt_for, split_name
-from medgraft.config import RunConfig
+from medgraft.acceleration import KERNELS, Acceleration, Kernels, accelerate, check_kernels
+from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_captioner, prompt_for, split_name
+from medgraft.config import AccelerationConfig, RunConfig, validated
 from medgraft.features import CachedFeatures, ReusablePrefix, open_cached_features
+from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy
-from medgraft.training import prepare_linear, uses_bf16
+
+ENVIRONMENT = "MEDGRAFT_ACCELERATION"  # overrides `acceleration.kernels`
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Prepared:
 
     backbone: AnyBackbone
     applied: Applied | None
+    acceleration: Acceleration
     base_fingerprint: str
     features: CachedFeatures | None
     prefix: ReusablePrefix | None
@@ -34,19 +43,85 @@ class Prepared:
 
 def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy) -> Prepared:
     """What a run starts from; `strategy` is what `config.strategy` names, with its options."""
-    dtype = torch.bfloat16 if uses_bf16(config) else torch.float32
-    backbone = load_captioner(config.backbone, strategy, plugins=plugins)
+    kernels, dtype = wanted_kernels(config.acceleration.kernels), compute_dtype(config)
+    captioner, source = get_captioner(config.backbone, plugins=plugins)
+    if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
+        client = captioner.load(source)
+        return Prepared(client, None, Acceleration(), client.fingerprint(client.source), None, None, dtype)
+    backbone, applied, acceleration = prepare_model(config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels)
     base = backbone.fingerprint(backbone.source)
-    if not isinstance(backbone, Backbone):
-        return Prepared(backbone, None, base, None, None, dtype)
-    name, source = split_name(config.backbone)
-    applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=source or name)
-    if dtype == torch.bfloat16:
-        prepare_linear(backbone, applied)
+    features, prefix = _open_features(backbone, config, dtype, base)
+    return Prepared(backbone, applied, acceleration, base, features, prefix, dtype)
+
+
+def prepare_model(
+    name: str, strategy: Strategy, *, plugins: PluginManager, dtype: torch.dtype = torch.float32, kernels: Kernels = "auto"
+) -> tuple[Backbone, Applied, Acceleration]:
+    """The backbone `NAME[:SOURCE]` with `strategy` applied and the kernels installed, on this process's device."""
+    kernels = wanted_kernels(kernels)
+    backbone = load_model(name, strategy, plugins=plugins)
+    base = split_name(name)
+    applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=base[1] or base[0])
+    acceleration = accelerate(backbone, dtype=dtype, kernels=kernels)
     backbone.model.to(hardware.device()).eval()
+    return backbone, applied, acceleration
+
+
+def prepare_adapter(
+    name: str,
+    strategy: Strategy,
+    attach: Callable[[Backbone], nn.Module],
+    *,
+    plugins: PluginManager,
+    dtype: torch.dtype = torch.float32,
+    trained_with: tuple[str, ...] | None = None,
+) -> tuple[Backbone, nn.Module, Acceleration]:
+    """As `prepare_model`, but `attach` puts onto the base what was trained, and returns the model.
+
+    `trained_with` are the kernels that it had then, and shall have as far as they still exist; None if that is not known.
+    """
+    known = {kernel.name for kernel in KERNELS}
+    kernels = wanted_kernels("auto" if trained_with is None else tuple(k for k in trained_with if k in known))
+    backbone = load_model(name, strategy, plugins=plugins)
+    model = attach(backbone)
+    return backbone, model.eval(), accelerate(backbone, dtype=dtype, kernels=kernels)
+
+
+def prepare_captioner(name: str, strategy: Strategy, *, plugins: PluginManager) -> AnyBackbone:
+    """The backbone `NAME[:SOURCE]`, in the precision of `strategy`, or the client of a model behind an API."""
+    kernels = wanted_kernels("auto")
+    captioner, source = get_captioner(name, plugins=plugins)
+    if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
+        return captioner.load(source)
+    backbone = load_model(name, strategy, plugins=plugins)
+    accelerate(backbone, dtype=torch.float32, kernels=kernels)
+    return backbone
+
+
+def wanted_kernels(configured: Kernels) -> Kernels:
+    """The kernels that are asked for, by the environment if it names any; ConfigError if one does not exist."""
+    named = os.environ.get(ENVIRONMENT)
+    kernels = validated(AccelerationConfig, {"kernels": named}, ENVIRONMENT).kernels if named else configured
+    check_kernels(kernels)
+    return kernels
+
+
+def uses_bf16(config: RunConfig) -> bool:
+    """Whether a run computes under bf16 autocast on this machine."""
+    wanted = config.train.bf16
+    return hardware.bf16_supported(hardware.device().type) if wanted == "auto" else wanted
+
+
+def compute_dtype(config: RunConfig) -> torch.dtype:
+    """The dtype that a run computes in on this machine."""
+    return torch.bfloat16 if uses_bf16(config) else torch.float32
+
+
+def _open_features(
+    backbone: Backbone, config: RunConfig, dtype: torch.dtype, base: str
+) -> tuple[CachedFeatures | None, ReusablePrefix]:
     if not config.features.enabled:
-        return Prepared(backbone, applied, base, None, ReusablePrefix(None, "features.enabled is false"), dtype)
+        return None, ReusablePrefix(None, "features.enabled is false")
     prompt = prompt_for(backbone, config.train.prompt)
-    bf16 = dtype == torch.bfloat16
-    cached, prefix = open_cached_features(backbone, bf16=bf16, prompt=prompt, max_gb=config.features.max_gb, base=base)
-    return Prepared(backbone, applied, base, cached, prefix, dtype)
+    bf16, max_gb = dtype == torch.bfloat16, config.features.max_gb
+    return open_cached_features(backbone, bf16=bf16, prompt=prompt, max_gb=max_gb, base=base)

@@ -7,11 +7,11 @@ import torch
 
 from medgraft import captioning
 from medgraft.acceleration.graphed_decoding import StaticGenerator
-from medgraft.adapter import load_base
 from medgraft.captioning import caption_images
 from medgraft.data.image_reader import ImageReader
 from medgraft.errors import DataError
 from medgraft.features import open_cached_features
+from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import apply_strategy, get_strategy
 
@@ -20,7 +20,7 @@ from medgraft.strategies import apply_strategy, get_strategy
 def backbone():
     plugins = PluginManager()
     strategy = get_strategy("encoder-frozen", plugins=plugins)
-    backbone = load_base("blip-nano", strategy, plugins=plugins)
+    backbone = load_model("blip-nano", strategy, plugins=plugins)
     apply_strategy(backbone.model, backbone.anatomy, strategy)
     backbone.model.eval()
     return backbone

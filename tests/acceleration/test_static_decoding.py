@@ -10,8 +10,8 @@ from PIL import Image
 
 from medgraft.acceleration import static_decoder
 from medgraft.acceleration.graphed_decoding import StaticGenerator, generator_for, is_greedy, supports
-from medgraft.adapter import load_base
 from medgraft.config import GenerationConfig
+from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, apply_strategy, get_strategy
 from medgraft.training import prepare_linear
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def _load(source, strategy="encoder-frozen", bf16=False):
     plugins = PluginManager()
     chosen = get_strategy(strategy, plugins=plugins)
-    backbone = load_base(source, chosen, plugins=plugins)
+    backbone = load_model(source, chosen, plugins=plugins)
     applied = apply_strategy(backbone.model, backbone.anatomy, chosen)
     if bf16:
         prepare_linear(backbone, applied)
@@ -138,7 +138,7 @@ def test_published_checkpoints_defaults_are_greedy():
 
 def test_models_that_are_not_known_are_not_taken(tiny_folder, blip_folder, monkeypatch):
     kind, folder = tiny_folder("vit-gpt2")
-    assert not supports(load_base(f"{kind}:{folder}", Strategy(), plugins=PluginManager()))
+    assert not supports(load_model(f"{kind}:{folder}", Strategy(), plugins=PluginManager()))
     assert not supports(_load(f"blip:{blip_folder}", "lora-int8"))
     assert supports(_load(f"blip:{blip_folder}", "qlora"))
     backbone = _load(NANO)

@@ -11,7 +11,6 @@ from transformers import BlipForConditionalGeneration
 
 import medgraft
 from medgraft.adapter import package
-from medgraft.backbones.attention import use_sdpa
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.benchmark import execute
 from medgraft.config import run_config
@@ -73,7 +72,6 @@ def test_every_preset_comes_back_bit_identical(full_size, capsys):
 def test_a_lora_package_loads_in_plain_peft(trained, blip_folder):
     folder, backbone = trained
     base = BlipForConditionalGeneration.from_pretrained(blip_folder)
-    use_sdpa(base)
     plain = PeftModel.from_pretrained(base, folder).eval()
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     text = backbone.text_batch(["axial ct showing a cyst.", "normal."], prompt="", max_tokens=32)
@@ -92,7 +90,6 @@ def test_a_plain_peft_adapter_loads_here(blip_folder, tmp_path):
     with pytest.raises(AdapterError, match="is a plain PEFT adapter and does not say which backbone"):
         medgraft.load_adapter(tmp_path / "theirs")
     loaded = medgraft.load_adapter(tmp_path / "theirs", backbone=f"blip:{blip_folder}")
-    use_sdpa(base)
     backbone = loaded.backbone
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     text = backbone.text_batch(["axial ct showing a cyst.", "normal."], prompt="", max_tokens=32)

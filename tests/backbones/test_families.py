@@ -1,18 +1,14 @@
 """BLIP-2, InstructBLIP and vision encoder-decoders against transformers' own forward and generate."""
 
 import shutil
-import sys
-from pathlib import Path
 
-import bitsandbytes
 import pytest
-import safetensors
 import torch
 import transformers
 
-from medgraft.adapter import load_base
 from medgraft.config import GenerationConfig
 from medgraft.errors import BackboneError
+from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.testing.backbone_checks import CAPTIONS, images
@@ -23,7 +19,7 @@ ENCODER_DECODERS = ["vit-gpt2", "deit-bert"]
 
 def _load(name, tiny_folder, strategy=None):
     backbone, folder = tiny_folder(name)
-    return load_base(f"{backbone}:{folder}", strategy or Strategy(), plugins=PluginManager())
+    return load_model(f"{backbone}:{folder}", strategy or Strategy(), plugins=PluginManager())
 
 
 def _reference_inputs(backbone, prompt):
@@ -118,7 +114,6 @@ def test_encoder_decoders_say_what_transformers_says(name, beams, tiny_folder):
 
 def test_old_checkpoints_without_a_named_image_processor_get_vits(tiny_folder, tmp_path):
     import json
-    import shutil
 
     _, folder = tiny_folder("vit-gpt2")
     copy = shutil.copytree(folder, tmp_path / "old")
@@ -127,7 +122,7 @@ def test_old_checkpoints_without_a_named_image_processor_get_vits(tiny_folder, t
     (copy / "preprocessor_config.json").write_text(
         json.dumps(old | {"feature_extractor_type": "ViTFeatureExtractor", "size": 32})
     )
-    backbone = load_base(f"vit-gpt2:{copy}", Strategy(), plugins=PluginManager())
+    backbone = load_model(f"vit-gpt2:{copy}", Strategy(), plugins=PluginManager())
     assert torch.equal(backbone.pixel_values(images(1)), _load("vit-gpt2", tiny_folder).pixel_values(images(1)))
 
 
@@ -157,25 +152,24 @@ def test_a_model_that_quantisation_left_alone_is_refused(tiny_folder, plugins):
 
 def test_vicunas_end_is_its_tokenizers_whatever_the_configuration_says(tiny_folder, tmp_path):
     import json
-    import shutil
 
     _, folder = tiny_folder("instructblip-vicuna")
     copy = shutil.copytree(folder, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     config["text_config"] |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}  # as the published one has them
     (copy / "config.json").write_text(json.dumps(config))
-    backbone = load_base(f"instructblip:{copy}", Strategy(), plugins=PluginManager())
+    backbone = load_model(f"instructblip:{copy}", Strategy(), plugins=PluginManager())
     assert backbone.end_id == backbone.tokenizer.convert_tokens_to_ids("</s>")
 
 
 def test_weights_that_nothing_reads_may_be_missing(tiny_folder, tmp_path):
     _, folder = tiny_folder("vit-gpt2")
-    backbone = load_base(f"vit-gpt2:{folder}", Strategy(), plugins=PluginManager())
+    backbone = load_model(f"vit-gpt2:{folder}", Strategy(), plugins=PluginManager())
     backbone.model.encoder.pooler = None
     backbone.model.save_pretrained(tmp_path)
     backbone.tokenizer.save_pretrained(tmp_path)
     backbone.image_processor.save_pretrained(tmp_path)
-    again = load_base(f"vit-gpt2:{tmp_path}", Strategy(), plugins=PluginManager())
+    again = load_model(f"vit-gpt2:{tmp_path}", Strategy(), plugins=PluginManager())
     assert torch.equal(again.encode(again.pixel_values(images(1))), backbone.encode(backbone.pixel_values(images(1))))
 
 
@@ -186,22 +180,4 @@ def test_incomplete_checkpoints_are_refused(tiny_folder, tmp_path):
     model.language_projection.register_parameter("bias", None)
     model.save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match=r"holds no full Blip2.*language_projection\.bias"):
-        load_base(f"blip2:{tmp_path}", Strategy(), plugins=PluginManager())
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is read from /proc")
-def test_quantised_weights_are_not_mapped_while_they_are_read(tiny_folder, tmp_path, monkeypatch):
-    shutil.copytree(tiny_folder("vit-gpt2")[1], tmp_path / "own")  # other models of this process may map theirs
-    mapped = []
-    quantize = bitsandbytes.functional.quantize_4bit
-
-    def watched(*args, **options):
-        mapped.append(str(tmp_path) in Path("/proc/self/maps").read_text(encoding="utf-8"))
-        return quantize(*args, **options)
-
-    monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", watched)
-    plugins = PluginManager()
-    load_base(f"vit-gpt2:{tmp_path / 'own'}", get_strategy("qlora", plugins=plugins), plugins=plugins)
-    assert mapped, "nothing was quantised by way of quantize_4bit"
-    assert not any(mapped)
-    assert transformers.modeling_utils.safe_open is safetensors.safe_open
+        load_model(f"blip2:{tmp_path}", Strategy(), plugins=PluginManager())

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from medgraft.adapter import load_base
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.data.image_reader import ByteTable, ImageReader, reads_bytes
 from medgraft.data.images import open_image
 from medgraft.data.read_ahead import read_ahead
 from medgraft.errors import DataError
+from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy
 
@@ -67,7 +67,7 @@ def test_an_error_is_raised_where_its_item_would_come():
 @pytest.mark.parametrize("name", MODELS)
 def test_bytes_looked_up_are_the_processors_own_pixel_values(name, tiny_folder, files):
     kind, folder = tiny_folder(name)
-    backbone = load_base(f"{kind}:{folder}", Strategy(), plugins=PluginManager())
+    backbone = load_model(f"{kind}:{folder}", Strategy(), plugins=PluginManager())
     assert reads_bytes(backbone)
     table = ByteTable(backbone, torch.device("cpu"))
     read = torch.cat([table.read(path) for path in files])
@@ -92,7 +92,7 @@ def test_the_processors_settings_count(settings, blip_folder, files):
 
 def test_own_steps_of_a_backbone_are_left_to_it(tiny_folder):
     kind, folder = tiny_folder("qwen2-vl")
-    assert not reads_bytes(load_base(f"{kind}:{folder}", Strategy(), plugins=PluginManager()))
+    assert not reads_bytes(load_model(f"{kind}:{folder}", Strategy(), plugins=PluginManager()))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

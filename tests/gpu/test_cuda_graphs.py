@@ -15,12 +15,12 @@ import transformers
 from transformers import TrainerCallback
 
 from medgraft import hardware
-from medgraft.adapter import load_base
 from medgraft.config import run_config
 from medgraft.data.levels import pixel_levels, pixel_values
 from medgraft.data.roco import Roco
 from medgraft.errors import ConfigError
 from medgraft.features import device_bytes, load_resident
+from medgraft.models import load_model
 from medgraft.strategies import apply_strategy, get_strategy
 from medgraft.training import Clock, fit, prepare_features, prepare_linear
 from medgraft.training.trainer import CaptionTrainer
@@ -66,7 +66,7 @@ def train(blip_folder, phantoms_folder, tmp_path, plugins):
             ],
         )  # fmt: skip
         chosen = get_strategy(strategy, options, plugins=plugins)
-        backbone = load_base(config.backbone, chosen, plugins=plugins)
+        backbone = load_model(config.backbone, chosen, plugins=plugins)
         applied = apply_strategy(backbone.model, backbone.anatomy, chosen)
         if bf16:
             prepare_linear(backbone, applied)
@@ -176,7 +176,7 @@ def test_graphs_that_cannot_be_are_told(train):
 def test_features_on_the_device_are_the_stored_ones(train, seen, blip_folder, phantoms_folder, plugins):
     strategy = get_strategy("encoder-frozen", plugins=plugins)
     config = run_config(backbone=f"blip:{blip_folder}", strategy="encoder-frozen", data=f"roco:{phantoms_folder}")
-    backbone = load_base(config.backbone, strategy, plugins=plugins)
+    backbone = load_model(config.backbone, strategy, plugins=plugins)
     apply_strategy(backbone.model, backbone.anatomy, strategy)
     examples = [e for e in Roco().read(phantoms_folder) if e.split == "train"]
     cached, _ = prepare_features(backbone, config, examples, progress=False)
@@ -189,7 +189,7 @@ def test_features_on_the_device_are_the_stored_ones(train, seen, blip_folder, ph
 def test_pixel_values_made_on_the_device_are_the_processors(blip_folder, plugins, phantoms_folder):
     from medgraft.data import open_image
 
-    backbone = load_base(f"blip:{blip_folder}", get_strategy("full", plugins=plugins), plugins=plugins)
+    backbone = load_model(f"blip:{blip_folder}", get_strategy("full", plugins=plugins), plugins=plugins)
     images = [open_image(e.image) for e in list(Roco().read(phantoms_folder))[:4]]
     split = pixel_levels(backbone)
     made = pixel_values(split.levels(images).cuda(), split.table.cuda())

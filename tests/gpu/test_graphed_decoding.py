@@ -16,10 +16,10 @@ from PIL import Image
 from medgraft import captioning, hardware
 from medgraft.acceleration import cuda_graph, graphed_decoding
 from medgraft.acceleration.graphed_decoding import StaticGenerator, generator_for
-from medgraft.adapter import load_base
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.captioning import caption_images
 from medgraft.config import GenerationConfig
+from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, apply_strategy, get_strategy
 from medgraft.training import prepare_linear
@@ -57,7 +57,7 @@ def gpu(monkeypatch):
 def _load(source, device, strategy="encoder-frozen", bf16=False):
     plugins = PluginManager()
     chosen = get_strategy(strategy, plugins=plugins)
-    backbone = load_base(source, chosen, plugins=plugins)
+    backbone = load_model(source, chosen, plugins=plugins)
     applied = apply_strategy(backbone.model, backbone.anatomy, chosen)
     if bf16:
         prepare_linear(backbone, applied)
@@ -250,7 +250,7 @@ def test_every_family_captions_on_a_gpu(name, bf16, gpu, tiny_folder, image_file
     if not any(name in spec.tiny for spec, _ in PluginManager().specs("backbone")):
         pytest.skip(f"the plugin with {name} is not installed")
     kind, folder = tiny_folder(name)
-    backbone = load_base(f"{kind}:{folder}", Strategy(), plugins=PluginManager())
+    backbone = load_model(f"{kind}:{folder}", Strategy(), plugins=PluginManager())
     options = GenerationConfig(max_new_tokens=6)
     captions = caption_images(backbone, image_files[:9], bf16=bf16, batch_size=4, options=options)
     assert len(captions) == 9

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from medgraft.adapter import load_base
 from medgraft.backbones import get_backbone
 from medgraft.errors import BackboneError, ConfigError
+from medgraft.models import load_model
 from medgraft.saliency import METHODS, MapOptions, caption_maps, layer_count
 from medgraft.saliency.record import graph_below, recorded
 from medgraft.saliency.relevance import cross_relevance, normalised, rollout, self_relevance, weighted
@@ -27,7 +27,7 @@ GRADIENT = ["blip", "vit-gpt2", "deit-bert", "git", "qwen2.5-vl"]
 def load(tiny_folder, plugins):
     def get(name, strategy="zero-shot"):
         backbone, folder = tiny_folder(name)
-        return load_base(f"{backbone}:{folder}", get_strategy(strategy, plugins=plugins), plugins=plugins)
+        return load_model(f"{backbone}:{folder}", get_strategy(strategy, plugins=plugins), plugins=plugins)
 
     return get
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from medgraft.adapter import load_base
 from medgraft.backbones import get_backbone
 from medgraft.benchmark import execute, read_captions
 from medgraft.benchmark.saliency import score_saliency
@@ -20,6 +19,7 @@ from medgraft.metrics.facts import stated_facts, where_stated
 from medgraft.metrics.faithfulness import Faithfulness
 from medgraft.metrics.localization import Localization
 from medgraft.metrics.saliency_scores import THRESHOLDS, Curves, Pointing, SaliencyScores
+from medgraft.models import load_model
 from medgraft.saliency import CaptionMaps, WordMap, faithfulness, read_maps
 from medgraft.saliency.localization import localize, pointing
 from medgraft.saliency.words import words_of
@@ -53,7 +53,7 @@ def test_features_that_the_store_lacks_are_computed_in_the_runs_precision(blip_f
     Image.new("RGB", (40, 40), "gray").save(tmp_path / "a.png")
     examples = [Example("a", tmp_path / "a.png", ("a nodule.",), "test")]
     strategy = get_strategy("zero-shot", plugins=plugins)
-    backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
+    backbone = load_model(f"blip:{blip_folder}", strategy, plugins=plugins)
     apply_strategy(backbone.model, backbone.anatomy, strategy)
     cached, _ = open_cached_features(backbone, bf16=True, prompt="", max_gb=1)
     first, second = (

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from medgraft.adapter import load_base
+from medgraft import hardware
+from medgraft.backbones.blip import BlipBackbone
 from medgraft.errors import ConfigError, StrategyError, UnknownNameError
+from medgraft.models import load_model
 from medgraft.plugin import PluginManager
-from medgraft.strategies import PartPlan, Strategy, apply_strategy, get_strategy, methods
+from medgraft.strategies import PartPlan, Strategy, apply_strategy, get_strategy, methods, quantization_config
 from medgraft.training import CaptioningModule
 
 PRESETS = [name for name in PluginManager(disabled=frozenset({"blip-nano"})).names("strategy") if name != "zero-shot"]
@@ -24,7 +26,7 @@ def _batch(backbone):
 
 
 def _apply(blip_folder, strategy, plugins):
-    backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
+    backbone = load_model(f"blip:{blip_folder}", strategy, plugins=plugins)
     return backbone, apply_strategy(backbone.model, backbone.anatomy, strategy, base=str(blip_folder))
 
 
@@ -132,3 +134,21 @@ def test_what_cannot_be_is_said(name, options, error, message, blip_folder, plug
 def test_a_strategy_for_a_part_that_is_not_there(blip_folder, plugins):
     with pytest.raises(StrategyError, match="trains only bridge, but this backbone has vision, text"):
         _apply(blip_folder, Strategy(bridge=PartPlan(mode="full")), plugins)
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_bf16", "options", "dtype"),
+    [
+        ("cpu", True, {}, torch.bfloat16),
+        ("cpu", False, {}, torch.float32),
+        ("cuda", True, {}, torch.bfloat16),
+        ("cuda", False, {}, torch.float16),
+        ("cpu", True, {"compute_dtype": "float16"}, torch.float16),
+    ],
+)
+def test_4_bit_layers_compute_in_what_the_machine_has_or_the_user_says(kind, has_bf16, options, dtype, plugins, monkeypatch):
+    monkeypatch.setattr(hardware, "device", lambda: torch.device(kind))
+    monkeypatch.setattr(hardware, "bf16_supported", lambda where: has_bf16)
+    strategy = get_strategy("qlora", options, plugins=plugins)
+    config = quantization_config(strategy, BlipBackbone.anatomy, BlipBackbone.never_quantized)
+    assert config.bnb_4bit_compute_dtype == dtype

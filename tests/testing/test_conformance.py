@@ -2,6 +2,7 @@
 
 import pytest
 
+from medgraft.backbones import Backbone
 from medgraft.backbones.vision_encoder_decoder import VisionEncoderDecoderBackbone
 from medgraft.benchmark import why_unsupported
 from medgraft.data.roco import Roco
@@ -10,7 +11,7 @@ from medgraft.metrics.cider import Cider
 from medgraft.metrics.rouge_l import RougeL
 from medgraft.plugin import PluginManager
 from medgraft.strategies import PartPlan, Strategy, get_strategy
-from medgraft.testing import ConformanceError, check_backbone, check_dataset, check_metric, check_strategy
+from medgraft.testing import ConformanceError, check_backbone, check_dataset, check_metric, check_strategy, plugin_findings
 
 MANAGER = PluginManager(disabled=frozenset({"medgraft-git", "medgraft-qwen-vl", "medgraft-api", "medgraft-blip-nano"}))
 TINY = [name for spec, _ in MANAGER.specs("backbone") for name in spec.tiny]
@@ -35,6 +36,15 @@ def test_backbones_with_strategies(name, strategy, tiny_folder):
         check_strategy(plan, f"{backbone}:{folder}", plugins=MANAGER)
     else:
         assert reason == "The strategy trains biases in part 'text', but it has none."
+
+
+def test_backbones_that_bring_their_weights_pass_as_they_are():
+    everything = PluginManager()
+    alone = [spec for spec, _ in everything.specs("backbone") if not spec.tiny and issubclass(spec.resolve(), Backbone)]
+    assert [spec.name for spec in alone] == ["blip-nano"]
+    found = list(plugin_findings("blip-nano", plugins=everything))
+    assert len(found) > 60
+    assert not [finding for finding in found if finding.problem]
 
 
 @pytest.mark.parametrize("metric", [Bleu, Cider, RougeL])

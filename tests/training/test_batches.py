@@ -7,18 +7,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-
-from medgraft.acceleration.cuda_graphs import StepGraphs
-from medgraft.adapter import load_base
 from medgraft.backbones.packing import IGNORED
 from medgraft.backbones.word_loss import word_loss
+from medgraft.strategies.lora_sum import _gradients, _gradients_in_three_kernels
+
+from medgraft.acceleration.cuda_graphs import StepGraphs
 from medgraft.config import run_config
 from medgraft.data.collate import CaptionPairs, PixelCache
 from medgraft.data.roco import Roco
 from medgraft.errors import ConfigError
 from medgraft.features import load_resident
+from medgraft.models import load_model
 from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.strategies.lora_sum import _gradients, _gradients_in_three_kernels
 from medgraft.training import CaptioningModule, Clock, fit, prepare_features
 from medgraft.training.batches import prepare_batches
 from medgraft.training.collator import Collator
@@ -37,7 +37,7 @@ def run(blip_folder, phantoms_folder, tmp_path, plugins):
             backbone=f"blip:{blip_folder}", strategy=strategy, data=f"roco:{phantoms_folder}", overrides=[*fixed, *settings]
         )
         chosen = get_strategy(strategy, plugins=plugins)
-        backbone = load_base(config.backbone, chosen, plugins=plugins)
+        backbone = load_model(config.backbone, chosen, plugins=plugins)
         applied = apply_strategy(backbone.model, backbone.anatomy, chosen)
         examples = [e for e in Roco().read(phantoms_folder) if e.split == "train"][:16]
         cached, _ = prepare_features(backbone, config, examples, progress=False)
@@ -56,7 +56,7 @@ def parts(blip_folder, phantoms_folder):
 
     plugins = PluginManager()
     strategy = get_strategy("encoder-frozen", plugins=plugins)
-    backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
+    backbone = load_model(f"blip:{blip_folder}", strategy, plugins=plugins)
     module = CaptioningModule(backbone, apply_strategy(backbone.model, backbone.anatomy, strategy)).train()
     return backbone, module, CaptionPairs([e for e in Roco().read(phantoms_folder) if e.split == "train"])
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import medgraft
-from medgraft.adapter import load_base
 from medgraft.benchmark import execute
 from medgraft.clock import Clock
 from medgraft.config import run_config
 from medgraft.errors import DataError, TrainingError
+from medgraft.models import load_model
 from medgraft.strategies import apply_strategy, get_strategy
 from medgraft.training import CaptioningModule
 from medgraft.training.trainer import CaptionTrainer
@@ -76,7 +76,7 @@ def test_resuming_ends_where_an_uninterrupted_run_ends(blip_folder, phantoms_fol
 
 def test_a_checkpoint_holds_trained_tensors_only(blip_folder, phantoms_folder, tmp_path, plugins):
     strategy = get_strategy("lora-decoder", {"r": 2}, plugins=plugins)
-    backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
+    backbone = load_model(f"blip:{blip_folder}", strategy, plugins=plugins)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy)
     from transformers import TrainingArguments
 
@@ -85,7 +85,7 @@ def test_a_checkpoint_holds_trained_tensors_only(blip_folder, phantoms_folder, t
     trainer._save(str(tmp_path / "checkpoint-1"))
     assert (tmp_path / "checkpoint-1/trained.safetensors").stat().st_size < 5 * applied.trainable_parameters + 20_000
     other = get_strategy("bitfit", plugins=plugins)
-    backbone = load_base(f"blip:{blip_folder}", other, plugins=plugins)
+    backbone = load_model(f"blip:{blip_folder}", other, plugins=plugins)
     applied = apply_strategy(backbone.model, backbone.anatomy, other)
     trainer = CaptionTrainer(model=CaptioningModule(backbone, applied), args=arguments, clock=Clock())
     with pytest.raises(TrainingError, match="was made with other settings"):
@@ -125,7 +125,7 @@ def test_gradient_checkpointing_changes_nothing(blip_folder, phantoms_folder, tm
 
 def test_a_frozen_encoder_builds_no_graph(blip_folder, plugins):
     strategy = get_strategy("encoder-frozen", plugins=plugins)
-    backbone = load_base(f"blip:{blip_folder}", strategy, plugins=plugins)
+    backbone = load_model(f"blip:{blip_folder}", strategy, plugins=plugins)
     module = CaptioningModule(backbone, apply_strategy(backbone.model, backbone.anatomy, strategy)).train()
     seen = []
     ordinary = backbone.forward_to

@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from medgraft.acceleration.cuda_graph import recover, waiting_is_an_error
+from medgraft.acceleration.capture import recover, waiting_is_an_error
+from medgraft.acceleration.swap import Undo
+from medgraft.backbones import Backbone
 
 _EAGER_STEPS = 1  # of a shape, before it is recorded: a shape that comes once is not worth it
 _MOST_GRAPHS = 8
@@ -182,3 +184,13 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def install(backbone: Backbone) -> Undo:
+    """On any backbone: the training loop asks it for what replays steps."""
+    backbone.step_replayer = StepGraphs
+
+    def undo() -> None:
+        vars(backbone).pop("step_replayer", None)
+
+    return undo

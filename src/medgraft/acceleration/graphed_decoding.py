@@ -11,23 +11,22 @@ it as they are, and runs without a graph on any device. Captions are those of tr
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 import torch
 import transformers
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
-from medgraft.acceleration.cuda_graph import failed_graphs
+from medgraft import hardware
+from medgraft.acceleration.capture import failed_graphs
 from medgraft.acceleration.static_decoder import StaticDecoder
+from medgraft.acceleration.swap import Undo
 from medgraft.backbones import Backbone
+from medgraft.backbones.base import GenerateIds
 from medgraft.backbones.blip import BlipBackbone
 
-GenerateIds = Callable[[torch.Tensor, torch.Tensor, transformers.GenerationConfig], torch.Tensor]
-"""What `Backbone.generate_ids` is: features [B, S, C], input ids [B, T] and options to the new tokens [B, N]."""
-
-SWITCH = "MEDGRAFT_ACCELERATION"
 # options of `generate` that greedy decoding with a limit of new tokens does not read, and those that leave it as it is so
 _UNREAD = {
     "max_new_tokens", "max_length", "eos_token_id", "pad_token_id", "bos_token_id", "length_penalty", "early_stopping",
@@ -46,7 +45,7 @@ def generator_for(backbone: Backbone, device: torch.device) -> Iterator[Generate
 
     Graphs and their memory are freed at the end of the block; weights must not change inside it.
     """
-    if device.type != "cuda" or os.environ.get(SWITCH) == "none" or failed_graphs or not supports(backbone):
+    if device.type != "cuda" or failed_graphs or not supports(backbone):
         yield backbone.generate_ids
         return
     generator = StaticGenerator(backbone, graph=True)
@@ -125,3 +124,26 @@ def is_greedy(decoding: transformers.GenerationConfig, defaults: transformers.Ge
     return known and all(
         name in _UNREAD or value == _NEUTRAL.get(name, False) for name, value in options.items()
     )  # what is named nowhere, such as `do_sample`, may be there as False
+
+
+@dataclass(frozen=True)
+class GraphedGeneration:
+    """Stands in for a backbone's method `generating`."""
+
+    backbone: Backbone
+
+    def __call__(self) -> AbstractContextManager[GenerateIds]:
+        """See Backbone.generating."""
+        return generator_for(self.backbone, hardware.device())
+
+
+def install(backbone: Backbone) -> Undo | None:
+    """On a BLIP whose decoder `StaticGenerator` knows."""
+    if not supports(backbone):
+        return None
+    backbone.generating = GraphedGeneration(backbone)  # type: ignore[method-assign,assignment]
+
+    def undo() -> None:
+        vars(backbone).pop("generating", None)
+
+    return undo

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from medgraft.acceleration.cuda_graph import captured
+from medgraft.acceleration.capture import captured
 
 _CHECK_EVERY = 8  # tokens between two questions whether every caption has ended
 _LENGTH_MULTIPLE = 16  # of the cache: attention kernels want masks whose rows are aligned

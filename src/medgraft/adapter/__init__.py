@@ -7,8 +7,6 @@ from medgraft.adapter.package import (
     finish_package,
     in_place_digests,
     load_adapter,
-    load_base,
-    load_captioner,
     save_weights,
 )
 
@@ -20,8 +18,6 @@ __all__ = [
     "finish_package",
     "in_place_digests",
     "load_adapter",
-    "load_base",
-    "load_captioner",
     "read_manifest",
     "save_weights",
 ]

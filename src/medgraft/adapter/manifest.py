@@ -23,7 +23,10 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The content of medgraft.json. Unknown keys are kept out, so that a newer format is refused, not misread."""
+    """The content of medgraft.json. Unknown keys are kept out, so that a newer format is refused, not misread.
+
+    `acceleration` names the kernels that the model had in training, None in older packages.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +39,7 @@ class Manifest(BaseModel):
     prompt: str
     max_text_tokens: int
     bf16: bool
+    acceleration: tuple[str, ...] | None = None
     seed: int
     training: dict[str, Any]
     metrics: dict[str, float]

@@ -16,13 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from medgraft import hardware
 from medgraft.adapter.card import write_card
 from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, read_manifest, verify_files, write_manifest
-from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_backbone, get_captioner
+from medgraft.backbones import Backbone
 from medgraft.backbones.weights import TensorDigest, tensor_digests, tensor_layout
 from medgraft.errors import AdapterError
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Applied, Strategy, check_quantized, prepare_quantized, quantization_config
+from medgraft.prepare import prepare_adapter
+from medgraft.strategies import Applied, Strategy
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TENSORS = "trained_tensors.safetensors"
@@ -30,11 +32,12 @@ TENSORS = "trained_tensors.safetensors"
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """A backbone that carries an adapter. `manifest` is None for a plain PEFT folder."""
+    """A backbone that carries an adapter, and the kernels it has. `manifest` is None for a plain PEFT folder."""
 
     backbone: Backbone
     model: nn.Module
     manifest: Manifest | None
+    acceleration: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str | None:
@@ -85,7 +88,8 @@ def adapter_bytes(manifest: Manifest) -> int:
 def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None = None) -> LoadedAdapter:
     """The adapter in `folder` on its base; `backbone` (`NAME:SOURCE`) says where the base lies on this machine.
 
-    In the precision of its run, logits are bit-identical to those at saving. Raises AdapterError if files are missing or
+    It gets the kernels that it was trained with, as far as they apply here: in the precision of its run, logits are then
+    bit-identical to those at saving. Raises AdapterError if files are missing or
     altered, or if the base's fingerprint is another. A folder with PEFT's files only is loaded too, if `backbone` is given.
     """
     if not folder.is_dir():
@@ -94,38 +98,22 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
         return _load_plain_peft(folder, plugins, backbone)
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
-    loaded = load_base(backbone or manifest.backbone, manifest.strategy_settings, plugins=plugins)
-    found = loaded.fingerprint(loaded.source)
-    if found != manifest.base_fingerprint:
-        raise AdapterError(
-            f"{folder} was trained on another base: it wants {manifest.backbone} with weights "
-            f"{manifest.base_fingerprint[:12]}, but {loaded.source} has {found[:12]}. "
-            "Pass the right one with --backbone NAME:SOURCE."
-        )
-    model: nn.Module = loaded.model
-    if ADAPTER_WEIGHTS in manifest.files:
-        model = _attach_peft(loaded, folder)
-    if TENSORS in manifest.files:
-        _restore(loaded.model, load_file(folder / TENSORS), folder)
-    return LoadedAdapter(loaded, model.eval(), manifest)
 
+    def attach(base: Backbone) -> nn.Module:
+        _check_base(base, manifest, folder)
+        base.model.requires_grad_(False)
+        model = _attach_peft(base, folder) if ADAPTER_WEIGHTS in manifest.files else base.model
+        if TENSORS in manifest.files:
+            _restore(base.model, load_file(folder / TENSORS), folder)
+        return model
 
-def load_captioner(name: str, strategy: Strategy, *, plugins: PluginManager) -> AnyBackbone:
-    """The backbone `NAME[:SOURCE]` held as `strategy` says, or the client of a model behind an API for zero-shot use."""
-    captioner, source = get_captioner(name, plugins=plugins)
-    if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
-        return captioner.load(source)
-    return load_base(name, strategy, plugins=plugins)
-
-
-def load_base(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backbone:
-    """The backbone `NAME[:SOURCE]`, held as `strategy` says."""
-    backbone_class, source = get_backbone(name, plugins=plugins)
-    config = quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
-    backbone = backbone_class.load(source, quantization=config)
-    check_quantized(backbone.model, backbone.anatomy, strategy, backbone.never_quantized)
-    prepare_quantized(backbone.model, backbone.keep_in_fp32)
-    return backbone
+    bf16 = manifest.bf16 and hardware.bf16_supported(hardware.device().type)
+    loaded, model, acceleration = prepare_adapter(
+        backbone or manifest.backbone, manifest.strategy_settings, attach, plugins=plugins,
+        dtype=torch.bfloat16 if bf16 else torch.float32,
+        trained_with=manifest.acceleration,
+    )  # fmt: skip
+    return LoadedAdapter(loaded, model, manifest, acceleration.installed)
 
 
 def in_place_digests(applied: Applied, checkpoint: Mapping[str, TensorDigest] | None = None) -> dict[str, str]:
@@ -150,15 +138,26 @@ def _load_plain_peft(folder: Path, plugins: PluginManager, backbone: str | None)
         raise AdapterError(
             f"{folder} is a plain PEFT adapter and does not say which backbone it is for. Add --backbone NAME:SOURCE."
         )
-    loaded = load_base(backbone, Strategy(), plugins=plugins)
-    return LoadedAdapter(loaded, _attach_peft(loaded, folder).eval(), None)
+    loaded, model, acceleration = prepare_adapter(
+        backbone, Strategy(), lambda base: _attach_peft(base, folder), plugins=plugins
+    )
+    return LoadedAdapter(loaded, model, None, acceleration.installed)
+
+
+def _check_base(base: Backbone, manifest: Manifest, folder: Path) -> None:
+    found = base.fingerprint(base.source)
+    if found != manifest.base_fingerprint:
+        raise AdapterError(
+            f"{folder} was trained on another base: it wants {manifest.backbone} with weights "
+            f"{manifest.base_fingerprint[:12]}, but {base.source} has {found[:12]}. "
+            "Pass the right one with --backbone NAME:SOURCE."
+        )
 
 
 def _attach_peft(backbone: Backbone, folder: Path) -> nn.Module:
     from peft import PeftModel
 
-    from medgraft.strategies.lora_sum import use_one_product
-
+    own = {id(parameter) for parameter in backbone.model.parameters()}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -166,10 +165,11 @@ def _attach_peft(backbone: Backbone, folder: Path) -> nn.Module:
                 model: Any = PeftModel.from_pretrained(backbone.model, str(folder))
         except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
             raise AdapterError(f"{folder} does not fit {backbone.source}: {str(error).splitlines()[0]}") from error
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) not in own and parameter.is_floating_point())  # as in training
     lost = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
     if lost:
         raise AdapterError(f"{folder} does not fit {backbone.source}: {lost[0][:200]}")
-    use_one_product(model)  # as in training, to the bit
     result: nn.Module = model
     return result
 
@@ -182,3 +182,4 @@ def _restore(model: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path
             found = f"has shape {tuple(own[name].shape)}" if name in own else "does not exist"
             raise AdapterError(f"{folder / TENSORS}: {name} of shape {tuple(tensor.shape)} {found} in the base.")
         own[name].copy_(tensor)
+        own[name].requires_grad_(True)  # which is not frozen, so that no kernel rounds it

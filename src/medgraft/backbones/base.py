@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -42,6 +43,10 @@ class TextBatch:
         return TextBatch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
 
 
+GenerateIds = Callable[[torch.Tensor, torch.Tensor, transformers.GenerationConfig], torch.Tensor]
+"""Features [B, S, C], input ids [B, T] and options to the new tokens [B, N], as `Backbone.generate_ids`."""
+
+
 class Backbone(ABC):
     """A captioning model. Its forward pass is cut at `seams`: `stage` computes one from the one below it.
 
@@ -59,6 +64,7 @@ class Backbone(ABC):
     default_source: ClassVar[str | None] = None
     default_prompt: ClassVar[str] = ""
     attention_layout: ClassVar[AttentionLayout | None] = None
+    step_replayer: Any = None  # what replays training steps, where an acceleration has put something there
 
     def __init__(self, source: str, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any):
         self.source = source
@@ -68,8 +74,9 @@ class Backbone(ABC):
         self.image_processor = image_processor
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the model: what goes to a worker process prepares images and texts there."""
-        return {name: value for name, value in self.__dict__.items() if name != "model"}
+        """Without the model, nor what kernels put in place of methods: a worker process prepares images and texts."""
+        kind = type(self)
+        return {n: v for n, v in self.__dict__.items() if n != "model" and not inspect.isfunction(getattr(kind, n, None))}
 
     @classmethod
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
@@ -237,6 +244,11 @@ class Backbone(ABC):
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
         """The new tokens [B, N] that the model says behind the head `input_ids` [B, T]."""
+
+    @contextmanager
+    def generating(self) -> Iterator[GenerateIds]:
+        """What generates ids inside the block, in which weights do not change: `generate_ids`, unless that is accelerated."""
+        yield self.generate_ids
 
     def attention_index(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
         """How the attention of `attention_layout.words` is read.

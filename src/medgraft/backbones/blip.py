@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
 
 import torch
 import transformers
+from torch.nn.functional import cross_entropy
 
-from medgraft.backbones.attention import CausalMask, eager_attention, takes_packed_words, use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
-from medgraft.backbones.packing import IGNORED, WORDS_MULTIPLE, fill, pack
-from medgraft.backbones.perceptron import compute_activations_again
+from medgraft.backbones.blip_sdpa import eager_attention
 from medgraft.backbones.roles import vision_tower_roles
-from medgraft.backbones.word_loss import word_loss
 from medgraft.backbones.wordpieces import join_punctuation
 from medgraft.types import Anatomy, AttentionLayout, PartAnatomy, Seam
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
 
 _BERT = r"text_decoder\.bert"
 _LAYER = rf"{_BERT}\.encoder\.layer\.\d+"
@@ -49,7 +43,9 @@ class BlipBackbone(Backbone):
                     "head": (r"text_decoder\.cls\.predictions(\.decoder|\.transform\.dense)?",),
                 },
             ),
-        }
+        },
+        # a key's bias adds the same to a query's scores for all keys, which softmax does not see
+        no_gradient=(rf"{_LAYER}\.(attention|crossattention)\.self\.key\.bias",),
     )
     seams = (Seam("vision", ("vision",), consumer_casts_input=True),)
     model_class = "BlipForConditionalGeneration"
@@ -59,14 +55,6 @@ class BlipBackbone(Backbone):
         "cross-attention", rf"{_LAYER}\.crossattention\.self", vision=r"vision_model\.encoder\.layers\.\d+\.self_attn",
         text=rf"{_LAYER}\.attention\.self",
     )  # fmt: skip
-
-    @classmethod
-    def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
-        """See Backbone.load; attention is switched to the fused computation, perceptrons to one that keeps less."""
-        backbone = super().load(source, quantization=quantization)
-        use_sdpa(backbone.model)
-        compute_activations_again(backbone.model)
-        return backbone
 
     @property
     def end_id(self) -> int:
@@ -97,59 +85,18 @@ class BlipBackbone(Backbone):
         return output.loss, output.logits
 
     def loss(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
-        """See Backbone.loss: on a CPU of packed words, and the output layer, a quarter of the decoder's work, at labels only.
-
-        On an accelerator every position is computed: which of them have labels is known there, and asking would make the
-        host wait for it in each step.
-        """
-        smoothing = self.config.text_config.label_smoothing
-        switched = takes_packed_words(self.model.text_decoder)
-        if features.device.type != "cpu" and switched:
-            hidden, targets = self._at_every_position(features, text)
-            return word_loss(self.model.text_decoder.cls(hidden), targets, smoothing)
-        hidden, targets = self._packed(features, text) if switched else self._padded(features, text)
-        wanted = (targets != IGNORED).nonzero()[:, 0]
-        filler = -len(wanted) % self._multiple()  # of the first word once more, without a label
-        logits = self.model.text_decoder.cls(hidden[fill(wanted, filler)])  # [labels and filler, V]
-        labels = fill(targets[wanted], filler, IGNORED)
-        return word_loss(logits, labels, smoothing)
-
-    def _at_every_position(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states [B T, C] and the labels that they predict [B T].
-
-        Padding is on the right, so that no label depends on it in a causal decoder, and needs no mask.
-        """
-        decoder = self.model.text_decoder.bert
-        hidden = decoder.encoder(
-            decoder.embeddings(text.input_ids), attention_mask=CausalMask(), encoder_hidden_states=features
-        ).last_hidden_state
-        targets = torch.cat([text.labels[:, 1:], torch.full_like(text.labels[:, :1], IGNORED)], dim=1)
-        return hidden.flatten(0, 1), targets.flatten()
-
-    def _multiple(self) -> int:
-        """To a multiple of what a row of words is filled up: see packing.py."""
-        return WORDS_MULTIPLE if torch.is_autocast_enabled("cpu") else 1
-
-    def _packed(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states [N, C] and the labels that they predict [N]; on a CPU, where many small products cost little."""
-        words, decoder = pack(text, self._multiple()), self.model.text_decoder.bert
-        hidden = decoder.encoder(
-            decoder.embeddings(words.input_ids, position_ids=words.position_ids),
-            attention_mask=words.packing,
-            encoder_hidden_states=features,
-            encoder_attention_mask=words.packing.over(features),
-        ).last_hidden_state
-        return hidden[0], words.targets
-
-    def _padded(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same as [B (T - 1), C] and [B (T - 1)], padding among them."""
+        """See Backbone.loss: the output layer, a quarter of the decoder's work, is computed at labels only."""
         hidden = self.model.text_decoder.bert(
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
             encoder_hidden_states=features,
             is_decoder=True,
         ).last_hidden_state
-        return hidden[:, :-1].flatten(0, 1), text.labels[:, 1:].flatten()
+        targets = text.labels[:, 1:]
+        labelled = targets != -100
+        logits = self.model.text_decoder.cls(hidden[:, :-1][labelled])  # [labels, V]
+        smoothing = self.config.text_config.label_smoothing
+        return cross_entropy(logits.float(), targets[labelled], label_smoothing=smoothing)
 
     def generate_ids(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig

@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import nn
 
+from medgraft import hardware
 from medgraft.backbones.base import Backbone, TextBatch, next_token_loss, padded
 from medgraft.backbones.roles import language_model_roles, vision_tower_roles
 from medgraft.types import Anatomy, AttentionLayout, Part, PartAnatomy, Seam
@@ -112,7 +113,7 @@ class Blip2Backbone(Backbone):
         if seam == "vision":
             features: torch.Tensor = self.model.vision_model(pixel_values=inputs).last_hidden_state
             return features
-        with torch.autocast(inputs.device.type, enabled=False):
+        with hardware.no_autocast(inputs.device):
             inputs = inputs.float()
             queries = self.model.query_tokens.expand(inputs.shape[0], -1, -1)  # [B, Q, C]
             projected: torch.Tensor = self.model.language_projection(self._query_outputs(queries, inputs, prompt))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, modeling_utils
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 
 from medgraft import hardware
 from medgraft.errors import BackboneError
@@ -20,8 +17,6 @@ from medgraft.types import lies_in
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
-
-_READING = Lock()
 
 
 def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
@@ -52,10 +47,9 @@ def load_model(
     # transformers puts quantised weights onto any accelerator that it finds; 8-bit ones cannot be moved from there
     where = {"device_map": {"": "cpu"}} if quantization is not None and hardware.device().type == "cpu" else {}
     try:
-        with _read_by_tensor() if quantization is not None else nullcontext():
-            model, info = loader.from_pretrained(
-                source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True, **where
-            )
+        model, info = loader.from_pretrained(
+            source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True, **where
+        )
     except (OSError, ValueError) as error:
         raise BackboneError(f"{source} cannot be loaded as {model_class}: {_first_line(error)}") from error
     if missing := sorted(name for name in info["missing_keys"] if not lies_in(name, never_run)):
@@ -66,26 +60,10 @@ def load_model(
     return loaded
 
 
-@contextmanager
-def _read_by_tensor() -> Iterator[None]:
-    """Have transformers read safetensors a tensor at a time inside the block, and not map the file.
-
-    All of the unquantised file stays mapped to the end of loading otherwise. Transformers reads so by itself on Windows and
-    MPS, and has no option for it.
-    """
-    with _READING:
-        mapping = modeling_utils.safe_open
-        modeling_utils.safe_open = lambda *args, **options: mapping(*args, **{**options, "backend": "pread"})
-        try:
-            yield
-        finally:
-            modeling_utils.safe_open = mapping
-
-
 def leave_file(model: nn.Module) -> None:
     """Copy what is still mapped from the weights file, which keeps all of it in memory for as long as one tensor is in use."""
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
+        if tensor.is_cpu and not tensor.untyped_storage().resizable():
             tensor.data = tensor.data.clone()
 
 

@@ -57,8 +57,9 @@ class Record(StrictModel):
     `training_seconds` is what one waits for to have the weights: building features and the steps, without loading,
     validation, checkpoints and captioning, which are in `phase_seconds`; there, on a CPU, steps are split into waiting for
     data, forward, backward and optimiser, with the rest as `train`. `time_to_first_step` is from the start of the run to the
-    end of its first optimiser step. `intervals` are those of `metrics` at 95 % over groups of test
-    images, `signatures` the metrics' settings, `unavailable` why some could not be computed, `collapse` signs of captions
+    end of its first optimiser step; `acceleration` names the kernels that the model had. `intervals` are those of `metrics`
+    at 95 % over groups of test images, `signatures` the metrics' settings, `unavailable` why some could not be computed,
+    `collapse` signs of captions
     that ignore the image (see medgraft.benchmark.evaluation). `usage` is what a model behind an API was asked: requests,
     tokens, cost. `step_flops` are the floating-point operations of the products of the first batch, forwards and backwards, as
     torch counts them (not with a quantised base), `energy_joules` what the machine's counters say that the steps took.
@@ -100,6 +101,7 @@ class Record(StrictModel):
     base_fingerprint: str | None = None
     phase_seconds: dict[str, float] | None = None
     features: FeatureUse | None = None
+    acceleration: tuple[str, ...] | None = None
     usage: Usage | None = None
     tuning: Tuning | None = None
     config: RunConfig
@@ -155,9 +157,10 @@ def run_id(
     """
     values = config.model_dump(mode="json")
     values["data"].pop("path")
-    values.pop("features")  # they save time and change nothing but rounding
-    values.pop("acceleration")
+    values["train"]["group_by_length"] = False  # a setting of earlier versions, whose ids stay
     values["train"]["dataloader_num_workers"] = 0  # so it stands in the ids of earlier records
+    for name in ("features", "acceleration"):  # they save time and change nothing but rounding
+        values.pop(name)
     values["saliency"].pop("maps")  # for looking at
     values["backbone"] = values["backbone"].partition(":")[0]
     values["metrics"] = [_with_content(name) for name in values["metrics"]]

@@ -195,6 +195,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
         bf16=model.dtype == torch.bfloat16,
+        acceleration=model.acceleration.installed,
         seed=config.seed,
         training=training,
         metrics={},
@@ -279,6 +280,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         base_fingerprint=model.base_fingerprint,
         phase_seconds=dict(clock.seconds),
         features=_feature_use(model),
+        acceleration=model.acceleration.installed,
         usage=outcome.captioner.usage(),
         **_about(config),
     )

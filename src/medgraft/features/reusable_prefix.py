@@ -85,6 +85,7 @@ def prefix_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str, base:
         "seam": seam.name,
         "prompt": prompt if seam.depends_on_prompt else None,
         "prefix": _prefix_digest(backbone, seam, base),
+        "layers": _layers_digest(backbone, seam),
         "images": backbone.image_settings(),
         "computed": "bf16" if bf16 else "fp32",
         "stored": str(stored_dtype(backbone, seam, bf16=bf16)).removeprefix("torch."),
@@ -98,12 +99,13 @@ def prefix_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str, base:
 def stored_dtype(backbone: Backbone, seam: Seam, *, bf16: bool) -> torch.dtype:
     """The dtype that loses nothing: bf16 where what reads the seam casts to bf16 first.
 
-    So do 8-bit layers (`strategies.prepare_quantized`); 4-bit layers read the dtype that they compute in.
+    Quantised layers read the dtype that they compute in, which for 8 bits is that of their input.
     """
     if not bf16 or not seam.consumer_casts_input:
         return torch.float32
-    held = [backbone.model.get_submodule(name) for name in quantized_modules(backbone.model)]
-    return torch.bfloat16 if all(getattr(m, "compute_dtype", torch.bfloat16) == torch.bfloat16 for m in held) else torch.float32
+    quantized = [backbone.model.get_submodule(name) for name in quantized_modules(backbone.model)]
+    bf16 = all(getattr(module, "compute_dtype", torch.float32) == torch.bfloat16 for module in quantized)
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def _code_digest(kind: type[Backbone]) -> str:
@@ -116,6 +118,13 @@ def _code_digest(kind: type[Backbone]) -> str:
         except (OSError, TypeError):  # typed into an interpreter, or built in
             continue
     return whole.hexdigest()[:16]
+
+
+def _layers_digest(backbone: Backbone, seam: Seam) -> str:
+    """SHA-256 over the classes of the prefix's modules: kernels round in other places."""
+    modules = (m for name, m in backbone.model.named_modules() if backbone.anatomy.part_of(name) in seam.prefix)
+    names = sorted({f"{type(module).__module__}.{type(module).__qualname__}" for module in modules})
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def key_digest(key: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from medgraft.strategies.base import PartPlan, Strategy
 from medgraft.strategies.lookup import get_strategy
 from medgraft.strategies.parts import Applied, apply_strategy, bare_name
 from medgraft.strategies.peft_methods import methods
-from medgraft.strategies.quantization import check_quantized, prepare_quantized, quantization_config, quantized_modules
+from medgraft.strategies.quantization import check_quantized, keep_as_loaded, quantization_config, quantized_modules
 
 __all__ = [
     "Applied",
@@ -15,7 +15,7 @@ __all__ = [
     "check_quantized",
     "get_strategy",
     "methods",
+    "keep_as_loaded",
     "quantization_config",
-    "prepare_quantized",
     "quantized_modules",
 ]

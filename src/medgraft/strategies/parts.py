@@ -95,8 +95,6 @@ def _check_parts(anatomy: Anatomy, strategy: Strategy) -> None:
 def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: str | None) -> tuple[nn.Module, tuple[str, ...]]:
     from peft import get_peft_model
 
-    from medgraft.strategies.lora_sum import use_one_product
-
     config = peft_config(strategy, anatomy, model, base)
     try:
         with warnings.catch_warnings():
@@ -113,8 +111,6 @@ def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: s
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
         held = f" on a base held in {strategy.quantization}" if strategy.quantization != "none" else ""
         raise ConfigError(f"PEFT method {strategy.method} cannot be applied{held}: {error}") from error
-    if strategy.method == "LORA":
-        use_one_product(peft_model)
     for written in peft_model.peft_config.values():  # PEFT puts in the path that the model was loaded from here
         written.base_model_name_or_path = base
     return peft_model, tuple(peft_model.base_model.targeted_module_names)

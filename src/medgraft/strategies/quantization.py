@@ -71,26 +71,16 @@ def check_quantized(model: nn.Module, anatomy: Anatomy, strategy: Strategy, neve
             )
 
 
-def prepare_quantized(model: nn.Module, keep_in_fp32: Sequence[str]) -> None:
-    """Change how the quantised layers of a loaded `model` compute, not what they hold.
+def keep_as_loaded(model: nn.Module) -> None:
+    """Have the 4-bit weights of a loaded `model` stay as they were loaded.
 
-    On a CPU bitsandbytes repacks 4-bit weights at the first inference and unpacks them with a loss when a state dict is taken,
-    so that saving an adapter would change its base; they stay as they were loaded, which is also quicker for whole sequences.
-    Layers of 8 bits, and those of 4 that compute in bf16, take and give bf16 under autocast, where bitsandbytes' return to
-    the dtype of their input.
+    On a CPU bitsandbytes repacks them at the first inference and unpacks them with a loss when a state dict is taken, so that
+    saving an adapter would change its base. Not repacked they are also quicker for whole sequences.
     """
-    names = quantized_modules(model)
-    if not names:
-        return
-    from medgraft.strategies.bitsandbytes_layers import HELD
-
-    for name in names:
+    for name in quantized_modules(model):
         module: Any = model.get_submodule(name)
-        in_4_bits = hasattr(module, "compute_dtype")
-        if in_4_bits:
+        if hasattr(module, "compute_dtype"):
             module.support_avx512bf16_for_cpu = False
-        if not lies_in(name, keep_in_fp32) and (not in_4_bits or module.compute_dtype == torch.bfloat16):
-            module.__class__ = HELD.get(type(module), type(module))
 
 
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from medgraft.adapter import Manifest, finish_package, in_place_digests, load_adapter, load_base, save_weights
+from medgraft.adapter import Manifest, finish_package, in_place_digests, load_adapter, save_weights
 from medgraft.backbones import Backbone
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Applied, Strategy, apply_strategy, bare_name
+from medgraft.prepare import prepare_model
+from medgraft.strategies import Applied, Strategy, bare_name
 from medgraft.testing.backbone_checks import CAPTIONS, images
 from medgraft.testing.findings import Finding, require, run_checks
 from medgraft.training import CaptioningModule
@@ -40,8 +41,8 @@ class _Checks:
 
     def _fresh(self) -> tuple[Backbone, Applied]:
         torch.manual_seed(0)
-        backbone = load_base(self.name, self.strategy, plugins=self.plugins)
-        return backbone, apply_strategy(backbone.model, backbone.anatomy, self.strategy, base=self.name.partition(":")[2])
+        backbone, applied, _ = prepare_model(self.name, self.strategy, plugins=self.plugins)
+        return backbone, applied
 
     def _batch(self, backbone: Backbone) -> dict[str, Any]:
         where = _device(backbone)

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from medgraft import hardware
 from medgraft.config import RunConfig
+from medgraft.prepare import uses_bf16
 from medgraft.strategies import Applied
 from medgraft.training.workers import PREFETCH_FACTOR
 
@@ -20,12 +21,6 @@ class Checkpoints:
     folder: Path
     resume: bool = False
     written: bool = True
-
-
-def uses_bf16(config: RunConfig) -> bool:
-    """Whether this run computes under bf16 autocast on this machine."""
-    wanted = config.train.bf16
-    return hardware.bf16_supported(hardware.device().type) if wanted == "auto" else wanted
 
 
 def training_arguments(

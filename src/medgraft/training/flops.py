@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -15,8 +13,6 @@ _ON_CPU = {  # called with shapes
         lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v)  # type: ignore[no-untyped-call]
     ),
 }
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-    _ON_CPU[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * prod(x) * weight[0]
 
 
 def flop_counter() -> FlopCounterMode:

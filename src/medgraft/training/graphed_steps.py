@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import DistributedType
 from torch import nn
 
-from medgraft.acceleration.cuda_graphs import StepGraphs
-from medgraft.errors import ConfigError
 from medgraft.training.module import CaptioningModule
 
 if TYPE_CHECKING:
     from medgraft.training.trainer import CaptionTrainer
 
+_logger = logging.getLogger(__name__)
 _ITEMS = "num_items_in_batch"
 
 
 class GraphedSteps:
     """The steps of a trainer as graphs, as far as its run and a batch allow."""
 
-    def __init__(self, trainer: CaptionTrainer, graphs: StepGraphs):
+    def __init__(self, trainer: CaptionTrainer, graphs: Any):
         self._trainer = trainer
         self._graphs = graphs
 
@@ -32,22 +32,23 @@ class GraphedSteps:
         mixed = "pixel_values" in batch and "features" in batch
         if not isinstance(items, torch.Tensor) or mixed or rows != self._trainer.args.train_batch_size:
             return None
-        return self._graphs.step({**batch, _ITEMS: items})
+        loss: torch.Tensor | None = self._graphs.step({**batch, _ITEMS: items})
+        return loss
 
     def close(self) -> None:
         """Free the graphs and their memory."""
         self._graphs.close()
 
 
-def graphed_steps(trainer: CaptionTrainer, wanted: bool | Literal["auto"]) -> GraphedSteps | None:
-    """The steps of `trainer` as graphs; None if they are not wanted, or cannot be.
-
-    Raises ConfigError if they cannot be and `wanted` is true.
-    """
-    why_not = "they are off" if wanted is False else _obstacle(trainer)
-    if why_not is not None:
-        if wanted is True:
-            raise ConfigError(f"acceleration.cuda_graphs=true, but {why_not}. Leave it at auto.")
+def graphed_steps(trainer: CaptionTrainer) -> GraphedSteps | None:
+    """The steps of `trainer` as graphs, None if its backbone has nothing that replays steps, or this run cannot use it."""
+    module = trainer.model
+    assert isinstance(module, CaptioningModule)
+    replayer = module.backbone.step_replayer
+    if replayer is None:
+        return None
+    if (why_not := _obstacle(trainer)) is not None:
+        _logger.info("training steps are not replayed as CUDA graphs: %s", why_not)
         return None
     model = trainer.model
 
@@ -58,7 +59,7 @@ def graphed_steps(trainer: CaptionTrainer, wanted: bool | Literal["auto"]) -> Gr
         return loss
 
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return GraphedSteps(trainer, StepGraphs(parameters, loss_of, deterministic=not _drops_out(model)))
+    return GraphedSteps(trainer, replayer(parameters, loss_of, deterministic=not _drops_out(model)))
 
 
 def _obstacle(trainer: CaptionTrainer) -> str | None:

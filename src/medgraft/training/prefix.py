@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from medgraft import hardware
 from medgraft.config import RunConfig
 from medgraft.features import CachedFeatures
-from medgraft.training.trainer import uses_bf16
+from medgraft.prepare import uses_bf16
 from medgraft.types import Example
 
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from accelerate import DistributedType
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer
 
@@ -27,20 +26,17 @@ from medgraft.errors import ConfigError, TrainingError
 from medgraft.features import CachedFeatures
 from medgraft.strategies import Applied
 from medgraft.training.adalora import RankAllocation
-from medgraft.training.arguments import Checkpoints, training_arguments, uses_bf16
+from medgraft.training.arguments import Checkpoints, training_arguments
 from medgraft.training.batches import prepare_batches, resident_features
 from medgraft.training.callbacks import CollectLosses, Progress
-from medgraft.training.clipping import clip_in_step, gradient_norm, takes_factor
 from medgraft.training.flops import flop_counter
 from medgraft.training.graphed_steps import GraphedSteps, graphed_steps
 from medgraft.training.module import CaptioningModule
-from medgraft.training.sampler import LengthSampler
 from medgraft.training.step_timer import StepTimer
-from medgraft.training.tied_embedding import tied_rows
 from medgraft.training.workers import forking, stop_workers
 from medgraft.types import CaptionData
 
-__all__ = ["CaptionTrainer", "Checkpoints", "TrainResult", "fit", "uses_bf16"]
+__all__ = ["CaptionTrainer", "Checkpoints", "TrainResult", "fit"]
 
 _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
 
@@ -83,7 +79,7 @@ def fit(
         if not checkpoints.resume:
             _remove(checkpoints.folder)
         try:
-            with tied_rows(backbone.model), forking(trainer.args.dataloader_num_workers):
+            with forking(trainer.args.dataloader_num_workers):
                 trainer.train(resume_from_checkpoint=last)
         finally:
             trainer.release()
@@ -121,8 +117,6 @@ def _trainer(
     )
     if applied.strategy.method == "ADALORA" and applied.adapter_parameters:
         trainer.add_callback(RankAllocation(applied.model))
-    trainer.cuda_graphs = config.acceleration.cuda_graphs
-    trainer.by_length = config.train.group_by_length
     trainer.counts_flops = not applied.quantized
     trainer.identity = config.model_dump_json(
         exclude={"train": {"report_to", "dataloader_num_workers"}, "features": True, "acceleration": True}
@@ -150,13 +144,11 @@ class CaptionTrainer(Trainer):
     def __init__(self, *, clock: Clock, **options: Any):  # the rest is transformers.Trainer's own
         super().__init__(**options)
         self.clock = clock
-        self.by_length = False  # whether batches are made of captions of like length
         self.identity = ""  # the run's configuration: a checkpoint of another one is refused
         self.remove_callback(PrinterCallback)
         self.counts_flops = False
         self.flops: int | None = None  # of the first batch
         self.energy = EnergyMeter()
-        self.cuda_graphs: bool | Literal["auto"] = "auto"
         self._graphs: GraphedSteps | None = None
         self._graphs_asked = False
         self.timer = StepTimer(self.args.device)
@@ -165,15 +157,6 @@ class CaptionTrainer(Trainer):
         self._losses: list[torch.Tensor | float] = []
         self._parts: list[torch.Tensor] = []  # losses of the micro-batches of the step under way
         self.add_callback(CollectLosses(self))
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Batches of captions with as many words, where that is wanted."""
-        if not self.by_length:
-            return super()._get_train_sampler(train_dataset)
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        lengths = [len(caption.split()) for _, caption in dataset.pairs]
-        together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthSampler(lengths, together, self.args.data_seed or self.args.seed)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the Trainer's; keeps the loss, and on a CPU, where looking costs nothing, checks it at once."""
@@ -193,7 +176,7 @@ class CaptionTrainer(Trainer):
         """The loss of a step that a CUDA graph has done, None where none can."""
         if not self._graphs_asked:
             self._graphs_asked = True
-            self._graphs = graphed_steps(self, self.cuda_graphs)
+            self._graphs = graphed_steps(self)
         return self._graphs.step(inputs, others.get("num_items_in_batch", items)) if self._graphs else None
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -202,16 +185,9 @@ class CaptionTrainer(Trainer):
             return super().compute_loss(*args, **kwargs)
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        """As the Trainer's; on a CPU a fused optimiser is left to do it."""
-        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's stands around torch's
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        whole = self.accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)  # no shards
+        """As the Trainer's, on the clock as a part of the optimiser's work."""
         with self._phase("optimizer"):
-            if not (whole and takes_factor(optimizer, gradients)):
-                return super()._clip_grad_norm(model)
-            norm = gradient_norm(gradients)
-            clip_in_step(optimizer, norm, self.args.max_grad_norm)
-            return norm
+            return super()._clip_grad_norm(model)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, on the clock as waiting for data."""

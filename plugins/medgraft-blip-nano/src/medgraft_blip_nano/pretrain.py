@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
 
-from medgraft_blip_nano.backbone import BlipNano
+import medgraft
 from medgraft_blip_nano.scene_captions import caption
 from medgraft_blip_nano.scenes import GRID, SHAPES, SIZE, TEXTURES, TONES, random_scene, render
 
@@ -225,7 +225,7 @@ def main() -> None:
     processor = BlipProcessor(BlipImageProcessorPil(size={"height": SIZE, "width": SIZE}), tokenizer)
     for thing in (make_model(tokenizer), processor):
         thing.save_pretrained(options.out)
-    model = BlipNano.load(str(options.out)).model  # with fused attention
+    model = medgraft.load_backbone(f"blip-nano:{options.out}").model  # with fused attention
     captions = encode(tokenizer, flat, CAPTION_TOKENS).reshape(len(texts), -1, CAPTION_TOKENS)
     gloss_ids = encode(tokenizer, glosses, GLOSS_TOKENS)
     known = set(medical)

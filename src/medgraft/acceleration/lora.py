@@ -18,8 +18,10 @@ from peft.tuners import lora
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from medgraft.linear_product import product
-from medgraft.projection import Projection, projection_of
+from medgraft.acceleration.effective_weight import EffectiveWeight, effective_weight
+from medgraft.acceleration.swap import Undo, swap
+from medgraft.backbones import Backbone
+from medgraft.strategies import quantized_modules
 
 
 class _LoraSum(torch.autograd.Function):
@@ -84,7 +86,7 @@ def _sum(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum [N, out] and the low-rank product [N, r] in it, without gradients."""
     hidden = x @ a.t()
-    output = product(x, w, bias)
+    output = nn.functional.linear(x, w, bias)
     return torch.addmm(output, hidden, b.t(), alpha=scaling, out=output), hidden
 
 
@@ -111,7 +113,7 @@ def _gradients_in_three_kernels(
     return grad_hidden, grad_a, grad_b
 
 
-class OneProduct:
+class FusedLora:
     """A PEFT layer whose plain LoRA is computed in that way; every other use of it is PEFT's own."""
 
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -124,7 +126,7 @@ class OneProduct:
         dtype = torch.get_autocast_dtype(x.device.type) if casting else self.lora_A[name].weight.dtype
         a, b = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
         inputs, scaling = self.lora_dropout[name](x.to(dtype)), self.scaling[name]
-        own = self.as_projection() if x.device.type in ("cpu", "cuda") else None
+        own = self.as_effective_weight() if x.device.type in ("cpu", "cuda") else None
         if own is not None and own.dtype == dtype and not own.trained:
             bias = own.bias.to(dtype) if own.bias is not None else None
             with torch.autocast(x.device.type, enabled=False):
@@ -143,10 +145,10 @@ class OneProduct:
             total: torch.Tensor = _LoraSum.apply(*rows, a, b, scaling)  # type: ignore[no-untyped-call]
         return total.view(base.shape)
 
-    def as_projection(self: Any) -> Projection | None:
-        """See medgraft.projection.projection_of."""
+    def as_effective_weight(self: Any) -> EffectiveWeight | None:
+        """See medgraft.acceleration.effective_weight."""
         name = self._plain_adapter()
-        base = projection_of(self.base_layer) if name is not None else None
+        base = effective_weight(self.base_layer) if name is not None else None
         if base is None or (self.training and getattr(self.lora_dropout[name], "p", 0.0) > 0):
             return None
         return replace(base, a=self.lora_A[name].weight, b=self.lora_B[name].weight, scaling=self.scaling[name])
@@ -161,21 +163,15 @@ class OneProduct:
         return active[0] if plain and b.bias is None else None
 
 
-class LoraLinear(OneProduct, lora.Linear):
+class FusedLoraLinear(FusedLora, lora.Linear):
     """On a linear layer or GPT-2's Conv1D."""
 
 
-def use_one_product(model: nn.Module) -> int:
-    """Switch PEFT's LoRA layers in `model` to `OneProduct`; the number of layers switched."""
-    count = 0
-    for module in model.modules():
-        if type(module) is lora.Linear:
-            module.__class__ = LoraLinear
-        elif type(module).__module__ == "peft.tuners.lora.bnb":
-            from medgraft.strategies import bitsandbytes_layers as layers
+def install(backbone: Backbone) -> Undo | None:
+    """On PEFT's LoRA layers, those on quantised layers among them."""
+    table: dict[type[nn.Module], type[nn.Module]] = {lora.Linear: FusedLoraLinear}
+    if quantized_modules(backbone.model):
+        from medgraft.acceleration.quantized import FUSED_LORA
 
-            module.__class__ = layers.LORA[type(module)]
-        else:
-            continue
-        count += 1
-    return count
+        table |= FUSED_LORA
+    return swap(backbone.model, table, lambda name, module: not getattr(module, "lora_variant", None))  # DoRA and others

@@ -1,4 +1,4 @@
-"""Self-attention in bf16 on a CPU, a few heads at a time, so that their scores stay in the cache.
+"""BLIP's vision attention in bf16 on a CPU, a few heads at a time, so that their scores stay in the cache.
 
 The same products, softmax and roundings as computing it step by step, without keeping the weights for the backward pass,
 which computes them again (as Dao et al. 2022, arXiv 2205.14135, do by tiles). Forward and backward at [8, 12, 577, 64] in
@@ -16,10 +16,50 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.models.blip.modeling_blip import BlipAttention
 
-_SCORES = 2_700_000  # held at a time: 5.4 MB, with the weights twice that; half and half as much again measured slower
+from medgraft.acceleration.swap import Undo, swap
+from medgraft.backbones import Backbone
+from medgraft.backbones.blip_sdpa import SdpaBlipAttention
+
+_SCORES = 2_700_000  # in memory at a time: 5.4 MB, with the weights twice that; half and half as much again measured slower
+
+
+class BlockedBlipAttention(SdpaBlipAttention):
+    """The vision tower's self-attention, by whatever is the quickest."""
+
+    def attend(self, heads: torch.Tensor, dropout: float) -> torch.Tensor:
+        """See SdpaBlipAttention.attend."""
+        if dropout or fused_is_quick(heads):
+            return super().attend(heads, dropout)
+        return blocked_attention(heads, self.scale)
+
+
+def install(backbone: Backbone) -> Undo | None:
+    """On a BLIP, whose attention becomes a fused one if it is not."""
+    return swap(backbone.model, {BlipAttention: BlockedBlipAttention, SdpaBlipAttention: BlockedBlipAttention})
+
+
+def fused_is_quick(query: torch.Tensor) -> bool:
+    """Whether torch's fused attention is the quickest: but for bf16 on a CPU, whose backward pass it is slow at."""
+    slow = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    return not slow or (torch_forward_is_quick() and not torch.is_grad_enabled())
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None, dropout: float = 0.0
+) -> torch.Tensor:
+    """softmax(query key^T / sqrt(D) + mask) value for a few tokens [B, H, T, D], fused or step by step."""
+    if mask is not None:
+        mask = mask.to(device=query.device, dtype=query.dtype)
+    if fused_is_quick(query):
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    weights = (scores if mask is None else scores + mask).softmax(dim=-1).to(value.dtype)
+    return (nn.functional.dropout(weights, dropout) if dropout else weights) @ value
 
 
 @functools.cache
@@ -38,13 +78,13 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads: torch.Tensor, scale: float) -> torch.Tensor:
         query, key, value = heads
-        held = torch.mul(query, scale, out=_like(query)), _like(key).copy_(key), _like(value).copy_(value)
-        ctx.save_for_backward(*held)
+        saved = torch.mul(query, scale, out=_like(query)), _like(key).copy_(key), _like(value).copy_(value)
+        ctx.save_for_backward(*saved)
         ctx.scale = scale
         with torch.autocast("cpu", enabled=False):
             if torch_forward_is_quick():
-                return scaled_dot_product_attention(held[0], held[1], held[2], scale=1.0)
-            return _by_blocks(*(x.flatten(0, 1) for x in held)).view(query.shape)
+                return scaled_dot_product_attention(saved[0], saved[1], saved[2], scale=1.0)
+            return _by_blocks(*(x.flatten(0, 1) for x in saved)).view(query.shape)
 
     @staticmethod
     @once_differentiable

@@ -1,4 +1,4 @@
-"""A linear layer as the one matrix that it multiplies by, LoRA and 4-bit weights included, and products with it by heads."""
+"""A linear layer as the one matrix that it multiplies by, LoRA and quantised weights included."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Projection:
+class EffectiveWeight:
     """x W^T + bias, where W [out, in] is what `weight` gives and, with LoRA, `scaling` * `b` [out, r] `a` [r, in] more.
 
-    `shape` is (out, in), `dtype` is that of what `weight` gives, and `trained` says whether it has gradients. Products are of
+    `shape` is (out, in), `dtype` is that of what `weight` gives, `trained` whether it has gradients. Products are of
     the dtype of their rows, or autocast's.
     """
 
@@ -45,35 +45,35 @@ class Projection:
         return torch.baddbmm(product, low, _by_heads(self.b, rows).transpose(1, 2), alpha=self.scaling)
 
 
-def projection_of(layer: nn.Module) -> Projection | None:
+def effective_weight(layer: nn.Module) -> EffectiveWeight | None:
     """`layer` as one, None if it does something else: other adapters, dropout, sums in 8 bits, somebody's hooks.
 
-    Layers of ours that are a projection say so themselves, by a method `as_projection`.
+    Layers of kernels say so themselves, by a method `as_effective_weight`.
     """
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     if hooks or "forward" in vars(layer):  # as accelerate puts there
         return None
     if type(layer) is nn.Linear:
-        return linear(layer)
-    own: Any = getattr(layer, "as_projection", None)
+        return of_linear(layer)
+    own: Any = getattr(layer, "as_effective_weight", None)
     if own is not None:
-        found: Projection | None = own()
+        found: EffectiveWeight | None = own()
         return found
     in_4_bits = getattr(getattr(layer, "weight", None), "quant_state", None)
     if in_4_bits is not None and not getattr(in_4_bits, "packing_format_for_cpu", False):  # a layout of bitsandbytes' own
         from bitsandbytes.nn import Linear4bit
 
-        return linear_4bit(layer) if type(layer) is Linear4bit else None
+        return of_linear_4bit(layer) if type(layer) is Linear4bit else None
     return None
 
 
-def linear(layer: nn.Linear) -> Projection:
+def of_linear(layer: nn.Linear) -> EffectiveWeight:
     """A plain layer."""
     shape = layer.out_features, layer.in_features
-    return Projection(lambda: layer.weight, shape, layer.weight.dtype, layer.weight.requires_grad, layer.bias)
+    return EffectiveWeight(lambda: layer.weight, shape, layer.weight.dtype, layer.weight.requires_grad, layer.bias)
 
 
-def linear_4bit(layer: Any) -> Projection:
+def of_linear_4bit(layer: Any) -> EffectiveWeight:
     """A layer of bitsandbytes; its weights are unpacked for each product, to the precision that it computes in."""
     from bitsandbytes.functional import dequantize_4bit
 
@@ -84,7 +84,7 @@ def linear_4bit(layer: Any) -> Projection:
         unpacked: torch.Tensor = dequantize_4bit(layer.weight.detach(), state)
         return unpacked
 
-    return Projection(weight, (layer.out_features, layer.in_features), state.dtype, False, layer.bias)
+    return EffectiveWeight(weight, (layer.out_features, layer.in_features), state.dtype, False, layer.bias)
 
 
 def _by_heads(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

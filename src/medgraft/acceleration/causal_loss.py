@@ -1,0 +1,117 @@
+"""BLIP's loss on an accelerator, at every position, so that the host need not wait to learn which of them have labels.
+
+Captions are padded on the right, so no label depends on padding in a causal decoder: attention needs no mask but causality,
+which fused kernels compute without a tensor. The cross-entropy goes over some rows of logits at a time, forwards and back: for
+2,048 positions 125 MB of logits in bf16 are saved for the backward pass, without 250 in fp32 and their softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
+
+from medgraft.acceleration.packed_captions import IGNORED
+from medgraft.acceleration.swap import Undo, swap
+from medgraft.backbones import Backbone, TextBatch
+from medgraft.backbones.blip import BlipBackbone
+from medgraft.backbones.blip_sdpa import SdpaBlipTextSelfAttention
+
+_VALUES = 1 << 25  # logits at a time: 134 MB in fp32
+
+
+class CausalMask:
+    """Stands in a mask's place: each position attends to those up to itself."""
+
+
+class CausalBlipTextSelfAttention(SdpaBlipTextSelfAttention):
+    """Takes a CausalMask in the mask's place; returns (context, None)."""
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float) -> torch.Tensor:
+        """See SdpaBlipTextSelfAttention.attend."""
+        if isinstance(mask, CausalMask):
+            return scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        context: torch.Tensor = super().attend(query, key, value, mask, dropout)
+        return context
+
+
+@dataclass(frozen=True)
+class CausalLoss:
+    """Stands in for a backbone's method `loss`."""
+
+    backbone: BlipBackbone
+
+    def __call__(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        """See Backbone.loss."""
+        decoder = self.backbone.model.text_decoder
+        if not _takes_causal_masks(decoder):
+            return type(self.backbone).loss(self.backbone, features, text)
+        hidden = decoder.bert.encoder(
+            decoder.bert.embeddings(text.input_ids), attention_mask=CausalMask(), encoder_hidden_states=features
+        ).last_hidden_state  # [B, T, C]
+        targets = torch.cat([text.labels[:, 1:], torch.full_like(text.labels[:, :1], IGNORED)], dim=1)
+        smoothing = self.backbone.config.text_config.label_smoothing
+        loss: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            decoder.cls(hidden.flatten(0, 1)), targets.flatten(), smoothing
+        )
+        return loss
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of logits [N, V] in fp32 over the labels [N] that are not IGNORED, some rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+        ctx.save_for_backward(logits, labels)
+        ctx.smoothing, ctx.count = smoothing, (labels != IGNORED).sum()
+        rows = _by_rows(logits, labels)
+        sums = [cross_entropy(x.float(), y, reduction="sum", label_smoothing=smoothing) for x, y in rows]
+        mean: torch.Tensor = torch.stack(sums).sum() / ctx.count
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logits, labels = ctx.saved_tensors
+        result, scale = torch.empty_like(logits), gradient / ctx.count
+        for x, y, part in _by_rows(logits, labels, result):
+            share = torch.softmax(x.float(), -1)
+            if ctx.smoothing:
+                share -= ctx.smoothing / x.shape[1]
+            share.scatter_add_(1, y.clamp(min=0)[:, None], share.new_full((len(y), 1), ctx.smoothing - 1))
+            torch.mul(share, torch.where(y == IGNORED, 0, scale)[:, None], out=part)
+        return result, None, None
+
+
+def _by_rows(logits: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Some rows of `logits` [N, V] and of each of `others` [N, ...] at a time."""
+    count = max(1, _VALUES // logits.shape[1])
+    return zip(*(torch.split(rows, count) for rows in (logits, *others)), strict=True)
+
+
+def _takes_causal_masks(decoder: torch.nn.Module) -> bool:
+    """Whether every attention module does, and none is to compute as transformers' own."""
+    modules = [module for module in decoder.modules() if isinstance(module, BlipTextSelfAttention)]
+    return all(isinstance(module, CausalBlipTextSelfAttention) and not module.eager for module in modules)
+
+
+def install(backbone: Backbone) -> Undo | None:
+    """On a BLIP that has BLIP's loss; its decoder's attention becomes a fused one if it is not."""
+    if not isinstance(backbone, BlipBackbone) or type(backbone).loss is not BlipBackbone.loss:
+        return None
+    causal = CausalBlipTextSelfAttention
+    back = swap(backbone.model, {BlipTextSelfAttention: causal, SdpaBlipTextSelfAttention: causal})
+    if back is None or isinstance(backbone.__dict__.get("loss"), CausalLoss):
+        return back
+    backbone.loss = CausalLoss(backbone)  # type: ignore[method-assign]
+
+    def undo() -> None:
+        del backbone.loss
+        back()
+
+    return undo

@@ -1,0 +1,90 @@
+"""Frozen linear layers whose weights are stored in the compute dtype, to which autocast would round them at every use."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from peft.tuners import ia3, lora
+from torch import nn
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+from medgraft.acceleration.effective_weight import EffectiveWeight, of_linear
+from medgraft.acceleration.swap import Undo, swap
+from medgraft.backbones import Backbone
+from medgraft.backbones.loading import leave_file
+from medgraft.types import lies_in
+
+_WRAPPED = ".base_layer"  # what PEFT adds to the name of a layer that it puts another around
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer in bf16; gives what the fp32 layer gives under bf16 autocast, and its input's dtype without."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        bias = None if self.bias is None else self.bias.to(self.weight.dtype)
+        output = linear(input.to(self.weight.dtype), self.weight, bias)
+        return output if torch.is_autocast_enabled(input.device.type) else output.to(input.dtype)
+
+    def as_effective_weight(self) -> EffectiveWeight:
+        """See medgraft.acceleration.effective_weight."""
+        return of_linear(self)
+
+
+class FrozenConv1D(Conv1D):
+    """GPT-2's transposed linear layer, in the same way."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        flat = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
+        output = torch.addmm(self.bias.to(self.weight.dtype), flat, self.weight).view(*x.shape[:-1], self.nf)
+        return output if torch.is_autocast_enabled(x.device.type) else output.to(x.dtype)
+
+
+_FROZEN: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FrozenLinear, Conv1D: FrozenConv1D}
+
+
+def install(backbone: Backbone) -> Undo | None:
+    """On frozen layers, but for those that the backbone keeps in fp32 and those whose weights an adapter reads elsewhere.
+
+    The fp32 weights are dropped; taking the kernel off reads them from the checkpoint again.
+    """
+    model: nn.Module = backbone.model
+    changed: dict[str, Any] = {n: module for n, module in model.named_modules() if _may_change(n, module, backbone)}
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    # shared with an embedding, say, which is to stay as it is
+    shared = {name: layer.weight for name, layer in changed.items() if owners[id(layer.weight)] > 1}
+    for layer in changed.values():
+        layer.weight = nn.Parameter(layer.weight.detach().to(torch.bfloat16), requires_grad=False)
+    back = swap(model, _FROZEN, lambda name, module: name in changed)
+    if back is None:
+        return None
+    leave_file(model)
+
+    def undo() -> None:
+        back()
+        for name, weight in shared.items():
+            changed[name].weight = weight
+        if dropped := changed.keys() - shared.keys():
+            plain: Any = type(backbone).load(backbone.source).model
+            for name in dropped:
+                weight = plain.get_submodule(name.replace(_WRAPPED, "")).weight.detach()
+                changed[name].weight = nn.Parameter(weight.to(changed[name].weight.device), requires_grad=False)
+
+    return undo
+
+
+def _may_change(name: str, module: Any, backbone: Backbone) -> bool:
+    if type(module) not in _FROZEN or lies_in(name, backbone.keep_in_fp32):
+        return False
+    if module.weight.requires_grad or module.weight.dtype != torch.float32:
+        return False
+    return not name.endswith(_WRAPPED) or _reads_once(backbone.model.get_submodule(name.removesuffix(_WRAPPED)))
+
+
+def _reads_once(adapter: nn.Module) -> bool:
+    """Whether a PEFT layer uses the weight of the layer that it is around in that one's product and nowhere else."""
+    return isinstance(adapter, ia3.Linear) or (isinstance(adapter, lora.Linear) and not adapter.lora_variant)
