@@ -64,7 +64,12 @@ def _quantized(backbone: Backbone) -> Undo | None:
 # in the order in which they are installed: later ones take what earlier ones left
 KERNELS: tuple[Kernel, ...] = (
     Kernel("sdpa", "BLIP's attention by torch's fused function", _anywhere, lambda backbone: swap(backbone.model, SDPA)),
-    Kernel("self_attention", "BLIP's vision attention in bf16 by blocks", _on_cpu, self_attention.install),
+    Kernel(
+        "self_attention",
+        "BLIP's attention in bf16 by blocks of heads, few tokens step by step",
+        _on_cpu,
+        self_attention.install,
+    ),
     Kernel("linear", "frozen linear weights in the compute dtype", _below_fp32, linear.install),
     Kernel("quantized", "4- and 8-bit layers take and give bf16 under autocast", _anywhere, _quantized),
     Kernel("lora", "LoRA added inside its layer's product", _anywhere, lora.install),

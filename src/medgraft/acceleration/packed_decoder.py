@@ -12,7 +12,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from medgraft.acceleration.cross_attention import absorbed_attention, saves_products
 from medgraft.acceleration.effective_weight import effective_weight
 from medgraft.acceleration.packed_captions import IGNORED, PackedBatch, fill, pack
-from medgraft.acceleration.self_attention import attend
+from medgraft.acceleration.self_attention import StepwiseBlipTextSelfAttention
 from medgraft.acceleration.swap import Undo, swap
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.backbones.blip import BlipBackbone
@@ -21,7 +21,7 @@ from medgraft.backbones.blip_sdpa import SdpaBlipTextSelfAttention
 _TOKENS_MULTIPLE = 32  # leaves few numbers of tokens, and less filler than that
 
 
-class PackedBlipTextSelfAttention(SdpaBlipTextSelfAttention):
+class PackedBlipTextSelfAttention(StepwiseBlipTextSelfAttention):
     """Takes packed tokens if there is a PackedBatch in the mask's place; returns (context, None)."""
 
     def forward(
@@ -52,7 +52,7 @@ class PackedBlipTextSelfAttention(SdpaBlipTextSelfAttention):
         if images is None:
             keys, values, mask = batch.padded(keys), batch.padded(values), batch.causal_mask
         query, keys, values = self.heads(batch.padded(query)), self.heads(keys), self.heads(values)
-        return batch.packed(attend(query, keys, values, mask, dropout).transpose(1, 2).flatten(2))
+        return batch.packed(self.attend(query, keys, values, mask, dropout).transpose(1, 2).flatten(2))
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def install(backbone: Backbone) -> Undo | None:
     if not isinstance(backbone, BlipBackbone) or type(backbone).loss is not BlipBackbone.loss:
         return None
     packed = PackedBlipTextSelfAttention
-    back = swap(backbone.model, {BlipTextSelfAttention: packed, SdpaBlipTextSelfAttention: packed})
+    kinds = (BlipTextSelfAttention, SdpaBlipTextSelfAttention, StepwiseBlipTextSelfAttention)
+    back = swap(backbone.model, dict.fromkeys(kinds, packed))
     if back is None or isinstance(backbone.__dict__.get("loss"), PackedLoss):
         return back
     backbone.loss = PackedLoss(backbone)  # type: ignore[method-assign]

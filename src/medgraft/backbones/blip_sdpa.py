@@ -61,10 +61,15 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
         query = self.heads(self.query(hidden_states))
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, past_key_values)
         mask = attention_mask if encoder_hidden_states is None else encoder_attention_mask
-        mask = None if mask is None else mask.to(device=query.device, dtype=query.dtype)
         dropout = self.dropout.p if self.training else 0.0
-        context = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return context.transpose(1, 2).flatten(2), None
+        return self.attend(query, key, value, mask, dropout).transpose(1, 2).flatten(2), None
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float
+    ) -> torch.Tensor:
+        """[B, H, T, D] from queries, keys and values of that kind; `mask` is added to the scores."""
+        mask = None if mask is None else mask.to(device=query.device, dtype=query.dtype)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
     def heads(self, states: torch.Tensor) -> torch.Tensor:
         """[B, T, C] as [B, H, T, D]."""
