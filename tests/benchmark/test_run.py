@@ -23,6 +23,7 @@ def config(blip_folder, phantoms_folder):
     )
 
 
+@pytest.mark.slow
 def test_a_run_repeated_gives_the_same_record_but_for_times(config, plugins, tmp_path):
     first, second = (
         execute(config, tmp_path / name, plugins=plugins, progress=False).record.model_dump(exclude=set(_TIMES))
@@ -33,6 +34,7 @@ def test_a_run_repeated_gives_the_same_record_but_for_times(config, plugins, tmp
     assert first["step_flops"] > 1e6
 
 
+@pytest.mark.slow
 def test_the_phases_add_up_to_the_run(config, plugins, tmp_path):
     execute(config, tmp_path / "warm", plugins=plugins, progress=False)
     start = time.perf_counter()

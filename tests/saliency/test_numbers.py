@@ -216,7 +216,7 @@ def test_a_run_measures_where_it_looks(run):
     assert "localization" in record.signatures and not record.unavailable
     assert not [name for name in record.collapse if "pointing" in name]
     kept = read_captions(out)
-    assert sum(saliency.curves is not None for saliency in kept.scores.values()) == 2
+    assert sum(saliency.curves is not None for saliency in kept.saliency.values()) == 2
     again = Localization().measure(kept.caption_set()).scores
     assert again["iou_finding"] == pytest.approx(record.metrics["iou_finding"], abs=1e-3)
 
