@@ -73,6 +73,7 @@ def _coverage(tries, groups, seed=0):
     return inside / tries
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say():
     assert 0.92 <= _coverage(400, 150) <= 0.975
 

@@ -32,6 +32,7 @@ def config(blip_folder, phantoms_folder):
     )
 
 
+@pytest.mark.slow
 def test_a_run_repeated_gives_the_same_record_but_for_times(config, plugins, tmp_path):
     first, second = (execute(config, tmp_path / name, plugins=plugins).record.model_dump(exclude=set(_TIMES)) for name in "ab")
     assert first == second
@@ -39,6 +40,7 @@ def test_a_run_repeated_gives_the_same_record_but_for_times(config, plugins, tmp
     assert first["step_flops"] > 1e6
 
 
+@pytest.mark.slow
 def test_the_phases_add_up_to_the_run(config, plugins, tmp_path):
     execute(config, tmp_path / "warm", plugins=plugins)
     start = time.perf_counter()

@@ -46,6 +46,7 @@ def test_layout(phantoms_folder):
             assert (fact["box"] is None) == (fact["finding"] is None)
 
 
+@pytest.mark.slow
 def test_patients_do_not_cross_splits_and_unseen_facts_are_in_test_only():
     planned = plan(2000, 0)
     patients = {split: {p.patient for p in planned if p.split == split} for split in ("train", "validation", "test")}
@@ -109,6 +110,7 @@ def test_captions_say_the_facts():
         assert ("arrow" in text) == facts.arrow
 
 
+@pytest.mark.slow
 def test_captions_vary():
     captions = [make(phantom, 1)[2] for phantom in plan(300, 1)]
     assert len(set(captions)) > 280

@@ -201,6 +201,7 @@ def _run(logged, blip_folder, phantoms_folder, out, strategy, *overrides):
     return result, next(line for line in lines if line.startswith("features:"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", ["true", "false"])
 @pytest.mark.parametrize("strategy", ["encoder-frozen", "qlora-decoder"])
 def test_training_with_and_without_the_store(strategy, bf16, run, tmp_path, monkeypatch):

@@ -48,6 +48,7 @@ def test_the_same_seed_gives_the_same_run(blip_folder, phantoms_folder, tmp_path
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_resuming_ends_where_an_uninterrupted_run_ends(blip_folder, phantoms_folder, tmp_path, plugins, monkeypatch):
     config = _config(blip_folder, phantoms_folder, max_steps=8, save_steps=3)
     whole = _run(config, tmp_path / "whole", plugins).record

@@ -217,6 +217,7 @@ def test_the_price_is_told_without_a_key_and_without_sending(provider, stub, mon
     assert not stub.requests
 
 
+@pytest.mark.slow
 def test_in_a_suite_beside_others_and_never_trained(provider, stub, phantoms_folder, tmp_path, logged):
     from medgraft.benchmark import run_suite
     from medgraft.config import SuiteConfig
