@@ -96,7 +96,7 @@ class Acceleration:
 def accelerate(backbone: Backbone, *, dtype: torch.dtype, kernels: Kernels = "auto") -> Acceleration:
     """Install on `backbone` those of `kernels` that apply on this device, for runs that compute in `dtype`.
 
-    Its strategy has been applied: what is frozen then may be held in `dtype`. Installing twice is installing once. A kernel
+    Its strategy has been applied: what is frozen then may be stored in `dtype`. Installing twice is installing once. A kernel
     that does not apply here is left out; one that does not exist is a ConfigError.
     """
     check_kernels(kernels)
