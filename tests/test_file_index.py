@@ -138,7 +138,7 @@ def test_a_file_just_written_is_not_entered(index_folder, images, monkeypatch):
     assert not read
 
 
-def test_a_file_changed_while_it_is_read_is_not_entered(index_folder, images):
+def test_a_file_changed_while_it_is_read_is_not_found(index_folder, images):
     index, path = FileIndex("test"), images[0]
     state = file_state(path)
     time.sleep(0.02)

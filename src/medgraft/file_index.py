@@ -108,14 +108,14 @@ class FileIndex:
         return found
 
     def enter(self, found: Mapping[Path, tuple[FileState, Any]]) -> None:
-        """Keep what was found in files, as JSON has it. The states are those from before the files were read.
+        """Keep what was found in files, as JSON has it.
 
-        Files that were changed since, or so shortly before that a change since could not be seen, are left out.
+        The states are those from before the files were read: of a file that was changed meanwhile the entry is never found.
+        Files changed so shortly before that another change could not be seen by its time are left out.
         """
         if _switched_off():
             return
-        paths = [path for path, (state, _) in found.items() if state.settled]
-        lasting = [path for path, state in zip(paths, _states(paths), strict=True) if state == found[path][0]]
+        lasting = [path for path, (state, _) in found.items() if state.settled]
         if not lasting:
             return
         rows = []
