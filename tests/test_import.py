@@ -14,7 +14,7 @@ SOURCE = Path(medgraft.__file__).parent
 CHAIN = [
     "errors", "types", "progress", "quiet", "hardware", "environment", "seeds", "clock", "energy", "file_index", "config",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "prepare", "training",
-    "adapter", "captioning", "metrics", "stats", "saliency", "inference", "benchmark", "testing", "plugin_api", "report", "api",
+    "adapter", "captioning", "metrics", "stats", "saliency", "inference", "benchmark", "fork_server", "testing", "plugin_api", "report", "api",
     "scaffold", "cli",
 ]  # fmt: skip
 
@@ -80,6 +80,18 @@ from medgraft.cli.main import main
 main()
 """
     assert "bench" in _loads(code)
+
+
+def test_the_fork_server_leaves_accelerators_asleep():
+    """Their state does not survive a fork: without one nothing is asked of CUDA's runtime, with one nothing is imported."""
+    code = """
+import multiprocessing.forkserver as server, sys, torch
+torch.accelerator.is_available = lambda: True
+server.ensure_running = lambda: print(server._forkserver._preload_modules)
+from medgraft.benchmark.process import start_server
+start_server()
+"""
+    assert _loads(code).splitlines()[-1] == "[]"
 
 
 def test_functions_take_seven_parameters_at_most():

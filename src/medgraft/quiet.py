@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
 import warnings
 
@@ -18,3 +19,11 @@ def quiet_libraries() -> None:
     if transformers := sys.modules.get("transformers"):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+
+
+def call_quietly(call: bytes) -> None:
+    """Make a pickled call, (function, arguments), silenced before what it needs is imported."""
+    quiet_libraries()
+    function, arguments = pickle.loads(call)
+    quiet_libraries()
+    function(*arguments)

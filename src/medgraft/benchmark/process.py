@@ -1,7 +1,7 @@
 """Each run in a process of its own: its peak memory is its own, and nothing else is lost if it crashes.
 
-On Linux the process is forked from multiprocessing's fork server, which has imported what runs need and leaves accelerators
-asleep, as their state does not survive a fork; elsewhere it is spawned.
+On Linux the process is forked from multiprocessing's fork server, elsewhere it is spawned. The server has imported what runs
+need, unless there is an accelerator: importing bitsandbytes wakes it, and its state does not survive a fork.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import codecs
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -22,13 +23,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from medgraft.benchmark.record import Record, Tuning, read_record, write_record
 from medgraft.benchmark.run import execute, failed_record
 from medgraft.config import RunConfig
 from medgraft.environment import run_environment
 from medgraft.plugin import PluginManager
 from medgraft.progress import bars_are_shown, log_to_stderr, progress_bars
-from medgraft.quiet import quiet_libraries
+from medgraft.quiet import call_quietly
 
 PROCESS_NAME = "medgraft run"
 _FORKS = sys.platform == "linux"  # elsewhere system libraries may have threads, which do not survive a fork
@@ -69,7 +72,7 @@ def start_server() -> None:
         return
     from multiprocessing import forkserver  # POSIX only
 
-    forkserver.set_forkserver_preload([__name__])
+    forkserver.set_forkserver_preload([] if torch.accelerator.is_available() else ["medgraft.fork_server"])
     with _environ(run_environment()):
         forkserver.ensure_running()
 
@@ -86,7 +89,8 @@ def run_in_process(job: Job) -> Record:
     output.write_bytes(b"")
     caller = _Caller(Path.cwd(), dict(os.environ), logging.getLogger("medgraft").getEffectiveLevel(), bars_are_shown())
     context: Any = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
-    process: BaseProcess = context.Process(target=_do, args=(job, caller, output.resolve()), name=PROCESS_NAME)
+    call = pickle.dumps((_do, (job, caller, output.resolve())))
+    process: BaseProcess = context.Process(target=call_quietly, args=(call,), name=PROCESS_NAME)
     try:
         with _hidden_main():
             process.start()
@@ -148,7 +152,6 @@ def _do(job: Job, caller: _Caller, output: Path) -> None:
     os.environ.clear()
     os.environ.update(caller.environ)
     _redirect(output)
-    quiet_libraries()
     with log_to_stderr(caller.log_level, indent="  "), progress_bars(caller.bars):
         record = _attempt(job)
     write_record(_for_suite(record, job), job.record_path.parent)

@@ -109,8 +109,6 @@ def _read_data(run: _Run) -> tuple[CaptionData, str]:
         data = load_data(config.data, plugins=run.plugins, splits=needed_splits(config, run.strategy))
     if run.strategy.trains and not data.split("train"):
         raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
-    counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
-    _logger.info("%s: %s (%s)", data.name, counts, data.report)
     with clock.phase("digests"):
         return data, data_fingerprint(data.examples)
 
@@ -125,6 +123,8 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
     config, strategy = run.config, run.strategy
     with run.clock.phase("load"):
         model = prepare(config, plugins=run.plugins, strategy=strategy)
+    counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
+    _logger.info("%s: %s (%s)", data.name, counts, data.report)
     trains = model.applied is not None and strategy.trains
     done = f"{config.strategy}: {model.applied.summary()}" if model.applied and trains else "zero-shot: nothing is trained"
     _logger.info("%s", done)

@@ -145,7 +145,7 @@ class PluginManager:
         try:
             manager.register(module, name=plugin)
             manager.check_pending()
-        except Exception as error:
+        except Exception as error:  # whatever is wrong with a plugin, the others work
             self._fail(plugin, distribution, error)
             return []
         for kind, (hook, expected) in KINDS.items():
@@ -158,7 +158,7 @@ class PluginManager:
                         )
                     if not isinstance(descriptor.name, str) or not descriptor.name:
                         raise PluginError(f"{hook} yields a descriptor whose name is {descriptor.name!r}")
-            except Exception as error:
+            except Exception as error:  # likewise
                 self._fail(plugin, distribution, error)
                 continue
             found += [(kind, descriptor) for descriptor in given]

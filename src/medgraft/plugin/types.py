@@ -62,7 +62,7 @@ def _import(name: str, target: Any) -> Any:
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except Exception as error:
+    except Exception as error:  # importing a plugin's module may raise anything
         raise PluginError(f"{name!r} could not be loaded from {target}: {_first_line(error)}") from error
 
 

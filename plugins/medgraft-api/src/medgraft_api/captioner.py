@@ -106,7 +106,7 @@ class ApiCaptioner(RemoteCaptioner):
         )
         try:
             return retrying(self._ask_in_turn, png, prompt, max_tokens)
-        except Exception as error:
+        except Exception as error:  # every server's client has errors of its own
             message = (str(error).splitlines() or [""])[0][:200]
             raise BackboneError(
                 f"{self.provider}:{self.source} at {self.server} gave no answer: {type(error).__name__}: {message}. "
