@@ -14,7 +14,8 @@ SOURCE = Path(medgraft.__file__).parent
 CHAIN = [
     "errors", "types", "progress", "quiet", "hardware", "environment", "seeds", "clock", "energy", "file_index", "config",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "prepare", "training",
-    "adapter", "captioning", "metrics", "stats", "saliency", "inference", "benchmark", "fork_server", "testing", "plugin_api", "report", "api",
+    "adapter", "captioning", "metrics", "stats", "saliency", "inference", "benchmark",
+    "fork_server", "testing", "plugin_api", "report", "api",
     "scaffold", "cli",
 ]  # fmt: skip
 
