@@ -25,10 +25,10 @@ def saves_products(
     """Whether it takes less time for [B, S, in] `images` than keys and values, gradients included: by multiplications."""
     back = torch.is_grad_enabled()
     trained = back and (key.trained or value.trained)
-    through = back and images.requires_grad
+    to_images = back and images.requires_grad
     (count, patches, width), (out, _), tokens = images.shape, key.shape, sum(lengths)
-    projections = 2 * count * patches * width * out * (1 + trained + through) + 2 * tokens * patches * out * (1 + 2 * back)
-    absorbed = 2 * tokens * width * out * (1 + back + trained) + 2 * heads * tokens * patches * width * (1 + back + through)
+    projections = 2 * count * patches * width * out * (1 + trained + to_images) + 2 * tokens * patches * out * (1 + 2 * back)
+    absorbed = 2 * tokens * width * out * (1 + back + trained) + 2 * heads * tokens * patches * width * (1 + back + to_images)
     adapted = key.a is not None or value.a is not None  # LoRA over patches moves much memory, and is not counted
     return absorbed < (1.0 if adapted else 0.75) * projections  # products of one caption are small, and run slower
 
@@ -58,8 +58,8 @@ class _OverImages(torch.autograd.Function):
                 weights = torch.softmax(_flat(tokens, rows) @ image.t(), -1)  # [H T, S]
                 taken[:, rows] = _by_heads(weights @ image, len(tokens))
                 kept.append(weights)
-        through = ctx.needs_input_grad[1]
-        ctx.save_for_backward(images, tokens if through else None, *kept)
+        to_images = ctx.needs_input_grad[1]
+        ctx.save_for_backward(images, tokens if to_images else None, *kept)
         ctx.batch = batch
         return taken
 
@@ -81,9 +81,9 @@ class _OverImages(torch.autograd.Function):
 
 def _zeros_for_filler(like: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """An empty tensor of that shape [H, N, in], 0 where the tokens are filler."""
-    room = torch.empty_like(like)
-    room[:, room.shape[1] - batch.filler :] = 0
-    return room
+    result = torch.empty_like(like)
+    result[:, result.shape[1] - batch.filler :] = 0
+    return result
 
 
 def _flat(tokens: torch.Tensor, rows: slice) -> torch.Tensor:

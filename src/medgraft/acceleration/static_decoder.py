@@ -34,17 +34,19 @@ class StaticDecoder:
         self._device, self._shape, self._dtype = features.device, features.shape, features.dtype
         self._compute_dtype = _autocast_dtype(features.device)
         self._rounded = rounded_parameters(decoder, self._compute_dtype) if self._compute_dtype is not None else {}
-        self._room = -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+        self._max_length = -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
         self._graph: torch.cuda.CUDAGraph | None = None
         rows = len(features)
-        self._tokens = torch.full((rows, self._room), pad, dtype=torch.long, device=self._device)
-        masks = torch.full((self._room, self._room), float("-inf"), device=self._device)  # added to scores, by position
+        self._tokens = torch.full((rows, self._max_length), pad, dtype=torch.long, device=self._device)
+        masks = torch.full(
+            (self._max_length, self._max_length), float("-inf"), device=self._device
+        )  # added to scores, by position
         self._masks = masks.triu(1).to(self._compute_dtype or torch.float32)
         self._position = torch.zeros(1, dtype=torch.long, device=self._device)  # of the token that is read next
         self._given = torch.ones(1, dtype=torch.long, device=self._device)  # tokens that are not generated
         self._ended = torch.zeros(rows, dtype=torch.bool, device=self._device)
         layers = len(decoder.bert.encoder.layer)
-        self._words = [_Words(self._position, self._room) for _ in range(layers)]
+        self._words = [_Words(self._position, self._max_length) for _ in range(layers)]
         self._images = [_Image() for _ in range(layers)]
         self._cache = EncoderDecoderCache(Cache(layers=list(self._words)), Cache(layers=list(self._images)))
         self._cache.is_updated = dict.fromkeys(range(layers), True)
@@ -57,7 +59,7 @@ class StaticDecoder:
             and features.shape[0] <= self._shape[0]
             and features.shape[1:] == self._shape[1:]
             and (features.device, features.dtype) == (self._device, self._dtype)
-            and length <= self._room
+            and length <= self._max_length
             and _autocast_dtype(self._device) == self._compute_dtype
         )
 
@@ -150,15 +152,15 @@ class _Words(CacheLayerMixin):
     is_compileable = True
     is_sliding = False
 
-    def __init__(self, position: torch.Tensor, room: int):
+    def __init__(self, position: torch.Tensor, max_length: int):
         super().__init__()
-        self._position, self._room = position, room
+        self._position, self._max_length = position, max_length
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Zeros: what is masked is multiplied by 0, and must be a number."""
         rows, heads, _, width = key_states.shape
-        self.keys = key_states.new_zeros(rows, heads, self._room, width)
-        self.values = value_states.new_zeros(rows, heads, self._room, value_states.shape[-1])
+        self.keys = key_states.new_zeros(rows, heads, self._max_length, width)
+        self.values = value_states.new_zeros(rows, heads, self._max_length, value_states.shape[-1])
         self.is_initialized = True
 
     def update(
@@ -173,15 +175,15 @@ class _Words(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(length, offset)."""
-        return self._room, 0
+        return self._max_length, 0
 
     def get_seq_length(self) -> int:
         """The length that is always there."""
-        return self._room
+        return self._max_length
 
     def get_max_length(self) -> int:
         """The same."""
-        return self._room
+        return self._max_length
 
 
 class _Image(_Words):

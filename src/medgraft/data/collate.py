@@ -41,7 +41,7 @@ class PixelCache:
 
     def __init__(self, backbone: Backbone, limit_bytes: int, levels: PixelLevels | None = None):
         self._make: Callable[[Sequence[Image]], torch.Tensor] = levels.levels if levels else backbone.pixel_values
-        self._room = limit_bytes
+        self._free_bytes = limit_bytes
         self._kept: dict[Path, torch.Tensor] = {}
         self._shared = _SharedImages({}, torch.empty(0), torch.empty(0))
 
@@ -55,12 +55,12 @@ class PixelCache:
         A cache for each of them would have the images that came to it by chance, and of W processes find one in W.
         """
         unique = list(dict.fromkeys(paths))
-        if unique and self._room > 0:
+        if unique and self._free_bytes > 0:
             image = self._make([open_image(unique[0])])[0]
-            chosen = unique[: self._room // image.nbytes]
+            chosen = unique[: self._free_bytes // image.nbytes]
             if chosen:
                 self._shared = _SharedImages.of(chosen, image)
-        self._room = 0
+        self._free_bytes = 0
 
     def batch(self, paths: Sequence[Path]) -> torch.Tensor:
         """The images as [B, 3, H, W]."""
@@ -76,10 +76,10 @@ class PixelCache:
         return shared if shared is not None else self._kept.get(path)
 
     def _keep(self, path: Path, pixels: torch.Tensor) -> None:
-        if self._shared.put(path, pixels) or pixels.nbytes > self._room:
+        if self._shared.put(path, pixels) or pixels.nbytes > self._free_bytes:
             return
         self._kept[path] = pixels.clone()
-        self._room -= pixels.nbytes
+        self._free_bytes -= pixels.nbytes
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ def resident_features(config: RunConfig, examples: Sequence[Example], cached: Ca
     if cached is None:
         return None
     device = hardware.device()
-    room = device_bytes(device, config.features.device_gb)
-    return load_resident(cached, [example.image for example in examples], device, room)
+    max_bytes = device_bytes(device, config.features.device_gb)
+    return load_resident(cached, [example.image for example in examples], device, max_bytes)
 
 
 def prepare_batches(
