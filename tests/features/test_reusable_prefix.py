@@ -112,10 +112,10 @@ def test_a_prefix_known_by_its_base_is_still_checked(quantization, tiny_folder):
 
 
 def test_a_run_knows_its_prefix_by_the_base_and_a_backbone_given_by_hand_by_its_tensors(
-    blip_folder, phantoms_folder, tmp_path, monkeypatch
+    blip_folder, run, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path / "store"))
-    result, _ = _run(blip_folder, phantoms_folder, tmp_path / "a", "encoder-frozen", "train.bf16=false")
+    result, _ = run(tmp_path / "a", "encoder-frozen", "train.bf16=false")
     backbone = load_model(f"blip:{blip_folder}", Strategy(), plugins=PLUGINS)
     apply_strategy(backbone.model, backbone.anatomy, Strategy())
     own = [
