@@ -24,9 +24,9 @@ from typing import Any
 _PARTS = {
     "check images": ("medgraft.data.base", "check_images"),
     "data fingerprint": ("medgraft.benchmark.run", "data_fingerprint"),
-    "load base": ("medgraft.benchmark.run", "load_captioner"),
+    "load base": ("medgraft.prepare", "load_model"),
     "base fingerprint": ("medgraft.backbones.weights", "fingerprint"),
-    "apply strategy": ("medgraft.benchmark.run", "apply_strategy"),
+    "apply strategy": ("medgraft.prepare", "apply_strategy"),
     "digest of the prefix": ("medgraft.features.cached", "prefix_key"),
     "digests of trained parameters": ("medgraft.benchmark.run", "in_place_digests"),
 }
