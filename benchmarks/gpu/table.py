@@ -75,7 +75,7 @@ def _note(record: Record) -> str:
     batch, kind, hardware = record["batch_size"], "bf16" if record["bf16"] else "fp32", record["hardware"]
     where = ", ".join(hardware["accelerators"]) or f"{hardware['cpu']}, {hardware['threads']} threads"
     text = (
-        f"One race on one {where}: {record['model']}, {record['image_size']} px, batch {batch}, 3 epochs of "
+        f"One race on {where}: {record['model']}, {record['image_size']} px, batch {batch}, 3 epochs of "
         f"{batch * record['steps_an_epoch']} images, {kind}; captions of {record['test_images']} images. Steps are medians "
         f"from the second epoch on. *none*: images are decoded in the training process. *share of peak* and *peak memory*: "
         f"Trainer → medgraft. *again*: captioning the same images a second time. medgraft's encoder-frozen against the "
@@ -93,7 +93,7 @@ def _details_note(record: Record) -> str:
         f"medgraft at {record['git']}; {named}. Images are JPEGs of {record['jpeg']['side']} px, captions have "
         f"{record['max_new_tokens']} tokens. Peak: {machine['flops_per_second'] / 1e12:.1f} TFLOP/s in products of matrices "
         f"of {machine['product']} rows{f'; {copy / 1e12:.2f} TB/s in copies' if copy else ''}. Every run began without stored "
-        f"features; *features* is the time to compute them. *trainer*: images decoded by {record['workers']} processes, "
+        f"features; *features*: seconds to look for and compute them. *trainer*: images decoded by {record['workers']} processes, "
         f"*tutorial*: in the training process. *s/step by epoch*: medians by the GPU's clock."
     )
     shown = [runs for name, runs in record["runs"].items() if name not in _OTHERS]
