@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from medgraft.config import BackboneRows, DataConfig, RunSettings, SuiteConfig
+from medgraft.config import BackboneRows, DataConfig, SuiteConfig
 from medgraft.plugin import PluginManager
 from medgraft.strategies.base import PartPlan, Strategy
 from medgraft.types import PARTS
@@ -36,14 +36,11 @@ _ENVIRONMENT = """## Environment
 | variable | meaning |
 |---|---|
 | `MEDGRAFT_DEVICE` | `cpu`: use no accelerator |
-| `MEDGRAFT_ACCELERATION` | `none`, `auto` or names of kernels; replaces `acceleration.kernels` of every run, and the kernels that an adapter names |
-| `MEDGRAFT_CACHE` | folder of phantoms, features and the file index; else `medgraft` in the user's cache |
-| `MEDGRAFT_FEATURES` | folder of the feature store; else `features` in the folder above |
-| `MEDGRAFT_FILE_INDEX` | `off`: check and hash every image and weight file at every start, without the index of files |
+| `MEDGRAFT_FEATURES` | folder of the feature store; else `medgraft/features` in the user's cache |
 | `MEDGRAFT_DISABLE_PLUGINS` | plugins or distributions to leave out, separated by commas |
 | `MEDGRAFT_STRICT_PLUGINS` | `1`: a plugin that fails to load is an error |
 | `MEDGRAFT_DEBUG` | `1`: print the exception of a plugin that fails to load |
-| `XDG_CACHE_HOME` | the user's cache, else `~/.cache`; not used where `MEDGRAFT_CACHE` is set |
+| `XDG_CACHE_HOME` | the user's cache, else `~/.cache`: phantoms, features and answers from APIs are there |
 | `HF_HUB_OFFLINE` | `1`: transformers downloads nothing |
 """
 
@@ -60,7 +57,6 @@ def page() -> str:
     parts.append(f"## strategy\n\n{_STRATEGY}\n\n{_table(_rows(Strategy, 'strategy'))}\n{plans}")
     parts.append(f"## data\n\n{_DATA}\n\n{_table(_rows(DataConfig, 'data'))}\n{_readers()}")
     own = {name: field for name, field in SuiteConfig.model_fields.items() if not _is_section(field)}
-    own = dict(sorted(own.items(), key=lambda item: item[0] in RunSettings.model_fields))  # a suite's own keys first
     parts.append(
         "## Suite files\n\nThe keys at the top of a suite's TOML file, besides the sections above; "
         f"[quickstart](../benchmarks/suites/quickstart.toml) is an example.\n\n{_table(_row(n, f) for n, f in own.items())}"
@@ -131,8 +127,6 @@ def _type(annotation: Any) -> str:
     origin = typing.get_origin(annotation)
     if annotation in names:
         return names[annotation]
-    if origin is typing.Annotated:
-        return _type(arguments[0])
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (types.UnionType, typing.Union):

@@ -9,7 +9,7 @@ from typing import Any
 
 DISCARDED = 3  # steps at the beginning of a run
 _OTHERS = ("warm-up", "qwen")
-_PRODUCTS_OF = {"qlora": "lora", "qlora-decoder": "lora-decoder"}  # whose own are not counted, as they are quantised
+_HELD = {"qlora": "lora", "qlora-decoder": "lora-decoder"}  # have the products of the layers that they hold
 Record = dict[str, Any]
 
 
@@ -63,58 +63,33 @@ def gpu_details(path: Path) -> str:
                 f"| {_number(_gigabytes(run), 1)} | {run['build_seconds']:.1f} | {_number(run['caption_seconds'] or None, 2)} "
                 f"| {_number(run['caption_again_seconds'] or None, 2)} | {run['losses'][0]:.5f} |"
             )
-    return "\n".join(lines) + f"\n\n{_details_note(record)}\n"
+    return "\n".join(lines) + "\n"
 
 
 def _note(record: Record) -> str:
-    """What a reader needs below the table of ratios."""
+    """What was run where, and what is no strategy's."""
     full, frozen = record["runs"].get("full", {}), record["runs"].get("encoder-frozen", {})
     cross = _ratio(_later(_done(full, "trainer")), _later(_done(frozen, "medgraft")))
     memory = _of(_done(full, "medgraft"), "peak_memory_bytes"), _of(_done(full, "trainer"), "peak_memory_bytes")
-    share = f"{memory[0] / memory[1]:.2f}x" if memory[0] and memory[1] else "-"
-    batch, kind, hardware = record["batch_size"], "bf16" if record["bf16"] else "fp32", record["hardware"]
+    kept = f"{memory[0] / memory[1]:.2f}x" if memory[0] and memory[1] else "-"
+    apart = [a for name in record["runs"] if name not in _OTHERS and (a := _apart(record["runs"][name])) is not None]
+    machine, hardware, versions = record["machine"], record["hardware"], record["versions"]
+    copy = machine["copy_bytes_per_second"]
     where = ", ".join(hardware["accelerators"]) or f"{hardware['cpu']}, {hardware['threads']} threads"
-    text = (
-        f"One race on one {where}: {record['model']}, {record['image_size']} px, batch {batch}, 3 epochs of "
-        f"{batch * record['steps_an_epoch']} images, {kind}; captions of {record['test_images']} images. Steps are medians "
-        f"from the second epoch on. *none*: images are decoded in the training process. *share of peak* and *peak memory*: "
-        f"Trainer → medgraft. *again*: captioning the same images a second time. medgraft's encoder-frozen against the "
-        f"Trainer's full: {cross}. Memory of full: {share}."
-    )
-    return text + (" -: no result within the time." if _missing(record) else "")
-
-
-def _details_note(record: Record) -> str:
-    """What the runs were, and what is no strategy's."""
-    machine, versions = record["machine"], record["versions"]
-    copy, batch = machine["copy_bytes_per_second"], record["batch_size"]
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft", "bitsandbytes", "liger_kernel"))
+    batch, kind = record["batch_size"], "bf16" if record["bf16"] else "fp32"
     text = (
-        f"medgraft at {record['git']}; {named}. Images are JPEGs of {record['jpeg']['side']} px, captions have "
-        f"{record['max_new_tokens']} tokens. Peak: {machine['flops_per_second'] / 1e12:.1f} TFLOP/s in products of matrices "
-        f"of {machine['product']} rows{f'; {copy / 1e12:.2f} TB/s in copies' if copy else ''}. Every run began without stored "
-        f"features; *features* is the time to compute them. *trainer*: images decoded by {record['workers']} processes, "
-        f"*tutorial*: in the training process. *s/step by epoch*: medians by the GPU's clock."
+        f"Encoder-frozen here against full there: {cross}. Memory of full: {kept}. {record['model']}, "
+        f"{record['image_size']} px, batch {batch}, 3 epochs of {batch * record['steps_an_epoch']} images (JPEGs of "
+        f"{record['jpeg']['side']} px), {kind}; captions of {record['test_images']} images, {record['max_new_tokens']} words "
+        f"each. {where}: {machine['flops_per_second'] / 1e12:.1f} TFLOP/s in products of {machine['product']}"
+        f"{f', {copy / 1e12:.2f} TB/s in copies' if copy else ''}. {named}; medgraft at {record['git']}. Steps are medians "
+        f"from the second epoch on. *none*: images are decoded in the training process, as tutorials leave it. Every run "
+        f"began without stored features. *again*: both sides caption the same images once more."
     )
-    shown = [runs for name, runs in record["runs"].items() if name not in _OTHERS]
-    apart = [a for runs in shown if (a := _apart(runs)) is not None]
-    same = [run["same_captions"] for runs in shown if (run := _done(runs, "medgraft")) and "same_captions" in run]
     if apart:
-        text += f" Loss of the first step: {max(apart):.0e} apart at most, relative."
-    if same:
-        text += f" Captions that are the same on both sides: {min(same):.0%} to {max(same):.0%}."
-    return text + _qwen(record) + (f" No result: {'; '.join(missing)}." if (missing := _missing(record)) else "")
-
-
-def _missing(record: Record) -> list[str]:
-    """The runs without a result, and why."""
-    failed = [
-        f"{name}, {column} ({run['error'].rstrip('.')})"
-        for name, runs in record["runs"].items()
-        for column, run in runs.items()
-        if "error" in run
-    ]
-    return [*failed, *(f"{run} (not run for lack of time)" for run in record["not_run"])]
+        text += f" Loss of the first step: {max(apart):.0e} apart at most."
+    return text + _qwen(record) + (f" Not run for lack of time: {'; '.join(record['not_run'])}." if record["not_run"] else "")
 
 
 def _qwen(record: Record) -> str:
@@ -122,17 +97,17 @@ def _qwen(record: Record) -> str:
     ours = _done(runs, "medgraft")
     if ours is None:
         return ""
-    sides = {"the Trainer with liger-kernel": _done(runs, "liger"), "the Trainer without": _done(runs, "trainer")}
+    against = {"the Trainer with liger-kernel": _done(runs, "liger"), "the Trainer without": _done(runs, "trainer")}
     memory = ours["peak_memory_bytes"]
-    ratios = [
+    told = [
         f"against {side} {_ratio(_later(run), _later(ours))} at {memory / run['peak_memory_bytes']:.2f}x the memory"
-        for side, run in sides.items()
+        for side, run in against.items()
         if run is not None
     ]
     layers = record["qwen_layers"]
     return (
         f" Qwen2.5-VL, {layers} layers a part, LoRA on its language model's attention, batch "
-        f"{record['qwen_batch_size']}, from stored features: {'; '.join(ratios) or 'the other side failed'}."
+        f"{record['qwen_batch_size']}, from stored features: {'; '.join(told) or 'the other side failed'}."
     )
 
 
@@ -166,7 +141,7 @@ def _epochs(run: Record) -> list[float | None]:
 
 
 def _flops(record: Record, name: str, column: str) -> float | None:
-    run = _done(record["runs"].get(_PRODUCTS_OF.get(name, name), {}), "trainer" if column in ("tutorial", "liger") else column)
+    run = _done(record["runs"].get(_HELD.get(name, name), {}), "trainer" if column in ("tutorial", "liger") else column)
     return _of(run, "step_flops")
 
 
