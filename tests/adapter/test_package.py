@@ -15,6 +15,7 @@ from medgraft.backbones.blip import BlipBackbone
 from medgraft.benchmark import execute
 from medgraft.config import run_config
 from medgraft.errors import AdapterError
+from medgraft.models import load_model
 from medgraft.strategies import apply_strategy, get_strategy
 
 
@@ -125,7 +126,7 @@ def test_parameters_before_training_are_known_by_the_checkpoint(dtype, blip_fold
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
     strategy = get_strategy("full", plugins=plugins)
-    backbone = package.load_base(f"blip:{folder}", strategy, plugins=plugins)
+    backbone = load_model(f"blip:{folder}", strategy, plugins=plugins)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy)
     every = package.in_place_digests(applied)
     hashed = []
