@@ -356,7 +356,7 @@ def test_a_second_run_opens_no_image_and_hashes_no_checkpoint(
 
     def run(name):
         with opened_below(phantoms_folder) as read:
-            record = execute(config, tmp_path / name, plugins=plugins, evaluate=False, progress=False).record
+            record = execute(config, tmp_path / name, plugins=plugins, evaluate=False).record
         return record, {path for path in read if path.suffix == ".jpg"}
 
     first, read = run("a")
