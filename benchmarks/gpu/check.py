@@ -44,18 +44,24 @@ from watch import Watch, watched
 
 import medgraft
 from medgraft import hardware
-from medgraft.backbones import Backbone, prompt_for, weights
+from medgraft.acceleration import accelerate
+from medgraft.backbones import Backbone
 from medgraft.benchmark import execute
 from medgraft.benchmark.run import RunResult
-from medgraft.captioning import caption_images
-from medgraft.config import GenerationConfig, run_config
-from medgraft.data import open_image
+from medgraft.clock import Clock
+from medgraft.config import GenerationConfig, RunConfig, run_config
+from medgraft.data import load_data, open_image
 from medgraft.data.phantoms import write_phantoms
-from medgraft.features import open_cached_features
+from medgraft.features import CachedFeatures
+from medgraft.inference import captioner_for
 from medgraft.models import load_model
 from medgraft.plugin import BackboneSpec, PluginManager
+from medgraft.prepare import prepare
 from medgraft.quiet import quiet_libraries
+from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy, quantized_modules
+from medgraft.training import Checkpoints, TrainResult, build_features, fit
+from medgraft.types import SPLITS
 
 HERE = Path(__file__).parent
 FIRST = ("encoder-frozen", "lora", "qlora", "lora-int8", "full")  # of the presets; the rest come later
@@ -108,15 +114,33 @@ class Checker:
         """The first training images."""
         return sorted((self.work / "phantoms/train/radiology/images").iterdir())[:count]
 
-    def train(self, backbone: str, strategy: str, steps: int, *overrides: str, out: str = "adapter") -> RunResult:
-        """Train for so many steps, and package; captions are not asked for."""
-        remove(self.work / out)
-        config = run_config(
+    def config(self, backbone: str, strategy: str, steps: int, *overrides: str) -> RunConfig:
+        """A run of so many steps."""
+        return run_config(
             backbone=backbone, strategy=strategy, data=self.data,
             overrides=[f"train.max_steps={steps}", "train.per_device_train_batch_size=4", *overrides],
         )  # fmt: skip
-        where = self.work / out
-        return execute(config, where, plugins=self.plugins, evaluate=False, checkpoints=False, progress=False)
+
+    def train(self, backbone: str, strategy: str, steps: int, *overrides: str) -> RunResult:
+        """Train for so many steps, and package; captions are not asked for."""
+        out = self.work / "adapter"
+        remove(out)
+        config = self.config(backbone, strategy, steps, *overrides)
+        return execute(config, out, plugins=self.plugins, evaluate=False, checkpoints=False)
+
+    def steps_alone(self, config: RunConfig) -> tuple[TrainResult, CachedFeatures | None, Clock]:
+        """Train, and package nothing; the features that came from the store, and where the time went."""
+        clock, strategy = Clock(), get_strategy(config.strategy, plugins=self.plugins)
+        with seeded(config.seed):
+            data = load_data(config.data, plugins=self.plugins, splits=SPLITS)
+            with clock.phase("load"):
+                model = prepare(config, plugins=self.plugins, strategy=strategy)
+            assert isinstance(model.backbone, Backbone) and model.applied is not None
+            with clock.phase("features"):
+                if model.features is not None:
+                    build_features(model.features, config, data.split("train"))
+            checkpoints = Checkpoints(self.work / "nothing", written=False)
+            return fit(model.backbone, model.applied, config, data, checkpoints, clock, model.features), model.features, clock
 
     def environment(self) -> Outcome:
         """That there is a GPU and bitsandbytes has its library for it."""
@@ -155,8 +179,8 @@ class Checker:
             "identical": same, "largest_difference": difference, "losses": record.train_loss, "parameters_on": where,
             "seconds_per_step": record.seconds_per_step, "peak_memory_bytes": record.peak_memory_bytes,
             "trainable_parameters": record.trainable_parameters, "quantized_modules": record.quantized_modules,
-            "adapter_bytes": record.adapter_bytes, "features": record.features, "phase_seconds": record.phase_seconds,
-            "loading_seconds": loading,
+            "adapter_bytes": record.adapter_bytes, "phase_seconds": record.phase_seconds, "loading_seconds": loading,
+            "features": record.features.model_dump() if record.features else None, "acceleration": record.acceleration,
         }  # fmt: skip
         text = f"{'identical' if same else f'DIFFERENT by {difference:.2g}'}, {record.seconds_per_step or 0:.2f} s/step, "
         text += f"{(record.peak_memory_bytes or 0) / 2**30:.1f} GiB, {(record.adapter_bytes or 0) / 2**20:.1f} MiB"
@@ -176,6 +200,7 @@ class Checker:
         """Logits of a quantised base against those of its weights dequantised and of the weights it was made from."""
         held = load_model(self.big, get_strategy(strategy, plugins=self.plugins), plugins=self.plugins)
         plain = load_model(self.big, Strategy(), plugins=self.plugins)
+        accelerate(held, dtype=torch.bfloat16 if self.bf16 else torch.float32, kernels=("quantized",))
         held.model.to(self.device)
         names = quantized_modules(held.model)
         kinds = sorted({type(held.model.get_submodule(name)).__mro__[1].__name__ for name in names})
@@ -219,29 +244,28 @@ class Checker:
 
     def stored_features(self) -> Outcome:
         """Losses from stored features against losses from pixels."""
-        found = {}
+        found, used = {}, False
         for enabled in (True, False):
-            done = self.train(self.big, "encoder-frozen", 4, "data.max_images=8", f"features.enabled={str(enabled).lower()}")
-            found[enabled] = done.record.train_loss or (), done.record.features
-            del done
+            switch = f"features.enabled={str(enabled).lower()}"
+            done, cached, _ = self.steps_alone(self.config(self.big, "encoder-frozen", 4, "data.max_images=8", switch))
+            found[enabled] = done.losses
+            used = used or (cached is not None and cached.seam.name == "vision" and cached.found + cached.built > 0)
+            del cached
             gc.collect()
-        (stored, about), (computed, _) = found[True], found[False]
+        stored, computed = found[True], found[False]
         differences = [abs(a - b) for a, b in zip(stored, computed, strict=True)]
-        used = bool(about) and about["seam"] == "vision"  # type: ignore[index]
         text = f"largest difference of {len(stored)} losses {max(differences):.1e}"
         if max(differences) > 0:
             text += ": kernels may be chosen by shape, and images were encoded in other batches"
-        measured = {"stored": stored, "computed": computed, "differences": differences, "features": about}
+        measured = {"stored": stored, "computed": computed, "differences": differences, "features_used": used}
         return Outcome(used and max(differences) <= 1e-3, text, measured)
 
     def captions(self, backbone: str) -> Outcome:
         """Greedy captions with and without stored features."""
-        model = load_model(backbone, Strategy(), plugins=self.plugins)
-        model.model.requires_grad_(False)
-        model.model.to(self.device)
-        prompt, paths = prompt_for(model, None), self.images(6)
-        cached, cut = open_cached_features(model, bf16=self.bf16, prompt=prompt, max_gb=5)
-        assert cached is not None, cut
+        zero_shot = get_strategy("zero-shot", plugins=self.plugins)
+        model = prepare(self.config(backbone, "zero-shot", 1), plugins=self.plugins, strategy=zero_shot)
+        cached, paths = model.features, self.images(6)
+        assert cached is not None, model.prefix
         with hardware.autocast(self.device, self.bf16):
             cached.build(paths, batch_size=len(paths))
             features = float((cached.features(paths).float() - cached.compute(paths).float()).abs().max())
@@ -249,14 +273,17 @@ class Checker:
         seconds, said = {}, {}
         for kind, source in (("computed", None), ("stored", cached)):
             start = time.perf_counter()
-            said[kind] = caption_images(model, paths, options=options, bf16=self.bf16, cached=source)
+            said[kind] = captioner_for(model.backbone, prompt=None, dtype=model.dtype, features=source).caption(paths, options)
             seconds[kind] = time.perf_counter() - start
         same = sum(a == b for a, b in zip(said["computed"], said["stored"], strict=True))
         text = f"{same} of {len(paths)} captions the same, {len(set(said['stored']))} distinct; "
         text += f"features {features:.1e} apart; {seconds['computed']:.2f} and {seconds['stored']:.2f} s"
         # in bf16 on a GPU two tokens that are equally likely may change places between runs; random weights have many such
         enough = len(paths) - 1 if self.cuda else len(paths)
-        measured = {"captions": said, "seconds": seconds, "features_apart": features, "cut": str(cut)}
+        measured = {
+            "captions": said, "seconds": seconds, "features_apart": features, "prefix": str(model.prefix),
+            "acceleration": model.acceleration.installed,
+        }  # fmt: skip
         return Outcome(same >= enough, text, measured)
 
     def looked(self, name: str) -> Outcome:
@@ -293,19 +320,19 @@ class Checker:
             torch.cuda.reset_peak_memory_stats()
         batch = f"train.per_device_train_batch_size={self.sizes.batch}"
         with watched(watch):
-            done = self.train(self.big, strategy, watch.steps, batch)
+            done, cached, clock = self.steps_alone(self.config(self.big, strategy, watch.steps, batch))
         seconds, profile = watch.found["seconds_per_step"], watch.found["profile"]
         measured = {
-            **watch.found, "batch": self.sizes.batch, "bf16": self.bf16, "features": done.record.features,
-            "peak_memory_bytes": done.record.peak_memory_bytes, "phase_seconds": done.record.phase_seconds,
-            "losses": done.record.train_loss, "step_flops": done.record.step_flops,
+            **watch.found, "batch": self.sizes.batch, "bf16": self.bf16, "stored_features": cached is not None,
+            "peak_memory_bytes": hardware.peak_memory_bytes(), "phase_seconds": clock.seconds,
+            "losses": done.losses, "step_flops": done.step_flops,
         }  # fmt: skip
         text = (
             f"{1e3 * seconds:.1f} ms a step, {self.sizes.batch / seconds:.0f} images/s; GPU busy {profile['gpu_busy_ms']} ms, "
         )
         text += f"host {profile['host_ms']} ms, {profile['kernel_launches']:.0f} launches, "
         text += f"{watch.found['syncs_per_step']:.1f} syncs a step"
-        return Outcome(bool(np.isfinite(done.record.train_loss or [np.nan]).all()), text, measured)
+        return Outcome(bool(np.isfinite(done.losses).all()), text, measured)
 
     # ---- what is computed beside
 
@@ -468,7 +495,7 @@ def about(sizes: Sizes, revision: str | None) -> dict[str, Any]:
     driver = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
     return {
         "command": sys.argv,
-        "hardware": hardware.describe(),
+        "hardware": asdict(hardware.describe()),
         "gpu": _output(*driver) if torch.cuda.is_available() else None,
         "driver": module.read_text(encoding="utf-8").splitlines()[0] if module.is_file() else None,
         "cuda": torch.version.cuda,
@@ -478,7 +505,6 @@ def about(sizes: Sizes, revision: str | None) -> dict[str, Any]:
         "git": revision or _output("git", "describe", "--always", "--dirty", "--abbrev=12"),
         "medgraft": medgraft.__file__,
         "sizes": asdict(sizes),
-        "weights_fingerprints": "read once a folder in this process, then remembered",
     }
 
 
@@ -501,7 +527,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = Path(tempfile.mkdtemp(prefix="medgraft-gpu-check-"))
         ledger = Ledger(options.out, about(sizes, options.revision), options.budget_seconds)
     os.environ["MEDGRAFT_FEATURES"] = str(work / "features")
-    original, weights.fingerprint = weights.fingerprint, functools.cache(weights.fingerprint)
+    os.environ["MEDGRAFT_CACHE"] = str(work / "cache")  # in which weights that were read once are known by their digests
     checker = Checker(sizes, work)
     try:
         if not options.go_on:
@@ -515,7 +541,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 again = [str(HERE / "check.py"), *(argv if argv is not None else sys.argv[1:]), "--go-on", str(work)]
                 os.execv(sys.executable, [sys.executable, *again])
     finally:
-        weights.fingerprint = original
         checker.end_beside()
         remove(work)
     ledger.write()

@@ -17,6 +17,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from medgraft.benchmark.record import RECORD
 from medgraft.benchmark.run import CHECKPOINTS
 
 _LIMIT = 150.0  # seconds for a process
@@ -58,7 +59,7 @@ def kill_after_checkpoint(process: subprocess.Popen[str], out: Path) -> str:
 
 def record_of(out: Path) -> dict[str, Any]:
     """The record that a training left."""
-    found: dict[str, Any] = json.loads(next((out / "records").glob("*.json")).read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
     return found
 
 

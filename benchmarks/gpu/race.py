@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -303,7 +303,7 @@ def _race(options: argparse.Namespace, size: Size, work: Path, sides: dict[str, 
     for name, side in sides.items():
         _tell(f"{name} {side.ready(READY_SECONDS)}", began)
     record: dict[str, Any] = {
-        "hardware": hardware.describe(), "versions": hardware.versions() | {"liger_kernel": _version("liger_kernel")},
+        "hardware": asdict(hardware.describe()), "versions": hardware.versions() | {"liger_kernel": _version("liger_kernel")},
         "git": hardware.git_revision(), "machine": machine(size.product), "image_size": size.image_size,
         "jpeg": {"side": size.jpeg_size, "bytes": bytes_an_image}, "model": f"BLIP of width {size.width}, synthetic weights",
         "batch_size": size.batch_size, "steps_an_epoch": size.steps, "test_images": size.test_images,

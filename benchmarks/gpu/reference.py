@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from medgraft.backbones import prompt_for
 from medgraft.benchmark import execute
 from medgraft.config import run_config
-from medgraft.models import load_model
+from medgraft.data import open_image
+from medgraft.inference import Inference
 from medgraft.plugin import PluginManager
+from medgraft.prepare import prepare_model
 from medgraft.quiet import quiet_libraries
-from medgraft.saliency import explain_images
 from medgraft.strategies import Strategy
 
 STRATEGIES = ("encoder-frozen", "full", "lora", "qlora-decoder")
@@ -40,15 +42,16 @@ def losses(work: Path, strategy: str, bf16: bool, out: Path, plugins: PluginMana
         backbone=f"blip:{work / 'little'}", strategy=strategy, data=f"roco:{work / 'phantoms'}", max_images=12,
         overrides=overrides,
     )  # fmt: skip
-    done = execute(config, out, plugins=plugins, evaluate=False, checkpoints=False, progress=False)
+    done = execute(config, out, plugins=plugins, evaluate=False, checkpoints=False)
     return list(done.record.train_loss or ())
 
 
 def maps(backbone: str, image: Path, plugins: PluginManager) -> list[Any]:
     """The maps of a caption's words by a bare backbone in fp32, [words, rows, columns] as lists."""
-    model = load_model(backbone, Strategy(), plugins=plugins)
-    found = explain_images(model, [image], [CAPTION], prompt=prompt_for(model, None), bf16=False)[0]
-    grids: list[Any] = np.stack([word.grid for word in found.maps.words]).tolist()
+    model, _, _ = prepare_model(backbone, Strategy(), plugins=plugins)
+    inference = Inference(model, prompt_for(model, None), torch.float32)
+    (found,) = inference.maps([open_image(image)], [CAPTION])
+    grids: list[Any] = np.stack([word.grid for word in found.words]).tolist()
     return grids
 
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -148,7 +149,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             gc.collect()
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "strategies")}
-    record = {"settings": settings, "hardware": hardware.describe(), "versions": hardware.versions(), "strategies": results}
+    record = {
+        "settings": settings,
+        "hardware": asdict(hardware.describe()),
+        "versions": hardware.versions(),
+        "strategies": results,
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(table(results))

@@ -8,22 +8,19 @@ import torch
 from medgraft import captioning
 from medgraft.acceleration.graphed_decoding import StaticGenerator
 from medgraft.captioning import caption_images
+from medgraft.data import open_image
 from medgraft.data.image_reader import ImageReader
 from medgraft.errors import DataError
 from medgraft.features import open_cached_features
-from medgraft.models import load_model
 from medgraft.plugin import PluginManager
-from medgraft.strategies import apply_strategy, get_strategy
+from medgraft.prepare import prepare_model
+from medgraft.strategies import get_strategy
 
 
 @pytest.fixture
 def backbone():
     plugins = PluginManager()
-    strategy = get_strategy("encoder-frozen", plugins=plugins)
-    backbone = load_model("blip-nano", strategy, plugins=plugins)
-    apply_strategy(backbone.model, backbone.anatomy, strategy)
-    backbone.model.eval()
-    return backbone
+    return prepare_model("blip-nano", get_strategy("encoder-frozen", plugins=plugins), plugins=plugins)[0]
 
 
 @pytest.fixture
@@ -32,7 +29,7 @@ def paths(phantoms_folder):
 
 
 @pytest.fixture
-def as_for_a_gpu(monkeypatch):
+def as_for_a_gpu(monkeypatch, backbone):
     class Source(captioning._FeatureSource):
         def __init__(self, backbone, where, prompt, cached):
             super().__init__(backbone, where, prompt, cached)
@@ -40,27 +37,33 @@ def as_for_a_gpu(monkeypatch):
 
     def switch():
         monkeypatch.setattr(captioning, "_FeatureSource", Source)
-        monkeypatch.setattr(captioning, "generator_for", lambda model, _: nullcontext(StaticGenerator(model, graph=False)))
+        monkeypatch.setattr(backbone, "generating", lambda: nullcontext(StaticGenerator(backbone, graph=False)))
 
     return switch
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("storing", [False, True])
-def test_captions_are_the_same(bf16, storing, backbone, paths, as_for_a_gpu, tmp_path, monkeypatch):
+def test_captions_are_the_same(dtype, storing, backbone, paths, as_for_a_gpu, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path))
     assert len(paths) == 11
-    plain = caption_images(backbone, paths, batch_size=4, bf16=bf16)
+    plain = caption_images(backbone, paths, batch_size=4, dtype=dtype)
     assert len(set(plain)) > 1
     as_for_a_gpu()
-    cached = open_cached_features(backbone, bf16=bf16, prompt="", max_gb=1)[0] if storing else None
-    assert caption_images(backbone, paths, batch_size=4, bf16=bf16, cached=cached) == plain
+    cached = open_cached_features(backbone, bf16=dtype == torch.bfloat16, prompt="", max_gb=1)[0] if storing else None
+    assert caption_images(backbone, paths, batch_size=4, dtype=dtype, cached=cached) == plain
     if cached is not None:
         assert (cached.built, cached.found) == (11, 0)
-        assert (
-            caption_images(backbone, [*paths[6:], *paths[:6]], batch_size=4, bf16=bf16, cached=cached) == plain[6:] + plain[:6]
-        )
+        turned = [*paths[6:], *paths[:6]]
+        assert caption_images(backbone, turned, batch_size=4, dtype=dtype, cached=cached) == plain[6:] + plain[:6]
         assert (cached.built, cached.found) == (11, 11)
+
+
+def test_images_in_memory_have_the_captions_of_their_files(backbone, paths, as_for_a_gpu):
+    plain = caption_images(backbone, paths, batch_size=4)
+    as_for_a_gpu()
+    mixed = [path if number % 3 else open_image(path) for number, path in enumerate(paths)]
+    assert caption_images(backbone, mixed, batch_size=4) == plain
 
 
 def test_an_image_that_is_missing_is_an_error(backbone, paths, as_for_a_gpu, tmp_path):
@@ -78,7 +81,7 @@ def test_no_images_have_no_captions(backbone, as_for_a_gpu):
 def test_gradients_are_computed_again_afterwards(backbone, paths, as_for_a_gpu):
     as_for_a_gpu()
     before = {name: parameter.clone() for name, parameter in backbone.model.named_parameters()}
-    caption_images(backbone, paths[:4], bf16=True)
+    caption_images(backbone, paths[:4], dtype=torch.bfloat16)
     assert torch.is_grad_enabled()
     assert not torch.is_autocast_enabled("cpu")
     for name, parameter in backbone.model.named_parameters():

@@ -1,6 +1,8 @@
 """Every kernel against the plain path: kernel x backbone x strategy x dtype, on small models with weights that matter."""
 
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from bitsandbytes.nn import Linear8bitLt
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from medgraft.acceleration import KERNELS, accelerate, packed_decoder
+from medgraft.acceleration import KERNELS, accelerate, apply, graphed_decoding, packed_decoder
+from medgraft.acceleration.graphed_decoding import StaticGenerator
 from medgraft.adapter import finish_package, in_place_digests, load_adapter, save_weights
 from medgraft.config import GenerationConfig
 from medgraft.models import load_model
@@ -32,6 +35,7 @@ NOISE = {
     "quantized": (2e-3, 0.08),  # what follows a layer is computed in bf16 instead of fp32
     "lora": (1e-3, 0.08),
     "packed_decoder": (2e-3, 0.08),
+    "causal_loss": (1e-3, 0.05),
     "auto": (5e-3, 0.1),
 }
 OTHERS = ("blip2-opt", "vit-gpt2", "git")
@@ -47,6 +51,13 @@ ROWS = [
         for strategy in ("full", "encoder-frozen", "lora", "qlora-decoder", "lora-int8", "dora")
         for dtype in (FP32, BF16)
     ),
+    *(
+        ("causal_loss", "blip", strategy, dtype)
+        for strategy in ("full", "encoder-frozen", "lora", "qlora-decoder", "dora")
+        for dtype in (FP32, BF16)
+    ),
+    *(("cuda_graphs", name, "lora", FP32) for name in ("blip", *OTHERS)),
+    *(("graphed_decoding", "blip", strategy, FP32) for strategy in ("full", "encoder-frozen", "lora", "qlora")),
     *(
         ("auto", name, strategy, dtype)
         for name in ("blip", "vit-gpt2")
@@ -116,7 +127,9 @@ def _logits(backbone, dtype):
 def _captions(backbone):
     backbone.model.eval()
     features = backbone.encode(backbone.pixel_values(images(3)))
-    return backbone.generate(features, options=GenerationConfig(max_new_tokens=6))
+    inputs = backbone.generation_inputs(3, features.device, "", GenerationConfig(max_new_tokens=6))
+    with backbone.generating() as generate_ids:
+        return backbone.captions(generate_ids(features, *inputs))
 
 
 def _apart(found, expected):
@@ -130,13 +143,31 @@ def _snapshot(backbone):
     return {name: type(module) for name, module in backbone.model.named_modules()}, state, set(vars(backbone))
 
 
+def _installed(backbone):
+    types, _, attributes = _snapshot(backbone)
+    return types, attributes
+
+
 def _tensors(backbone):
     yield from backbone.model.named_parameters(remove_duplicate=False)
     yield from backbone.model.named_buffers(remove_duplicate=False)
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """`as_on_a_gpu(KERNEL)` has a kernel for GPUs installed on a CPU too, where it computes the same without CUDA graphs."""
+
+    def switch(name):
+        anywhere = [replace(k, applies=lambda *_: True) if k.name == name else k for k in KERNELS]
+        monkeypatch.setattr(apply, "KERNELS", tuple(anywhere))
+        monkeypatch.setattr(graphed_decoding, "generator_for", lambda b, _: nullcontext(StaticGenerator(b, graph=False)))
+
+    return switch
+
+
 @pytest.mark.parametrize(("kernel", "name", "strategy", "dtype"), ROWS, ids=lambda value: str(value).removeprefix("torch."))
-def test_kernels_compute_what_the_plain_model_computes(kernel, name, strategy, dtype, sharp_folder):
+def test_kernels_compute_what_the_plain_model_computes(kernel, name, strategy, dtype, sharp_folder, as_on_a_gpu):
+    as_on_a_gpu(kernel)
     backbone, applied = _plain(sharp_folder(name), strategy, dtype)
     loss, gradients = _step(backbone, applied, dtype)
     logits, captions = _logits(backbone, dtype), _captions(backbone) if dtype == FP32 else None
@@ -155,11 +186,11 @@ def test_kernels_compute_what_the_plain_model_computes(kernel, name, strategy, d
     assert _apart([_logits(backbone, dtype)], [logits]) < (noise if dtype == BF16 else 5e-3 if eights else 1e-5)
     assert captions is None or eights or _captions(backbone) == captions
 
-    switched = _snapshot(backbone)[0]
+    switched = _installed(backbone)
     again = accelerate(backbone, dtype=dtype, kernels="auto" if kernel == "auto" else (kernel,))
-    assert again.installed == acceleration.installed and _snapshot(backbone)[0] == switched
+    assert again.installed == acceleration.installed and _installed(backbone) == switched
     again.undo()
-    assert _snapshot(backbone)[0] == switched
+    assert _installed(backbone) == switched
 
     for _ in range(2):
         acceleration.undo()

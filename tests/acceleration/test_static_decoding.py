@@ -13,8 +13,8 @@ from medgraft.acceleration.graphed_decoding import StaticGenerator, generator_fo
 from medgraft.config import GenerationConfig
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Strategy, apply_strategy, get_strategy
-from medgraft.training import prepare_linear
+from medgraft.prepare import prepare_model
+from medgraft.strategies import Strategy, get_strategy
 
 NANO = "blip-nano"
 CPU = torch.device("cpu")
@@ -22,15 +22,13 @@ CPU = torch.device("cpu")
 
 def _load(source, strategy="encoder-frozen", bf16=False):
     plugins = PluginManager()
-    chosen = get_strategy(strategy, plugins=plugins)
-    backbone = load_model(source, chosen, plugins=plugins)
-    applied = apply_strategy(backbone.model, backbone.anatomy, chosen)
-    if bf16:
-        prepare_linear(backbone, applied)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    options = {"compute_dtype": str(dtype).removeprefix("torch.")} if strategy == "qlora" else {}
+    plan = get_strategy(strategy, options, plugins=plugins)
+    backbone, _, _ = prepare_model(source, plan, plugins=plugins, dtype=dtype)
     for name, parameter in backbone.model.named_parameters():
         if "lora_B" in name:  # which is zero at first, so that LoRA would add nothing
             torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(len(name)))
-    backbone.model.eval()
     return backbone
 
 

@@ -53,7 +53,7 @@ def test_what_was_installed_is_told_and_installed_again(
         "acceleration.kernels=sdpa,lora", "train.max_steps=1", "train.per_device_train_batch_size=2", "train.bf16=false",
         backbone=f"blip:{blip_folder}", data=f"roco:{phantoms_folder}",
     )  # fmt: skip
-    record = execute(config, tmp_path, plugins=plugins, evaluate=False, checkpoints=False, progress=False).record
+    record = execute(config, tmp_path, plugins=plugins, evaluate=False, checkpoints=False).record
     assert list(record.acceleration) == installed
     manifest = json.loads((tmp_path / "medgraft.json").read_text())
     assert manifest["acceleration"] == installed

@@ -8,7 +8,6 @@ import torch
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.data import open_image
 from medgraft.data.collate import CaptionPairs, PixelCache
-from medgraft.data.levels import pixel_levels, pixel_values
 from medgraft.data.roco import Roco
 from medgraft.training.collator import Collator
 from medgraft.types import Example
@@ -52,24 +51,3 @@ def test_forked_processes_fill_and_read_one_cache(blip_folder, phantoms_folder):
     assert found[3] is None
     assert torch.equal(cache.batch(paths), expected)
     assert torch.equal(pickle.loads(pickle.dumps(cache)).batch(paths), expected)  # started anew, without the memory
-
-
-def test_levels_and_their_table_are_the_processors_pixel_values(blip_folder, phantoms_folder):
-    backbone = BlipBackbone.load(str(blip_folder))
-    paths = [example.image for example in Roco().read(phantoms_folder)][:3]
-    split = pixel_levels(backbone)
-    levels = PixelCache(backbone, 10**9, split).batch(paths)
-    assert levels.dtype == torch.uint8
-    assert torch.equal(pixel_values(levels, split.table), backbone.pixel_values([open_image(path) for path in paths]))
-
-
-def test_a_processor_that_does_more_has_no_levels(blip_folder):
-    backbone = BlipBackbone.load(str(blip_folder))
-    ordinary = backbone.image_processor
-
-    def brightens(images, **options):
-        values = ordinary(images, **options)
-        return {"pixel_values": values["pixel_values"] * values["pixel_values"].mean()}
-
-    backbone.image_processor = brightens
-    assert pixel_levels(backbone) is None

@@ -9,15 +9,10 @@ import torch
 from PIL import Image
 
 from medgraft.backbones.blip import BlipBackbone
-from medgraft.data.image_reader import ByteTable, ImageReader, reads_bytes
+from medgraft.data.image_reader import ImageReader
 from medgraft.data.images import open_image
 from medgraft.data.read_ahead import read_ahead
 from medgraft.errors import DataError
-from medgraft.models import load_model
-from medgraft.plugin import PluginManager
-from medgraft.strategies import Strategy
-
-MODELS = ["blip2-opt", "vit-gpt2", "instructblip-vicuna", "git"]
 
 
 @pytest.fixture(scope="module")
@@ -62,37 +57,6 @@ def test_an_error_is_raised_where_its_item_would_come():
         for _, value in read_ahead(range(5), read, threads=2, ahead=3):
             seen.append(value)
     assert seen == [0, 1]
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_bytes_looked_up_are_the_processors_own_pixel_values(name, tiny_folder, files):
-    kind, folder = tiny_folder(name)
-    backbone = load_model(f"{kind}:{folder}", Strategy(), plugins=PluginManager())
-    assert reads_bytes(backbone)
-    table = ByteTable(backbone, torch.device("cpu"))
-    read = torch.cat([table.read(path) for path in files])
-    assert read.dtype == torch.uint8
-    assert torch.equal(table.pixel_values(read), backbone.pixel_values([open_image(path) for path in files]))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"do_normalize": False}, {"do_rescale": False, "do_normalize": False}, {"do_center_crop": True}, {"resample": 2}],
-)
-def test_the_processors_settings_count(settings, blip_folder, files):
-    backbone = BlipBackbone.load(str(blip_folder))
-    for name, value in settings.items():
-        setattr(backbone.image_processor, name, value)
-    if "do_center_crop" in settings:
-        backbone.image_processor.crop_size = {"height": 40, "width": 50}
-    table = ByteTable(backbone, torch.device("cpu"))
-    read = torch.cat([table.read(path) for path in files])
-    assert torch.equal(table.pixel_values(read), backbone.pixel_values([open_image(path) for path in files]))
-
-
-def test_own_steps_of_a_backbone_are_left_to_it(tiny_folder):
-    kind, folder = tiny_folder("qwen2-vl")
-    assert not reads_bytes(load_model(f"{kind}:{folder}", Strategy(), plugins=PluginManager()))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -14,21 +14,20 @@ import transformers
 from PIL import Image
 
 from medgraft import captioning, hardware
-from medgraft.acceleration import cuda_graph, graphed_decoding
+from medgraft.acceleration import KERNELS, accelerate, capture, graphed_decoding
 from medgraft.acceleration.graphed_decoding import StaticGenerator, generator_for
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.captioning import caption_images
 from medgraft.config import GenerationConfig
-from medgraft.models import load_model
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Strategy, apply_strategy, get_strategy
-from medgraft.training import prepare_linear
+from medgraft.prepare import prepare_model
+from medgraft.strategies import Strategy, get_strategy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 WEIGHTS = Path(__file__).parents[2] / "plugins" / "medgraft-blip-nano" / "src" / "medgraft_blip_nano" / "weights"
 NANO = f"blip:{WEIGHTS}"  # which needs no plugin to be installed
-_CUT_OFF = []  # graphs that failed on purpose; see cuda_graph.failed_graphs
+_CUT_OFF = []  # graphs that failed on purpose; see capture.failed_graphs
 FAMILIES = [
     "blip",
     "blip2-opt",
@@ -47,7 +46,7 @@ def gpu(monkeypatch):
     """The first GPU, for captioning too; no graph may have failed before or after."""
     device = torch.device("cuda", 0)
     monkeypatch.setattr(hardware, "device", lambda: device)
-    failed = cuda_graph.failed_graphs  # a test that spoils a capture puts another list in its place
+    failed = capture.failed_graphs  # a test that spoils a capture puts another list in its place
     assert not failed
     yield device
     assert not failed
@@ -56,16 +55,13 @@ def gpu(monkeypatch):
 
 def _load(source, device, strategy="encoder-frozen", bf16=False):
     plugins = PluginManager()
-    chosen = get_strategy(strategy, plugins=plugins)
-    backbone = load_model(source, chosen, plugins=plugins)
-    applied = apply_strategy(backbone.model, backbone.anatomy, chosen)
-    if bf16:
-        prepare_linear(backbone, applied)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    backbone, _, _ = prepare_model(source, get_strategy(strategy, plugins=plugins), plugins=plugins, dtype=dtype)
     for name, parameter in backbone.model.named_parameters():
         if "lora_B" in name:
             values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
             parameter.data.copy_(0.2 * values)
-    backbone.model.to(device).eval()
+    assert next(backbone.model.parameters()).device == device
     return backbone
 
 
@@ -190,7 +186,7 @@ def test_what_cannot_be_captured_is_left_to_transformers(gpu, monkeypatch, caplo
 
     failed = []
     _CUT_OFF.append(failed)
-    monkeypatch.setattr(cuda_graph, "failed_graphs", failed)
+    monkeypatch.setattr(capture, "failed_graphs", failed)
     monkeypatch.setattr(graphed_decoding, "failed_graphs", failed)
     monkeypatch.setattr(backbone.model.text_decoder.cls, "forward", waits)
     with generator_for(backbone, gpu) as generate_ids:
@@ -209,16 +205,16 @@ def test_what_cannot_be_captured_is_left_to_transformers(gpu, monkeypatch, caplo
 def test_a_capture_that_is_cut_off_leaves_the_gpu_usable(gpu, monkeypatch):
     failed = []
     _CUT_OFF.append(failed)
-    monkeypatch.setattr(cuda_graph, "failed_graphs", failed)
-    monkeypatch.setattr(cuda_graph, "waiting_is_an_error", torch.no_grad)  # so that it comes to a capture
+    monkeypatch.setattr(capture, "failed_graphs", failed)
+    monkeypatch.setattr(capture, "waiting_is_an_error", torch.no_grad)  # so that it comes to a capture
     total = torch.ones(4, device=gpu)
     with pytest.raises(RuntimeError):
-        cuda_graph.captured(lambda: total.sum().item(), gpu)
+        capture.captured(lambda: total.sum().item(), gpu)
     assert len(failed) == 1
     assert not torch.cuda.is_current_stream_capturing()
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert float(torch.rand(8, device=gpu).sum()) > 0
-    graph = cuda_graph.captured(lambda: total.add_(1), gpu)
+    graph = capture.captured(lambda: total.add_(1), gpu)
     before = total.clone()
     graph.replay()
     assert torch.equal(total, before + 1)
@@ -234,29 +230,32 @@ def image_files(tmp_path) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_captions_of_files_are_those_without_acceleration(bf16, gpu, image_files, monkeypatch):
-    backbone = _load(NANO, gpu)
-    quick = caption_images(backbone, image_files, bf16=bf16, batch_size=32)
-    monkeypatch.setenv(graphed_decoding.SWITCH, "none")
-    plain = caption_images(backbone, image_files, bf16=bf16, batch_size=32)
-    equal = sum(a == b for a, b in zip(quick, plain, strict=True))
-    assert equal >= (0.9 if bf16 else 1) * len(image_files)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_captions_of_files_are_those_without_graphs(dtype, gpu, image_files):
+    plugins = PluginManager()
+    plan, others = get_strategy("encoder-frozen", plugins=plugins), [k.name for k in KERNELS if k.name != "graphed_decoding"]
+    captions = []
+    for kernels in ("auto", tuple(others)):
+        backbone, _, acceleration = prepare_model(NANO, plan, plugins=plugins, dtype=dtype, kernels=kernels)
+        assert ("graphed_decoding" in acceleration.installed) == (kernels == "auto")
+        captions.append(caption_images(backbone, image_files, dtype=dtype, batch_size=32))
+    equal = sum(a == b for a, b in zip(*captions, strict=True))
+    assert equal >= (0.9 if dtype == torch.bfloat16 else 1) * len(image_files)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_captions_on_a_gpu(name, bf16, gpu, tiny_folder, image_files):
+def test_every_family_captions_on_a_gpu(name, dtype, gpu, tiny_folder, image_files):
     if not any(name in spec.tiny for spec, _ in PluginManager().specs("backbone")):
         pytest.skip(f"the plugin with {name} is not installed")
     kind, folder = tiny_folder(name)
-    backbone = load_model(f"{kind}:{folder}", Strategy(), plugins=PluginManager())
+    backbone, _, _ = prepare_model(f"{kind}:{folder}", Strategy(), plugins=PluginManager(), dtype=dtype)
     options = GenerationConfig(max_new_tokens=6)
-    captions = caption_images(backbone, image_files[:9], bf16=bf16, batch_size=4, options=options)
+    captions = caption_images(backbone, image_files[:9], dtype=dtype, batch_size=4, options=options)
     assert len(captions) == 9
     backbone.model.to("cpu")
     hardware.device = lambda: torch.device("cpu")  # the fixture puts it back
-    if not bf16:
+    if dtype == torch.float32:
         on_cpu = caption_images(backbone, image_files[:9], batch_size=4, options=options)
         assert sum(a == b for a, b in zip(captions, on_cpu, strict=True)) >= 7
 
@@ -269,8 +268,6 @@ def test_how_long_blip_base_takes(gpu, tmp_path, tiny_folder, capsys):
     vision = {"image_size": 384, "initializer_range": 0.02}
     model = transformers.BlipForConditionalGeneration(transformers.BlipConfig(text_config=text, vision_config=vision)).eval()
     model.to(gpu)
-    from medgraft.backbones.attention import use_sdpa
-
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"{number}.jpg" for number in range(32)]
     for path in paths:
@@ -289,7 +286,7 @@ def test_how_long_blip_base_takes(gpu, tmp_path, tiny_folder, capsys):
     options = GenerationConfig(max_new_tokens=20)
 
     def ours():
-        caption_images(backbone, paths, options=options, bf16=True, batch_size=32)
+        caption_images(backbone, paths, options=options, dtype=torch.bfloat16, batch_size=32)
 
     def seconds(function):
         torch.cuda.synchronize()
@@ -299,7 +296,7 @@ def test_how_long_blip_base_takes(gpu, tmp_path, tiny_folder, capsys):
         return time.perf_counter() - start
 
     before = seconds(reference)
-    use_sdpa(model)
+    accelerate(backbone, dtype=torch.bfloat16)
     warm, after = seconds(ours), seconds(ours)
     parts = _parts(backbone, gpu, processor, paths, options, seconds)
     with capsys.disabled():

@@ -7,23 +7,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from medgraft.backbones.packing import IGNORED
-from medgraft.backbones.word_loss import word_loss
-from medgraft.strategies.lora_sum import _gradients, _gradients_in_three_kernels
 
 from medgraft.acceleration.cuda_graphs import StepGraphs
+from medgraft.acceleration.lora import _gradients, _gradients_in_three_kernels
+from medgraft.clock import Clock
 from medgraft.config import run_config
 from medgraft.data.collate import CaptionPairs, PixelCache
 from medgraft.data.roco import Roco
-from medgraft.errors import ConfigError
-from medgraft.features import load_resident
-from medgraft.models import load_model
-from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.training import CaptioningModule, Clock, fit, prepare_features
+from medgraft.features import load_resident, open_cached_features
+from medgraft.plugin import PluginManager
+from medgraft.prepare import prepare, prepare_model
+from medgraft.strategies import get_strategy
+from medgraft.training import CaptioningModule, Checkpoints, build_features, fit
 from medgraft.training.batches import prepare_batches
 from medgraft.training.collator import Collator
 from medgraft.training.step_timer import StepTimer
 from medgraft.training.workers import worker_count
+from medgraft.types import CaptionData
 
 
 @pytest.fixture
@@ -36,15 +36,12 @@ def run(blip_folder, phantoms_folder, tmp_path, plugins):
         config = run_config(
             backbone=f"blip:{blip_folder}", strategy=strategy, data=f"roco:{phantoms_folder}", overrides=[*fixed, *settings]
         )
-        chosen = get_strategy(strategy, plugins=plugins)
-        backbone = load_model(config.backbone, chosen, plugins=plugins)
-        applied = apply_strategy(backbone.model, backbone.anatomy, chosen)
-        examples = [e for e in Roco().read(phantoms_folder) if e.split == "train"][:16]
-        cached, _ = prepare_features(backbone, config, examples, progress=False)
-        return fit(
-            backbone, applied, config, examples, [], tmp_path / "out", Clock(),
-            checkpoints=False, progress=False, cached=cached,
-        ).losses  # fmt: skip
+        model = prepare(config, plugins=plugins, strategy=get_strategy(strategy, plugins=plugins))
+        data = CaptionData("phantoms", tuple([e for e in Roco().read(phantoms_folder) if e.split == "train"][:16]))
+        if model.features is not None:
+            build_features(model.features, config, data.examples)
+        checkpoints = Checkpoints(tmp_path / "out", written=False)
+        return fit(model.backbone, model.applied, config, data, checkpoints, Clock(), model.features).losses
 
     return losses
 
@@ -52,13 +49,14 @@ def run(blip_folder, phantoms_folder, tmp_path, plugins):
 @pytest.fixture(scope="module")
 def parts(blip_folder, phantoms_folder):
     """(backbone, module, pairs) of a BLIP whose encoder is frozen."""
-    from medgraft.plugin import PluginManager
-
     plugins = PluginManager()
     strategy = get_strategy("encoder-frozen", plugins=plugins)
-    backbone = load_model(f"blip:{blip_folder}", strategy, plugins=plugins)
-    module = CaptioningModule(backbone, apply_strategy(backbone.model, backbone.anatomy, strategy)).train()
-    return backbone, module, CaptionPairs([e for e in Roco().read(phantoms_folder) if e.split == "train"])
+    backbone, applied, _ = prepare_model(f"blip:{blip_folder}", strategy, plugins=plugins)
+    return (
+        backbone,
+        CaptioningModule(backbone, applied).train(),
+        CaptionPairs([e for e in Roco().read(phantoms_folder) if e.split == "train"]),
+    )
 
 
 def test_filling_up_captions_leaves_the_loss_as_it_is(parts):
@@ -77,33 +75,17 @@ def test_filling_up_stops_at_the_decoders_last_position(parts):
     assert Collator(backbone, PixelCache(backbone, 0), "", 9999, pad_to_multiple_of=100)(rows)["input_ids"].shape == (1, 512)
 
 
-def test_a_loss_at_every_position_is_that_of_packed_words(parts):
-    """The first is what an accelerator computes."""
-    backbone, _, pairs = parts
-    text = backbone.text_batch([pairs[i][1] for i in range(4)], prompt="a picture of")
-    features = torch.randn(4, 17, 64)
-    trained = [p for p in backbone.model.text_decoder.parameters() if p.requires_grad]
-    expected = backbone.loss(features, text)
-    hidden, targets = backbone._at_every_position(features, text)
-    assert (targets != IGNORED).sum() == (text.labels != IGNORED).sum()
-    found = word_loss(backbone.model.text_decoder.cls(hidden), targets)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
-    ours, theirs = (torch.autograd.grad(loss, trained, allow_unused=True) for loss in (found, expected))
-    for mine, other in zip(ours, theirs, strict=True):
-        assert (mine is None) == (other is None)
-        if mine is not None:
-            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
-
-
 def test_features_in_the_devices_memory_give_the_same_losses(run):
     assert run("encoder-frozen", "features.device_gb=1") == run("encoder-frozen", "features.device_gb=0")
 
 
-def test_features_that_are_too_large_stay_in_the_store(parts, phantoms_folder, blip_folder, plugins):
+def test_features_that_are_too_large_stay_in_the_store(parts, phantoms_folder, blip_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path))
     backbone, _, pairs = parts
     config = run_config(backbone=f"blip:{blip_folder}", strategy="encoder-frozen", data=f"roco:{phantoms_folder}")
     examples = [example for example, _ in pairs.pairs]
-    cached, _ = prepare_features(backbone, config, examples[:5], progress=False)
+    cached, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
+    build_features(cached, config, examples[:5])
     paths, where = [example.image for example in examples], torch.device("cpu")
     size = cached.stored(paths[0]).nbytes
     assert load_resident(cached, paths[:5], where, 5 * size - 1) is None
@@ -156,9 +138,11 @@ def test_a_collator_goes_to_a_worker_without_the_model(parts):
     assert all(torch.equal(batch[name], expected[name]) for name in batch)
 
 
-def test_graphs_that_are_wanted_need_a_gpu(run):
-    with pytest.raises(ConfigError, match="cuda_graphs=true, but the run is not on an NVIDIA GPU"):
-        run("encoder-frozen", "acceleration.cuda_graphs=true")
+def test_graphs_that_are_named_are_left_out_without_a_gpu(run, blip_folder, plugins):
+    strategy = get_strategy("encoder-frozen", plugins=plugins)
+    backbone, _, acceleration = prepare_model(f"blip:{blip_folder}", strategy, plugins=plugins, kernels=("cuda_graphs",))
+    assert acceleration.installed == () and backbone.step_replayer is None
+    assert run("encoder-frozen", "acceleration.kernels=cuda_graphs") == run("encoder-frozen", "acceleration.kernels=none")
 
 
 def test_steps_that_cannot_be_recorded_are_eager_and_one_line_says_so(monkeypatch, caplog):

@@ -141,6 +141,8 @@ def install(backbone: Backbone) -> Undo | None:
     """On a BLIP whose decoder `StaticGenerator` knows."""
     if not supports(backbone):
         return None
+    if isinstance(backbone.generating, GraphedGeneration):
+        return lambda: None
     backbone.generating = GraphedGeneration(backbone)  # type: ignore[method-assign,assignment]
 
     def undo() -> None:

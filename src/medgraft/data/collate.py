@@ -36,7 +36,7 @@ class CaptionPairs(TorchDataset[tuple[Example, str]]):
 class PixelCache:
     """Images as model input, decoded and resized once and kept while they fit `limit_bytes`; the rest is made anew.
 
-    With `levels` a batch is of their uint8 levels instead of pixel values (see data/levels.py).
+    With `levels` a batch is of their levels, [B, H, W, 3] in uint8, instead of pixel values (see data/levels.py).
     """
 
     def __init__(self, backbone: Backbone, limit_bytes: int, levels: PixelLevels | None = None):
@@ -63,7 +63,7 @@ class PixelCache:
         self._free_bytes = 0
 
     def batch(self, paths: Sequence[Path]) -> torch.Tensor:
-        """The images as [B, 3, H, W]."""
+        """The images as [B, 3, H, W], or their levels."""
         known = {path: image for path in dict.fromkeys(paths) if (image := self._find(path)) is not None}
         new = [path for path in dict.fromkeys(paths) if path not in known]
         made = dict(zip(new, self._make([open_image(path) for path in new]), strict=True)) if new else {}
