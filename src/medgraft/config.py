@@ -1,4 +1,4 @@
-"""What a run is made of, as strict models: an unknown key or a wrong value is an error that names every problem."""
+"""What a run is made of, as strict models, and how `--set` and suite files change it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from medgraft.errors import ConfigError, suggestion
+from medgraft.strict_model import StrictModel, validated
 from medgraft.types import Split
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-class StrictModel(BaseModel):
-    """Immutable, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataConfig(StrictModel):
@@ -218,32 +211,6 @@ class SuiteConfig(RunSettings):
 SECTIONS = tuple(name for name, field in RunSettings.model_fields.items() if isinstance(field.default, StrictModel))
 RUN_SECTIONS = ("strategy", "data", *SECTIONS)
 SUITE_SECTIONS = ("data", *SECTIONS, "tuning", "timing")
-
-
-def validated(model: type[ModelT], values: Mapping[str, Any], what: str) -> ModelT:
-    """`model` made from `values`; ConfigError lists every problem, with suggestions for unknown keys."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{what}: {'; '.join(_problems(model, error))}") from None
-
-
-def _problems(model: type[BaseModel], error: ValidationError) -> Iterable[str]:
-    for problem in error.errors():
-        where = ".".join(str(step) for step in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _fields_at(model, problem["loc"][:-1])
-            yield f"unknown key {where!r}.{suggestion(str(problem['loc'][-1]), known) or ' Known: ' + ', '.join(known)}"
-        else:
-            yield f"{where}: {problem['msg']}"
-
-
-def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    for step in path:
-        annotation = model.model_fields[str(step)].annotation if str(step) in model.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    return list(model.model_fields)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from torch import nn
 from medgraft import hardware
 from medgraft.acceleration import KERNELS, Acceleration, Kernels, accelerate, check_kernels
 from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_captioner, prompt_for, split_name
-from medgraft.config import AccelerationConfig, RunConfig, validated
+from medgraft.config import AccelerationConfig, RunConfig
 from medgraft.features import CachedFeatures, ReusablePrefix, open_cached_features
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy
+from medgraft.strict_model import validated
 
 ENVIRONMENT = "MEDGRAFT_ACCELERATION"  # overrides `acceleration.kernels`
 

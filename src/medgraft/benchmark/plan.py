@@ -12,11 +12,12 @@ from medgraft.backbones import RemoteCaptioner, get_backbone, get_captioner
 from medgraft.backbones.published import planning_config
 from medgraft.benchmark.record import run_id
 from medgraft.benchmark.run import needed_splits
-from medgraft.config import RunConfig, RunSettings, SuiteConfig, validated
+from medgraft.config import RunConfig, RunSettings, SuiteConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import ConfigError, StrategyError, suggestion
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy, quantization_config
+from medgraft.strict_model import validated
 
 
 def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:

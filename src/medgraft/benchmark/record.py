@@ -12,10 +12,11 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from medgraft.backbones import Usage
-from medgraft.config import SECTIONS, RunConfig, StrictModel
+from medgraft.config import SECTIONS, RunConfig
 from medgraft.errors import ConfigError
 from medgraft.hardware import Hardware
 from medgraft.strategies import Strategy
+from medgraft.strict_model import StrictModel
 from medgraft.types import Split
 
 RECORD = "record.json"  # in the folder of a single run

@@ -8,9 +8,10 @@ from medgraft import api
 from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import AnyBackbone
 from medgraft.benchmark.evaluation import generation_of
-from medgraft.config import GenerationConfig, validated
+from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.quiet import quiet_libraries
+from medgraft.strict_model import validated
 
 
 def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, AnyBackbone | None]:

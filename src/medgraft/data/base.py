@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
-from medgraft.config import DataConfig, StrictModel, validated
+from medgraft.config import DataConfig
 from medgraft.data.images import check_images, image_digests
 from medgraft.errors import DataError, PluginError
 from medgraft.plugin import PluginManager
+from medgraft.strict_model import StrictModel, validated
 from medgraft.types import SPLITS, CaptionData, DataReport, Example, Split
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from medgraft.config import StrictModel, validated
 from medgraft.errors import ConfigError, suggestion
+from medgraft.strict_model import StrictModel, validated
 from medgraft.types import PARTS, Part, Role
 
 Mode = Literal["frozen", "full", "adapter"]

@@ -12,9 +12,9 @@ import evaluate
 from PIL import Image
 from pydantic import JsonValue
 
-from medgraft.config import validated
 from medgraft.data import Dataset, open_image
 from medgraft.errors import DataError
+from medgraft.strict_model import validated
 from medgraft.testing.findings import Finding, require, run_checks
 from medgraft.types import SPLITS, Example
 

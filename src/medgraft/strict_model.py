@@ -1,0 +1,44 @@
+"""Models of settings and records: an unknown key or a wrong value is an error that names every problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from medgraft.errors import ConfigError, suggestion
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class StrictModel(BaseModel):
+    """Immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def validated(model: type[ModelT], values: Mapping[str, Any], what: str) -> ModelT:
+    """`model` made from `values`; ConfigError lists every problem, with suggestions for unknown keys."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{what}: {'; '.join(_problems(model, error))}") from None
+
+
+def _problems(model: type[BaseModel], error: ValidationError) -> Iterable[str]:
+    for problem in error.errors():
+        where = ".".join(str(step) for step in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(model, problem["loc"][:-1])
+            yield f"unknown key {where!r}.{suggestion(str(problem['loc'][-1]), known) or ' Known: ' + ', '.join(known)}"
+        else:
+            yield f"{where}: {problem['msg']}"
+
+
+def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for step in path:
+        annotation = model.model_fields[str(step)].annotation if str(step) in model.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)
