@@ -36,7 +36,7 @@ _ENVIRONMENT = """## Environment
 | variable | meaning |
 |---|---|
 | `MEDGRAFT_DEVICE` | `cpu`: use no accelerator |
-| `MEDGRAFT_ACCELERATION` | `none`, `auto` or names of kernels; replaces `acceleration.kernels` and an adapter's own |
+| `MEDGRAFT_ACCELERATION` | `none`, `auto` or names of kernels; overrides `acceleration.kernels` and what an adapter names |
 | `MEDGRAFT_CACHE` | folder of stored features and of the file index; else `medgraft` in the user's cache |
 | `MEDGRAFT_FEATURES` | folder of the feature store alone; else `features` in the folder above |
 | `MEDGRAFT_FILE_INDEX` | `off`: check and hash every image and weight file at every start, without the index of files |

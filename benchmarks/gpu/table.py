@@ -93,7 +93,7 @@ def _details_note(record: Record) -> str:
         f"medgraft at {record['git']}; {named}. Images are JPEGs of {record['jpeg']['side']} px, captions have "
         f"{record['max_new_tokens']} tokens. Peak: {machine['flops_per_second'] / 1e12:.1f} TFLOP/s in products of matrices "
         f"of {machine['product']} rows{f'; {copy / 1e12:.2f} TB/s in copies' if copy else ''}. Every run began without stored "
-        f"features; *features*: seconds to look for and compute them. *trainer*: images decoded by {record['workers']} "
+        f"features; *features*: seconds to look for and compute them. *trainer*: images are decoded by {record['workers']} "
         f"processes, *tutorial*: in the training process. *s/step by epoch*: medians by the GPU's clock."
     )
     shown = [runs for name, runs in record["runs"].items() if name not in _OTHERS]

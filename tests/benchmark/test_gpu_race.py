@@ -72,6 +72,23 @@ def test_without_a_record_there_is_no_table(tmp_path, monkeypatch):
     assert gpu_table(tmp_path / "race.json") == gpu_details(tmp_path / "race.json") == ""
 
 
+def test_runs_without_a_result_are_named_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from gpu.table import gpu_details, gpu_table
+
+    record = json.loads((ROOT / "benchmarks" / "results" / "gpu" / "race.json").read_text(encoding="utf-8"))
+    path = tmp_path / "race.json"
+    record["runs"] = {"lora": record["runs"]["lora"]}
+    record["not_run"] = []
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert "no result" not in gpu_table(path).lower() and "No result" not in gpu_details(path)
+    record["runs"]["lora"]["trainer"] = {"error": "No answer in 17 s."}
+    record["not_run"] = ["lora, tutorial"]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert gpu_table(path).endswith("-: no result within the time.\n")
+    assert "No result: lora, trainer (No answer in 17 s); lora, tutorial (not run for lack of time)." in gpu_details(path)
+
+
 @pytest.mark.slow
 def test_a_side_that_is_killed_is_told_and_started_anew(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
