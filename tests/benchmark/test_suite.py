@@ -45,7 +45,7 @@ def test_expansion_is_the_grid_with_overrides():
     assert [(r.strategy, r.seed) for r in runs] == [("zero-shot", 0), ("lora", 0), ("zero-shot", 1), ("lora", 1)]
     assert runs[1].train.learning_rate == 0.5 and runs[1].train.max_steps == 3 and runs[1].strategy_options == {"r": 2}
     assert runs[0].train.learning_rate is None
-    with pytest.raises(ConfigError, match=r"overrides for 'lorra', which is no strategy of it. Did you mean 'lora'"):
+    with pytest.raises(ConfigError, match=r"overrides for 'lorra', which is not one of its strategies. Did you mean 'lora'"):
         expand(_suite(overrides={"lorra": {"train": {}}}))
 
 

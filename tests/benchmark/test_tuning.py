@@ -56,7 +56,7 @@ def test_the_best_rate_is_chosen_the_lower_of_equals():
 
 
 def test_a_score_that_tries_do_not_have_is_told(plugins):
-    with pytest.raises(ConfigError, match=r"tuning\.score is 'pointing_finding'.*Theirs: cider, deletion"):
+    with pytest.raises(ConfigError, match=r"tuning\.score is 'pointing_finding'.*Available: cider, deletion"):
         choose([_tried(0.1, 0.5)], TuningConfig(score="pointing_finding"))
     with pytest.raises(ConfigError, match="no validation images"):
         choose([_tried(0.1, 0.5).model_copy(update={"metrics": None})], TuningConfig())
