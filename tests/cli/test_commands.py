@@ -92,7 +92,7 @@ def test_bench_and_report(blip_folder, phantoms_folder, tmp_path):
     )
     done = _medgraft("bench", suite, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "[2/2]" in done.stderr and "The report: medgraft-results/tiny/report.html" in done.stdout
+    assert "[2/2]" in done.stderr and "Report: medgraft-results/tiny/report.html" in done.stdout
     out = tmp_path / "medgraft-results/tiny"
     assert {p.name for p in out.iterdir()} == {"records", "runs", "report.html", "table.md", "table.json"}
     assert _medgraft("report", out, "--format", "md").stdout.startswith("**blip:")
