@@ -1,4 +1,4 @@
-"""From examples to batches: images decoded and captions chosen, then one backbone's tensors."""
+"""Caption pairs for training, and a cache of decoded images."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ class CaptionPairs(TorchDataset[tuple[Example, str]]):
 
 
 class PixelCache:
-    """Images as model input, decoded and resized once and kept while they fit `limit_bytes`; the rest is made anew.
+    """Images as model input, cached up to `limit_bytes`; images that do not fit are decoded anew each time.
 
-    With `levels` a batch is of their uint8 levels instead of pixel values (see data/levels.py).
+    With `levels` a batch holds uint8 levels instead of pixel values (see data/levels.py).
     """
 
     def __init__(self, backbone: Backbone, limit_bytes: int, levels: PixelLevels | None = None):
         self._make: Callable[[Sequence[Image]], torch.Tensor] = levels.levels if levels else backbone.pixel_values
         self._free_bytes = limit_bytes
-        self._kept: dict[Path, torch.Tensor] = {}
+        self._cached: dict[Path, torch.Tensor] = {}
         self._shared = _SharedImages({}, torch.empty(0), torch.empty(0))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the memory that only forked processes share."""
+        """The state without shared memory, which only forked processes can use."""
         return {**self.__dict__, "_shared": _SharedImages({}, torch.empty(0), torch.empty(0))}
 
     def share(self, paths: Sequence[Path]) -> None:
-        """Set the cache's memory aside for the first of `paths`, to be filled and read by processes forked from this one.
+        """Allocate shared memory for as many of `paths` as fit, which processes forked from this one fill and read.
 
-        A cache for each of them would have the images that came to it by chance, and of W processes find one in W.
+        With separate caches, W processes would each find an image that they need with a chance of one in W.
         """
         unique = list(dict.fromkeys(paths))
         if unique and self._free_bytes > 0:
@@ -73,20 +73,20 @@ class PixelCache:
 
     def _find(self, path: Path) -> torch.Tensor | None:
         shared = self._shared.get(path)
-        return shared if shared is not None else self._kept.get(path)
+        return shared if shared is not None else self._cached.get(path)
 
     def _keep(self, path: Path, pixels: torch.Tensor) -> None:
         if self._shared.put(path, pixels) or pixels.nbytes > self._free_bytes:
             return
-        self._kept[path] = pixels.clone()
+        self._cached[path] = pixels.clone()
         self._free_bytes -= pixels.nbytes
 
 
 @dataclass(frozen=True)
 class _SharedImages:
-    """Images [N, ...] in memory that forked processes share, the place of each, and which of them are there [N].
+    """Images [N, ...] in memory that forked processes share, their positions, and which of them are present [N].
 
-    Two processes that make the same image write the same bytes, and each says that it is there after it has written them.
+    Two processes that decode the same image write the same bytes, and mark it as present only afterwards.
     """
 
     places: Mapping[Path, int]
@@ -95,18 +95,18 @@ class _SharedImages:
 
     @classmethod
     def of(cls, paths: Sequence[Path], like: torch.Tensor) -> _SharedImages:
-        """Room for images of `paths` that are of the shape and dtype of `like`; memory is taken as it is filled."""
+        """Memory for images of `paths` with the shape and dtype of `like`; the system allocates it as it is filled."""
         images = torch.frombuffer(mmap.mmap(-1, len(paths) * like.nbytes), dtype=like.dtype).view(len(paths), *like.shape)
         there = torch.frombuffer(mmap.mmap(-1, len(paths)), dtype=torch.uint8)
         return cls({path: place for place, path in enumerate(paths)}, images, there)
 
     def get(self, path: Path) -> torch.Tensor | None:
-        """The image, None if it is not there yet or has no place."""
+        """The image, None if it is not there yet or has no position."""
         place = self.places.get(path)
         return self.images[place] if place is not None and self.there[place] else None
 
     def put(self, path: Path, image: torch.Tensor) -> bool:
-        """Whether the image has a place, where it is now."""
+        """Store the image; False if it has no position."""
         place = self.places.get(path)
         if place is None or image.shape != self.images.shape[1:]:
             return False

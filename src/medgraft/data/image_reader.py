@@ -1,8 +1,8 @@
-"""Image files as pixel values on a device, read ahead in threads.
+"""Reads image files ahead in threads and makes pixel values on a device.
 
-For a GPU, what an image processor does to each byte of a resized image is done there. It multiplies and normalises each byte
-by itself, so that there are 256 results for each colour; the processor's own are looked up. Not one bit is different, and a
-quarter of the bytes are copied. The threads have Pillow's decoding and resizing left, in which Python's lock is free.
+An image processor rescales and normalises each byte of a resized image independently, so every channel has 256 possible
+results. On a GPU they are looked up in a table of the processor's own results: bit-identical, and a quarter of the bytes are
+copied. The threads only decode and resize with Pillow, which releases the GIL.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from medgraft.data.images import open_image
 from medgraft.data.read_ahead import read_ahead
 
 _BATCHES_AHEAD = 3
-_MOST_THREADS = 8  # more would only wait for Python's lock, and so would the thread that launches the GPU's work
+_MOST_THREADS = 8  # more would compete for the GIL with the thread that launches GPU work
 _STEPS = ("__call__", "preprocess", "_preprocess", "resize", "center_crop", "rescale", "normalize")
 
 
 @dataclass(frozen=True)
 class ReadImages:
-    """Images of a batch as `ImageReader.pixel_values` takes them; no `values` if there are no `paths`."""
+    """A batch of images as `ImageReader.pixel_values` takes them; without `paths` there are no `values`."""
 
     paths: Sequence[Path]
     values: torch.Tensor | None
 
 
 class ImageReader:
-    """Reads images for a model on `device`: a batch ahead by one thread on a CPU, several batches by many for a GPU."""
+    """Reads images for a model on `device`: one batch ahead in one thread on a CPU, several batches in many for a GPU."""
 
     def __init__(self, backbone: Backbone, device: torch.device, *, threads: int | None = None):
         self._backbone, self._device = backbone, device
@@ -47,7 +47,7 @@ class ImageReader:
     def ahead(
         self, batches: Sequence[Sequence[Path]], select: Callable[[Sequence[Path]], Sequence[Path]] = lambda paths: paths
     ) -> Iterator[tuple[Sequence[Path], ReadImages]]:
-        """Each batch with those of its images that `select`, called in a thread, gives."""
+        """Each batch with the images that `select`, called in a thread, picks from it."""
         if self._threads == 1:
             yield from read_ahead(batches, lambda paths: self._read(map, select(paths)))
             return
@@ -55,13 +55,13 @@ class ImageReader:
             yield from read_ahead(batches, lambda paths: self._read(pool.map, select(paths)), threads=2, ahead=_BATCHES_AHEAD)
 
     def pixel_values(self, read: ReadImages) -> torch.Tensor:
-        """What `backbone.pixel_values` gives for the images, on the device."""
+        """The same as `backbone.pixel_values` of the images, on the device."""
         assert read.values is not None
         values = read.values.to(self._device, non_blocking=read.values.is_pinned())
         return values if self._table is None else self._table.pixel_values(values)
 
     def _read(self, each: Callable[..., Iterator[Any]], paths: Sequence[Path]) -> ReadImages:
-        """In a thread; `each` is a `map`."""
+        """Read `paths`, in a thread; `each` is a `map` function."""
         if not paths:
             return ReadImages(paths, None)
         if self._table is None:
@@ -69,16 +69,16 @@ class ImageReader:
         return ReadImages(paths, self._pinned(*each(self._table.read, paths)))
 
     def _pinned(self, *parts: torch.Tensor) -> torch.Tensor:
-        """`parts` in one, for a GPU in memory from which that copies by itself."""
+        """`parts` concatenated, for a GPU in pinned memory, so that the copy is asynchronous."""
         if self._device.type != "cuda":
             return torch.cat(parts) if len(parts) > 1 else parts[0]
-        with torch.cuda.device(self._device):  # a new thread would start on the first GPU
+        with torch.cuda.device(self._device):  # a new thread defaults to the first GPU
             size = sum(len(part) for part in parts), *parts[0].shape[1:]
             return torch.cat(parts, out=torch.empty(size, dtype=parts[0].dtype, pin_memory=True))
 
 
 class ByteTable:
-    """The two halves of `backbone.pixel_values`: `read` on the CPU, `pixel_values` on the device."""
+    """`backbone.pixel_values` in two steps: `read` on the CPU, `pixel_values` on the device."""
 
     def __init__(self, backbone: Backbone, device: torch.device):
         self._processor = backbone.image_processor
@@ -92,24 +92,24 @@ class ByteTable:
         self._first = torch.arange(3, device=device, dtype=torch.int32)[:, None, None] * 256
 
     def read(self, path: Path) -> torch.Tensor:
-        """The image at `path` as bytes of the size that the model reads, [1, H, W, 3]."""
+        """The image at `path`, resized for the model, as bytes [1, H, W, 3]."""
         image = open_image(path)
         if self._size is not None:
-            resized = image.resize(self._size, resample=self._processor.resample)  # as transformers does it in the end
+            resized = image.resize(self._size, resample=self._processor.resample)  # as transformers resizes
             return torch.from_numpy(np.array(resized))[None]
         batch = self._processor([image], do_rescale=False, do_normalize=False, return_tensors="pt")
         values: torch.Tensor = batch["pixel_values"]
         return values.permute(0, 2, 3, 1)
 
     def pixel_values(self, read: torch.Tensor) -> torch.Tensor:
-        """What `backbone.pixel_values` gives, [B, 3, H, W], of bytes [B, H, W, 3] on the device."""
+        """The same as `backbone.pixel_values`, [B, 3, H, W], from bytes [B, H, W, 3] on the device."""
         places = read.permute(0, 3, 1, 2).int() + self._first
         looked_up: torch.Tensor = self._values.index_select(0, places.flatten())
         return looked_up.view(places.shape)
 
 
 def reads_bytes(backbone: Backbone) -> bool:
-    """Whether pixel values are made by transformers' usual steps, in their usual order, of images of one size."""
+    """Whether the image processor takes transformers' usual steps in their usual order, for one fixed size."""
     processor = backbone.image_processor
     if type(backbone).pixel_values is not Backbone.pixel_values or not isinstance(processor, PilBackend):
         return False
@@ -119,6 +119,6 @@ def reads_bytes(backbone: Backbone) -> bool:
 
 
 def _reader_threads() -> int:
-    """The processors that this process may use but one, which launches the GPU's work."""
+    """The processors of this process, except one for the thread that launches GPU work."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable - 1, _MOST_THREADS))

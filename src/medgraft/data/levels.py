@@ -1,9 +1,8 @@
-"""Images as the 256 levels that they have after resizing, and the table that makes pixel values of them.
+"""Images as uint8 levels after resizing, and the table from levels to pixel values.
 
-Image processors resize an image, which leaves 8 bits a channel, and then scale and normalise each level for itself. So pixel
-values are a table's, one row a channel, bit for bit. Beside an accelerator the batch carries the levels, a quarter of the bytes
-for worker processes, cache and copy to the device, and the table is applied there; the processor's arithmetic in numpy, half
-of its time, is saved.
+Image processors resize to 8 bits a channel, and then rescale and normalise each level independently. So a table with a row
+per channel gives the same pixel values, bit for bit. With an accelerator the batch carries levels, a quarter of the bytes for
+workers, cache and copies, and the table is applied on the device; this also saves half of the processor's CPU time.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from medgraft.backbones import Backbone
 
 @dataclass(frozen=True)
 class PixelLevels:
-    """A backbone's image processor in two parts: to levels [B, C, H, W] in uint8, and from levels to pixel values."""
+    """A backbone's image processor in two parts: to uint8 levels [B, C, H, W], and from levels to pixel values."""
 
     backbone: Backbone
     table: torch.Tensor  # [C, 256]
@@ -31,13 +30,13 @@ class PixelLevels:
 
 
 def pixel_values(levels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Pixel values [B, C, H, W] of `levels` by `table` [C, 256], where both lie."""
+    """Pixel values [B, C, H, W] of `levels` by `table` [C, 256], on their device."""
     first = torch.arange(0, table.numel(), table.shape[1], dtype=torch.int32, device=levels.device).view(-1, 1, 1)
     return table.flatten().index_select(0, (levels + first).flatten()).view(levels.shape)
 
 
 def pixel_levels(backbone: Backbone) -> PixelLevels | None:
-    """The two parts, None if the processor is none that maps levels one by one: tried on an image of random pixels."""
+    """The two parts; None if the processor does not map each level independently, tested with an image of random pixels."""
     if type(backbone).pixel_values is not Backbone.pixel_values:
         return None
     every = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
@@ -46,7 +45,7 @@ def pixel_levels(backbone: Backbone) -> PixelLevels | None:
         table = _processed(backbone, [Image.fromarray(every)], do_resize=False, do_center_crop=False, do_pad=False)
         split = PixelLevels(backbone, table[0].reshape(3, 256).clone())
         levels = split.levels([random])
-    except (KeyError, RuntimeError, TypeError, ValueError):  # a processor without these options, or of other shapes
+    except (KeyError, RuntimeError, TypeError, ValueError):  # a processor without these options, or with other shapes
         return None
     same = levels.dtype == torch.uint8 and torch.equal(pixel_values(levels, split.table), backbone.pixel_values([random]))
     return split if same else None
