@@ -104,7 +104,7 @@ def test_runs_and_failures_have_records(finished):
     assert {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "rouge_1", "finding_f1"} <= set(lora.metrics)
     assert all(lora.intervals[name][0] <= lora.intervals[name][1] for name in lora.metrics)
     assert lora.signatures["cider"].startswith("cider|D|n:4")
-    assert "does not say what its images show" in lora.unavailable["facts"]
+    assert "has no facts of its images" in lora.unavailable["facts"]
     assert {"distinct_share", "most_frequent_share", "shuffled_cider"} <= set(lora.collapse)
     assert lora.peak_memory_bytes > 2**27
     assert lora.images == {"train": 6, "validation": 5, "test": 6}

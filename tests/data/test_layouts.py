@@ -156,8 +156,13 @@ def test_real_radiographs(shared_data, plugins):
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("csv", "file,text\na.png,x\n", {}, r"has no 'image'.*Columns: file, text. Set the column names with --set data.image="),
-        ("csv", "image,caption,part\na.png,x,oops\n", {"split": "part"}, "'oops' is no split"),
+        (
+            "csv",
+            "file,text\na.png,x\n",
+            {},
+            r"has no 'image'.*Columns: file, text. Set the column names with --set data",
+        ),
+        ("csv", "image,caption,part\na.png,x,oops\n", {"split": "part"}, "'oops' is not a split"),
         ("jsonl", "{broken", {}, "line 1 is not JSON"),
         ("coco", "{}", {}, "is not COCO captions JSON: KeyError 'images'"),
     ],
