@@ -249,7 +249,7 @@ def test_tables(finished):
     text = terminal(table)
     body = [line for line in text.splitlines() if line and not line.startswith("blip:")]
     assert max(map(len, body)) <= 80
-    assert "Failed runs: ia3 (1 of 1); their records say why." in text
+    assert "Failed runs: ia3 (1 of 1); see `error` in their records." in text
     assert markdown(table).count("|---:") == 8
     assert any(row["backbone"].startswith("blip:") for row in json.loads(as_json(table)))
     examples = example_captions(records, out)

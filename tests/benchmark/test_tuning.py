@@ -144,7 +144,7 @@ def test_tables_tell_of_tuning_and_timing(done, plugins):
     table = rows(records, read_results(out, plugins=plugins))
     row = next(row for row in table if row.strategy == "encoder-frozen")
     assert row.tuning_seconds > 0 and row.step[0] <= row.step[1] <= row.step[2] and row.disturbed in (True, False)
-    assert "Learning rates were chosen on validation images" in terminal(table)
+    assert "Choosing learning rates on validation images" in terminal(table)
 
 
 def test_the_quickstart_uses_the_rates_that_its_tuned_twin_chose():
