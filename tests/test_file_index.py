@@ -78,7 +78,7 @@ def test_images_are_read_once(index_folder, images):
         assert image_digests(images[:3]) == {path: first[path].sha256 for path in images[:3]}
     assert read == [images[3]]  # what cannot be decoded is tried again
     assert first[images[1]].size == (21, 10) and first[images[1]].problem is None
-    assert first[images[3]].problem == "it is in no format that Pillow knows" and first[absent] is None
+    assert first[images[3]].problem == "Pillow does not recognise its format" and first[absent] is None
 
 
 def test_links_and_relative_paths_are_the_same_file(index_folder, images, monkeypatch):

@@ -1,4 +1,4 @@
-"""What the command line does, for Python: the functions that `import medgraft` offers."""
+"""The functions of `import medgraft`: what the command line does, for Python."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from medgraft.types import Split
 
 
 def load_backbone(name: str, *, strategy: str | None = None, plugins: PluginManager | None = None) -> AnyBackbone:
-    """The backbone `NAME` or `NAME:SOURCE`, a hub id or folder; quantised if `strategy` says so.
+    """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), quantised if `strategy` quantises its base.
 
-    A name that stands for a model behind an API gives its client.
+    For a model behind an API this returns its client.
     """
     manager = plugins or PluginManager.from_environment()
     chosen = get_strategy(strategy, plugins=manager) if strategy else Strategy()
@@ -57,14 +57,14 @@ def train(
     progress: bool = True,
     plugins: PluginManager | None = None,
 ) -> Record:
-    """Train, package and evaluate what `config` describes; `medgraft.run_config` makes one from the command line's words."""
+    """Train, package and evaluate the run `config`; `medgraft.run_config` makes one from command-line options."""
     with progress_bars(progress):
         manager = plugins or PluginManager.from_environment()
         return execute(config, Path(out), plugins=manager, resume=resume, overwrite=overwrite).record
 
 
 def load_adapter(folder: str | Path, *, backbone: str | None = None, plugins: PluginManager | None = None) -> LoadedAdapter:
-    """The adapter in `folder` on its base; `backbone` (`NAME:SOURCE`) says where the base lies here."""
+    """The adapter in `folder` on its base; `backbone` (`NAME:SOURCE`) gives the location of the base on this machine."""
     return adapters.load_adapter(Path(folder), plugins=plugins or PluginManager.from_environment(), backbone=backbone)
 
 
@@ -77,7 +77,7 @@ def caption(
     progress: bool = False,
     plugins: PluginManager | None = None,
 ) -> list[str]:
-    """One caption for each image file, by an adapter (an object or its folder) or by a bare backbone."""
+    """One caption for each image file, from an adapter (an object or its folder) or a backbone without one."""
     with progress_bars(progress):
         model, own = _captioner(adapter, backbone, plugins)
         return model.caption([Path(image) for image in images], generation or own)
@@ -93,15 +93,15 @@ def explain(
     generation: GenerationConfig | None = None,
     plugins: PluginManager | None = None,
 ) -> Explanation:
-    """Where a model looks for each word of an image's caption, its own or the one given.
+    """Attention maps for each word of an image's caption, generated or given.
 
-    `maps.method` is one of medgraft.saliency.METHODS; `maps.layers` and `maps.heads`, counted from 0, choose attention.
+    `maps.method` is one of medgraft.saliency.METHODS; `maps.layers` and `maps.heads` select layers and heads, counted from 0.
     """
     with progress_bars(False):
         model, own = _captioner(adapter, backbone, plugins)
         if not isinstance(model, Inference):
-            raise BackboneError("A model behind an API shows no attention, so what it looked at cannot be known.")
-        attention_layout_of(model.backbone, maps.method)  # before a caption is asked for
+            raise BackboneError("A model behind an API returns no attention weights, so it cannot be explained.")
+        attention_layout_of(model.backbone, maps.method)  # fail before generating a caption
         shown = opened(Path(image))
         text = caption or model.caption([Path(image)], generation or own)[0]
         (found,) = model.maps([shown], [text], maps)
@@ -120,7 +120,7 @@ def evaluate(
     generation: GenerationConfig | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Caption a split of `NAME[:PATH]` and score it."""
+    """Caption a split of `NAME[:PATH]` and score the captions."""
     manager = PluginManager.from_environment()
     config = data if isinstance(data, DataConfig) else DataConfig.parse(data)
     settings = RunSettings(metrics=metrics, saliency=SaliencyConfig(maps=0))
@@ -139,7 +139,7 @@ def run_suite(
     progress: bool = True,
     plugins: PluginManager | None = None,
 ) -> tuple[Record, ...]:
-    """Do every run of a suite (a TOML file) that has no record in `out` yet; all its records."""
+    """Do every run of a suite (a TOML file) without a record in `out`, and return the records of all runs."""
     config = suite if isinstance(suite, SuiteConfig) else load_suite(Path(suite), overrides)
     with progress_bars(progress):
         return run_suite_runs(config, Path(out), plugins=plugins or PluginManager.from_environment())
@@ -148,7 +148,7 @@ def run_suite(
 def _captioner(
     adapter: LoadedAdapter | str | Path | None, backbone: AnyBackbone | str | None, plugins: PluginManager | None
 ) -> tuple[Captioner, GenerationConfig]:
-    """The model ready for use, and the decoding that it was evaluated with."""
+    """The model ready for use, and the generation settings that it was evaluated with."""
     if isinstance(adapter, str | Path):
         adapter = load_adapter(adapter, backbone=backbone if isinstance(backbone, str) else None, plugins=plugins)
     elif adapter is None and backbone is None:

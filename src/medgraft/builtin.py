@@ -1,4 +1,4 @@
-"""What comes with medgraft, registered through the same hooks as everybody's; targets are strings, so nothing is imported."""
+"""medgraft's own plugin: it uses the same hooks as any other; targets are strings, so nothing is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PRESETS = "medgraft.strategies.presets"
 
 @hookimpl
 def medgraft_backbones() -> Iterator[BackboneSpec]:
-    """The models of the paper; each takes weights by hub id or folder, as in `blip:Salesforce/blip-image-captioning-base`."""
+    """The models of the paper; weights come from a hub id or folder, as in `blip:Salesforce/blip-image-captioning-base`."""
     for name, summary, target, tiny in (
         ("blip", "BLIP captioning checkpoints", "blip:BlipBackbone", ("blip",)),
         ("blip2", "BLIP-2 with OPT or Flan-T5", "blip2:Blip2Backbone", ("blip2-opt", "blip2-t5")),
@@ -30,7 +30,7 @@ def medgraft_backbones() -> Iterator[BackboneSpec]:
 
 @hookimpl
 def medgraft_strategies() -> Iterator[StrategySpec]:
-    """The presets; `peft:<METHOD>` reaches every other PEFT method."""
+    """The presets; `peft:<METHOD>` gives any other PEFT method."""
     for name, summary, target in (
         ("zero-shot", "nothing is trained", "ZERO_SHOT"),
         ("full", "every parameter is trained", "TRAINED_FULL"),
@@ -51,9 +51,9 @@ def medgraft_strategies() -> Iterator[StrategySpec]:
 
 @hookimpl
 def medgraft_datasets() -> Iterator[DatasetSpec]:
-    """The layouts that captioned medical images come in, and the embedded phantoms."""
+    """Readers for common layouts of captioned medical images, and the embedded phantoms."""
     for name, summary, target in (
-        ("phantoms", "the embedded data set: synthetic radiology, made on first use", "medgraft.data.phantoms:Phantoms"),
+        ("phantoms", "synthetic radiology images, generated on first use", "medgraft.data.phantoms:Phantoms"),
         ("roco", "ROCO v1 folder (train|validation|test/radiology/captions.txt)", "medgraft.data.roco:Roco"),
         ("roco-kaggle", "ROCO as on Kaggle (all_data/)", "medgraft.data.roco:KaggleRoco"),
         ("rocov2", "ROCOv2 folder (train_captions.csv, train_images/)", "medgraft.data.roco:Rocov2"),
@@ -69,16 +69,16 @@ def medgraft_datasets() -> Iterator[DatasetSpec]:
 
 @hookimpl
 def medgraft_metrics() -> Iterator[MetricSpec]:
-    """The COCO caption scores, and what words say of facts."""
+    """The COCO caption scores, further text scores, facts, concepts and saliency."""
     yield MetricSpec("bleu", "BLEU-1..4 by COCO's rules", "medgraft.metrics.bleu:Bleu")
     yield MetricSpec("rouge_l", "ROUGE-L by COCO's rules", "medgraft.metrics.rouge_l:RougeL")
     yield MetricSpec("cider", "CIDEr-D by COCO's rules", "medgraft.metrics.cider:Cider")
     yield MetricSpec("rouge_1", "ROUGE-1 by ImageCLEFmedical's rules", "medgraft.metrics.imageclef:Rouge1")
     yield MetricSpec("bertscore", "BERTScore as bertscore:HUB_ID_OR_FOLDER", "medgraft.metrics.bertscore:BertScore")
     yield MetricSpec("clinical", "modality, side, findings, measurements, by their words", "medgraft.metrics.clinical:Clinical")
-    yield MetricSpec("facts", "what phantoms show: study, view, finding, side, site", "medgraft.metrics.facts:PhantomFacts")
+    yield MetricSpec("facts", "facts of phantoms: study, view, finding, side, site", "medgraft.metrics.facts:PhantomFacts")
     yield MetricSpec("meteor", "METEOR by nltk", "medgraft.metrics.meteor:Meteor")
-    yield MetricSpec("spice", "SPICE, where java and its models are", "medgraft.metrics.spice:Spice")
+    yield MetricSpec("spice", "SPICE; needs java and CoreNLP models", "medgraft.metrics.spice:Spice")
     yield MetricSpec("concepts", "UMLS concept F1 as concepts:TERMS.csv", "medgraft.metrics.concepts:Concepts")
     yield MetricSpec("localization", "whether attention points at the finding", "medgraft.metrics.localization:Localization")
     yield MetricSpec("faithfulness", "deletion and insertion curves of maps", "medgraft.metrics.faithfulness:Faithfulness")

@@ -1,4 +1,4 @@
-"""What can go wrong by a user's hand or in a user's files. Every message says what was asked, what was found, what to do."""
+"""Errors in a user's settings or files. Every message states what was asked, what was found and what to do."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 
 class MedgraftError(Exception):
-    """A mistake that its reader can mend; the command line prints it as one line and exits with 2."""
+    """An error that the user can correct; the command line prints it as one line and exits with 2."""
 
 
 class ConfigError(MedgraftError):
-    """A setting that does not exist or cannot have the value it was given."""
+    """A setting that does not exist or has an invalid value."""
 
 
 class UnknownNameError(MedgraftError):
-    """A backbone, strategy, data set or metric that nobody provides."""
+    """A backbone, strategy, data set or metric that no plugin provides."""
 
 
 class PluginError(MedgraftError):
@@ -27,7 +27,7 @@ class BackboneError(MedgraftError):
 
 
 class StrategyError(MedgraftError):
-    """A strategy that matches nothing in this backbone, or that its quantisation forbids."""
+    """A strategy that matches nothing in this backbone, or that does not work with its quantisation."""
 
 
 class DataError(MedgraftError):
@@ -35,7 +35,7 @@ class DataError(MedgraftError):
 
 
 class TrainingError(MedgraftError):
-    """Training that cannot go on, such as a loss that is not a number."""
+    """Training that cannot continue, such as after a NaN loss."""
 
 
 class AdapterError(MedgraftError):
@@ -43,10 +43,10 @@ class AdapterError(MedgraftError):
 
 
 class ScoringError(MedgraftError):
-    """Predictions and references that do not belong together."""
+    """Predictions and references that do not match."""
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x' or 'y'?` for the names closest to `name`, or the empty string."""
+    """` Did you mean 'x' or 'y'?` for the known names closest to `name`, or the empty string."""
     close = difflib.get_close_matches(name.lower(), list(known), n=2, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

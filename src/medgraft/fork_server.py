@@ -1,4 +1,4 @@
-"""What the fork server of runs imports, and nobody else: what runs need, silenced before bitsandbytes speaks."""
+"""The fork server's preload: imports what runs need, with bitsandbytes silenced first."""
 
 from medgraft.quiet import quiet_libraries
 

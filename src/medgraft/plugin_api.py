@@ -1,7 +1,7 @@
-"""All that a plugin may import from medgraft. What is not listed here is internal and may change without notice.
+"""The public API for plugins. Everything else in medgraft is internal and may change without notice.
 
-`docs/plugins.md` has one line on every name. Importing this module loads nothing heavy: each name is imported from its own
-module on first use.
+`docs/plugins.md` describes every name in one line. Importing this module is cheap: each name loads its own module on first
+use.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What is shown while something is done: progress bars, and lines of the logger `medgraft` between them.
+"""Progress bars, and log lines of the logger `medgraft` that do not break them.
 
-Bars are shown where that logger is enabled for INFO, unless `progress_bars` says otherwise.
+Bars show if that logger is enabled for INFO, unless `progress_bars` overrides it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _shown: ContextVar[bool | None] = ContextVar("medgraft_progress_bars", default=N
 def progress_bar(
     items: Iterable[Any] | None = None, *, desc: str, unit: str, total: int | None = None, initial: int = 0
 ) -> tqdm[Any]:
-    """Tqdm's bar over `items`, or one of `total` steps that its caller updates; none is shown for nothing to do."""
+    """A tqdm bar over `items`, or of `total` steps that the caller updates; hidden if there is nothing to do."""
     nothing = total == 0 or (isinstance(items, Sized) and not len(items))
     hidden = nothing or not bars_are_shown()
     return tqdm(items, desc=desc, unit=unit, total=total, initial=initial, disable=hidden, dynamic_ncols=True)
 
 
 def bars_are_shown() -> bool:
-    """Whether they are, here and now."""
+    """Whether bars show here and now."""
     shown = _shown.get()
     return _logger.isEnabledFor(logging.INFO) if shown is None else shown
 
 
 @contextmanager
 def progress_bars(shown: bool) -> Iterator[None]:
-    """Show progress bars inside the block, or none, whatever is logged."""
+    """Show or hide progress bars inside the block, whatever the log level."""
     token = _shown.set(shown)
     try:
         yield
@@ -45,7 +45,7 @@ def progress_bars(shown: bool) -> Iterator[None]:
 
 @contextmanager
 def log_to_stderr(level: int = logging.INFO, *, indent: str = "") -> Iterator[None]:
-    """Print what medgraft logs inside the block, from `level` on, as plain lines above the progress bars."""
+    """Print log messages of medgraft from `level` on as plain lines above the progress bars, inside the block."""
     handler = _AboveBars()
     handler.setFormatter(logging.Formatter(f"{indent}%(message)s"))
     before = _logger.level

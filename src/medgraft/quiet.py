@@ -1,4 +1,4 @@
-"""Silence for what libraries print at import, at loading and at every step; our own progress bars say what is going on."""
+"""Silences what libraries print at import, while loading and at every step; medgraft has its own progress bars."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Turn the chatter off, in this process. Called by the command line and the process of a run, never by the library.
+    """Silence libraries in this process. The command line and a run's process call this, the library never does.
 
-    May be called before transformers is imported (which stays unimported) and again after.
+    Works before transformers is imported, without importing it, and again after.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # would ask for an optional kernel that it downloads
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # suggests a kernel that it would download
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")  # at every layer and step
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated")  # PEFT's, not ours to mend
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated")  # comes from PEFT
     if transformers := sys.modules.get("transformers"):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
 
 
 def call_quietly(call: bytes) -> None:
-    """Make a pickled call, (function, arguments), silenced before what it needs is imported."""
+    """Silence libraries, then unpickle and run a call (function, arguments)."""
     quiet_libraries()
     function, arguments = pickle.loads(call)
     quiet_libraries()

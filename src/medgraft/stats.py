@@ -1,8 +1,7 @@
-"""How sure a score is, and whether one run is better than another.
+"""Confidence intervals of scores, and tests of differences between runs.
 
-Images of one patient or article are not independent, so groups are what is drawn. Two kinds of doubt are kept apart: which
-images happened to be in the test set, told by resampling them, and which seed happened to be used, told by training with
-several.
+Images of one patient or article are not independent, so groups are resampled. Two sources of uncertainty are separate: the
+choice of test images, estimated by resampling, and the seed, estimated from runs with several seeds.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from medgraft.metrics.base import Array
 
 RESAMPLES = 1000
 RANDOMISATIONS = 10_000
-_CELLS = 20_000_000  # of a table of exchanges: 160 MB
+_CELLS = 20_000_000  # limit for a table of permutations: 160 MB
 LEVEL = 0.95
 
 
@@ -35,10 +34,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Score of one strategy minus that of another, on the same images.
+    """Score of one strategy minus that of another on the same images.
 
-    `interval` is for other test images of the same kind with these very runs. `p_images` is that of a randomisation test
-    for the same; `p_seeds`, None with a single seed, that of Welch's t-test in which the seeds count too; `p` the larger.
+    `interval` covers other test images of the same kind, for these runs. `p_images` is from a randomisation test over images,
+    `p_seeds` from Welch's t-test that includes seeds, None with a single seed; `p` is the larger.
     """
 
     value: float
@@ -48,14 +47,14 @@ class Difference:
 
     @property
     def p(self) -> float:
-        """How easily chance gives such a difference, by the more doubtful of the two tests."""
+        """The larger p-value of the two tests."""
         return max(self.p_images, self.p_seeds or 0.0)
 
 
 class Resampling:
-    """Draws of groups with replacement, the same for all that is scored on these images.
+    """Resamples groups of images with replacement, with the same draws for every score of these images.
 
-    `groups` [N] names each image's patient or article; images without one are groups of their own.
+    `groups` [N] names each image's patient or article; an image without one is its own group.
     """
 
     def __init__(self, groups: Sequence[str | None], *, resamples: int = RESAMPLES, seed: int = 0):
@@ -63,37 +62,37 @@ class Resampling:
         _, self._group = np.unique(names, return_inverse=True)  # [N]
         self.groups = int(self._group.max()) + 1
         self._resamples, self._seed = resamples, seed
-        self._kept: dict[tuple[int, str], tuple[Measured, Any]] = {}  # with what it was made from, so that its id stays taken
+        self._cache: dict[tuple[int, str], tuple[Measured, Any]] = {}  # holds the object too, so that its id is not reused
 
     @cached_property
     def _counts(self) -> Array:
-        """How often each group is in each draw, [R, G]."""
+        """How often each group occurs in each draw, [R, G]."""
         rng = np.random.default_rng(self._seed)
         drawn = (rng.integers(0, self.groups, self.groups) for _ in range(self._resamples))
         return np.stack([np.bincount(draw, minlength=self.groups) for draw in drawn]).astype(np.float64)
 
     @cached_property
     def _swaps(self) -> Array:
-        """For each randomisation and group, 1 if two runs change places there, [S, G].
+        """1 where a randomisation exchanges two runs' results of a group, [S, G].
 
-        More of them than draws, since a p-value that is corrected for hundreds of pairs has to be small to begin with.
+        There are more of them than draws, since a p-value to be corrected for hundreds of pairs must be small.
         """
         rng = np.random.default_rng([self._seed, 1])
         count = max(RESAMPLES, min(RANDOMISATIONS, _CELLS // self.groups))
         return rng.integers(0, 2, (count, self.groups)).astype(np.float64)
 
     def sums(self, measured: Measured) -> Array:
-        """Rows added up by group, [G, K]."""
+        """Sums of rows by group, [G, K]."""
         sums = np.zeros((self.groups, measured.rows.shape[1]))
         np.add.at(sums, self._group, measured.rows)
         return sums
 
     def _once(self, measured: Measured, what: str, make: Callable[[Array], Array]) -> dict[str, Array]:
-        """Scores of `make`'s sums, computed once, as a report compares every run with every other."""
+        """Scores of `make`'s sums, cached because a report compares every run with every other."""
         key = (id(measured), what)
-        if key not in self._kept:
-            self._kept[key] = measured, measured.combine(make(self.sums(measured)))
-        scores: dict[str, Array] = self._kept[key][1]
+        if key not in self._cache:
+            self._cache[key] = measured, measured.combine(make(self.sums(measured)))
+        scores: dict[str, Array] = self._cache[key][1]
         return scores
 
     def draws(self, measured: Measured) -> dict[str, Array]:
@@ -101,7 +100,7 @@ class Resampling:
         return self._once(measured, "draws", lambda sums: self._counts @ sums)
 
     def left_out(self, measured: Measured) -> dict[str, Array]:
-        """Every score without each group in turn, [G]."""
+        """Every score with each group left out in turn, [G]."""
         return self._once(measured, "left out", lambda sums: sums.sum(axis=0) - sums)
 
     def intervals(self, measured: Measured) -> dict[str, Interval]:
@@ -110,7 +109,7 @@ class Resampling:
         return {name: bca(value, draws[name], left_out[name]) for name, value in measured.scores.items()}
 
     def difference(self, ours: Sequence[Measured], theirs: Sequence[Measured], name: str) -> Difference:
-        """The score `name` of one strategy minus that of another, each given by its seeds, on average over them."""
+        """Difference in the score `name` between two strategies, each given by its seeds and averaged over them."""
         value = _mean_score(ours, name) - _mean_score(theirs, name)
         draws = self.mean_draws(ours, name) - self.mean_draws(theirs, name)
         left_out = self.mean_left_out(ours, name) - self.mean_left_out(theirs, name)
@@ -118,20 +117,20 @@ class Resampling:
         return Difference(value, bca(value, draws, left_out), p_images, _welch(ours, theirs, name, draws, self.groups))
 
     def mean_draws(self, seeds: Sequence[Measured], name: str) -> Array:
-        """The score of every draw on average over seeds, [R]."""
+        """The score of every draw, averaged over seeds, [R]."""
         mean: Array = np.mean([self.draws(measured)[name] for measured in seeds], axis=0)
         return mean
 
     def mean_left_out(self, seeds: Sequence[Measured], name: str) -> Array:
-        """The score without each group in turn, on average over seeds, [G]."""
+        """The score with each group left out in turn, averaged over seeds, [G]."""
         mean: Array = np.mean([self.left_out(measured)[name] for measured in seeds], axis=0)
         return mean
 
     def _randomisation(self, ours: Sequence[Measured], theirs: Sequence[Measured], name: str, found: float) -> float:
         """Approximate randomisation (Noreen 1989): the share of random exchanges that differ as much, (c + 1) / (n + 1).
 
-        Exchanged are the two strategies' captions of a group, of each seed with the other's seed at its place; a strategy
-        with more seeds keeps those that have no partner.
+        An exchange swaps two strategies' captions of a group, between seeds at the same position; further seeds of the strategy
+        with more of them stay.
         """
         paired = min(len(ours), len(theirs))
         scores_a, scores_b = [], []
@@ -165,7 +164,7 @@ def bca(value: float, draws: Array, left_out: Array, level: float = LEVEL) -> In
 
 
 def holm(values: Mapping[str, float]) -> dict[str, float]:
-    """p-values corrected for being many (Holm 1979), by name."""
+    """p-values corrected for multiple comparisons (Holm 1979), by name."""
     ordered = sorted(values, key=lambda name: values[name])
     corrected, highest = {}, 0.0
     for rank, name in enumerate(ordered):
@@ -175,8 +174,8 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def frontier(quality: Array, cost: Array) -> Array:
-    """For each run [S], in which share of the draws [S, R] no other is as good and as cheap and better in one of them."""
-    better = (quality[None] >= quality[:, None]) & (cost[None] <= cost[:, None])  # [S, S, R]: the second beats the first
+    """For each run [S], the share of draws [S, R] in which it is Pareto-optimal in quality and cost."""
+    better = (quality[None] >= quality[:, None]) & (cost[None] <= cost[:, None])  # [i, j]: j is as good and as cheap as i
     strictly = (quality[None] > quality[:, None]) | (cost[None] < cost[:, None])
     beaten = (better & strictly).any(axis=1)
     share: Array = 1 - beaten.mean(axis=-1)
@@ -188,10 +187,10 @@ def _mean_score(seeds: Sequence[Measured], name: str) -> float:
 
 
 def _welch(ours: Sequence[Measured], theirs: Sequence[Measured], name: str, draws: Array, groups: int) -> float | None:
-    """P of a t-test with the variances of both strategies' seeds and of the test images; None if one has a single seed.
+    """p-value of a t-test with variances over both strategies' seeds and over test images; None if one has a single seed.
 
-    Degrees of freedom by Welch and Satterthwaite. What depends on seed and image together is counted in both variances,
-    so that the test errs to the side of doubt.
+    Welch-Satterthwaite degrees of freedom. The interaction of seed and image counts in both variances, which makes the test
+    conservative.
     """
     if min(len(ours), len(theirs)) < 2:
         return None

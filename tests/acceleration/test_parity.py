@@ -18,7 +18,7 @@ from medgraft.config import GenerationConfig
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
-from medgraft.saliency import caption_maps
+from medgraft.saliency import MapOptions, caption_maps
 from medgraft.strategies import apply_strategy, get_strategy
 from medgraft.testing.backbone_checks import images
 from medgraft.testing.strategy_checks import _manifest
@@ -252,9 +252,11 @@ def test_loaded_with_its_kernels_an_adapter_gives_the_same_bits(name, strategy, 
 def test_attention_maps_are_the_plain_models(sharp_folder):
     backbone, _ = _plain(sharp_folder("blip"), "zero-shot", FP32)
     pixels = backbone.pixel_values(images(3))
-    expected = caption_maps(backbone, pixels, CAPTIONS, method="gradient")
+    expected = caption_maps(backbone, pixels, CAPTIONS, options=MapOptions(method="gradient"))
     accelerate(backbone, dtype=FP32)
-    for ours, theirs in zip(caption_maps(backbone, pixels, CAPTIONS, method="gradient"), expected, strict=True):
+    for ours, theirs in zip(
+        caption_maps(backbone, pixels, CAPTIONS, options=MapOptions(method="gradient")), expected, strict=True
+    ):
         assert abs(ours.mean() - theirs.mean()).max() < 1e-6
     with backbone.eager_attention():  # and the loss does not come by packed captions then
         assert torch.isfinite(backbone.loss(backbone.encode(pixels), _text(backbone)))

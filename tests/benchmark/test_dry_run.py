@@ -93,7 +93,7 @@ def test_the_plan_counts_tries_and_timings(phantoms_folder, plugins):
     suite = _suite(strategies=("zero-shot", "lora"), seeds=(0, 1), data=data, tuning={}, timing={"repeats": 4})
     plan = dry_run_suite(suite, plugins=plugins)
     assert (plan.trials, plan.timings) == (3, 4)
-    assert "Not counted: 3 tries of learning rates and 4 timings of steps." in dry_run_text(plan)
+    assert "Not counted: 3 trials of learning rates and 4 timings of steps." in dry_run_text(plan)
 
 
 def test_misspelt_names_end_the_plan(plugins):

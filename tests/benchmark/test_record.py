@@ -55,7 +55,7 @@ def test_settings_that_are_no_more_part_records_where_they_were_on(old):
 
 def test_a_record_of_a_newer_version_is_refused(old, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(old | {"schema_version": 3}))
-    with pytest.raises(ConfigError, match="schema version 3, this medgraft reads up to 2; install a newer one"):
+    with pytest.raises(ConfigError, match="schema version 3, this medgraft reads up to 2; install a newer medgraft"):
         read_record(tmp_path / "r.json")
 
 

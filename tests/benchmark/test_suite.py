@@ -45,7 +45,7 @@ def test_expansion_is_the_grid_with_overrides():
     assert [(r.strategy, r.seed) for r in runs] == [("zero-shot", 0), ("lora", 0), ("zero-shot", 1), ("lora", 1)]
     assert runs[1].train.learning_rate == 0.5 and runs[1].train.max_steps == 3 and runs[1].strategy_options == {"r": 2}
     assert runs[0].train.learning_rate is None
-    with pytest.raises(ConfigError, match=r"overrides for 'lorra', which is no strategy of it. Did you mean 'lora'"):
+    with pytest.raises(ConfigError, match=r"overrides for 'lorra', which is not one of its strategies. Did you mean 'lora'"):
         expand(_suite(overrides={"lorra": {"train": {}}}))
 
 
@@ -104,7 +104,7 @@ def test_runs_and_failures_have_records(finished):
     assert {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "rouge_1", "finding_f1"} <= set(lora.metrics)
     assert all(lora.intervals[name][0] <= lora.intervals[name][1] for name in lora.metrics)
     assert lora.signatures["cider"].startswith("cider|D|n:4")
-    assert "does not say what its images show" in lora.unavailable["facts"]
+    assert "has no facts of its images" in lora.unavailable["facts"]
     assert {"distinct_share", "most_frequent_share", "shuffled_cider"} <= set(lora.collapse)
     assert lora.peak_memory_bytes > 2**27
     assert lora.images == {"train": 6, "validation": 5, "test": 6}
@@ -249,7 +249,7 @@ def test_tables(finished):
     text = terminal(table)
     body = [line for line in text.splitlines() if line and not line.startswith("blip:")]
     assert max(map(len, body)) <= 80
-    assert "Failed runs: ia3 (1 of 1); their records say why." in text
+    assert "Failed runs: ia3 (1 of 1); see `error` in their records." in text
     assert markdown(table).count("|---:") == 8
     assert any(row["backbone"].startswith("blip:") for row in json.loads(as_json(table)))
     examples = example_captions(records, out)

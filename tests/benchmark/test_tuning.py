@@ -56,7 +56,7 @@ def test_the_best_rate_is_chosen_the_lower_of_equals():
 
 
 def test_a_score_that_tries_do_not_have_is_told(plugins):
-    with pytest.raises(ConfigError, match=r"tuning\.score is 'pointing_finding'.*Theirs: cider, deletion"):
+    with pytest.raises(ConfigError, match=r"tuning\.score is 'pointing_finding'.*Available: cider, deletion"):
         choose([_tried(0.1, 0.5)], TuningConfig(score="pointing_finding"))
     with pytest.raises(ConfigError, match="no validation images"):
         choose([_tried(0.1, 0.5).model_copy(update={"metrics": None})], TuningConfig())
@@ -144,7 +144,7 @@ def test_tables_tell_of_tuning_and_timing(done, plugins):
     table = rows(records, read_results(out, plugins=plugins))
     row = next(row for row in table if row.strategy == "encoder-frozen")
     assert row.tuning_seconds > 0 and row.step[0] <= row.step[1] <= row.step[2] and row.disturbed in (True, False)
-    assert "Learning rates were chosen on validation images" in terminal(table)
+    assert "Choosing learning rates on validation images" in terminal(table)
 
 
 def test_the_quickstart_uses_the_rates_that_its_tuned_twin_chose():

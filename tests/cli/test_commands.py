@@ -92,7 +92,7 @@ def test_bench_and_report(blip_folder, phantoms_folder, tmp_path):
     )
     done = _medgraft("bench", suite, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "[2/2]" in done.stderr and "The report: medgraft-results/tiny/report.html" in done.stdout
+    assert "[2/2]" in done.stderr and "Report: medgraft-results/tiny/report.html" in done.stdout
     out = tmp_path / "medgraft-results/tiny"
     assert {p.name for p in out.iterdir()} == {"records", "runs", "report.html", "table.md", "table.json"}
     assert _medgraft("report", out, "--format", "md").stdout.startswith("**blip:")
@@ -209,7 +209,7 @@ def test_a_folder_with_other_files_is_left_alone(blip_folder, phantoms_folder, t
     (tmp_path / "README.md").write_text("mine")
     words = ["train", "--backbone", f"blip:{blip_folder}", "--strategy", "lora", "--data", f"roco:{phantoms_folder}", "--out"]
     assert main([*words, str(tmp_path)]) == 2
-    assert "is not empty and holds no training of ours" in capsys.readouterr().err
+    assert "is not empty and was not made by medgraft train" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "new"), "--resume"]) == 2
     assert "holds no checkpoint to resume from" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "README.md")]) == 2

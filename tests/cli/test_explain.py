@@ -51,7 +51,7 @@ def test_the_page_and_the_overlays(image, blip, tmp_path, capsys):
     words = ["explain", str(image), "--backbone", blip, "--caption", "a mass", "--out", str(page), "--overlays", str(folder)]
     assert main(words) == 0
     text = page.read_text(encoding="utf-8")
-    assert "Where the model looked" in text and "http" not in text.replace("http-equiv", "")
+    assert "Attention of the model" in text and "http" not in text.replace("http-equiv", "")
     made = sorted((folder / "scan").iterdir())
     assert [path.name for path in made] == ["00-a.png", "01-mass.png"]
     with Image.open(made[0]) as overlay:

@@ -156,8 +156,13 @@ def test_real_radiographs(shared_data, plugins):
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("csv", "file,text\na.png,x\n", {}, r"has no 'image'.*Columns: file, text. Name yours with --set data.image="),
-        ("csv", "image,caption,part\na.png,x,oops\n", {"split": "part"}, "'oops' is no split"),
+        (
+            "csv",
+            "file,text\na.png,x\n",
+            {},
+            r"has no 'image'.*Columns: file, text. Set the column names with --set data",
+        ),
+        ("csv", "image,caption,part\na.png,x,oops\n", {"split": "part"}, "'oops' is not a split"),
         ("jsonl", "{broken", {}, "line 1 is not JSON"),
         ("coco", "{}", {}, "is not COCO captions JSON: KeyError 'images'"),
     ],
@@ -218,7 +223,7 @@ def test_max_images_counts_usable_ones(tmp_path, plugins):
 def test_text_that_is_not_utf8_and_null_captions(tmp_path, plugins):
     _image(tmp_path / "a.png")
     (tmp_path / "t.csv").write_bytes("image,caption\na.png,œdème\n".encode("cp1252"))
-    with pytest.raises(DataError, match="is not UTF-8 text as it should be"):
+    with pytest.raises(DataError, match="is not UTF-8 text: "):
         _read(plugins, "csv", tmp_path / "t.csv")
     (tmp_path / "t.jsonl").write_text('{"image": "a.png", "caption": "x"}\n{"image": "b.png", "caption": null}\n')
     assert _read(plugins, "jsonl", tmp_path / "t.jsonl").report.uncaptioned == 1

@@ -174,7 +174,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert main(["features", "ls"]) == 0
     assert "6 features" in capsys.readouterr().out
     assert main(["features", "verify"]) == 0
-    assert "6 features are sound" in capsys.readouterr().out
+    assert "6 features are intact" in capsys.readouterr().out
     (shard,) = Path(tmp_path).rglob("*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-5])
     assert main(["features", "verify"]) == 1

@@ -31,7 +31,7 @@ def test_the_metric_takes_its_model_by_name(plugins):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("bertscore", "no model is named: write bertscore:HUB_ID_OR_FOLDER"),
+        ("bertscore", "no model was named: write bertscore:HUB_ID_OR_FOLDER"),
         ("bertscore:/nowhere", "the model /nowhere cannot be loaded"),
         (f"bertscore:{MODEL}@9", "has 6 layers, not 9"),
     ],

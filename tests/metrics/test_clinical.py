@@ -81,7 +81,7 @@ def test_facts_are_scored_where_the_reference_states_them():
 
 
 def test_facts_need_a_data_set_that_knows_them():
-    with pytest.raises(UnavailableError, match="does not say what its images show"):
+    with pytest.raises(UnavailableError, match="has no facts of its images"):
         _scores(PhantomFacts(), ("a", "b"))
 
 

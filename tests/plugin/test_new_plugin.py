@@ -79,7 +79,7 @@ def test_new_plugins_pass_their_own_tests(kind, environment, tmp_path):
 
 @pytest.mark.parametrize("name", ["Medgraft-X", "a b", "../up", ""])
 def test_names_that_are_no_packages(name, tmp_path):
-    with pytest.raises(PluginError, match="is no name for a package"):
+    with pytest.raises(PluginError, match="is not a package name"):
         new_plugin(name, "metric", tmp_path)
 
 

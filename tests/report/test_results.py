@@ -115,7 +115,7 @@ def test_compare_refuses_other_images(results, tmp_path, capsys):
     out, _ = results
     _write(tmp_path / "fewer", "one", 30, images=30)
     assert main(["compare", str(out), str(tmp_path / "fewer")]) == 2
-    assert "scored on other images" in capsys.readouterr().err
+    assert "scored on different images" in capsys.readouterr().err
     _write(tmp_path / "other", "three", 30)
     assert main(["compare", str(out), str(tmp_path / "other")]) == 2
     assert "have no run in common" in capsys.readouterr().err

@@ -118,7 +118,7 @@ def test_layers_and_heads_can_be_chosen_and_average_to_the_default(blip):
         grid(heads=[-1])
     with pytest.raises(ConfigError, match="No layer is chosen"):
         grid(layers=[])
-    with pytest.raises(ConfigError, match="weighs all layers"):
+    with pytest.raises(ConfigError, match="uses all layers"):
         grid(layers=[0], method="gradient")
 
 

@@ -1,6 +1,6 @@
-"""What needs no model: the commonest caption of the training images for every image, and a random one for each.
+"""Baselines without a model: the training images' most frequent caption for every image, and a random one for each.
 
-A model that does not beat them has learnt a data set's habits of speech, not to look.
+A model that does not beat them has learnt how the captions are worded, but does not use the image.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from medgraft.data import data_fingerprint, load_data
 from medgraft.plugin import PluginManager
 from medgraft.types import SPLITS, CaptionData
 
-BASELINE = "baseline"  # stands where a record names its backbone
+BASELINE = "baseline"  # the backbone's name in a baseline's record
 STRATEGIES = ("most-frequent", "random")
 
 
 def run_baselines(config: RunConfig, out: Path, *, plugins: PluginManager) -> tuple[Record, ...]:
-    """A record of each baseline on the data of `config`, which is a run on them; those that are in `out` are kept."""
+    """The record of each baseline on the data of `config`; computes those that are not in `out` yet."""
     data = load_data(config.data, plugins=plugins)
     if not data.split("train") or not data.split(config.eval_split):
         return ()

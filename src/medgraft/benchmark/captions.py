@@ -1,4 +1,4 @@
-"""What a run said of each image, beside what it is scored against: `predictions.json` in a run's folder."""
+"""A run's predictions with their references, stored as `predictions.json` in the run's folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FILE = "predictions.json"
 
 @dataclass(frozen=True)
 class RunCaptions:
-    """By image id: captions said, reference captions, groups, facts and concepts if the data set has them, where was looked."""
+    """By image id: predictions, references and groups; facts, concepts and saliency scores where there are any."""
 
     predictions: Mapping[str, str]
     references: Mapping[str, tuple[str, ...]]
@@ -32,11 +32,11 @@ class RunCaptions:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Image ids in the order in which everything about them is listed."""
+        """Image ids, in the order of `caption_set` and `group_names`."""
         return tuple(sorted(self.predictions))
 
     def caption_set(self) -> CaptionSet:
-        """As metrics take them."""
+        """The captions in the form that metrics take."""
         return CaptionSet(
             tuple(self.predictions[key] for key in self.ids),
             tuple(self.references[key] for key in self.ids),
@@ -46,14 +46,14 @@ class RunCaptions:
         )
 
     def group_names(self) -> tuple[str | None, ...]:
-        """The group of each image."""
+        """The group of each image, in the order of `ids`."""
         return tuple(self.groups.get(key) for key in self.ids)
 
 
 def captions_of(
     examples: Sequence[Example], captions: Sequence[str], saliency: Mapping[str, SaliencyScores] | None = None
 ) -> RunCaptions:
-    """`captions` of `examples`, in their order, and where was looked by their ids."""
+    """`captions` of `examples`, in their order, with saliency scores by image id."""
     return RunCaptions(
         predictions={example.id: caption for example, caption in zip(examples, captions, strict=True)},
         references={example.id: tuple(caption for caption in example.captions if caption) for example in examples},
@@ -71,7 +71,7 @@ def write_captions(captions: RunCaptions, folder: Path) -> None:
 
 
 def read_captions(folder: Path) -> RunCaptions | None:
-    """What `write_captions` wrote into `folder`, None if nothing was."""
+    """The content of `predictions.json` in `folder`, None if there is no such file."""
     try:
         content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -84,7 +84,7 @@ def read_captions(folder: Path) -> RunCaptions | None:
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers with four decimals, which is more than what they are good for."""
+    """`value` with its numbers rounded to four decimals, which is more precise than any score."""
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, dict):
@@ -93,15 +93,15 @@ def _rounded(value: Any) -> Any:
 
 
 def shuffled(captions: RunCaptions, seed: int = 0) -> RunCaptions:
-    """The same captions said of other images: what is left of a score is not about the image."""
+    """Each caption moved to another image; what remains of a score does not depend on the image."""
     ids = list(captions.ids)
     order = [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))]
-    moved = dict(zip(order, (*order[1:], order[0]), strict=True))  # one cycle, so that nobody keeps its own
+    moved = dict(zip(order, (*order[1:], order[0]), strict=True))  # one cycle, so that no image gets its own caption
     return replace(captions, predictions={key: captions.predictions[other] for key, other in moved.items()}, saliency={})
 
 
 def collapse(captions: RunCaptions) -> dict[str, float]:
-    """`distinct_share`: different captions of all captions; `most_frequent_share`: images that got the commonest caption."""
+    """`distinct_share`: distinct captions per image; `most_frequent_share`: share of images with the most frequent caption."""
     counts = Counter(captions.predictions.values())
     images = len(captions.predictions)
     return {"distinct_share": len(counts) / images, "most_frequent_share": counts.most_common(1)[0][1] / images}

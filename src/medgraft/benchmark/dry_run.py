@@ -1,4 +1,4 @@
-"""A suite before it is run: what is downloaded, what each run takes on this machine, and what is missing."""
+"""Plans a suite without running it: downloads, the cost of each run on this machine, and what is missing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """One run; seconds are None where the number of images is not known, `usd` and tokens None where nothing is asked."""
+    """Estimates for one run: seconds are None if the number of images is unknown, `usage` is None unless an API is called."""
 
     backbone: str
     strategy: str
@@ -45,7 +45,7 @@ class RunEstimate:
 
 @dataclass(frozen=True)
 class DryRun:
-    """All of it. `missing` says in a line each what stands in the way.
+    """The plan of a suite; each line of `missing` names one thing that prevents runs.
 
     `trials` counts the runs that choose learning rates, `timings` those that only time steps; neither is in `runs`.
     """
@@ -63,7 +63,7 @@ class DryRun:
 
 
 def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
-    """Nothing is downloaded but configurations, nothing is sent, nothing is trained. Misspelt names raise as in the run."""
+    """Plan `suite`: downloads only configurations, sends and trains nothing. Unknown names raise as in the run."""
     missing: dict[str, None] = {}
     data = {config.model_dump_json(): _data(config, plugins, missing) for config in suite.data}
     speed = measured_flops()
@@ -106,7 +106,7 @@ def _data(config: DataConfig, plugins: PluginManager, missing: dict[str, None]) 
     except UnknownNameError:
         raise
     except MedgraftError as error:
-        missing[f"{error} Say where the data are with --set data.path=FOLDER."] = None
+        missing[f"{error} Give the data's folder with --set data.path=FOLDER."] = None
         return None
 
 
@@ -128,7 +128,7 @@ def _weights(name: str, captioner: type[Backbone] | type[RemoteCaptioner], sourc
 
 
 def _download_bytes(captioner: type[Backbone], source: str, missing: dict[str, None]) -> int | None:
-    """What the hub says; where it does not answer, four bytes for each parameter of a published configuration."""
+    """Bytes listed by the hub; if it does not answer, four bytes for each parameter of a published configuration."""
     from huggingface_hub import HfApi
 
     try:
@@ -136,8 +136,8 @@ def _download_bytes(captioner: type[Backbone], source: str, missing: dict[str, N
         sizes = {file.rfilename: file.size or 0 for file in files}
         kinds = ("safetensors", "bin") if any(name.endswith(".safetensors") for name in sizes) else ("bin",)
         return sum(size for name, size in sizes.items() if name.endswith(f".{kinds[0]}"))
-    except Exception as error:  # the hub's client, and the HTTP clients under it, have many ways to say no
-        missing[f"The hub does not answer ({type(error).__name__}): weights that are not here yet cannot be fetched."] = None
+    except Exception as error:  # the hub's client, and HTTP clients below it, raise many kinds
+        missing[f"The hub does not answer ({type(error).__name__}): weights that are not cached cannot be downloaded."] = None
     config = published_config(source)
     return None if config is None else 4 * sum(p.numel() for p in captioner.meta_model(config).parameters())
 

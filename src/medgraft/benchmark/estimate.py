@@ -1,9 +1,9 @@
-"""What a run will take, told before it starts: from the model's shapes and one measurement of the machine.
+"""Estimates a run's memory and time from the model's shapes and one measurement of the machine.
 
-Arithmetic is counted in the linear layers: 2 operations a weight and token forwards, as many again for the gradient of
-the input where one is needed, and as many again for the gradient of the weight where it is trained (Kaplan et al. 2020,
-arXiv 2001.08361, section 2.1). Memory is weights, gradients, AdamW's two moments and the inputs that are kept for the
-backward pass. Expect a factor of two either way.
+FLOPs are counted in linear layers: 2 per weight and token forwards, as many for the gradient of the input where one is
+needed, and as many for the gradient of the weight where it is trained (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
+Memory is weights, gradients, AdamW's two moments and the activations stored for the backward pass. Expect errors of up to a
+factor of two.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from medgraft.config import RunConfig
 from medgraft.strategies import Applied, Strategy, bare_name
 from medgraft.types import PARTS, Part, lies_in
 
-CAPTION = 40  # word pieces: ROCO's median is 26, its mean higher
-_UTILISATION = 0.3  # of the measured matrix products while training; captioning word by word reaches far less
+CAPTION = 40  # tokens of a caption: ROCO's median is 26, its mean higher
+_UTILISATION = 0.3  # share of the measured FLOP/s in training; token-by-token generation reaches far less
 _CAPTIONING = 0.05
-_KEPT = 2.5  # bytes kept for the backward pass, for each byte of a linear layer's input: norms, activations, attention
+_ACTIVATIONS = 2.5  # bytes stored for the backward pass per byte of a linear layer's input: norms, activations, attention
 _BYTES = {"none": 4.0, "int8": 1.0, "nf4": 0.57, "fp4": 0.57}
-_PROCESS = 600_000_000  # Python with torch and transformers, where no accelerator has memory of its own
+_PROCESS = 600_000_000  # bytes of Python with torch and transformers; counts where no accelerator has its own memory
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one run. Bytes, seconds and operations; `memory_bytes` is the accelerator's, or the process's without one."""
+    """Cost of one run in bytes and FLOPs; `memory_bytes` is the accelerator's, or the process's without one."""
 
     trainable_parameters: int
     total_parameters: int
@@ -43,42 +43,42 @@ class Estimate:
     captioning_flops_per_image: float
 
     def training_seconds(self, images: int, flops_per_second: float) -> float:
-        """For so many images seen."""
+        """Seconds to train on `images` images; each image counts once per epoch."""
         return images * self.training_flops_per_image / flops_per_second / _UTILISATION
 
     def captioning_seconds(self, images: int, flops_per_second: float) -> float:
-        """For so many images."""
+        """Seconds to caption `images` images."""
         return images * self.captioning_flops_per_image / flops_per_second / _CAPTIONING
 
 
 def estimate(
     backbone: type[Backbone], config: PreTrainedConfig, applied: Applied, strategy: Strategy, run: RunConfig
 ) -> Estimate:
-    """For a strategy applied to the skeleton of `config`."""
+    """Estimate `run`, with its strategy `applied` to the meta model of `config`."""
     tokens = backbone.tokens(config, CAPTION)
     trained = [part for part in PARTS if strategy.plan(part).mode != "frozen"]
-    passed = PARTS[PARTS.index(trained[0]) :] if trained else ()  # the parts that a gradient passes through
-    forward = backward = kept = 0.0
+    passed = PARTS[PARTS.index(trained[0]) :] if trained else ()  # parts that gradients pass through
+    forward = backward = activations = 0.0
     batch = run.train.per_device_train_batch_size
     for part, layer, width in _linear_layers(backbone, applied.model):
         once = 2.0 * layer.weight.numel() * tokens.get(part, 0)
         forward += once
         if part in passed:
             backward += once * (2 if layer.weight.requires_grad else 1)
-            kept += batch * tokens.get(part, 0) * width * 2 * _KEPT
+            activations += batch * tokens.get(part, 0) * width * 2 * _ACTIVATIONS
     process = _PROCESS if hardware.device().type == "cpu" else 0
-    weights = sum(p.numel() * _held(backbone, n, p, strategy) for n, p in applied.model.named_parameters())
+    weights = sum(p.numel() * _bytes_per_value(backbone, n, p, strategy) for n, p in applied.model.named_parameters())
     return Estimate(
         trainable_parameters=applied.trainable_parameters,
         total_parameters=applied.total_parameters,
-        memory_bytes=int(process + weights + applied.trainable_parameters * 12 + (kept if strategy.trains else 0)),
+        memory_bytes=int(process + weights + applied.trainable_parameters * 12 + (activations if strategy.trains else 0)),
         training_flops_per_image=forward + backward if strategy.trains else 0.0,
         captioning_flops_per_image=forward * run.generation.num_beams,
     )
 
 
 def measured_flops(seconds: float = 0.5) -> float:
-    """Operations a second of this machine in matrix products of 2048, in bf16 where its hardware has that: the median."""
+    """FLOP/s of this machine: the median over products of 2048 x 2048 matrices, in bf16 if the hardware supports it."""
     where = hardware.device()
     kind = torch.bfloat16 if hardware.bf16_supported(where.type) else torch.float32
     a, b = (torch.randn(2048, 2048, device=where).to(kind) for _ in range(2))
@@ -95,7 +95,7 @@ def measured_flops(seconds: float = 0.5) -> float:
 
 
 def _linear_layers(backbone: type[Backbone], model: nn.Module) -> Iterator[tuple[Part, nn.Linear, int]]:
-    """(part, layer, width of its input) for every linear layer that captioning runs."""
+    """(part, layer, input width) for every linear layer that captioning runs."""
     for name, module in model.named_modules():
         bare = bare_name(name)
         part = backbone.anatomy.part_of(bare)
@@ -104,8 +104,8 @@ def _linear_layers(backbone: type[Backbone], model: nn.Module) -> Iterator[tuple
             yield part, layer, layer.weight.shape[-1] if isinstance(module, nn.Linear) else layer.weight.shape[0]
 
 
-def _held(backbone: type[Backbone], name: str, parameter: nn.Parameter, strategy: Strategy) -> float:
-    """Bytes for each value of a parameter."""
+def _bytes_per_value(backbone: type[Backbone], name: str, parameter: nn.Parameter, strategy: Strategy) -> float:
+    """Bytes per value of a parameter."""
     bare = bare_name(name)
     part = backbone.anatomy.part_of(bare)
     plain = (

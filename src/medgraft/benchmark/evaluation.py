@@ -1,4 +1,4 @@
-"""Captioning a split and scoring it."""
+"""Captions a split and scores the captions."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The caption of each image, the scores of all of it with their intervals, and signs of captions that ignore the image.
+    """Predictions, their scores with intervals, and signs of captions that ignore the image.
 
-    `collapse` holds, beside what `captions.collapse` counts, every score with each caption given to another image
-    (`shuffled_NAME`). `maps` are packed attention maps by image id. `peak_memory_bytes` is
-    that of training and captioning, before maps were drawn.
+    `collapse` holds the shares of `captions.collapse` and, as `shuffled_NAME`, every score with each caption moved to another
+    image. `maps` are packed attention maps by image id. `peak_memory_bytes` covers training and captioning, without maps.
     """
 
     captions: RunCaptions
@@ -49,7 +48,7 @@ class Evaluation:
         return self.captions.references
 
     def for_record(self) -> dict[str, Any]:
-        """The fields of a Record that tell of it."""
+        """The evaluation's fields of a Record."""
         return {
             "metrics": dict(self.scores.values),
             "intervals": {name: (interval.low, interval.high) for name, interval in self.intervals.items()},
@@ -73,7 +72,7 @@ def score_captions(
     plugins: PluginManager,
     clock: Clock,
 ) -> Evaluation:
-    """Scores of the `captions` that `captioner` gave for `examples`, and of where it looked, as far as `settings` ask."""
+    """Scores of `captions`, which `captioner` generated for `examples`, and the saliency scores that `settings` ask for."""
     peak = hardware.peak_memory_bytes()
     with clock.phase("saliency"):
         saliency, obstacle = _saliency(captioner, examples, captions, settings)
@@ -88,22 +87,22 @@ def score_captions(
 def _saliency(
     captioner: Captioner, examples: Sequence[Example], captions: Sequence[str], settings: RunSettings
 ) -> tuple[SaliencyResult, str | None]:
-    """Where the model looked, and why that cannot be known, if so."""
+    """Saliency of the captions, and the reason if it cannot be computed."""
     if not isinstance(captioner, Inference):
-        return SaliencyResult({}, {}), "a model behind an API shows no attention"
+        return SaliencyResult({}, {}), "a model behind an API returns no attention weights"
     try:
         return score_saliency(
             captioner, examples, {example.id: caption for example, caption in zip(examples, captions, strict=True)},
             pointing="localization" in settings.metrics,
             curves=settings.saliency.curves if "faithfulness" in settings.metrics else 0, maps=settings.saliency.maps,
         ), None  # fmt: skip
-    except Exception as error:  # out of memory, say: a run that is trained and has captioned is not lost for its maps
+    except Exception as error:  # such as out of memory: a finished run is not lost because of its maps
         _logger.debug("no attention maps", exc_info=True)
         return SaliencyResult({}, {}), str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def evaluated(captions: RunCaptions, *, metrics: tuple[str, ...], plugins: PluginManager) -> Evaluation:
-    """Scores of `captions` with 95 % intervals over groups, where a metric tells what it measured of every image."""
+    """Scores of `captions`, with 95 % intervals over groups for metrics that measure every image."""
     scores = measure(captions.caption_set(), metrics=metrics, plugins=plugins)
     resampling = Resampling(captions.group_names())
     intervals = {
@@ -120,6 +119,6 @@ def evaluated(captions: RunCaptions, *, metrics: tuple[str, ...], plugins: Plugi
 
 
 def generation_of(adapter: LoadedAdapter) -> GenerationConfig:
-    """The decoding that an adapter was evaluated with."""
+    """The generation settings that an adapter was evaluated with."""
     stored = adapter.manifest.evaluation.get("generation") if adapter.manifest else None
     return GenerationConfig(**stored) if stored else GenerationConfig()

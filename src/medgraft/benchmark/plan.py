@@ -1,4 +1,4 @@
-"""What a suite will do: its grid of runs, their ids, and the pairs of backbone and strategy that cannot be run, with why."""
+"""Plans a suite: its grid of runs with their ids, and pairs of backbone and strategy that are unsupported, with reasons."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from medgraft.strict_model import validated
 
 
 def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:
-    """Every run of the grid; ConfigError if an override names a strategy that the suite does not have."""
+    """Every run of the grid; ConfigError if an override names a strategy that is not in the suite."""
     rows = [
         (entry, suite.strategies) if isinstance(entry, str) else (entry.backbone, entry.strategies) for entry in suite.backbones
     ]
-    strategies = {strategy for _, several in rows for strategy in several}
+    strategies = {strategy for _, names in rows for strategy in names}
     for name in suite.overrides:
         if name not in strategies:
             raise ConfigError(
-                f"Suite {suite.name}: overrides for {name!r}, which is no strategy of it.{suggestion(name, strategies)}"
+                f"Suite {suite.name}: overrides for {name!r}, which is not one of its strategies.{suggestion(name, strategies)}"
             )
     runs = []
     grid = [
         (backbone, data, seed, strategy)
-        for backbone, several in rows
-        for data, seed, strategy in itertools.product(suite.data, suite.seeds, several)
+        for backbone, names in rows
+        for data, seed, strategy in itertools.product(suite.data, suite.seeds, names)
     ]
     shared = {name: getattr(suite, name) for name in RunSettings.model_fields}
     for backbone, data, seed, strategy in grid:
@@ -55,21 +55,21 @@ def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run with its id, and the folder for its files."""
+    """A run with its id and the folder for its files."""
 
     config: RunConfig
     run_id: str
 
     @property
     def folder(self) -> str:
-        """In the suite's results, readable and unique."""
+        """The run's folder in the suite's results: readable and unique."""
         words = (self.config.backbone.partition(":")[0], self.config.strategy, self.config.data.name, f"s{self.config.seed}")
         return "runs/" + re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words)) + "_" + self.run_id[:8]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`unsupported` maps (backbone, strategy) to the reason why that pair is left out."""
+    """Planned runs; `unsupported` maps (backbone, strategy) to the reason why that pair is skipped."""
 
     runs: tuple[PlannedRun, ...]
     unsupported: dict[tuple[str, str], str]
@@ -78,8 +78,8 @@ class Plan:
 def plan(configs: Iterable[RunConfig], *, plugins: PluginManager) -> Plan:
     """Runs with their ids.
 
-    Reads the data, the base weights' digests and the models' shapes, and raises what is wrong with any of them, so that a
-    misspelled name ends the suite before its first run and not after hours.
+    Reads the data, the digests of the base weights and the models' shapes, and raises every error in them, so that a
+    misspelled name ends the suite before its first run.
     """
     versions = hardware.versions()
     bases: dict[str, str] = {}
@@ -107,7 +107,7 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager) -> Plan:
 
 
 def why_unsupported(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> str | None:
-    """Why `strategy` cannot be used on `NAME[:SOURCE]`, or None if it can; a model without weights is all it takes."""
+    """Why `strategy` cannot be used on `NAME[:SOURCE]`, or None if it can; needs only a meta model, no weights."""
     captioner, _ = get_captioner(backbone, plugins=plugins)
     try:
         if issubclass(captioner, RemoteCaptioner):
@@ -120,15 +120,15 @@ def why_unsupported(backbone: str, strategy: Strategy, *, plugins: PluginManager
 
 
 def refuse_training(strategy: Strategy) -> None:
-    """StrategyError if `strategy` changes a model, for models behind an API."""
+    """Raise StrategyError if `strategy` trains; for models behind an API."""
     if strategy.trains or strategy.quantization != "none":
         raise StrategyError("A model behind an API cannot be trained here.")
 
 
 def apply_to_meta(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> Applied | None:
-    """`strategy` applied to the backbone's shapes alone, as if the base were held unquantised; raises as it would.
+    """`strategy` applied to the backbone's meta model, with the base unquantised; raises the same errors as on weights.
 
-    None if the PEFT method computes its start from the weights, so that it cannot be tried without them.
+    None if the PEFT method initialises from the weights, so that it cannot be applied without them.
     """
     backbone_class, source = get_backbone(backbone, plugins=plugins)
     quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)

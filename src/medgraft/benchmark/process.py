@@ -1,7 +1,7 @@
-"""Each run in a process of its own: its peak memory is its own, and nothing else is lost if it crashes.
+"""Runs each run in its own process, which isolates its peak memory and its crashes.
 
-On Linux the process is forked from multiprocessing's fork server, elsewhere it is spawned. The server has imported what runs
-need, unless there is an accelerator: importing bitsandbytes wakes it, and its state does not survive a fork.
+On Linux the process is forked from multiprocessing's fork server, elsewhere it is spawned. The server has already imported
+what runs need, except with an accelerator: importing bitsandbytes initialises it, and its state does not survive a fork.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from medgraft.progress import bars_are_shown, log_to_stderr, progress_bars
 from medgraft.quiet import call_quietly
 
 PROCESS_NAME = "medgraft run"
-_FORKS = sys.platform == "linux"  # elsewhere system libraries may have threads, which do not survive a fork
-_OUTPUT = "output.txt"  # in a run's folder while it is done, and afterwards if it failed
+_FORKS = sys.platform == "linux"  # elsewhere system libraries may start threads, which do not survive a fork
+_OUTPUT = "output.txt"  # in the run's folder during the run, and afterwards if it failed
 _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run for a suite: its files go to `folder` in `out`, its record, with this id, to `records` there."""
+    """A run of a suite: its files go to `folder` in `out`, its record, named `run_id`, to `records` in `out`."""
 
     config: RunConfig
     run_id: str
@@ -52,13 +52,13 @@ class Job:
 
     @property
     def record_path(self) -> Path:
-        """Where the record is when the run is done."""
+        """The path of the finished run's record."""
         return self.out / "records" / f"{self.run_id}.json"
 
 
 @dataclass(frozen=True)
 class _Caller:
-    """What a run takes over from the process that asked for it."""
+    """Settings of the calling process that the run's process takes over."""
 
     working_directory: Path
     environ: Mapping[str, str]
@@ -67,7 +67,7 @@ class _Caller:
 
 
 def start_server() -> None:
-    """Have the fork server import what runs need while its caller plans them."""
+    """Let the fork server import what runs need while the caller plans them."""
     if not _FORKS:
         return
     from multiprocessing import forkserver  # POSIX only
@@ -78,9 +78,9 @@ def start_server() -> None:
 
 
 def run_in_process(job: Job) -> Record:
-    """Do a run, its output passed on to stderr as it comes; its record, which says why if it failed or its process died.
+    """Run `job` and copy its output to stderr as it comes; the record states why, if the run failed or its process died.
 
-    Whatever ends this call early, such as Ctrl-C, ends the process too.
+    An exception in this call, such as Ctrl-C, also ends the process.
     """
     start_server()
     job.record_path.unlink(missing_ok=True)
@@ -107,14 +107,14 @@ def run_in_process(job: Job) -> Record:
 
 
 def _pass_on(output: Path, process: BaseProcess) -> str:
-    """Copy to stderr what appears in `output` until the process ends; its last words, in one line."""
+    """Copy new text in `output` to stderr until the process ends; the last 300 characters, on one line."""
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     recent = ""
     with output.open("rb") as file:
         alive = True
         while alive:
             process.join(_POLL_SECONDS)
-            alive = process.is_alive()  # asked before the last reading
+            alive = process.is_alive()  # asked before the last read, so that no text is missed
             if text := decode(file.read()):
                 sys.stderr.write(text)
                 sys.stderr.flush()
@@ -145,8 +145,8 @@ def _for_suite(record: Record, job: Job) -> Record:
 
 
 def _do(job: Job, caller: _Caller, output: Path) -> None:
-    """What the process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller, who ends this process
+    """The entry point of the run's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the caller ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.chdir(caller.working_directory)
     os.environ.clear()
@@ -164,7 +164,7 @@ def _attempt(job: Job) -> Record:
             job.config, job.out / job.folder, plugins=PluginManager.from_environment(), resume=True, overwrite=True,
             evaluate=job.evaluate, checkpoints=job.config.train.save_steps is not None,
         ).record  # fmt: skip
-    except Exception as error:  # whatever a run fails of: the suite goes on, and the record says what it was
+    except Exception as error:  # whatever fails, the suite continues and the record states the error
         return failed_record(job.config, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
@@ -176,7 +176,7 @@ def _end_with_parent() -> None:
 
 
 def _redirect(output: Path) -> None:
-    """Send to `output` what Python and libraries print."""
+    """Redirect stdout and stderr, also those of C libraries, to the file `output`."""
     sys.stdout.flush()
     sys.stderr.flush()
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
@@ -187,7 +187,7 @@ def _redirect(output: Path) -> None:
 
 @contextmanager
 def _environ(wanted: Mapping[str, str]) -> Iterator[None]:
-    """`wanted` as this process's environment inside the block, for a process that is started there."""
+    """Add `wanted` to the environment inside the block, for a process that starts there."""
     before = dict(os.environ)
     os.environ.update(wanted)
     try:
@@ -199,7 +199,7 @@ def _environ(wanted: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _hidden_main() -> Iterator[None]:
-    """A process that is started inside the block does not import its caller's script, which would run all of it again."""
+    """Keep a process that starts inside the block from importing, and so running again, the caller's script."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

@@ -1,4 +1,4 @@
-"""The record of a run: everything measured, under names that are a contract; `None` for what is unknown."""
+"""The record of a run: every measurement, under names that stay stable; `None` for unknown values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEMA_VERSION = 2  # 1: settings as plain dictionaries, no `schema_version`
 
 
 class FeatureUse(StrictModel):
-    """At which seam stored features came in and why there, and how many images' features were found and built."""
+    """The seam at which stored features entered and why that one, and the numbers of features found and built."""
 
     seam: str | None
     reason: str
@@ -35,7 +35,7 @@ class FeatureUse(StrictModel):
 
 
 class LeftOut(StrictModel):
-    """Images that the data set lists and that were left out."""
+    """Images listed in the data set that were left out."""
 
     missing: int = 0
     corrupt: int = 0
@@ -43,7 +43,7 @@ class LeftOut(StrictModel):
 
 
 class Tuning(StrictModel):
-    """The learning rate chosen, and (rate, score, seconds) of each that was tried, the score None if the try failed."""
+    """The learning rate chosen, and (rate, score, seconds) of every trial; the score is None if the trial failed."""
 
     score: str
     split: Split = "validation"
@@ -53,19 +53,18 @@ class Tuning(StrictModel):
 
 
 class Record(StrictModel):
-    """One run. Times in seconds, sizes in bytes; `train_loss` has one value for every optimiser step.
+    """One run. Times are in seconds, sizes in bytes; `train_loss` has one value for every optimiser step.
 
-    `training_seconds` is what one waits for to have the weights: building features and the steps, without loading,
-    validation, checkpoints and captioning, which are in `phase_seconds`; there, on a CPU, steps are split into waiting for
-    data, forward, backward and optimiser, with the rest as `train`. `time_to_first_step` is from the start of the run to the
-    end of its first optimiser step; `acceleration` names the kernels that the model had. `intervals` are those of `metrics`
-    at 95 % over groups of test images, `signatures` the metrics' settings, `unavailable` why some could not be computed,
-    `collapse` signs of captions
-    that ignore the image (see medgraft.benchmark.evaluation). `usage` is what a model behind an API was asked: requests,
-    tokens, cost. `step_flops` are the floating-point operations of the products of the first batch, forwards and backwards, as
-    torch counts them (not with a quantised base), `energy_joules` what the machine's counters say that the steps took.
-    `step_quartiles` are of the seconds of single steps, the first ones left out. A failed run has its `error` in one line,
-    and the `traceback`. `removed_settings` are those of an older version that are no more, by SECTION.KEY, where they were on.
+    `training_seconds` is the time to obtain the weights: building features and training steps, without loading, validation,
+    checkpoints and captioning, which are in `phase_seconds`. On a CPU `phase_seconds` also splits steps into waiting for data,
+    forward, backward and optimiser, with the rest as `train`. `time_to_first_step` runs from the start of the run to the end of
+    its first optimiser step. `acceleration` names the installed kernels. `intervals` are the 95 % intervals of `metrics` over
+    groups of test images, `signatures` the metrics' settings, `unavailable` the reasons why metrics are missing, `collapse`
+    signs of captions that ignore the image (see medgraft.benchmark.evaluation).
+    `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
+    products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
+    the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. A failed run has an
+    `error` of one line and a `traceback`. `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -117,32 +116,32 @@ class Record(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _of_any_version(cls, values: Any) -> Any:
-        """Records of older versions become those of this one."""
+        """Convert records of older versions to this one."""
         if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
             return values
         written = values.get("schema_version", 1)
         if written > SCHEMA_VERSION:
-            raise ValueError(f"schema version {written}, this medgraft reads up to {SCHEMA_VERSION}; install a newer one")
+            raise ValueError(f"schema version {written}, this medgraft reads up to {SCHEMA_VERSION}; install a newer medgraft")
         config, removed = _without_removed(values["config"])
         removed = {**values.get("removed_settings", {}), **removed}
         return {**values, "schema_version": SCHEMA_VERSION, "config": config, "removed_settings": removed}
 
     @property
     def settings(self) -> str:
-        """All that the run was asked to do but its seed: runs with the same settings differ by chance alone."""
+        """All settings of the run except its seed, as JSON: runs with equal settings differ by chance alone."""
         return json.dumps([self.config.model_dump(mode="json", exclude={"seed"}), self.removed_settings], sort_keys=True)
 
 
 def _without_removed(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings as they are today, and those that are no more, by SECTION.KEY, where they were on."""
-    kept, removed = dict(config), dict[str, Any]()
+    """Current settings, and removed ones that were on, by SECTION.KEY."""
+    current, removed = dict(config), dict[str, Any]()
     for section in SECTIONS:
         known = type(RunConfig.model_fields[section].default).model_fields
         values = config.get(section)
         if isinstance(values, dict):
-            kept[section] = {key: value for key, value in values.items() if key in known}
+            current[section] = {key: value for key, value in values.items() if key in known}
             removed |= {f"{section}.{key}": value for key, value in values.items() if key not in known and value}
-    return kept, removed
+    return current, removed
 
 
 def run_id(
@@ -152,17 +151,17 @@ def run_id(
     base_fingerprint: str,
     versions: dict[str, str | None],
 ) -> str:
-    """16 hex digits from everything that decides the result; where the data and weights lie is left out.
+    """16 hex digits of a hash over everything that affects the result; locations of data and weights do not count.
 
-    `strategy` is what the name in `config` means today, None if that is not known.
+    `strategy` is the current definition of the strategy named in `config`, None if unknown.
     """
     values = config.model_dump(mode="json")
     values["data"].pop("path")
-    values["train"]["group_by_length"] = False  # a setting of earlier versions, whose ids stay
-    values["train"]["dataloader_num_workers"] = 0  # so it stands in the ids of earlier records
-    for name in ("features", "acceleration"):  # they save time and change nothing but rounding
+    values["train"]["group_by_length"] = False  # a setting of earlier versions; keeps their ids valid
+    values["train"]["dataloader_num_workers"] = 0  # the value in the ids of earlier records
+    for name in ("features", "acceleration"):  # these change only speed and rounding
         values.pop(name)
-    values["saliency"].pop("maps")  # for looking at
+    values["saliency"].pop("maps")  # only for display
     values["backbone"] = values["backbone"].partition(":")[0]
     values["metrics"] = [_with_content(name) for name in values["metrics"]]
     text = json.dumps(
@@ -173,13 +172,13 @@ def run_id(
 
 
 def _with_content(metric: str) -> str:
-    """A metric's name, and a digest of the file that it is given if it is: other terms make another score."""
+    """A metric's name with the digest of its file, if it has one: another file gives other scores."""
     source = Path(metric.partition(":")[2]).expanduser()
     return f"{metric}={hashlib.sha256(source.read_bytes()).hexdigest()}" if source.is_file() else metric
 
 
 def write_record(record: Record, folder: Path, name: str | None = None) -> Path:
-    """Write `<run_id>.json`, or `name`, at once or not at all."""
+    """Write `<run_id>.json`, or `name`, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (name or f"{record.run_id}.json")
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
@@ -191,7 +190,7 @@ def write_record(record: Record, folder: Path, name: str | None = None) -> Path:
 
 
 def read_record(path: Path) -> Record:
-    """The record in a file; ConfigError if it is not one."""
+    """Read a record from a file; ConfigError if the file is not a record."""
     try:
         return Record.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, OSError) as error:
@@ -200,7 +199,7 @@ def read_record(path: Path) -> Record:
 
 
 def read_records(folder: Path) -> tuple[Record, ...]:
-    """Every record of `medgraft bench` in `folder`, or that of a single run, sorted by backbone, data, strategy and seed."""
+    """The records of a `medgraft bench` folder or of a single run, sorted by backbone, data, strategy and seed."""
     inner = folder / "records"
     source = inner if inner.is_dir() else folder
     if source == folder and (folder / RECORD).is_file():

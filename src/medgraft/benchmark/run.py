@@ -1,4 +1,4 @@
-"""One run, from its settings to its record: prepare, train, package, caption, score, record."""
+"""One run, from settings to record: prepare, train, package, caption, score."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its record, its captions, and the model that made them, still in memory."""
+    """A finished run: its record, its captions and the model, still in memory."""
 
     record: Record
     evaluation: Evaluation | None
@@ -65,10 +65,10 @@ def execute(
     evaluate: bool = True,
     checkpoints: bool = True,
 ) -> RunResult:
-    """Do one run and leave its adapter package (unless nothing is trained), `predictions.json` and `record.json` in `out`.
+    """Run `config`; write its adapter package (if anything is trained), `predictions.json` and `record.json` to `out`.
 
-    Under accelerate or torchrun every process trains, and the main one alone packages, captions and writes. What is loaded
-    and what will be trained is logged. Errors pass through; `failed_record` makes a record of them.
+    Under accelerate or torchrun every process trains, and only the main one packages, captions and writes. Logs what is loaded
+    and trained. Errors pass through; `failed_record` makes a record of them.
     """
     run = _Run(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins), out, plugins, Clock())
     if not overwrite:
@@ -90,13 +90,13 @@ def execute(
 
 
 def _check_out(out: Path, strategy: Strategy, resume: bool) -> None:
-    """AdapterError if writing to `out` could replace what somebody made."""
+    """Raise AdapterError if writing to `out` could overwrite existing files."""
     if out.exists() and not out.is_dir():
         raise AdapterError(f"{out} is a file; --out names a folder.")
     if strategy.trains and (out / MANIFEST).exists():
         raise AdapterError(f"{out} already holds an adapter. Name another folder, or add --overwrite to replace it.")
     if strategy.trains and out.is_dir() and any(out.iterdir()) and not (out / CHECKPOINTS).is_dir():
-        raise AdapterError(f"{out} is not empty and holds no training of ours. Name a new folder, or add --overwrite.")
+        raise AdapterError(f"{out} is not empty and was not made by medgraft train. Name a new folder, or add --overwrite.")
     if resume and not (out / CHECKPOINTS).is_dir():
         raise AdapterError(f"{out} holds no checkpoint to resume from. Train without --resume.")
 
@@ -104,7 +104,7 @@ def _check_out(out: Path, strategy: Strategy, resume: bool) -> None:
 def _read_data(run: _Run) -> tuple[CaptionData, str]:
     """The data that the run needs, and their fingerprint."""
     config, clock = run.config, run.clock
-    get_captioner(config.backbone, plugins=run.plugins)  # a misspelt name is refused before the data are read
+    get_captioner(config.backbone, plugins=run.plugins)  # reject an unknown name before reading the data
     with clock.phase("read_data"):
         data = load_data(config.data, plugins=run.plugins, splits=needed_splits(config, run.strategy))
     if run.strategy.trains and not data.split("train"):
@@ -114,12 +114,12 @@ def _read_data(run: _Run) -> tuple[CaptionData, str]:
 
 
 def needed_splits(config: RunConfig, strategy: Strategy) -> tuple[Split, ...]:
-    """The splits that a run reads: all of them if it trains, else the one that it captions."""
+    """The splits that a run reads: all if it trains, else only the one that it captions."""
     return SPLITS if strategy.trains else (config.eval_split,)
 
 
 def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
-    """The model with the strategy applied, and the features of the images that training sees more than once stored."""
+    """The model with the strategy applied; stores features of training images that are used more than once."""
     config, strategy = run.config, run.strategy
     with run.clock.phase("load"):
         model = prepare(config, plugins=run.plugins, strategy=strategy)
@@ -144,14 +144,14 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
 
 @dataclass(frozen=True)
 class _Trained:
-    """`base` holds the digests that parameters trained in place had before."""
+    """The training result; `base` holds the digests of the parameters trained in place, from before training."""
 
     result: TrainResult
     base: dict[str, str]
 
 
 def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoints) -> _Trained | None:
-    """None if nothing is trained."""
+    """Train the model; None if the strategy trains nothing."""
     backbone, applied = model.backbone, model.applied
     if not isinstance(backbone, Backbone) or applied is None or not run.strategy.trains:
         return None
@@ -161,7 +161,7 @@ def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoin
 
 
 def _package(run: _Run, data: CaptionData, model: Prepared, trained: _Trained | None) -> Manifest | None:
-    """Write the adapter package, by the main process; its manifest."""
+    """Write the adapter package in the main process, and return its manifest."""
     if trained is None or model.applied is None or not hardware.is_main_process():
         return None
     with run.clock.phase("package"):
@@ -219,7 +219,7 @@ def _caption(run: _Run, captioner: Captioner, examples: Sequence[Example]) -> li
 
 
 def _score(run: _Run, captioner: Captioner, examples: Sequence[Example], captions: Sequence[str]) -> Evaluation | None:
-    """Scores of the captions, which are written with what was found in the images; None if there are no captions."""
+    """Score the captions and write them with their saliency maps; None if there are no captions."""
     if not captions:
         return None
     evaluation = score_captions(captioner, examples, captions, run.config, plugins=run.plugins, clock=run.clock)
@@ -231,7 +231,7 @@ def _score(run: _Run, captioner: Captioner, examples: Sequence[Example], caption
 
 
 def _add_scores(run: _Run, package: Manifest | None, evaluation: Evaluation | None) -> Manifest | None:
-    """The manifest of the package with the scores in it."""
+    """Add the scores to the package's manifest."""
     if package is None or evaluation is None:
         return package
     config = run.config
@@ -287,13 +287,13 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
 
 
 def failed_record(config: RunConfig, error: str, traceback: str | None = None) -> Record:
-    """The record of a run that could not be done. Its id comes from the config alone, as data and base may be missing."""
+    """The record of a failed run. Its id depends on the config alone, as data and base may be missing."""
     identity = run_id(config, None, "", "", hardware.versions())
     return Record(run_id=identity, status="failed", error=error, traceback=traceback, **_about(config))
 
 
 def _about(config: RunConfig) -> dict[str, Any]:
-    """What is known of a run whatever becomes of it."""
+    """Fields that are known for every run, failed or not."""
     return {
         "backbone": config.backbone, "strategy": config.strategy, "data": config.data.name, "seed": config.seed,
         "config": config, "versions": hardware.versions(), "hardware": hardware.describe(), "git": hardware.git_revision(),
@@ -311,8 +311,8 @@ def _feature_use(model: Prepared) -> FeatureUse | None:
 
 
 def _quartiles(step_seconds: Sequence[float]) -> tuple[float, float, float] | None:
-    """None if too few steps are left without the first ones."""
-    if len(step_seconds) < TIMING_WARMUP_STEPS + 4:  # as many as TimingConfig asks for
+    """Quartiles without the warm-up steps, None if too few steps remain."""
+    if len(step_seconds) < TIMING_WARMUP_STEPS + 4:  # the minimum that TimingConfig requires
         return None
     low, median, high = statistics.quantiles(step_seconds[TIMING_WARMUP_STEPS:], n=4)
     return low, median, high

@@ -1,4 +1,4 @@
-"""Where a model looks in many images: the numbers that metrics add up, and the maps that reports show."""
+"""Saliency of many images: scores for metrics, and attention maps for reports."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from medgraft.progress import progress_bar
 from medgraft.saliency import CaptionMaps, caption_maps, faithfulness, localize, packed
 from medgraft.types import Example
 
-_UNTRAINED_MAX = 500_000_000  # parameters of a model that gets an untrained twin, which is in fp32
+_UNTRAINED_MAX = 500_000_000  # larger models get no randomly initialised decoder for comparison, which would be in fp32
 
 
 @dataclass(frozen=True)
 class SaliencyResult:
-    """By image id: numbers for metrics, and packed maps for reports."""
+    """By image id: saliency scores for metrics, and packed maps for reports."""
 
     scores: Mapping[str, SaliencyScores]
     maps: Mapping[str, dict[str, Any]]
@@ -38,10 +38,10 @@ def score_saliency(
     curves: int,
     maps: int,
 ) -> SaliencyResult:
-    """Where a model looked at `examples`, for which it gave `predictions`, by their ids.
+    """Saliency of `predictions`, which a model generated for `examples`, by image id.
 
-    `pointing` at the boxes of findings, for examples whose facts have one, by their first reference (teacher forcing);
-    deletion and insertion `curves` of so many images, and `maps` of so many, for the model's own captions.
+    `pointing` measures attention to the boxes of findings, where facts have one, with the first reference (teacher forcing).
+    `curves` images get deletion and insertion curves, `maps` images get maps, both for the model's own captions.
     """
     boxed = {example.id for example in examples if example.facts and example.facts.get("box")} if pointing else set()
     captioned = [example.id for example in examples if predictions[example.id].strip()]
@@ -80,14 +80,14 @@ def _packed(backbone: Backbone, example: Example, maps: CaptionMaps) -> dict[str
 
 @dataclass(frozen=True)
 class _Batch:
-    """Some examples with what the vision tower makes of their images, which is the same for every caption."""
+    """Examples with the vision features of their images, which are the same for every caption."""
 
     examples: Sequence[Example]
     features: torch.Tensor  # [N, S, C] at the first seam
     inference: Inference
 
     def maps(self, backbone: Backbone, captions: Mapping[str, str]) -> dict[str, CaptionMaps]:
-        """Where `backbone` looks when it is given `captions`, by image id, of some of the examples."""
+        """Attention maps of `backbone` for `captions`, by image id; `captions` may lack some of the examples."""
         rows = [row for row, example in enumerate(self.examples) if example.id in captions]
         if not rows:
             return {}
@@ -98,22 +98,22 @@ class _Batch:
 
 
 def _batches(inference: Inference, examples: Sequence[Example]) -> Iterator[_Batch]:
-    """Features are stored ones where those are of the first seam."""
+    """Batches with features: stored ones if they are at the first seam, computed ones otherwise."""
     stored, size = inference.features, inference.maps_batch
     backbone, seam = inference.backbone, inference.backbone.seams[0]
     batches = [examples[start : start + size] for start in range(0, len(examples), size)]
-    for some in progress_bar(batches, desc="maps", unit="batch"):
-        paths = [example.image for example in some]
+    for batch in progress_bar(batches, desc="maps", unit="batch"):
+        paths = [example.image for example in batch]
         with torch.no_grad(), inference.autocast():
             if stored is not None and stored.seam == seam:
                 features = stored.features(paths).float()
             else:
                 features = backbone.forward_to(seam.name, inference.pixel_values(paths), prompt=inference.prompt)
-        yield _Batch(some, features, inference)
+        yield _Batch(batch, features, inference)
 
 
 def _pointing(backbone: Backbone, batch: _Batch, maps: Mapping[str, CaptionMaps]) -> dict[str, dict[str, Pointing]]:
-    """By image id."""
+    """Pointing scores by image id."""
     return {
         example.id: localize(maps[example.id], example.facts or {}, backbone.visible_region(*open_image(example.image).size))
         for example in batch.examples
@@ -122,7 +122,7 @@ def _pointing(backbone: Backbone, batch: _Batch, maps: Mapping[str, CaptionMaps]
 
 
 def _is_small(backbone: Backbone) -> bool:
-    """Enough for an untrained twin; counted on its shapes, as quantised weights hide theirs."""
+    """Whether the model may get a randomly initialised copy; counts on the meta model, as quantised weights are packed."""
     return sum(p.numel() for p in type(backbone).meta_model(backbone.config).parameters()) <= _UNTRAINED_MAX
 
 

@@ -1,4 +1,4 @@
-"""A suite: learning rates chosen, each missing run done, steps timed, baselines added."""
+"""Runs a suite: chooses learning rates, does missing runs, times steps, adds baselines."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _logger = logging.getLogger(__name__)
 
 
 def run_suite(suite: SuiteConfig, out: Path, *, plugins: PluginManager, retry_failed: bool = False) -> tuple[Record, ...]:
-    """Do every run of `suite` that has no record in `out/records` yet; the records of all its runs, in its order.
+    """Do every run of `suite` without a record in `out/records`, and return the records of all runs in the suite's order.
 
-    Learning rates are chosen first where the suite wants that, in `out/tuning`, and steps timed at the end, in `out/timing`.
-    Records of the baselines follow, for each data set that something was trained on. Pairs of backbone and strategy that
-    cannot be run are left out, which is logged.
+    Trials of learning rates, if the suite has `tuning`, go to `out/tuning` and come first; timed steps go to `out/timing` and
+    come last. Then follow the baselines' records, for each data set that something was trained on. Unsupported pairs of
+    backbone and strategy are skipped and logged.
     """
     start_server()
     work = _Work(out, plugins, retry_failed)
     configs = expand(suite)
     choices: dict[str, Tuning] = {}
     if suite.tuning is not None:
-        plan(configs, plugins=plugins)  # what is misspelt ends the suite before the search
+        plan(configs, plugins=plugins)  # an unknown name ends the suite before the search
         choices = _tune(configs, suite.tuning, work)
         configs = tuple(_tuned(config, choices.get(_row_of(config))) for config in configs)
     planned = plan(configs, plugins=plugins)
@@ -58,11 +58,11 @@ class _Work:
     retry_failed: bool
 
     def below(self, name: str) -> _Work:
-        """The same with its records and files in a folder of their own."""
+        """The same, with records and files in the subfolder `name`."""
         return replace(self, out=self.out / name)
 
     def do(self, run: PlannedRun, number: str, *, tuning: Tuning | None = None, evaluate: bool = True) -> Record:
-        """The record of `run`, done now if there is none yet."""
+        """The record of `run`, which is done now if it has none yet."""
         job = Job(run.config, run.run_id, self.out.resolve(), run.folder, tuning, evaluate)
         name = f"{number} {run.config.backbone} {run.config.strategy} seed {run.config.seed}"
         known = read_record(job.record_path) if job.record_path.is_file() else None
@@ -79,33 +79,33 @@ class _Work:
 
 
 def _row_of(config: RunConfig) -> str:
-    """What runs share whose learning rate is chosen together: all but the seed and the rate itself."""
+    """The settings that runs of one grid row share: all but the seed and the learning rate, which is chosen per row."""
     return config.model_copy(
         update={"seed": 0, "train": config.train.model_copy(update={"learning_rate": None})}
     ).model_dump_json()
 
 
 def _tune(configs: Sequence[RunConfig], tuning: TuningConfig, work: _Work) -> dict[str, Tuning]:
-    """The learning rate chosen for each row of the grid; none for a row that trains nothing or whose tries all failed."""
+    """The learning rate chosen for each row of the grid; none if the row trains nothing or all of its trials failed."""
     rows: dict[str, tuple[RunConfig, ...]] = {}
     for config in configs:
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=work.plugins)
         if _row_of(config) not in rows and strategy.trains:
             rows[_row_of(config)] = trials(config, strategy, tuning)
-    planned = plan([tried for several in rows.values() for tried in several], plugins=work.plugins).runs
+    planned = plan([tried for candidates in rows.values() for tried in candidates], plugins=work.plugins).runs
     ids = {run.config.model_dump_json(): run for run in planned}
     choices = {}
-    for number, (row, several) in enumerate(rows.items(), start=1):
-        runs = [ids[tried.model_dump_json()] for tried in several if tried.model_dump_json() in ids]
+    for number, (row, candidates) in enumerate(rows.items(), start=1):
+        runs = [ids[tried.model_dump_json()] for tried in candidates if tried.model_dump_json() in ids]
         records = [work.below("tuning").do(run, f"[tuning {number}/{len(rows)}] {_rate(run)}:") for run in runs]
         choice = choose(records, tuning)
         if choice is not None:
             choices[row] = choice
             scores = ", ".join(f"{rate:g}: {'failed' if score is None else f'{score:.3f}'}" for rate, score, _ in choice.tried)
             rate = f"learning rate {choice.chosen:g} by {choice.score} ({scores})"
-            _logger.info("  %s: %s", several[0].strategy, rate)
+            _logger.info("  %s: %s", candidates[0].strategy, rate)
         elif records:
-            _logger.info("  %s: every try failed; its runs use the rate that they have", several[0].strategy)
+            _logger.info("  %s: every trial failed; its runs use their configured rate", candidates[0].strategy)
     return choices
 
 
@@ -120,7 +120,7 @@ def _tuned(config: RunConfig, choice: Tuning | None) -> RunConfig:
 
 
 def _time(runs: Sequence[tuple[PlannedRun, Record]], timing: TimingConfig, work: _Work) -> None:
-    """Time some steps of each run of the first seed that trained, the whole grid over and over."""
+    """Time some steps of each trained run of the first seed; the whole grid runs `timing.repeats` times."""
     trained = [
         run for run, record in runs if record.status == "ok" and record.steps and run.config.seed == runs[0][0].config.seed
     ]

@@ -1,4 +1,4 @@
-"""How long a step takes, from steps timed for themselves or from those of a run, and whether something disturbed them."""
+"""Seconds of a training step, from timed repeats or from a run's own steps, and whether other work disturbed them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from statistics import median, quantiles
 from medgraft.benchmark.record import Record, read_record
 
 TIMING = "timing"  # the folder of repeats in a suite's results
-_SPREAD_OF_REPEATS = 0.1  # of their median, between the fastest and the slowest
-_SPREAD_OF_STEPS = 0.35  # of their median, between quartiles; captions of unlike length make most of it
+_SPREAD_OF_REPEATS = 0.1  # largest (max - min) / median of undisturbed repeats
+_SPREAD_OF_STEPS = 0.35  # largest interquartile range / median of undisturbed steps; caption lengths cause most of it
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step: the median with quartiles, over `repeats` or over the steps of one run if that is 1.
+    """Median seconds of a step with quartiles, over `repeats`, or over the steps of one run if that is 1.
 
-    `disturbed` says that repeats, or steps, differ more than the work does: other work ran on the machine.
+    `disturbed` means that repeats, or steps, vary more than the work does, because other work ran on the machine.
     """
 
     median: float
@@ -33,7 +33,7 @@ def timing_id(run_id: str, repeat: int) -> str:
 
 
 def step_time(record: Record, out: Path) -> StepTime | None:
-    """From the repeats of this run in `out` if there are several, else from its own steps; None if neither is known."""
+    """Step time from this run's repeats in `out` if there are several, else from its own steps; None if neither exists."""
     repeats = [read_record(path) for path in sorted((out / TIMING / "records").glob(f"{record.run_id}.*.json"))]
     medians = [repeat.step_quartiles[1] for repeat in repeats if repeat.step_quartiles]
     if len(medians) > 1:

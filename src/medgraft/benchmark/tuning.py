@@ -1,4 +1,4 @@
-"""Learning rates, tried on validation images: the same number of tries for every strategy, chosen by the same rule."""
+"""Chooses learning rates on validation images: equally many trials for every strategy, and one rule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medgraft.strategies import Strategy
 
 
 def trials(config: RunConfig, strategy: Strategy, tuning: TuningConfig) -> tuple[RunConfig, ...]:
-    """The runs that are tried for `config`, one for each factor; none if nothing is trained."""
+    """The trial runs for `config`, one for each factor; none if nothing is trained."""
     if not strategy.trains:
         return ()
     own = config.train.learning_rate or strategy.learning_rate
@@ -32,17 +32,17 @@ def trials(config: RunConfig, strategy: Strategy, tuning: TuningConfig) -> tuple
 
 
 def choose(records: Sequence[Record], tuning: TuningConfig) -> Tuning | None:
-    """The rate that scored best, the lower one of equals; None if every try failed.
+    """The rate with the best score, the lower one of equals; None if every trial failed.
 
-    ConfigError if tries ended well without the score that is to choose.
+    ConfigError if finished trials lack the score that is to choose.
     """
     if lacking := [r for r in records if r.status == "ok" and tuning.score not in (r.metrics or {})]:
-        theirs = ", ".join(sorted(lacking[0].metrics or {})) or "none, as there are no validation images"
-        raise ConfigError(f"tuning.score is {tuning.score!r}, which tries on validation images do not have. Theirs: {theirs}.")
+        available = ", ".join(sorted(lacking[0].metrics or {})) or "none, as there are no validation images"
+        raise ConfigError(f"tuning.score is {tuning.score!r}, which the trials do not have. Available: {available}.")
     tried = []
     for record in records:
         rate, score = record.config.train.learning_rate, (record.metrics or {}).get(tuning.score)
-        assert rate is not None  # `trials` gave each its own
+        assert rate is not None  # set by `trials`
         tried.append((rate, score, record.training_seconds or 0.0))
     known = [(score, rate) for rate, score, _ in tried if score is not None]
     if not known:

@@ -1,4 +1,4 @@
-"""The command line; each file is one command with NAME, SUMMARY, EXAMPLE, add_arguments and run.
+"""The command line: one file per command, with NAME, SUMMARY, EXAMPLE, add_arguments and run.
 
-Heavy imports stay inside `run`, so that `medgraft --help` answers at once.
+Heavy imports stay inside `run`, so that `medgraft --help` is fast.
 """

@@ -1,4 +1,4 @@
-"""`medgraft bench`: a grid of runs, and its table."""
+"""`medgraft bench`: a grid of runs and its table."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", type=Path, metavar="SUITE", help="a TOML file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where records go (default: medgraft-results/SUITE's name)")
     add_set(parser, "train.K=V, generation.K=V or data.K=V for every run, such as data.path=/data/roco")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="instead of the suite's, such as --seeds 0 1 2")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be downloaded, used and missing, and stop")
-    parser.add_argument("--retry-failed", action="store_true", help="do runs again whose record says failed")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="replace the suite's seeds, such as --seeds 0 1 2")
+    parser.add_argument("--dry-run", action="store_true", help="print downloads, estimated cost and what is missing, and stop")
+    parser.add_argument("--retry-failed", action="store_true", help="repeat runs that failed")
     add_json(parser)
 
 
@@ -65,5 +65,5 @@ def run(arguments: argparse.Namespace) -> int:
         print("[" + ",\n".join(record.model_dump_json() for record in records) + "]")
     else:
         print(f"\n{example_captions(records, out)}\n\n{terminal(table)}\n")
-        print(f"The report: {out / 'report.html'}; records, tables and adapters are beside it.")
+        print(f"Report: {out / 'report.html'}; records, tables and adapters are in the same folder.")
     return 1 if any(record.status == "failed" for record in records) else 0

@@ -1,4 +1,4 @@
-"""`medgraft caption`: what a model says of images."""
+"""`medgraft caption`: captions of image files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`medgraft check-plugin`: whether what a plugin provides keeps its contract."""
+"""`medgraft check-plugin`: the conformance checks of a plugin."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ EXAMPLE = "medgraft check-plugin medgraft-git"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
-    parser.add_argument("plugin", metavar="NAME", help="plugin or distribution, as `medgraft plugins` lists it")
+    parser.add_argument("plugin", metavar="NAME", help="plugin or distribution, as listed by `medgraft plugins`")
     parser.add_argument("--source", metavar="S", help="hub id or folder to check a backbone with (default: its tiny models)")
-    parser.add_argument("--data", metavar="NAME:PATH", help="data to check a data set's reader on")
+    parser.add_argument("--data", metavar="NAME:PATH", help="data to check a data set's reader with")
     add_set(parser, "data.K=V, an option of the data set; may be repeated")
     add_json(parser)
 

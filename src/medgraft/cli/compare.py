@@ -1,4 +1,4 @@
-"""`medgraft compare`: what became better, worse or stayed undecided between two results."""
+"""`medgraft compare`: which scores got better, worse or stayed undecided between two results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLE = "medgraft compare medgraft-results/before medgraft-results/after --sco
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
-    for name, what in (("before", "an --out of `medgraft bench`, or the folder of one run"), ("after", "another")):
+    for name, what in (("before", "the --out of `medgraft bench`, or a run's folder"), ("after", "the same, to compare with")):
         parser.add_argument(name, type=Path, metavar=name.upper(), help=what)
     parser.add_argument("--score", action="append", dest="scores", metavar="NAME", help="may be repeated (default: cider)")
     add_json(parser)
@@ -39,6 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
                 f"          {change.score} {change.before:.3f} -> {change.after:.3f}, "
                 f"{change.difference.value:+.3f} [{low:+.3f}, {high:+.3f}], p {change.p:.3f}"
             )
-        print("\n95 % intervals over groups of test images; p corrected for all comparisons by Holm. One seed: other seeds may")
-        print("differ by as much. Several seeds count in p.")
+        print("\n95 % intervals over groups of test images; p-values are Holm-corrected for all comparisons. They include the")
+        print("variation between seeds only where both results have several seeds.")
     return 1 if any(change.verdict == "worse" for change in changes) else 0

@@ -1,4 +1,4 @@
-"""`medgraft explain`: where a model looked while it said each word."""
+"""`medgraft explain`: attention maps for each word of a caption."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from medgraft.saliency import Explanation, MapOptions
 
 NAME = "explain"
-SUMMARY = "show where a model looks while it says each word of a caption"
+SUMMARY = "show a model's attention to the image for each word of a caption"
 EXAMPLE = "medgraft explain scan.jpg --adapter my-adapter --out explanation.html"
 _ALL = "all"
 
@@ -22,12 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     add_model(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write a page to look at there")
-    parser.add_argument("--overlays", type=Path, metavar="DIR", help="write an image for each word there")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write an HTML page with the maps")
+    parser.add_argument("--overlays", type=Path, metavar="DIR", help="write an image with the map for each word")
     parser.add_argument("--caption", metavar="TEXT", help="explain this caption instead of the model's own")
     parser.add_argument(
         "--method", choices=("attention", "rollout", "gradient", _ALL), default="attention",
-        help="attention weights; those followed through the vision tower (rollout); weighted by gradients; or all of them",
+        help="attention weights; the same with rollout of the vision tower; weighted by gradients; or all three",
     )  # fmt: skip
     parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="only these layers, from 0 (default: their mean)")
     parser.add_argument("--heads", type=int, nargs="+", metavar="N", help="only these heads, from 0 (default: their mean)")
@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     adapter, backbone = load_model(arguments)
     model = adapter.backbone if adapter else backbone
-    assert model is not None  # one of the two was named
-    attention_layout_of(model, "attention")  # a model that shows none is told before it is asked for captions
+    assert model is not None  # the parser requires one of the two
+    attention_layout_of(model, "attention")  # raises for a model without attention, before captions are generated
     explained: dict[str, list[tuple[str, Explanation]]] = {}
     for image in arguments.images:
         text: str | None = arguments.caption
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             made = api.explain(
                 image, adapter=adapter, backbone=backbone, caption=text, generation=generation(arguments, adapter), maps=choice
             )
-            text = made.caption  # said once, explained in each way
+            text = made.caption  # generate once, explain with every method
             explained.setdefault(str(image), []).append((name, made))
     if arguments.json:
         print(json.dumps({name: [_numbers(e) for _, e in several] for name, several in explained.items()}, indent=2))
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _choices(arguments: argparse.Namespace, model: Any) -> list[tuple[str, MapOptions]]:
-    """What is explained of every image: a name, and how its maps are read off."""
+    """(name, map options) of every explanation to make of each image."""
     from medgraft.errors import MedgraftError
     from medgraft.saliency import METHODS, MapOptions, layer_count
     from medgraft.saliency.maps import attention_layout_of
@@ -86,7 +86,7 @@ def _choices(arguments: argparse.Namespace, model: Any) -> list[tuple[str, MapOp
 
 
 def _write(arguments: argparse.Namespace, explained: dict[str, list[tuple[str, Explanation]]]) -> str:
-    """Write what was asked for; a line that says what, or how to get it."""
+    """Write the requested files; returns a line that names them, or the options that write some."""
     from medgraft.report import explanation_page
 
     done = []
@@ -94,7 +94,7 @@ def _write(arguments: argparse.Namespace, explained: dict[str, list[tuple[str, E
         model = f"Adapter {arguments.adapter}" if arguments.adapter else f"Backbone {arguments.backbone}"
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(explanation_page(explained, model), encoding="utf-8")
-        done.append(f"The page: {arguments.out}")
+        done.append(f"Page with the maps: {arguments.out}")
     if arguments.overlays:
         for number, (name, ((_, explanation), *_)) in enumerate(explained.items()):
             alike = sum(Path(other).stem == Path(name).stem for other in list(explained)[:number])
@@ -102,7 +102,7 @@ def _write(arguments: argparse.Namespace, explained: dict[str, list[tuple[str, E
             folder.mkdir(parents=True, exist_ok=True)
             for i, word in enumerate(explanation.maps.words):
                 explanation.overlay(i).save(folder / f"{i:02d}-{word.text.replace('/', '-')}.png")
-        done.append(f"An image for each word: {arguments.overlays}")
+        done.append(f"Images, one for each word: {arguments.overlays}")
     return "\n".join(done) or "--out page.html makes a page of the maps, --overlays DIR an image for each word."
 
 

@@ -1,4 +1,4 @@
-"""`medgraft features`: what the feature store holds, and room in it."""
+"""`medgraft features`: lists, prunes and verifies the feature store."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ EXAMPLE = "medgraft features prune --older-than 30"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
     parser.add_argument("action", choices=("ls", "prune", "verify"))
-    parser.add_argument("--older-than", type=float, metavar="DAYS", help="prune what was not used for so long")
-    parser.add_argument("--max-gb", type=float, metavar="N", help="prune the longest unused until N GB are left")
+    parser.add_argument("--older-than", type=float, metavar="DAYS", help="prune features not used for DAYS days")
+    parser.add_argument("--max-gb", type=float, metavar="N", help="prune the least recently used until N GB are left")
     parser.add_argument("--all", action="store_true", help="prune everything")
     add_json(parser)
 
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.action == "prune":
         if not arguments.all and arguments.older_than is None and arguments.max_gb is None:
-            raise ConfigError("Say what to prune: --older-than DAYS, --max-gb N, or --all.")
+            raise ConfigError("Nothing to prune was named: add --older-than DAYS, --max-gb N or --all.")
         limit = None if arguments.max_gb is None else int(arguments.max_gb * 1e9)
         age = 0.0 if arguments.all else arguments.older_than
         listed = prune(older_than_days=age, max_bytes=limit)
@@ -62,6 +62,6 @@ def _verify(as_json: bool) -> int:
         for path in damaged:
             print(f"damaged: {path}")
         if damaged:
-            print(f"{len(damaged)} shard{'s were' if len(damaged) > 1 else ' was'} damaged; they will be built again.")
-        print(f"{sound} features are sound.")
+            print(f"{len(damaged)} shard{'s were' if len(damaged) > 1 else ' was'} damaged; they will be rebuilt.")
+        print(f"{sound} features are intact.")
     return 1 if damaged else 0

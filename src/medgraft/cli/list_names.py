@@ -1,4 +1,4 @@
-"""`medgraft list`: what can be named."""
+"""`medgraft list`: names of backbones, strategies, data sets and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`medgraft`: parse, call the command's file, print one line for a user's mistake."""
+"""`medgraft`: parses the command line and runs a command; a user's mistake becomes one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it was done, 2 with one line on stderr if the user has to change something."""
+    """Run one command; returns 0 on success, 2 after a user's mistake, with one line on stderr."""
     arguments = _parser().parse_args(argv)
     quiet_libraries()
     level = logging.DEBUG if arguments.verbose else logging.WARNING if arguments.quiet else logging.INFO
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"medgraft: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nmedgraft: stopped. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        print("\nmedgraft: stopped. Finished work is saved; run the same command again to continue.", file=sys.stderr)
         return 130
     return code
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medgraft",
-        description="Adapt vision-language models to medical image captioning; know what each way of training costs and buys.",
+        description="Adapt vision-language models to medical image captioning; compare the cost and quality of ways to train.",
         epilog="example:\n  medgraft train --backbone blip-nano --strategy lora --data phantoms --out my-adapter",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_arguments(own)
         talk = own.add_mutually_exclusive_group()
-        talk.add_argument("-v", "--verbose", action="store_true", help="also say what only helps to find a fault")
+        talk.add_argument("-v", "--verbose", action="store_true", help="also log details for debugging")
         talk.add_argument("-q", "--quiet", action="store_true", help="no progress, only warnings and the result")
         own.set_defaults(run=command.run)
     return parser

@@ -1,4 +1,4 @@
-"""From parsed options to models and decoding settings."""
+"""Models and generation settings from parsed options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medgraft.strict_model import validated
 
 
 def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, AnyBackbone | None]:
-    """What --adapter and --backbone ask for."""
+    """The model named by --adapter or --backbone."""
     quiet_libraries()
     if arguments.adapter is not None:
         return api.load_adapter(arguments.adapter, backbone=arguments.backbone), None
@@ -25,7 +25,7 @@ def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, Any
 
 
 def generation(arguments: argparse.Namespace, adapter: LoadedAdapter | None) -> GenerationConfig:
-    """The adapter's decoding settings, changed by the options."""
+    """The adapter's generation settings, overridden by the options."""
     base = (generation_of(adapter) if adapter else GenerationConfig()).model_dump()
     given = {"num_beams": arguments.num_beams, "max_new_tokens": arguments.max_new_tokens}
     return validated(GenerationConfig, base | {k: v for k, v in given.items() if v is not None}, "Options")

@@ -1,4 +1,4 @@
-"""`medgraft new-plugin`: a package to start from."""
+"""`medgraft new-plugin`: writes a plugin package as a starting point."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from medgraft.plugin import KINDS
 
 NAME = "new-plugin"
-SUMMARY = "write a plugin package that installs and passes its own conformance test, to start from"
+SUMMARY = "write a starting plugin package that installs and passes its conformance test"
 EXAMPLE = "medgraft new-plugin medgraft-llava --kind backbone"
 
 
@@ -16,9 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
     parser.add_argument("name", metavar="NAME", help="the package's name, such as medgraft-llava")
     parser.add_argument("--kind", required=True, choices=sorted(KINDS))
-    parser.add_argument(
-        "--out", type=Path, default=Path(), metavar="DIR", help="where the package's folder goes (default: here)"
-    )
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="parent folder of the package (default: here)")
 
 
 def run(arguments: argparse.Namespace) -> int:

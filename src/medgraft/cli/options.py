@@ -12,19 +12,19 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_set(parser: argparse.ArgumentParser, what: str) -> None:
-    """Any setting by name."""
+    """Add --set, which changes any setting by name."""
     parser.add_argument("--set", action="append", default=[], metavar="K=V", dest="overrides", help=what)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """--adapter and --backbone, of which at least one is needed."""
+    """Add --adapter and --backbone; at least one is required."""
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="adapter folder made by `medgraft train`, or PEFT's")
-    parser.add_argument("--backbone", metavar="B", help="NAME or NAME:SOURCE; with --adapter, where its base lies")
+    parser.add_argument("--backbone", metavar="B", help="NAME or NAME:SOURCE; with --adapter, its base's location")
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
-    """How captions are decoded."""
+    """Add the options of caption generation."""
     parser.add_argument(
         "--num-beams", type=int, metavar="N", help="beam search with N beams (default: greedy, or the adapter's)"
     )
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest caption in word pieces")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum length of a caption in tokens")

@@ -1,4 +1,4 @@
-"""`medgraft phantoms`: write the embedded data set."""
+"""`medgraft phantoms`: writes the embedded data set."""
 
 from __future__ import annotations
 

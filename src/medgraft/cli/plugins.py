@@ -1,4 +1,4 @@
-"""`medgraft plugins`: who provides what, and what failed."""
+"""`medgraft plugins`: which plugin provides what, and load failures."""
 
 from __future__ import annotations
 

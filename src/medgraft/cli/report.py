@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "md", "json", "csv", "html", "peft"), default="text")
     parser.add_argument(
         "--out", type=Path, metavar="FILE",
-        help="write there (html: report.html in DIR if not given; peft: a folder for files as PEFT's method_comparison has)",
+        help="output file (html: default DIR/report.html; peft: folder for files in the layout of PEFT's method_comparison)",
     )  # fmt: skip
 
 

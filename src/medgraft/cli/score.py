@@ -1,4 +1,4 @@
-"""`medgraft score`: captions against references, from files."""
+"""`medgraft score`: scores captions in files against references in files."""
 
 from __future__ import annotations
 

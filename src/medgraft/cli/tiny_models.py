@@ -1,4 +1,4 @@
-"""`medgraft tiny-models`: small random models, to try things offline."""
+"""`medgraft tiny-models`: writes small random models for offline use."""
 
 from __future__ import annotations
 

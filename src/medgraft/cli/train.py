@@ -1,4 +1,4 @@
-"""`medgraft train`: one run that ends in an adapter package."""
+"""`medgraft train`: one run, with an adapter package as its result."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the adapter's folder")
     add_set(parser, "strategy.K=V, train.K=V, data.K=V or generation.K=V; may be repeated")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    parser.add_argument("--overwrite", action="store_true", help="replace an adapter that is in --out")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace the adapter in --out")
     parser.add_argument("--epochs", type=float, metavar="N")
     parser.add_argument("--max-steps", type=int, metavar="N", help="optimiser steps; overrides --epochs")
     parser.add_argument("--batch-size", type=int, metavar="N")

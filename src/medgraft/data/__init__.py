@@ -1,4 +1,4 @@
-"""Images with captions, read from the layouts they come in."""
+"""Readers of images with captions, in their usual layouts."""
 
 from medgraft.data.base import Dataset, data_fingerprint, load_data
 from medgraft.data.images import open_image

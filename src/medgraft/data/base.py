@@ -1,4 +1,4 @@
-"""What a data set is: options as named fields, and a reader of a folder or file."""
+"""The base class of data sets, whose fields are options, and loading of a data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medgraft.types import SPLITS, CaptionData, DataReport, Example, Split
 
 
 class Dataset(StrictModel, ABC):
-    """A reader; its fields are its options. It lists what should be there: missing images are dealt with afterwards."""
+    """Reads a data set; its fields are options. It lists every example; missing images are handled afterwards."""
 
     @abstractmethod
     def read(self, path: Path | None) -> Iterable[Example]:
@@ -25,9 +25,9 @@ class Dataset(StrictModel, ABC):
 
 
 def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Split] = SPLITS) -> CaptionData:
-    """Read a data set, leave out examples without caption or usable image, and say how many.
+    """Read a data set and leave out examples without a caption or a usable image; the report counts them.
 
-    Only `splits` are kept; raises DataError if nothing is left of them.
+    Only `splits` are read; raises DataError if they have no images.
     """
     reader_class = plugins.get("dataset", config.name)
     if not (isinstance(reader_class, type) and issubclass(reader_class, Dataset)):
@@ -35,12 +35,12 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
     reader = validated(reader_class, config.options, f"Data {config.name}")
     path = Path(config.path).expanduser() if config.path else None
     if path is not None and not path.exists():
-        raise DataError(f"There is no {path}. Data {config.name!r} was asked to read it.")
+        raise DataError(f"There is no {path}, which data {config.name!r} should read. Check the path.")
     wanted = set(splits)
     try:
         listed = [example for example in reader.read(path) if example.split in wanted]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{config.name}:{config.path} is not UTF-8 text as it should be: {error}. Save it as UTF-8.") from None
+        raise DataError(f"{config.name}:{config.path} is not UTF-8 text: {error}. Save it as UTF-8.") from None
     _check_ids(listed, config)
     captioned = [example for example in listed if any(caption.strip() for caption in example.captions)]
     examples, missing, corrupt = _usable(captioned, config.max_images)
@@ -61,7 +61,7 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
 
 
 def data_fingerprint(examples: Iterable[Example]) -> str:
-    """SHA-256 over ids, splits, captions and image bytes: equal for equal data, wherever it lies."""
+    """SHA-256 over ids, splits, captions and image bytes; it does not depend on the data's location."""
     ordered = sorted(examples, key=lambda e: (e.split, e.id))
     digests = image_digests([example.image for example in ordered])
     whole = hashlib.sha256()
@@ -81,18 +81,18 @@ def _check_ids(examples: list[Example], config: DataConfig) -> None:
 
 
 def _usable(examples: list[Example], limit: int | None) -> tuple[tuple[Example, ...], set[Path], set[Path]]:
-    """The examples whose image can be read, the first `limit` of each split; missing and corrupt images met on the way."""
+    """The first `limit` examples of each split whose image can be read, and the missing and corrupt images among them."""
     missing: set[Path] = set()
     corrupt: set[Path] = set()
-    kept: list[Example] = []
+    usable: list[Example] = []
     for split in SPLITS:
         left = [example for example in examples if example.split == split]
         good: list[Example] = []
         while left and (limit is None or len(good) < limit):
             size = len(left) if limit is None else limit - len(good)
-            some, left = left[:size], left[size:]
-            absent, broken = check_images([example.image for example in some])
+            chunk, left = left[:size], left[size:]
+            absent, broken = check_images([example.image for example in chunk])
             missing, corrupt = missing | absent, corrupt | broken
-            good += [example for example in some if example.image not in absent | broken]
-        kept += good
-    return tuple(kept), missing, corrupt
+            good += [example for example in chunk if example.image not in absent | broken]
+        usable += good
+    return tuple(usable), missing, corrupt

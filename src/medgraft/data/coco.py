@@ -18,15 +18,15 @@ from medgraft.types import Example, Split
 class CocoCaptions(Dataset):
     """`captions_{train,val,test}*.json` in a folder or its `annotations/`, images in `{train,val,test}*/` or `images`.
 
-    A path to one file reads that file as the split its name says, or as `test`.
+    A path to one file reads that file, as the split in its name or as `test`.
     """
 
-    images: str | None = Field(default=None, description="folder of the images, below the data")
+    images: str | None = Field(default=None, description="folder of the images, relative to the data")
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
         if path is None:
-            raise DataError("Data 'coco' needs a path: a captions JSON file or the folder that holds annotations/.")
+            raise DataError("Data 'coco' needs a path: a captions JSON file or the folder that contains annotations/.")
         files = [path] if path.is_file() else sorted([*path.glob("captions_*.json"), *path.glob("annotations/captions_*.json")])
         if not files:
             raise DataError(f"{path} holds no captions_*.json, nor does its annotations/ folder.")

@@ -36,7 +36,7 @@ class CaptionPairs(TorchDataset[tuple[Example, str]]):
 class PixelCache:
     """Images as model input, decoded and resized once and kept while they fit `limit_bytes`; the rest is made anew.
 
-    With `levels` a batch is of their levels, [B, H, W, 3] in uint8, instead of pixel values (see data/levels.py).
+    With `levels` a batch holds uint8 levels, [B, H, W, 3], instead of pixel values (see data/levels.py).
     """
 
     def __init__(self, backbone: Backbone, limit_bytes: int, levels: PixelLevels | None = None):

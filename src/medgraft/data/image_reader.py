@@ -1,7 +1,7 @@
 """Image files as pixel values on a device, read ahead in threads.
 
-For a GPU they are levels until they are there (data/levels.py). The threads have Pillow's decoding and resizing left, in
-which Python's lock is free.
+For a GPU the threads give uint8 levels, and the pixel values are made on the device (data/levels.py). So the threads only decode
+and resize with Pillow, which releases the GIL.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from medgraft.data.images import open_image
 from medgraft.data.read_ahead import read_ahead
 
 _BATCHES_AHEAD = 3
-_MOST_THREADS = 8  # more would only wait for Python's lock, and so would the thread that launches the GPU's work
+_MOST_THREADS = 8  # more would compete for the GIL with the thread that launches GPU work
 
 
 @dataclass(frozen=True)

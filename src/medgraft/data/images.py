@@ -1,4 +1,4 @@
-"""Reading images: as RGB, and which of many can be read at all."""
+"""Opens images as RGB, and checks many images for readability."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from medgraft.file_index import FileIndex, FileState, file_state
 
 _UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 _QUIET_BELOW = 2000
-_ENTERED_AT_ONCE = 1000  # so that an interrupted check goes on from there
+_ENTERED_AT_ONCE = 1000  # an interrupted check resumes from there
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """What is known of an image file: its bytes' SHA-256 in hex, width and height as stored, and why it cannot be decoded.
+    """An image file's content: SHA-256 in hex, stored width and height, and the reason if it cannot be decoded.
 
-    `sha256` is None if it cannot even be read, `size` if it cannot be decoded.
+    `sha256` is None if the file cannot be read, `size` if it cannot be decoded.
     """
 
     sha256: str | None
@@ -36,7 +36,7 @@ class ImageFile:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image at `path` as RGB; 16-bit greyscale is scaled to its own range. DataError if it cannot be read."""
+    """The image at `path` as RGB; 16-bit greyscale is scaled from its own minimum and maximum. DataError if unreadable."""
     try:
         with Image.open(path) as file:
             image: Image.Image = file
@@ -54,16 +54,16 @@ def open_image(path: Path) -> Image.Image:
 
 
 def check_images(paths: Sequence[Path]) -> tuple[set[Path], set[Path]]:
-    """(missing, corrupt) among `paths`; every other one decodes to its last pixel."""
+    """(missing, corrupt) among `paths`; every other image decodes completely."""
     found = inspect_images(paths)
     missing = {path for path, image in found.items() if image is None}
     return missing, {path for path, image in found.items() if image is not None and image.problem is not None}
 
 
 def inspect_images(paths: Sequence[Path]) -> dict[Path, ImageFile | None]:
-    """What is in each of `paths`, None where there is no file. Images that the file index knows are not read.
+    """The content of each of `paths`, None where there is no file; images known to the file index are not read.
 
-    The index holds the good ones only: another Pillow, or a plugin of it, may decode what this one does not.
+    The index holds only valid images, since another version or plugin of Pillow may decode the others.
     """
     index = _index()
     found: dict[Path, ImageFile | None] = {
@@ -86,9 +86,9 @@ def inspect_images(paths: Sequence[Path]) -> dict[Path, ImageFile | None]:
 
 
 def image_digests(paths: Sequence[Path]) -> dict[Path, str]:
-    """SHA-256 of each image file's bytes, in hex: an edited image is another image. DataError if one cannot be read.
+    """SHA-256 of each image file's bytes, in hex. DataError if a file cannot be read.
 
-    Images that the file index knows are not read.
+    Images known to the file index are not read.
     """
     digests: dict[Path, str] = {path: known["sha256"] for path, known in _index().find(paths).items()}
     unknown = [path for path in dict.fromkeys(paths) if path not in digests]
@@ -103,22 +103,22 @@ def _index() -> FileIndex:
 
 
 def _inspect(path: Path) -> tuple[ImageFile | None, FileState | None]:
-    """What is in an image file, and its state from before it was read."""
+    """The content of an image file, and the file's state from before it was read."""
     state = file_state(path)
     if state is None or not path.is_file():
         return None, None
     try:
         content = path.read_bytes()
-    except OSError as error:  # which is the disk's trouble, or the permissions'
+    except OSError as error:  # a disk or permission error
         return ImageFile(None, None, str(error)), None
     digest = hashlib.sha256(content).hexdigest()
     try:
         with Image.open(io.BytesIO(content)) as image:
             size = image.size
-            image.draft("L", (64, 64))  # a JPEG is read whole but decoded at an eighth of its size
+            image.draft("L", (64, 64))  # decodes a whole JPEG at an eighth of its size
             image.load()
     except UnidentifiedImageError:
-        return ImageFile(digest, None, "it is in no format that Pillow knows"), state
+        return ImageFile(digest, None, "Pillow does not recognise its format"), state
     except _UNREADABLE as error:
         return ImageFile(digest, None, str(error)), state
     return ImageFile(digest, size), state

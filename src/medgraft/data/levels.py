@@ -1,8 +1,8 @@
 """Images as the 256 levels that they have after resizing, and the table that makes pixel values of them.
 
-Image processors resize an image, which leaves 8 bits a channel, and then scale and normalise each level for itself. So pixel
-values are a table's, one row a channel, bit for bit. For an accelerator images stay levels until they are there, a quarter of
-the bytes for worker processes, cache and copy; the processor's arithmetic in numpy, half of its time, is saved.
+Image processors resize to 8 bits a channel, and then rescale and normalise each level independently. So a table with a row
+per channel gives the same pixel values, bit for bit. With an accelerator the batch carries levels, a quarter of the bytes for
+workers, cache and copies, and the table is applied on the device; this also saves half of the processor's CPU time.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def pixel_values(levels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 
 def pixel_levels(backbone: Backbone) -> PixelLevels | None:
-    """The two parts, None if the processor is none that maps levels one by one.
+    """The two parts; None if the processor does not map each level independently.
 
-    Which is found by trying: on images of random pixels, one with every level and one with few, in two shapes.
+    Tested with images of random pixels: one with every level and one with few, in two shapes.
     """
     if type(backbone).pixel_values is not Backbone.pixel_values:
         return None

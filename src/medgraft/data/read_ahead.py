@@ -1,4 +1,4 @@
-"""Reading what is needed next in threads, while the model is at work on what was read before."""
+"""Reads the next items in threads while the model works on the current ones."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ R = TypeVar("R")
 
 
 def read_ahead(items: Iterable[T], read: Callable[[T], R], *, threads: int = 1, ahead: int = 1) -> Iterator[tuple[T, R]]:
-    """Each of `items` with what `read` makes of it, in order; as many as `ahead` more are being read meanwhile.
+    """Each of `items` with the result of `read`, in order, while up to `ahead` further items are being read.
 
-    What `read` raises is raised where its item would come. Nothing more is read once the iterator is closed.
+    An exception in `read` is raised at its item's turn. Closing the iterator stops reading.
     """
     pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="read-ahead")
     coming: deque[tuple[T, Future[R]]] = deque()

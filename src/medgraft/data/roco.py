@@ -1,4 +1,4 @@
-"""ROCO in its layouts: v1 (Pelka et al. 2018), its copy on Kaggle, ROCOv2 and the ImageCLEFmedical caption CSVs."""
+"""Readers of ROCO v1 (Pelka et al. 2018), its copy on Kaggle, ROCOv2 and the ImageCLEFmedical caption CSVs."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 class Roco(Dataset):
     """ROCO v1: `{train,validation,test}/{radiology,non-radiology}/captions.txt` beside `images/`.
 
-    Images are found as `images/<ROCO_ID>.jpg` or, as older downloads have them, `images/<PMC name>.jpg`. An article is a
-    group where `licences.txt` is there, concepts are those of `cuis.txt`; `groups` names another CSV, relative to the data,
-    with columns `id` and `group_column`.
+    Images are `images/<ROCO_ID>.jpg` or, in older downloads, `images/<PMC name>.jpg`. With `licences.txt` groups are articles;
+    concepts come from `cuis.txt`. `groups` names another CSV, relative to the data, with columns `id` and `group_column`.
     """
 
     subset: Subset = Field(default="radiology", description="which of ROCO's folders: radiology, non-radiology or all")
-    groups: str | None = Field(default=None, description="a CSV below the data with columns id and group_column")
+    groups: str | None = Field(default=None, description="a CSV, relative to the data, with columns id and group_column")
     group_column: str = Field(default="group", description="its column with the patient or article")
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
-        root = require_folder(path, "roco", "the folder that holds train/, validation/ and test/")
+        root = require_folder(path, "roco", "the folder that contains train/, validation/ and test/")
         subsets = ("radiology", "non-radiology") if self.subset == "all" else (self.subset,)
         folders = [(split, root / split / subset) for split in SPLITS for subset in subsets]
         present = [(split, folder) for split, folder in folders if (folder / "captions.txt").is_file()]
@@ -61,13 +60,13 @@ class Roco(Dataset):
 
 
 class KaggleRoco(Dataset):
-    """ROCO as on Kaggle: `all_data/{train,validation,test}/radiology/` with `traindata.csv` (`id,name,caption`) and images."""
+    """ROCO from Kaggle: `all_data/{train,validation,test}/radiology/` with `traindata.csv` (`id,name,caption`) and images."""
 
     subset: Subset = Field(default="radiology", description="which of ROCO's folders: radiology, non-radiology or all")
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
-        root = require_folder(path, "roco-kaggle", "the folder that holds all_data/")
+        root = require_folder(path, "roco-kaggle", "the folder that contains all_data/")
         root = root / "all_data" if (root / "all_data").is_dir() else root
         subsets = ("radiology", "non-radiology") if self.subset == "all" else (self.subset,)
         found = False
@@ -92,12 +91,12 @@ class KaggleRoco(Dataset):
 class Rocov2(Dataset):
     """ROCOv2: `{train,valid,test}_captions.csv` (`ID,Caption`) and `{train,valid,test}_images/`, possibly nested once more.
 
-    Concepts are those of `{train,valid,test}_concepts.csv` (`ID,CUIs`, separated by `;`) where it is there.
+    Concepts come from `{train,valid,test}_concepts.csv` (`ID,CUIs`, separated by `;`) if present.
     """
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
-        root = require_folder(path, "rocov2", "the folder that holds train_captions.csv")
+        root = require_folder(path, "rocov2", "the folder that contains train_captions.csv")
         found = False
         stems: tuple[tuple[Split, str], ...] = (("train", "train"), ("validation", "valid"), ("test", "test"))
         for split, stem in stems:
@@ -116,7 +115,7 @@ class Rocov2(Dataset):
 class ImageClef(Dataset):
     """ImageCLEFmedical caption files of 2022 to 2024: tab or comma, `ID` in any case. One file is one split.
 
-    Options name the files and image folders below the path; a file that is not there is a split that is not there.
+    Options name the files and image folders, relative to the path; a split without its file is left out.
     """
 
     train: str = Field(default="train_captions.csv", description="caption file of the training split")
@@ -128,7 +127,7 @@ class ImageClef(Dataset):
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
-        root = require_folder(path, "imageclef", "the folder that holds the caption files")
+        root = require_folder(path, "imageclef", "the folder that contains the caption files")
         found = False
         places: tuple[tuple[Split, str, str], ...] = (
             ("train", self.train, self.train_images),
@@ -146,7 +145,7 @@ class ImageClef(Dataset):
 
 
 def caption_rows(table: Path, images: Path, split: Split) -> Iterator[Example]:
-    """Examples of a two-column caption table with ids that are file names, with or without extension."""
+    """Examples from a two-column caption table whose ids are file names, with or without extension."""
     for row in read_table(table, ("id", "caption")):
         yield Example(row["id"], find_image(images, row["id"]), (clean_caption(row["caption"]),), split)
 
@@ -170,25 +169,25 @@ def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]
 
 
 def image_folder(root: Path, stem: str) -> Path:
-    """`root/stem_images` or `root/stem`, one level deeper if it only holds a folder of the same name."""
+    """`root/stem_images` or `root/stem`, one level deeper if that only contains a folder of the same name."""
     folder = next((f for f in (root / f"{stem}_images", root / stem) if f.is_dir()), root)
     inner = folder / folder.name
     return inner if inner.is_dir() else folder
 
 
 def find_image(folder: Path, key: str) -> Path:
-    """The file for an id with or without extension; the plain `.jpg` path if there is none."""
+    """The file for an id with or without extension; the plain `.jpg` path if there is no file."""
     if Path(key).suffix.lower() in _SUFFIXES:
         return folder / key
     return next((p for s in _SUFFIXES if (p := folder / f"{key}{s}").exists()), folder / f"{key}.jpg")
 
 
 def require_folder(path: Path | None, name: str, what: str) -> Path:
-    """`path` if it is a folder, else a DataError that says what was wanted."""
+    """`path` if it is a folder, else a DataError that describes the expected one."""
     if path is None:
         raise DataError(f"Data {name!r} needs a path: write {name}:PATH, with {what}.")
     if not path.is_dir():
-        raise DataError(f"{path} is not a folder; {name} wants {what}.")
+        raise DataError(f"{path} is not a folder; {name} needs {what}.")
     return path
 
 
@@ -200,7 +199,7 @@ def read_groups(path: Path, column: str) -> dict[str, str]:
 
 
 def _concepts(path: Path) -> dict[str, tuple[str, ...]]:
-    """Id -> CUIs from lines of tab-separated fields, of which the second is empty."""
+    """Id -> CUIs from lines of tab-separated fields; the second field is empty."""
     if not path.is_file():
         return {}
     lines = (line.split("\t") for line in _lines(path))

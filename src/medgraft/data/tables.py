@@ -1,4 +1,4 @@
-"""Generic data: a table with an image column and a caption column, and Hugging Face's imagefolder."""
+"""Readers of tables with an image and a caption column, and of Hugging Face's imagefolder."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _SPLIT_NAMES: dict[str, Split] = {
 
 
 class _Table(Dataset):
-    """One row an image and a caption; rows with the same image are one image with several captions.
+    """One row per image and caption; rows with the same image make one image with several captions.
 
-    `split` names a column with train/validation/test; without it images are divided 80/10/10 by their group (or, without
-    groups, their name), always the same way. `images` is the folder of relative image paths, beside the table by default.
+    `split` names a column with train/validation/test; without it images are split 80/10/10 by a hash of their group, or of
+    their name if there are no groups. `images` is the folder of relative image paths, by default the table's.
     """
 
     image: str = Field(default="image", description="column of image paths")
     caption: str = Field(default="caption", description="column of captions")
     id: str | None = Field(default=None, description="column of ids; the image's path if not given")
-    group: str | None = Field(default=None, description="column of patients or articles, which no split divides")
+    group: str | None = Field(default=None, description="column of patients or articles, each of which stays in one split")
     split: str | None = Field(default=None, description="column of splits; 80/10/10 by group if not given")
-    images: str = Field(default=".", description="folder of the images, seen from the table")
+    images: str = Field(default=".", description="folder of the images, relative to the table")
 
     @abstractmethod
     def _rows(self, path: Path) -> Iterator[dict[str, Any]]:
@@ -44,14 +44,14 @@ class _Table(Dataset):
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
         if path is None or not path.is_file():
-            raise DataError(f"{path or 'No path'}: a table is wanted. Write csv:FILE, tsv:FILE or jsonl:FILE.")
+            raise DataError(f"{path or 'No path'}: a table is needed: write csv:FILE, tsv:FILE or jsonl:FILE.")
         merged: dict[str, tuple[dict[str, Any], list[str]]] = {}
         for number, row in enumerate(self._rows(path), start=1):
             for column in filter(None, (self.image, self.caption, self.id, self.group, self.split)):
                 if column not in row or (row[column] is None and column != self.caption):
                     raise DataError(
                         f"{path}, row {number} has no {column!r}.{suggestion(column, row)} "
-                        f"Columns: {', '.join(map(str, row))}. Name yours with --set data.image=... data.caption=..."
+                        f"Columns: {', '.join(map(str, row))}. Set the column names with --set data.image=... data.caption=..."
                     )
             value = row[self.caption] or ""
             captions = value if isinstance(value, list) else [value]
@@ -104,7 +104,7 @@ class ImageFolder(Dataset):
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
         if path is None or not path.is_dir():
-            raise DataError(f"{path or 'No path'}: imagefolder wants a folder with metadata.csv or metadata.jsonl.")
+            raise DataError(f"{path or 'No path'}: imagefolder needs a folder with metadata.csv or metadata.jsonl.")
         folders = [(split, path / name) for name, split in _SPLIT_NAMES.items() if (path / name).is_dir()]
         found: list[tuple[Split | None, Path]]
         found = [(split, table) for split, folder in folders if (table := self._table(folder))]
@@ -124,7 +124,7 @@ class ImageFolder(Dataset):
 
 
 def hashed_split(key: str) -> Split:
-    """80/10/10 by a hash of `key`, so that adding rows moves none of the old ones."""
+    """80/10/10 by a hash of `key`, so that adding rows does not move old ones."""
     tenth = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10
     return "test" if tenth == 9 else "validation" if tenth == 8 else "train"
 
@@ -132,5 +132,5 @@ def hashed_split(key: str) -> Split:
 def _named_split(value: str, path: Path) -> Split:
     split = _SPLIT_NAMES.get(value.strip().lower())
     if split is None:
-        raise DataError(f"{path}: {value!r} is no split; use {', '.join(SPLITS)}.")
+        raise DataError(f"{path}: {value!r} is not a split; use {', '.join(SPLITS)}.")
     return split

@@ -1,4 +1,4 @@
-"""Captions as they come: white space of all kinds folded, since U+2028, U+0085 and NBSP occur in real ones."""
+"""Normalises white space in captions, since U+2028, U+0085 and NBSP occur in real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Caption scores, each an evaluate.Metric that works offline."""
+"""Caption metrics; each is an evaluate.Metric that works offline."""
 
 from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, means, ratios
 from medgraft.metrics.scoring import LESS_IS_BETTER, Scores, get_metric, measure, score

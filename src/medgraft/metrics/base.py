@@ -1,7 +1,7 @@
-"""What a caption metric is here: an evaluate.Metric whose scores are functions of sums over images.
+"""The base class of caption metrics: an evaluate.Metric whose scores are functions of sums over images.
 
-Sums can be resampled: a bootstrap draws images, adds up their rows and scores each draw by `combine`, so that a corpus score
-such as BLEU is computed anew for every draw and not approximated by a mean.
+Sums can be resampled: a bootstrap draws images, adds up their rows and computes scores with `combine`. So a corpus score such
+as BLEU is computed exactly for every draw, not approximated by a mean.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Array = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Captions to be scored, with what they are scored against, all in one order.
+    """Predictions with their references, and what else they are scored against, all in the same order of images.
 
-    `facts` says of each image what it is known to show, where a data set knows that; `concepts` its UMLS identifiers;
-    `saliency` where the model looked.
+    `facts` are the known facts of each image, if the data set has them, `concepts` its UMLS identifiers, `saliency` the scores
+    of the model's attention.
     """
 
     predictions: tuple[str, ...]
@@ -40,7 +40,7 @@ class CaptionSet:
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows [N, K], one an image; `combine` makes named scores [...] of their sums [..., K]; NaN where undefined.
+    """Rows [N, K], one per image; `combine` turns their sums [..., K] into named scores [...], NaN where undefined.
 
     `per_image` holds scores of single images [N], NaN where an image has none.
     """
@@ -51,12 +51,12 @@ class Measured:
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        """The scores of all images together."""
+        """The scores over all images."""
         return {name: float(value) for name, value in self.combine(self.rows.sum(axis=0)).items()}
 
 
 class CaptionMetric(evaluate.Metric):
-    """A metric of captions. `signature` has the settings that decide its numbers, as `name|key:value|...`."""
+    """A metric of captions. `signature` states the settings that determine its numbers, as `name|key:value|...`."""
 
     summary: str = ""
     citation: str = ""
@@ -64,7 +64,7 @@ class CaptionMetric(evaluate.Metric):
 
     @abstractmethod
     def measure(self, captions: CaptionSet) -> Measured:
-        """Rows and scores; UnavailableError with the reason where something that it needs is not there."""
+        """Rows and scores; UnavailableError with the reason if something that the metric needs is missing."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
@@ -76,11 +76,11 @@ class CaptionMetric(evaluate.Metric):
 
 
 class UnavailableError(ScoringError):
-    """A metric cannot be computed here; the message says what is missing."""
+    """A metric that cannot be computed here; the message states what is missing."""
 
 
 def ratios(columns: Mapping[str, tuple[Sequence[float] | Array, Sequence[float] | Array]]) -> Measured:
-    """Scores that are each a sum over images divided by another, given as (numerators [N], denominators [N])."""
+    """Scores that are ratios of two sums over images, given as (numerators [N], denominators [N])."""
     names = tuple(columns)
     above = np.stack([np.asarray(columns[name][0], dtype=np.float64) for name in names], axis=1)
     below = np.stack([np.asarray(columns[name][1], dtype=np.float64) for name in names], axis=1)

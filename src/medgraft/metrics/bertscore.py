@@ -1,7 +1,7 @@
 """BERTScore (Zhang et al. 2020, arXiv 1904.09675) as ImageCLEFmedical Caption uses it: F1 with idf, no rescaling.
 
-The model is named behind the metric, `bertscore:HUB_ID_OR_FOLDER`, and after it the layer whose outputs are compared,
-`bertscore:FOLDER@6`; the last one otherwise, or for microsoft/deberta-xlarge-mnli, the campaign's model, the 40th.
+The model follows the metric's name, `bertscore:HUB_ID_OR_FOLDER`, and optionally the layer whose outputs are compared,
+`bertscore:FOLDER@6`. The default is the last layer, or layer 40 of microsoft/deberta-xlarge-mnli, the campaign's model.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from medgraft.metrics.imageclef import preprocess
 _LAYERS = {"microsoft/deberta-xlarge-mnli": 40}
 _BATCH = 64
 
-Embedded = tuple[torch.Tensor, torch.Tensor]  # unit vectors [T, C] and idf weights [T]; empty for a text without words
+Embedded = tuple[torch.Tensor, torch.Tensor]  # unit vectors [T, C] and idf weights [T]; empty for a text without tokens
 
 
 def bertscore(
     predictions: Sequence[str], references: Sequence[Sequence[str]], source: str, layer: int | None = None
 ) -> list[float]:
-    """F1 of each prediction, the best over its references; idf is counted over all references together.
+    """F1 of each prediction, the best over its references; idf is computed over all references.
 
-    UnavailableError if the model cannot be had.
+    UnavailableError if the model cannot be loaded.
     """
     tokenizer, model = _load(source, layer)
     ids = {text: _tokens(text, tokenizer) for text in {*predictions, *(text for texts in references for text in texts)}}
@@ -60,10 +60,10 @@ def _tokens(text: str, tokenizer: Any) -> list[int]:
 
 
 def _idf(documents: Sequence[Sequence[int]]) -> Mapping[int, float]:
-    """log((N + 1) / (n + 1)) of every token in n of N documents; special tokens, being in all, weigh nothing."""
+    """log((N + 1) / (n + 1)) of every token in n of N documents; special tokens occur in all and have weight 0."""
     counts = Counter(token for document in documents for token in set(document))
     return {token: math.log((len(documents) + 1) / (count + 1)) for token, count in counts.items()} | {
-        -1: math.log(len(documents) + 1)  # of a token that is in none
+        -1: math.log(len(documents) + 1)  # for tokens that occur in none
     }
 
 
@@ -112,7 +112,7 @@ class BertScore(CaptionMetric):
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
         if not self.source:
-            raise UnavailableError("no model is named: write bertscore:HUB_ID_OR_FOLDER")
+            raise UnavailableError("no model was named: write bertscore:HUB_ID_OR_FOLDER")
         predictions = [preprocess(text) for text in captions.predictions]
         references = [[preprocess(text) for text in texts] for texts in captions.references]
         return means({"bertscore": bertscore(predictions, references, self.source, self.layer)})

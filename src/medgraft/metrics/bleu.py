@@ -13,12 +13,12 @@ _TINY, _SMALL = 1e-15, 1e-9
 
 
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Corpus BLEU-1..4, closest reference length, on PTB tokens, with COCO's constants against division by zero."""
+    """Corpus BLEU-1..4 on PTB tokens with the closest reference length and COCO's constants against division by zero."""
     return {name: float(value) for name, value in _score(_rows(predictions, references).sum(axis=0)).items()}
 
 
 def _rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
-    """[N, 10]: matched n-grams and n-grams said, for n = 1..4; words said, and words of the reference nearest in length."""
+    """[N, 10]: matched and predicted n-grams for n = 1..4, length of the prediction, and length of the closest reference."""
     rows = np.zeros((len(predictions), 10))
     for row, (tokens, lines) in zip(rows, tokenize_pairs(predictions, references), strict=True):
         best = ngrams(lines[0])

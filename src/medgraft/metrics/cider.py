@@ -15,7 +15,7 @@ _SIGMA = 6.0
 
 @dataclass(frozen=True)
 class _Vector:
-    """tf-idf weights of one caption: by n-gram, with the norm for each n, and the number of its bigrams."""
+    """tf-idf weights of one caption: by n-gram, with the norm for each n, and the number of bigrams."""
 
     weights: dict[tuple[str, ...], float]
     norms: tuple[float, ...]
@@ -25,8 +25,8 @@ class _Vector:
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """For each prediction, 10 x the mean over n = 1..4 and over its references of the clipped tf-idf cosine.
 
-    The cosine is damped by the difference in bigram count. Document frequencies are those of `references`, so that the
-    score depends on the evaluated set.
+    The cosine is damped by the difference in bigram count. Document frequencies come from `references`, so the score depends
+    on the evaluated set.
     """
     pairs = [(ngrams(words), [ngrams(line) for line in lines]) for words, lines in tokenize_pairs(predictions, references)]
     frequency: Counter[tuple[str, ...]] = Counter()
@@ -61,7 +61,7 @@ def _similarity(a: _Vector, b: _Vector) -> float:
 
 
 class Cider(CaptionMetric):
-    """`cider`, the mean over images, between 0 and 10. When images are resampled, document frequencies stay as they are."""
+    """`cider`, the mean over images, between 0 and 10. Resampling images leaves document frequencies unchanged."""
 
     summary = cider.__doc__ or ""
     citation = "Vedantam et al. 2015, CIDEr. pycocoevalcap's rules (CIDEr-D)."

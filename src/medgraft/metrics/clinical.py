@@ -1,7 +1,7 @@
-"""Lexical proxies of clinical content: whether modality, side, findings and measurements are named as the reference names them.
+"""Lexical proxies of clinical content: whether modality, side, findings and measurements agree with the references.
 
-Proxies and no more: words are matched against a plain-English list (`lexicon.toml`), so what is said in other words is
-missed, and a right word does not make a right report. How much of the references the list covers is reported beside.
+These are only proxies: they match words in a plain-English list (`lexicon.toml`), so they miss other wordings, and a matching
+word does not make a correct report. Scores of coverage state how many references the list covers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SIDES = re.compile(r"\b(left|right)\b")
 
 @dataclass(frozen=True)
 class Content:
-    """What a caption names. A finding that is negated is one of its own: (name, False)."""
+    """The terms in a caption. A negated finding is a separate one: (name, False)."""
 
     modalities: frozenset[str]
     sides: frozenset[str]
@@ -30,7 +30,7 @@ class Content:
 
 
 def content(caption: str) -> Content:
-    """The words of `caption` that the lexicon knows."""
+    """The terms of the lexicon in `caption`."""
     text = caption.lower()
     lexicon = _lexicon()
     findings = {
@@ -48,7 +48,7 @@ def content(caption: str) -> Content:
 
 
 def _clauses(text: str) -> list[tuple[str, bool]]:
-    """Parts of `text` with whether they are negated: from a negating word to the end of its clause."""
+    """Parts of `text`, each with whether it is negated: from a negating word to the end of its clause."""
     negation = _lexicon()["negation"]
     parts = []
     for clause in re.split(r"[.;:]|,(?! (?:or|nor|and)\b)", negation["ends"].sub(".", text)):
@@ -68,7 +68,7 @@ def _lexicon() -> Mapping[str, Mapping[str, re.Pattern[str]]]:
 
 
 def _united(references: tuple[str, ...]) -> Content:
-    """What any reference names."""
+    """The terms in any of the references."""
     each = [content(reference) for reference in references]
     return Content(
         frozenset().union(*(c.modalities for c in each)),
@@ -79,11 +79,11 @@ def _united(references: tuple[str, ...]) -> Content:
 
 
 class Clinical(CaptionMetric):
-    """Shares of images, or of findings, as their names say.
+    """Shares of images or of findings.
 
-    Of images whose references name one: `modality_accuracy`, `side_contradicted`, `side_omitted`. Of all findings named,
-    negated ones apart: `finding_precision`, `finding_recall`, `finding_f1`. Of all images: `unsupported_measurement`, one
-    that no reference has; and `finding_coverage` and `modality_coverage`, of whose references the lexicon knows anything.
+    Among images whose references name one: `modality_accuracy`, `side_contradicted`, `side_omitted`. Over all findings, with
+    negated ones separate: `finding_precision`, `finding_recall`, `finding_f1`. Over all images: `unsupported_measurement`, one
+    that is in no reference; `finding_coverage` and `modality_coverage`, images whose references have terms of the lexicon.
     """
 
     summary = __doc__ or ""
@@ -97,7 +97,7 @@ class Clinical(CaptionMetric):
 
 
 def _row(prediction: Content, reference: Content) -> dict[str, tuple[float, float]]:
-    """What one image adds above and below the line of each score."""
+    """One image's numerator and denominator of each score."""
     hits, named, sided = len(prediction.findings & reference.findings), bool(reference.modalities), len(reference.sides) == 1
     return {
         "modality_accuracy": (named and prediction.modalities == reference.modalities, named),

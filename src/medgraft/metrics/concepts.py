@@ -1,9 +1,9 @@
-"""Concept F1: UMLS concepts found in captions by the user's own list of terms, against the data set's concepts.
+"""Concept F1: UMLS concepts found in captions with the user's list of terms, compared with the data set's concepts.
 
-The list is named behind the metric, `concepts:TERMS.csv`, a CSV with columns `cui` and `term`, a row for each term, and
-optionally `group`: concepts of one group count as one, so that synonyms do not count twice, and those of the group `-` not at
-all, so that nothing is won by saying "arrow". Concepts that the list does not have are left out on both sides; how many of
-the references' it has is `concept_coverage`.
+The list follows the metric's name, `concepts:TERMS.csv`: a CSV with columns `cui` and `term`, one row per term, and
+optionally `group`. Concepts of one group count as one, so synonyms do not count twice; those of the group `-` do not count,
+so that words such as "arrow" win nothing. Concepts that are not in the list are ignored on both sides; `concept_coverage` is
+the share of the references' concepts in the list.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _STOP = "-"
 
 @dataclass(frozen=True)
 class Terms:
-    """`groups` by concept, the stop-list's left out; `known` has all concepts of the list; `pattern` finds any term."""
+    """`groups` by concept, without ignored ones; `known` has all concepts of the list; `pattern` matches any term."""
 
     groups: Mapping[str, str]
     known: frozenset[str]
@@ -30,7 +30,7 @@ class Terms:
     pattern: re.Pattern[str]
 
     def in_caption(self, caption: str) -> frozenset[str]:
-        """The groups of the terms in `caption`, the longest term first where several begin at one place."""
+        """The groups of the terms in `caption`; of terms that begin at one position, the longest counts."""
         found = (self.by_term[" ".join(match[0].split())] for match in self.pattern.finditer(caption.lower()))
         return frozenset().union(*found)
 
@@ -45,7 +45,7 @@ class Concepts(CaptionMetric):
     summary = __doc__ or ""
     citation = "ImageCLEFmedical Caption's UMLS concepts"
 
-    def __init__(self, source: str = "", *args: Any, **options: Any):  # the rest is evaluate.Metric's own
+    def __init__(self, source: str = "", *args: Any, **options: Any):  # options of evaluate.Metric
         super().__init__(*args, **options)
         self.source = source
         self.signature = f"concepts|terms:{Path(source).name}|micro|longest term|negation ignored"
@@ -74,7 +74,7 @@ class Concepts(CaptionMetric):
 
 
 def read_terms(path: Path) -> Terms:
-    """The list in a CSV; UnavailableError if it cannot be read as one."""
+    """Read a CSV of terms; UnavailableError if it is not one."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             read = list(csv.DictReader(file, restkey=""))
@@ -84,7 +84,7 @@ def read_terms(path: Path) -> Terms:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UnavailableError(f"{path} cannot be read as a list of terms: {error}") from None
     if not rows or not {"cui", "term"} <= set(rows[0]):
-        raise UnavailableError(f"{path} is no list of terms: it needs the columns cui and term")
+        raise UnavailableError(f"{path} is not a list of terms: it needs the columns cui and term")
     groups: dict[str, str] = {}
     for row in rows:
         group = row.get("group") or row["cui"]

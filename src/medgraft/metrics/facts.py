@@ -1,7 +1,7 @@
-"""Whether a caption of a phantom says what the phantom shows.
+"""Whether a caption of a phantom states the facts of its image.
 
-Phantoms are drawn from facts, so that a caption can be held against them and not against another caption's words. A fact
-counts where the reference states it: a view that nobody mentions is not asked for. The finding is always asked for.
+Phantoms are drawn from facts, so a caption is compared with the facts and not with another caption's words. A fact counts if
+the reference states it; for example, a view that the reference does not mention is not scored. The finding always counts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STUDIES = (
 )
 _VIEWS = ((r"\bpa\b|posteroanterior", "PA"), (r"\bap\b|anteroposterior|portable", "AP"), (r"sagittal", "sagittal"),
           (r"axial", "axial"))  # fmt: skip
-# what contains another's words stands before it
+# a value that contains another's words comes first
 _FINDINGS = (
     (r"tumour|surrounding oedema", "tumour"),
     (r"subdural", "subdural haematoma"),
@@ -57,7 +57,7 @@ _SIZE = re.compile(r"\b(\d+) ?mm\b")
 
 
 def stated_facts(caption: str) -> dict[str, Any]:
-    """The facts that `caption` states, by FIELDS; None for what it does not say, or, as its finding, for nothing found."""
+    """The facts that `caption` states, by FIELDS; None for a missing one, and for `finding` if it states none."""
     text, positive = _readings(caption)
     size = _SIZE.search(positive)
     finding = _first(_FINDINGS, positive)
@@ -72,33 +72,33 @@ def stated_facts(caption: str) -> dict[str, Any]:
 
 
 def where_stated(caption: str) -> dict[str, tuple[int, int]]:
-    """Where `caption` names the finding, its side and its site: (start, end) in characters of each that it names."""
+    """(start, end) in characters of the finding, its side and its site in `caption`, for those that it names."""
     _, positive = _readings(caption)
     places = {name: _first(of, positive)[1] for name, of in (("finding", _FINDINGS), ("side", _SIDES), ("site", _SITES))}
     return {name: place for name, place in places.items() if place is not None and places["finding"] is not None}
 
 
 def _readings(caption: str) -> tuple[str, str]:
-    """The caption in lower case, and the same with blanks for what it negates."""
+    """The caption in lower case, and the same with negated parts blanked out."""
     text = caption.lower()
     return text, _NEGATED.sub(lambda found: " " * len(found[0]), text)
 
 
 def _first(patterns: tuple[tuple[str, str], ...], text: str) -> tuple[str | None, tuple[int, int] | None]:
-    """The value of the first pattern that is found, and where it is."""
+    """The value of the first matching pattern, and its position."""
     found = ((value, match.span()) for pattern, value in patterns if (match := re.search(pattern, text)))
     return next(found, (None, None))
 
 
 def _right(prediction: Mapping[str, Any], reference: Mapping[str, Any], shown: Mapping[str, Any], field: str) -> float:
-    """1 or 0, NaN where the fact is not asked for."""
+    """1 or 0, NaN if the fact does not count."""
     if field != "finding" and reference[field] is None:
         return float("nan")
     return float(prediction[field] == shown[field])
 
 
 class PhantomFacts(CaptionMetric):
-    """`fact_FIELD`: the share of images whose caption has that fact right; `fact_all`: all that were asked for."""
+    """`fact_FIELD`: the share of images with that fact right in the caption; `fact_all`: with all facts that count right."""
 
     summary = __doc__ or ""
     citation = "medgraft's phantoms, facts.jsonl"
@@ -107,7 +107,7 @@ class PhantomFacts(CaptionMetric):
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
         if captions.facts is None or any(facts is None for facts in captions.facts):
-            raise UnavailableError("the data set does not say what its images show, as phantoms do")
+            raise UnavailableError("the data set has no facts of its images, as phantoms have")
         right = np.array(
             [
                 [_right(stated_facts(prediction), stated_facts(references[0]), shown or {}, field) for field in FIELDS]

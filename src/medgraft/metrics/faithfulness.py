@@ -1,4 +1,4 @@
-"""Whether attention maps are to be believed: deletion and insertion of the patches that they hold highest."""
+"""Faithfulness of attention maps: deletion and insertion of the patches with the highest values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medgraft.metrics.saliency_scores import Curves
 
 
 class Faithfulness(CaptionMetric):
-    """`deletion` (less is better) and `insertion`, means over images, each beside the same in random order (`..._random`)."""
+    """`deletion` (less is better) and `insertion`, means over images, each also for a random order (`..._random`)."""
 
     summary = __doc__ or ""
     citation = "Petsiuk et al. 2018, arXiv 1806.07421"

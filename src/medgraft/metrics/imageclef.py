@@ -1,4 +1,4 @@
-"""Scores by the rules of ImageCLEFmedical Caption 2026: its preprocessing, and ROUGE-1 on what that leaves."""
+"""Scores by the rules of ImageCLEFmedical Caption 2026: its preprocessing, and ROUGE-1 on the result."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def preprocess(caption: str) -> str:
-    """Lower case, each run of digits as the word "number", ASCII punctuation deleted."""
+    """Lower case, with each run of digits as the word "number" and without ASCII punctuation."""
     return _NUMBER.sub("number", caption.lower()).translate(_NO_PUNCTUATION)
 
 
 def rouge_1(prediction: str, references: tuple[str, ...]) -> float:
-    """F1 of words, each counted as often as in both, without stemming; the best over the references."""
+    """Best unigram F1 over the references, with clipped counts and without stemming."""
     words = Counter(_words(prediction))
     return max(_f1(words, Counter(_words(reference))) for reference in references)
 
 
 def _words(caption: str) -> list[str]:
-    """As rouge-score splits: what is neither letter nor digit of ASCII parts words."""
+    """Words as rouge-score splits them: runs of ASCII letters and digits."""
     return re.findall(r"[a-z0-9]+", preprocess(caption))
 
 

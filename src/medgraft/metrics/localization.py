@@ -1,8 +1,8 @@
-"""Whether attention points at the finding, where a data set knows the finding's box.
+"""Whether attention points at the finding, for data sets with the finding's box.
 
-The model is told each reference caption, so that every strategy is asked about the same words of the same images: the
-words that name the finding, its side and its site. A high score says that the map lies on the finding, not that the
-model's own caption is right.
+The model gets each reference by teacher forcing, so every strategy is scored on the same words of the same images: those that
+name the finding, its side and its site. A high score means that the map lies on the finding, not that the model's own caption
+is right.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _CONTROLS = ("", "_uniform", "_untrained")
 class Localization(CaptionMetric):
     """`pointing_X`, `energy_X` and `iou_X` for X = finding, side, site: means over the images whose reference names X.
 
-    `iou_X` is taken at the threshold that is best for all images together. `..._uniform` is what a map without preference
-    gets, `..._untrained` what the maps of a decoder with random weights get.
+    `iou_X` uses the threshold that is best for all images together. `..._uniform` is the score of a uniform map,
+    `..._untrained` that of the maps of a randomly initialised decoder.
     """
 
     summary = __doc__ or ""
@@ -49,7 +49,7 @@ class Localization(CaptionMetric):
 
 
 def _row(saliency: SaliencyScores | None, name: str, control: str) -> list[float]:
-    """Count, hit, energy and overlap at each threshold; zeros for an image that is not asked."""
+    """Count, hit, energy and overlap at each threshold; zeros for an image without that score."""
     several = {} if saliency is None else saliency.untrained if control == "_untrained" else saliency.pointing
     pointing = several.get(name)
     if pointing is None:
@@ -60,7 +60,7 @@ def _row(saliency: SaliencyScores | None, name: str, control: str) -> list[float
 
 
 def _scores(sums: Array, name: str, best: int | None) -> dict[str, Array]:
-    """Means from sums [..., 3 + thresholds]; the overlap at threshold `best`, or at the best of each."""
+    """Means from sums [..., 3 + thresholds]; the overlap at threshold `best`, or at the best one of each."""
     with np.errstate(invalid="ignore", divide="ignore"):
         means = sums[..., 1:] / sums[..., :1]
     overlap = means[..., 2:].max(axis=-1) if best is None else means[..., 2 + best]

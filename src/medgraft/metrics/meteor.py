@@ -1,7 +1,7 @@
 """METEOR (Banerjee and Lavie 2005) as nltk computes it, on COCO's tokens.
 
-Matches are exact, by stem (Porter) and, where nltk finds WordNet's data, by synonym; the signature says which. It is not the
-METEOR 1.5 of COCO's own evaluation, which has a paraphrase table and other parameters, so the two are not to be compared.
+Matches are exact, by Porter stem and, if nltk finds WordNet's data, by synonym; the signature states which. COCO's evaluation
+uses METEOR 1.5, which has a paraphrase table and other parameters, so its scores are not comparable.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from medgraft.metrics.ptb import tokenize
 
 
 class _NoSynonyms:
-    """Stands for WordNet where its data are not there."""
+    """Replaces WordNet if its data are missing."""
 
     def synsets(self, word: str) -> tuple[()]:
         return ()
@@ -25,7 +25,7 @@ class Meteor(CaptionMetric):
     summary = __doc__ or ""
     citation = "Banerjee and Lavie 2005, ACL workshop on intrinsic and extrinsic evaluation measures"
 
-    def __init__(self, *args: Any, **options: Any):  # evaluate.Metric's own
+    def __init__(self, *args: Any, **options: Any):  # options of evaluate.Metric
         super().__init__(*args, **options)
         self._nltk, self._wordnet = _load()
         synonyms = "none" if isinstance(self._wordnet, _NoSynonyms) else "wordnet"
@@ -46,7 +46,7 @@ class Meteor(CaptionMetric):
 
 
 def _load() -> tuple[Any, Any]:
-    """nltk, or None if it is not installed; and WordNet, or what stands for it."""
+    """nltk, or None if it is not installed; and WordNet, or its replacement."""
     try:
         import nltk
         from nltk.corpus import wordnet

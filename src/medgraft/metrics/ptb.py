@@ -1,8 +1,8 @@
-"""Caption tokens as COCO's scorers see them: Penn Treebank tokens, lower-cased, without punctuation.
+"""Tokenizes captions like COCO's scorers: Penn Treebank tokens in lower case, without punctuation.
 
-COCO runs Stanford's PTBTokenizer (CoreNLP 3.4.1), a Java program. The rules here are the Treebank's conventions; where
-the program goes its own way they were learnt by asking it: on captions of radiology papers, on 25,000 words with a
-period behind them in seven contexts, and on some hundred odd strings.
+COCO runs Stanford's PTBTokenizer (CoreNLP 3.4.1), a Java program. The rules here are the Treebank's conventions. Where the
+program deviates from them, the rules follow its output on captions of radiology papers, on 25,000 words with a period
+in seven contexts, and on some hundred unusual strings.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-# lower-casing precedes COCO's filter, so that brackets, which are spelt in capitals there, survive it
+# COCO lower-cases before it filters, so bracket tokens, in capitals in its filter, are not removed
 _DROPPED = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 _SPELT = {
     "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "€": "$", "£": "#", "¢": "cents",
@@ -24,7 +24,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# words that keep a period behind them: always; unless a letter follows; in capitals; before a number
+# words whose period belongs to them: always; unless a letter follows; if capitalised; before a number
 _ALWAYS = _words("""
     al ala apr assn aug bldg blvd bros co corp ct dec esq est etc ext feb fri ga inc ind intl jan jr jul jun kan ky
     ltd mar md mo mon mont nov oct penn plc rd rt sep sept seq sq sr tel thu thurs tue tues univ va vt wed
@@ -39,7 +39,7 @@ _CAPITALISED = _words("""
 _BEFORE_NUMBERS = _words("""
     art ca fig figs no nos op pp prop
 """)
-# a letter's period ends the sentence if one of these follows
+# a single letter's period ends the sentence before one of these
 _STARTERS = "|".join(
     sorted(
         _words("""
@@ -48,9 +48,9 @@ _STARTERS = "|".join(
 """)
     )
 )
-_CUT_AT = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3, "'tis": 2, "'twas": 2}  # two words each
+_CUT_AT = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3, "'tis": 2, "'twas": 2}  # split in two
 
-_NUMERALS = "²³¹¼-¾\u2070-\u209c\u2150-\u215f\U00010000-\U0010ffff"  # word characters to Python, symbols to the program
+_NUMERALS = "²³¹¼-¾\u2070-\u209c\u2150-\u215f\U00010000-\U0010ffff"  # word characters in Python, symbols in the program
 _LETTER = rf"(?:[^\W\d_{_NUMERALS}]|[\u0300-\u036f])"
 _ALNUM = rf"(?:[^\W_{_NUMERALS}]|[\u0300-\u036f])"
 _APOSTROPHE = "['’\u0092]"
@@ -60,7 +60,7 @@ _COMPOUND = rf"{_OWN}(?:[-_\u2010\u2011]{_OWN})*"
 _JOINED = rf"{_LETTER}{_ALNUM}*(?:[.!?]{_LETTER}{_ALNUM}*)*"  # no space after a period: skull.The
 _SIDE = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 
-# the longest match wins; of equals, the first
+# the longest match wins, then the first
 _RULES = tuple(
     re.compile(pattern)
     for pattern in (
@@ -74,7 +74,7 @@ _RULES = tuple(
         r"(?:\d{1,4}-)?\d{1,4}/\d{1,4}",
         r"[A-Za-z](?:\.[A-Za-z])+\.",
         rf"[A-Za-z]\.(?!{_LETTER})(?!\s+(?i:{_STARTERS})\s)",
-        rf"[A-Za-z]\.(?!{_LETTER})(?=\s+(?:{_STARTERS.lower()})\s)",  # the same words in lower case begin nothing
+        rf"[A-Za-z]\.(?!{_LETTER})(?=\s+(?:{_STARTERS.lower()})\s)",  # these words in lower case begin no sentence
         rf"[A-Za-z]*(?i:[aeiouy]){_APOSTROPHE}[aeiou]{_LETTER}*|[cnCN]{_APOSTROPHE}(?i:est)",  # qu'il, n'est
         rf"{_REDUCED}(?!{_LETTER})",
         rf"{_APOSTROPHE}n{_APOSTROPHE}|{_APOSTROPHE}(?i:n|em|til|tis|twas|[2-9]0s)(?!{_LETTER})|[yY]{_APOSTROPHE}(?={_LETTER})|[dDjJlL]{_APOSTROPHE}",
@@ -87,14 +87,14 @@ _RULES = tuple(
         r"[^\s\u200b-\u2011\u2028-\u202e\u2060-\u206f\ufeff\U00010000-\U0010ffff]",
     )
 )
-_NEGATED = re.compile(rf"(?i:[a-z]+(?=n{_APOSTROPHE}t(?!{_ALNUM})))")  # do|n't: the shorter match is meant
+_NEGATED = re.compile(rf"(?i:[a-z]+(?=n{_APOSTROPHE}t(?!{_ALNUM})))")  # do|n't: the shorter match
 _PLAIN = re.compile(r"[A-Za-z]{2,}(?=[ ,)])")  # most words of most captions
 _DOTTED, _FIRST_LETTER, _FIRST_DIGIT = re.compile(r"[A-Za-z]{2,}\."), re.compile(_LETTER), re.compile(r" ?\d")
 _ENDING = re.compile(_REDUCED)
 
 
 def _abbreviation(text: str, start: int) -> int:
-    """Where an abbreviation with its period ends that begins at `start`; `start` itself if there is none."""
+    """The end of an abbreviation with its period that begins at `start`; `start` itself if there is none."""
     match = _DOTTED.match(text, start)
     if not match:
         return start
@@ -138,7 +138,7 @@ def _scan(text: str, length: int) -> Iterable[str]:
 
 
 def _spelt(token: str) -> str:
-    if token.strip("-.") == "" and len(token) < 6:  # dashes and dots of any usual length
+    if token.strip("-.") == "" and len(token) < 6:  # dashes and dots of usual length
         return "--"
     if _ENDING.fullmatch(token):
         return token.replace("’", "'")
@@ -154,9 +154,9 @@ def _tokens(text: str, following: str) -> tuple[str, ...]:
 
 
 def tokenize(text: str, following: str = "") -> list[str]:
-    """The tokens of one caption. White space of any kind separates words and is otherwise ignored.
+    """The tokens of one caption. White space of any kind separates tokens and is otherwise ignored.
 
-    `following` is the caption in the next line of COCO's file: whether a closing "panel B." keeps its period depends on it.
+    `following` is the next caption in COCO's file; it decides whether a closing "panel B." keeps its period.
     """
     return list(_tokens(" ".join(text.replace("\u00ad", "").split()), " ".join(following.split()[:1]) + " "))
 

@@ -25,7 +25,7 @@ def _score(candidate: list[str], references: list[list[str]]) -> float:
 
 
 def _lcs(a: list[str], b: list[str]) -> int:
-    """Length of the longest common subsequence, by bit-parallel rows (Hyyro 2004): one big-integer step a word of `b`."""
+    """Length of the longest common subsequence, bit-parallel (Hyyro 2004): one big-integer operation per word of `b`."""
     positions: dict[str, int] = {}
     for i, word in enumerate(a):
         positions[word] = positions.get(word, 0) | 1 << i

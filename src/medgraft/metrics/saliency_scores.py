@@ -1,12 +1,12 @@
-"""What was measured of where a model looked: numbers of single images, by which captions are judged beside their words."""
+"""Saliency scores of single images, which metrics add up."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-NAMED = ("finding", "side", "site")  # what a caption names, and whose words have maps
-THRESHOLDS = tuple(number / 10 for number in range(1, 10))  # shares of a map's highest value
+NAMED = ("finding", "side", "site")  # what captions name and maps are scored for
+THRESHOLDS = tuple(number / 10 for number in range(1, 10))  # relative to a map's highest value
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class Pointing:
     """How one map points at the box of a finding.
 
     `hit`: the pointing game (Zhang et al. 2016, arXiv 1608.00507, section 4.1), 1 if the highest patch touches the box, a
-    tolerance of half a patch. `energy`: the map's share inside the box (Wang et al. 2020, arXiv 1910.01279, section 4.3),
-    patches counted by the part that is. `iou`: intersection over union of the box with the patches from each of THRESHOLDS
-    on. `uniform_*` are what a map without any preference gets, its `hit` by chance.
+    tolerance of half a patch. `energy`: the map's share inside the box (Wang et al. 2020, arXiv 1910.01279, section 4.3), with
+    patches weighted by their part inside. `iou`: intersection over union of the box with the patches above each of THRESHOLDS.
+    `uniform_*` are the scores of a uniform map, its `hit` by chance.
     """
 
     hit: float
@@ -39,7 +39,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class SaliencyScores:
-    """Of one image: pointing for each thing that its reference names, the same for an untrained decoder, and curves."""
+    """One image's pointing scores for each thing that its reference names, those of an untrained decoder, and its curves."""
 
     pointing: Mapping[str, Pointing]
     untrained: Mapping[str, Pointing]

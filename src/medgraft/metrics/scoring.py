@@ -1,4 +1,4 @@
-"""All wanted metrics of one set of captions."""
+"""Computes several metrics of one set of captions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LESS_IS_BETTER = ("side_contradicted", "side_omitted", "unsupported_measurement"
 
 @dataclass(frozen=True)
 class Scores:
-    """`values` by name; what each metric measured of every image, where it tells; its settings; and what was unavailable."""
+    """`values` by name, what each metric measured per image, the metrics' signatures, and reasons for missing scores."""
 
     values: Mapping[str, float]
     measured: Mapping[str, Measured]
@@ -31,7 +31,7 @@ def score(
     metrics: Iterable[str],
     plugins: PluginManager,
 ) -> dict[str, float]:
-    """Every number that `metrics` compute of captions by id; ScoringError if an id lacks its reference or prediction."""
+    """Every score of `metrics` for captions by id; ScoringError if an id lacks its reference or prediction."""
     for what, ids in (
         ("reference", set(predictions) - set(references)),
         ("prediction", set(references) - set(predictions)),
@@ -48,7 +48,7 @@ def score(
 
 
 def measure(captions: CaptionSet, *, metrics: Iterable[str], plugins: PluginManager) -> Scores:
-    """Everything that `metrics` have to say of `captions`; a metric that lacks something is left out with its reason."""
+    """All scores of `metrics` for `captions`; a metric that lacks something is left out with the reason."""
     values: dict[str, float] = {}
     measured: dict[str, Measured] = {}
     signatures: dict[str, str] = {}
@@ -61,14 +61,14 @@ def measure(captions: CaptionSet, *, metrics: Iterable[str], plugins: PluginMana
             unavailable[name] = str(error)
             continue
         if taken := set(result) & set(values):
-            raise PluginError(f"Metric {name!r} reports {', '.join(taken)}, which another metric reports too.")
+            raise PluginError(f"Metric {name!r} reports {', '.join(taken)}, which another metric also reports.")
         values |= {key: float(value) for key, value in result.items() if math.isfinite(value)}
-        unavailable |= {key: "no image has what it is about" for key, value in result.items() if not math.isfinite(value)}
+        unavailable |= {key: "no image has what it measures" for key, value in result.items() if not math.isfinite(value)}
     return Scores(values, measured, signatures, unavailable)
 
 
 def get_metric(text: str, plugins: PluginManager) -> Any:
-    """The metric `NAME`, or `NAME:SOURCE` for one that takes a model."""
+    """The metric `NAME`, or `NAME:SOURCE` for one that takes a model or file."""
     name, _, source = text.partition(":")
     metric = plugins.get("metric", name)
     return metric(source) if source else metric()

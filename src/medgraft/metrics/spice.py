@@ -1,7 +1,7 @@
-"""SPICE (Anderson et al. 2016, arXiv 1607.08822) by COCO's own program, where it can run.
+"""SPICE (Anderson et al. 2016, arXiv 1607.08822), computed by COCO's own program where it can run.
 
-It needs java, `pycocoevalcap`, and Stanford CoreNLP 3.6.0's two jars in that package's `spice/lib`; without any of them it is
-unavailable, and nothing is downloaded.
+It needs java, `pycocoevalcap`, and the two jars of Stanford CoreNLP 3.6.0 in that package's `spice/lib`. Nothing is
+downloaded: without any of them it is unavailable.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
 class Spice(CaptionMetric):
-    """`spice`: the mean F1 over images whose scene graphs can be parsed."""
+    """`spice`: the mean F1 over the images whose scene graphs can be parsed."""
 
     summary = __doc__ or ""
     citation = "Anderson et al. 2016, arXiv 1607.08822"
@@ -28,7 +28,7 @@ class Spice(CaptionMetric):
         _require()
         from pycocoevalcap.spice.spice import Spice as Program
 
-        # the program returns scores by ids in the order of text
+        # the program returns scores ordered by their ids as text
         texts = {f"{i:09d}": list(references) for i, references in enumerate(captions.references)}
         _, each = Program().compute_score(
             texts, {f"{i:09d}": [prediction] for i, prediction in enumerate(captions.predictions)}
@@ -40,7 +40,7 @@ class Spice(CaptionMetric):
 
 def _require() -> None:
     if shutil.which("java") is None:
-        raise UnavailableError("SPICE is a java program, and there is no java")
+        raise UnavailableError("SPICE needs java, which is not installed")
     package = importlib.util.find_spec("pycocoevalcap")
     if package is None or package.origin is None:
         raise UnavailableError("SPICE needs pycocoevalcap: pip install pycocoevalcap")

@@ -1,4 +1,4 @@
-"""Hooks, descriptors and the manager that brings them together."""
+"""Hooks, descriptors and the plugin manager."""
 
 from medgraft.plugin.manager import KINDS, Kind, LoadFailure, PluginInfo, PluginManager
 from medgraft.plugin.spec import hookimpl, hookspec

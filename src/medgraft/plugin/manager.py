@@ -1,4 +1,4 @@
-"""Finds plugins, keeps their failures, and answers which name means what."""
+"""Finds plugins, records their failures and looks up names."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ KINDS: Mapping[Kind, tuple[str, type[Spec]]] = {
     "dataset": ("medgraft_datasets", DatasetSpec),
     "metric": ("medgraft_metrics", MetricSpec),
 }
-OWN = "medgraft"  # the distribution whose entry point has the built-ins
+OWN = "medgraft"  # the distribution whose entry point provides the built-ins
 
 
 @dataclass(frozen=True)
 class LoadFailure:
-    """A plugin, or a part of one, that could not be used, and why."""
+    """A plugin, or a part of one, that could not be used, and the reason."""
 
     plugin: str
     distribution: str
@@ -50,7 +50,7 @@ class PluginInfo:
 class PluginManager:
     """All plugins of this interpreter: every entry point of the group `medgraft`, medgraft's own first.
 
-    A plugin that fails is kept in `failures` and stops nothing else; with `strict` it raises PluginError instead.
+    A plugin that fails goes to `failures` and does not affect others; with `strict` it raises PluginError instead.
     """
 
     disabled: frozenset[str] = frozenset()
@@ -59,7 +59,7 @@ class PluginManager:
 
     @classmethod
     def from_environment(cls) -> PluginManager:
-        """Honour MEDGRAFT_DISABLE_PLUGINS (comma-separated names) and MEDGRAFT_STRICT_PLUGINS=1."""
+        """All plugins, subject to MEDGRAFT_DISABLE_PLUGINS (comma-separated names) and MEDGRAFT_STRICT_PLUGINS=1."""
         disabled = os.environ.get("MEDGRAFT_DISABLE_PLUGINS", "")
         return cls(
             disabled=frozenset(name.strip() for name in disabled.split(",") if name.strip()),
@@ -86,7 +86,7 @@ class PluginManager:
 
     def plugins(self) -> tuple[PluginInfo, ...]:
         """Every plugin that loaded."""
-        table = self._specs  # first of all, as collecting them is what finds failures
+        table = self._specs  # comes first, since collecting descriptors finds failures
         infos = []
         for plugin, (_, distribution, version) in self._loaded.items():
             provides = {
@@ -130,7 +130,7 @@ class PluginManager:
 
     @cached_property
     def _specs(self) -> dict[Kind, dict[str, list[tuple[Spec, str]]]]:
-        """By kind and name, every descriptor with the plugin that claims the name."""
+        """By kind and name, every descriptor and the plugin that provides it."""
         table: dict[Kind, dict[str, list[tuple[Spec, str]]]] = {kind: {} for kind in KINDS}
         for plugin, (module, distribution, _) in self._loaded.items():
             for kind, spec in self._collect(plugin, module, distribution):
@@ -138,14 +138,14 @@ class PluginManager:
         return table
 
     def _collect(self, plugin: str, module: ModuleType, distribution: str) -> Iterable[tuple[Kind, Spec]]:
-        """All descriptors of one plugin. A manager for each, since one raising hook would abort a shared call."""
+        """All descriptors of one plugin. Each plugin has its own pluggy manager, since an exception aborts a shared call."""
         manager = pluggy.PluginManager(hookspecs.GROUP)
         manager.add_hookspecs(hookspecs)
         found: list[tuple[Kind, Spec]] = []
         try:
             manager.register(module, name=plugin)
             manager.check_pending()
-        except Exception as error:  # whatever is wrong with a plugin, the others work
+        except Exception as error:  # one plugin's failure must not affect the others
             self._fail(plugin, distribution, error)
             return []
         for kind, (hook, expected) in KINDS.items():
@@ -154,11 +154,11 @@ class PluginManager:
                 for descriptor in given:
                     if not isinstance(descriptor, expected):
                         raise PluginError(
-                            f"{hook} yields {expected.__name__}, but a {type(descriptor).__name__} came: {descriptor!r}"
+                            f"{hook} yields {expected.__name__}, not a {type(descriptor).__name__}: {descriptor!r}"
                         )
                     if not isinstance(descriptor.name, str) or not descriptor.name:
                         raise PluginError(f"{hook} yields a descriptor whose name is {descriptor.name!r}")
-            except Exception as error:  # likewise
+            except Exception as error:  # the same
                 self._fail(plugin, distribution, error)
                 continue
             found += [(kind, descriptor) for descriptor in given]

@@ -1,4 +1,4 @@
-"""The hooks. A plugin implements any of them and names its module under the entry-point group `medgraft`."""
+"""The hooks. A plugin implements some and registers its module under the entry-point group `medgraft`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What plugins hand over: frozen descriptors that name a thing and say where its code is."""
+"""Descriptors that plugins provide: frozen dataclasses with a name and the location of the code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medgraft.errors import PluginError
 
 @dataclass(frozen=True)
 class Spec:
-    """A name, one line about it, and its code: an object, or `"module:attribute"` that is imported on first use."""
+    """A name, a one-line summary, and the code: an object, or `"module:attribute"`, imported on first use."""
 
     name: str
     summary: str
@@ -28,14 +28,14 @@ class Spec:
 class BackboneSpec(Spec):
     """`target`: a subclass of `medgraft.plugin_api.Backbone`, or of `RemoteCaptioner` for a model behind an API.
 
-    `tiny` names functions, each of which writes a small random model of this kind into a folder: what the model is
-    checked and tried with where no weights are at hand. Functions are given as the target is.
+    `tiny` maps names to functions, objects or `"module:attribute"`, that write a small random model of this kind into a folder.
+    Checks and tests use these models where no weights are available.
     """
 
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
     def write_tiny(self, name: str, folder: Path) -> Path:
-        """Write the tiny model `name` into `folder`, which is returned."""
+        """Write the tiny model `name` into `folder`, and return `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         _import(name, self.tiny[name])(folder)
         return folder
@@ -53,7 +53,7 @@ class DatasetSpec(Spec):
 
 @dataclass(frozen=True)
 class MetricSpec(Spec):
-    """`target`: a subclass of `evaluate.Metric` whose compute(predictions=, references=) returns named numbers."""
+    """`target`: a subclass of `evaluate.Metric` whose compute(predictions=, references=) returns numbers by name."""
 
 
 def _import(name: str, target: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Records as tables that people and programs read."""
+"""Records and results as tables, plots and HTML pages."""
 
 from medgraft.report.attention import attention_markdown
 from medgraft.report.comparison import compare

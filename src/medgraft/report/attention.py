@@ -1,4 +1,4 @@
-"""Where strategies look, as a Markdown table: pointing with intervals, beside what chance and an untrained decoder get."""
+"""Pointing scores of strategies as a Markdown table, with intervals and the scores of chance and an untrained decoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CURVES = ("deletion", "insertion")
 
 
 def attention_markdown(groups: Sequence[Group]) -> str:
-    """A table for each group that has maps of known findings; empty if none has."""
+    """A table for each group that has maps for known findings; empty if none has."""
     return "\n\n".join(_table(group) for group in groups if any(_has(entry) for entry in group.entries))
 
 
@@ -39,7 +39,7 @@ def _table(group: Group) -> str:
         ranges = [_range(entries, f"{score}_{control}") for _, score in _COLUMNS]
         lines.append(f"| *{name}* | {' | '.join(ranges)}{blank} |")
     backbones = ", ".join(dict.fromkeys(entry.backbone for entry in entries))
-    return "\n".join([f"**Where {backbones} looks on {group.data}, told the reference**", "", *lines])
+    return "\n".join([f"**Attention of {backbones} on {group.data}, teacher-forced with the reference**", "", *lines])
 
 
 def _with_interval(group: Group, entry: Entry, score: str) -> str:

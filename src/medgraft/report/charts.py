@@ -1,6 +1,6 @@
-"""The plots of the report, as Vega-Lite specifications made with Altair.
+"""The report's plots, as Vega-Lite specifications made with Altair.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart.
+Colours are from Okabe and Ito's palette, which colour-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from medgraft.report.results import Group
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-# with Tol's muted colours, of which neighbours are easily told apart
+# the rest are Tol's muted colours; neighbours are easy to distinguish
 _PHASES = {
     "read_data": ("reading data", "#6699CC"), "load": ("loading", "#332288"), "digests": ("digests", "#BBBBBB"),
     "features": ("building features", "#88CCEE"), "data": ("waiting for data", "#117733"),
@@ -24,12 +24,12 @@ _PHASES = {
     "saliency": ("attention maps", "#661133"),
     "scoring": ("scoring", "#882255"),
 }  # fmt: skip
-_POINTS = 200  # of a learning curve
-_LABEL_WIDTH, _LABEL_HEIGHT = 0.25, 0.055  # of a name, as shares of the plot
+_POINTS = 200  # of a learning curve, at most
+_LABEL_WIDTH, _LABEL_HEIGHT = 0.25, 0.055  # of a label, as shares of the plot's size
 
 
 def quality_against_time(group: Group, score: str) -> dict[str, Any] | None:
-    """Score with its interval over seconds of training; None if nothing was trained."""
+    """Score with its interval against training seconds; None if nothing was trained."""
     shares = group.frontier(score)
     points = []
     for entry in group.entries:
@@ -61,7 +61,7 @@ def quality_against_time(group: Group, score: str) -> dict[str, Any] | None:
 
 
 def _place_names(points: list[dict[str, Any]]) -> None:
-    """Give each point the height of its name, `label`: its own, or below a name that it would cover."""
+    """Set each point's `label`, the height of its name: the point's own, or lower to avoid overlap with another name."""
     width = _LABEL_WIDTH * max(point["seconds"] for point in points)
     height = _LABEL_HEIGHT * (max(point["high"] for point in points) - min(point["low"] for point in points))
     placed: list[dict[str, Any]] = []
@@ -72,7 +72,7 @@ def _place_names(points: list[dict[str, Any]]) -> None:
 
 
 def where_the_time_went(group: Group) -> dict[str, Any]:
-    """Seconds of each phase, of each entry's mean run, as stacked bars."""
+    """Seconds of each phase, averaged over each entry's runs, as stacked bars."""
     rows = [
         {"strategy": entry.name, "phase": label, "seconds": seconds, "order": number}
         for entry in group.entries
@@ -94,7 +94,7 @@ def where_the_time_went(group: Group) -> dict[str, Any]:
 
 
 def learning_curves(group: Group) -> dict[str, Any] | None:
-    """Training loss over steps, averaged over neighbouring steps; the first seed of each entry."""
+    """Training loss over steps, averaged over neighbouring steps, for the first seed of each entry."""
     rows = []
     for entry in group.entries:
         losses = np.array(entry.records[0].train_loss or ())

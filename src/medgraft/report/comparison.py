@@ -1,4 +1,4 @@
-"""What became better, worse, or stayed undecided between two results."""
+"""Compares two results: which scores got better, worse or stayed undecided."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medgraft.stats import Difference, Resampling, holm
 
 @dataclass(frozen=True)
 class Change:
-    """What one score of one entry became: the second's minus the first's, its corrected p-value, and a word for it."""
+    """The change in one score of one entry: the second result's minus the first's, the corrected p-value and a verdict."""
 
     entry: str
     score: str
@@ -31,12 +31,12 @@ class Change:
 
 
 def compare(before: Path, after: Path, *, scores: Sequence[str], plugins: PluginManager) -> tuple[Change, ...]:
-    """Every entry that both results have, on the same images; ConfigError if they have none in common.
+    """Changes of all entries that both results have, on the same images; ConfigError if they share none.
 
     A folder is one of `medgraft bench`, or a single run's with its `predictions.json`.
     """
     first, second = _sides(before, plugins), _sides(after, plugins)
-    if len(first) == len(second) == 1:  # two runs, whatever they are called
+    if len(first) == len(second) == 1:  # two single runs are compared whatever their settings
         second = {next(iter(first)): next(iter(second.values()))}
     common = [name for name in first if name in second]
     if not common:
@@ -45,7 +45,7 @@ def compare(before: Path, after: Path, *, scores: Sequence[str], plugins: Plugin
     for name in common:
         a, b = first[name], second[name]
         if a[0].ids != b[0].ids or a[0].references != b[0].references:
-            raise ConfigError(f"{name}: {before} and {after} were scored on other images or references and cannot be compared.")
+            raise ConfigError(f"{name}: {before} and {after} were scored on different images or references.")
         resampling = Resampling(a[0].group_names())
         for score in scores:
             ours, theirs = [m[score] for m in b[1] if score in m], [m[score] for m in a[1] if score in m]

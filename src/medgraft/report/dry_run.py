@@ -1,4 +1,4 @@
-"""The plan of a suite, for a terminal 80 columns wide."""
+"""The plan of a suite as text for a terminal 80 columns wide."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WHERE = {"folder": "in a folder here", "cached": "in the hub's cache", "hub": "
 
 
 def dry_run_text(plan: DryRun) -> str:
-    """What is downloaded, what each run takes on this machine, what is left out and what is missing."""
+    """Downloads, the cost of each run on this machine, what is left out and what is missing."""
     blocks = [f"Plan of {plan.suite}: {len(plan.runs)} runs", _machine(plan), _weights(plan), _runs(plan.runs) + _besides(plan)]
     if plan.left_out:
         blocks.append("Left out\n" + "\n".join(_item(f"{pair}: {reason}") for pair, reason in plan.left_out.items()))
@@ -50,18 +50,18 @@ def _weights(plan: DryRun) -> str:
 
 
 def _runs(runs: Sequence[RunEstimate]) -> str:
-    lines = ["Runs (estimated from shapes, right to a factor of about two)"]
+    lines = ["Runs (estimated from shapes, within a factor of about two)"]
     for backbone, group in groupby(runs, key=lambda run: run.backbone):
         lines += [f"  {backbone}", f"    {'strategy':<19}{'trained':>9}{'memory':>10}{'training':>12}{'captioning':>13}"]
         lines += [_run(run) for run in group]
     known = [(run.training_seconds or 0) + (run.captioning_seconds or 0) for run in runs if run.captioning_seconds is not None]
-    lines.append(f"  All of it: {_time(sum(known))}" if known else "  Times need the data.")
+    lines.append(f"  All runs: {_time(sum(known))}" if known else "  Times need the data.")
     return "\n".join(lines)
 
 
 def _besides(plan: DryRun) -> str:
-    """What is run beside the suite's own runs."""
-    parts = [f"{plan.trials} tries of learning rates"] if plan.trials else []
+    """The number of runs besides the suite's own."""
+    parts = [f"{plan.trials} trials of learning rates"] if plan.trials else []
     parts += [f"{plan.timings} timings of steps"] if plan.timings else []
     return f"\n  Not counted: {' and '.join(parts)}." if parts else ""
 

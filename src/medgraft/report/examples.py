@@ -1,4 +1,4 @@
-"""What each run said of the same few images."""
+"""The captions of all runs for the same few images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MANY = 10  # runs
 def example_captions(records: Sequence[Record], folder: Path, count: int = 3) -> str:
     """For some images spread over the test split: the reference, then the caption of every run of the first seed.
 
-    Of the first data set, if there are several; `count` images, or one if there are many runs.
+    Uses the first data set; shows `count` images, or one if there are many runs.
     """
     wanted = [r for r in records if r.status == "ok" and r.seed == records[0].seed and r.data == records[0].data]
     many = len({record.backbone for record in wanted} - {BASELINE}) > 1

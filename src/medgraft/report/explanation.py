@@ -1,4 +1,4 @@
-"""Explanations as a page: an image, its caption, and for each word where the model looked."""
+"""Explanations as an HTML page: images, their captions and the attention map of each word."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from medgraft.report.pages import jpeg_uri, render_page
 from medgraft.saliency import COLOURS, Explanation
 
-_LONGEST_SIDE = 2048  # px of an image in the page
+_LONGEST_SIDE = 2048  # px, of an image in the page
 
 
 def explanation_page(images: Mapping[str, Sequence[tuple[str, Explanation]]], model: str) -> str:
-    """The page. Each image, by its name, has explanations of one caption to choose from, as (what this one is, it)."""
+    """The page. Each image, by name, has (label, explanation) pairs of one caption to choose from."""
     data = {
         "colours": COLOURS.tolist(),
         "images": [
@@ -24,4 +24,4 @@ def explanation_page(images: Mapping[str, Sequence[tuple[str, Explanation]]], mo
             for image in (choices[0][1].image,)
         ],
     }
-    return render_page("explanation", data, title="Where the model looked", model=model)
+    return render_page("explanation", data, title="Attention of the model", model=model)

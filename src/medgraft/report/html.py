@@ -1,4 +1,4 @@
-"""The report as one page that needs nothing else: no network, no server, no other file."""
+"""The report as one self-contained HTML page: no network, no server, no other file."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _SHOWN = (
     "deletion", "deletion_random", "insertion", "insertion_random",
 )  # fmt: skip
 _THUMBNAIL = 224  # px
-_MAPS_CHARACTERS = 6_000_000  # of a page
+_MAPS_CHARACTERS = 6_000_000  # the most in a page
 
 
 def html_report(title: str, records: Sequence[Record], groups: Sequence[Group], folder: Path, *, plugins: PluginManager) -> str:
-    """The page. Images of examples are in it where the data of the runs can still be read, maps where `folder` has them."""
+    """The page. It shows images if the runs' data can still be read, and maps if `folder` has them."""
     sections = [_section(number, group, folder, plugins) for number, group in enumerate(groups)]
     charts = {f"{name}-{s['number']}": spec for s in sections for name, spec in s["charts"].items() if spec is not None}
     return render_page(
@@ -49,7 +49,7 @@ def html_report(title: str, records: Sequence[Record], groups: Sequence[Group], 
 
 def _section(number: int, group: Group, folder: Path, plugins: PluginManager) -> dict[str, Any]:
     scores = [name for name in _SHOWN if any(entry.seeds(name) for entry in group.entries)]
-    ties = {name: set() if name.endswith(CONTROLS) else group.ties(name) for name in scores}  # chance does not compete
+    ties = {name: set() if name.endswith(CONTROLS) else group.ties(name) for name in scores}  # controls do not compete
     ordered = sorted(group.entries, key=lambda entry: -float(np.mean(entry.values(_SCORE) or [0.0])))
     group = replace(group, entries=tuple(ordered))
     shares = group.frontier(_SCORE)
@@ -106,7 +106,7 @@ def _mean(several: Sequence[dict[str, float]], key: str) -> float | None:
 
 
 def _pairs(group: Group, ordered: Sequence[Entry]) -> list[list[dict[str, Any] | None]]:
-    """The row's score minus the column's, with its corrected p-value, None on the diagonal."""
+    """The row's score minus the column's, with its corrected p-value; None on the diagonal."""
     found = group.differences(_SCORE)
     matrix: list[list[dict[str, Any] | None]] = []
     for a in ordered:
@@ -124,7 +124,7 @@ def _pairs(group: Group, ordered: Sequence[Entry]) -> list[list[dict[str, Any] |
 
 
 def _examples(ordered: Sequence[Entry], folder: Path, plugins: PluginManager) -> dict[str, Any]:
-    """What the browser of examples shows: captions of the first seed of each entry, and their scores."""
+    """Data of the example browser: captions of the first seed of each entry, and their scores."""
     captions = [entry.captions[0] for entry in ordered]
     each = [entry.measured[0].get(_SCORE) for entry in ordered]
     images = _images(ordered, plugins)
@@ -148,7 +148,7 @@ def _examples(ordered: Sequence[Entry], folder: Path, plugins: PluginManager) ->
 
 
 def _images(ordered: Sequence[Entry], plugins: PluginManager) -> dict[str, str]:
-    """Small JPEGs as data URIs, by id; empty if the data are not where they were."""
+    """Thumbnails as data URIs, by id; empty if the data cannot be read."""
     config = RunConfig.model_validate(ordered[0].records[0].config)
     try:
         examples = load_data(config.data, plugins=plugins, splits=(config.eval_split,)).split(config.eval_split)
@@ -163,7 +163,7 @@ def _images(ordered: Sequence[Entry], plugins: PluginManager) -> dict[str, str]:
 
 
 def _maps(ordered: Sequence[Entry], folder: Path) -> dict[str, list[dict[str, Any] | None]]:
-    """Packed maps by image id, of the first seed of each entry, for as many images as fit into the page."""
+    """Packed maps by image id, of the first seed of each entry, for as many images as fit in the page."""
     kept = [read_maps(folder / (entry.records[0].adapter or "")) for entry in ordered]
     found: dict[str, list[dict[str, Any] | None]] = {}
     left = _MAPS_CHARACTERS
@@ -176,7 +176,7 @@ def _maps(ordered: Sequence[Entry], folder: Path) -> dict[str, list[dict[str, An
 
 
 def _provenance(records: Sequence[Record]) -> dict[str, str]:
-    """What the runs were made with; several values where they differ."""
+    """Versions, hardware and data of the runs; several values where they differ."""
 
     def all_of(values: Sequence[object]) -> str:
         return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "unknown"
@@ -196,36 +196,36 @@ def _provenance(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
-    """What a reader has to know, in words, from the numbers at hand."""
+    """Caveats for the reader, derived from the results."""
     caveats = [
-        "These scores compare words with words. A caption can score well and name the wrong finding; none of this measures "
+        "Caption scores compare words with words. A caption can score well and name the wrong finding; no score here measures "
         "clinical correctness.",
-        "Intervals (95 %) say how much a score would move with other test images of the same kind, drawn by patient or article "
-        "where groups are known. They do not cover other hospitals, other data sets or other ways of decoding.",
+        "Intervals (95 %) show how a score would vary with other test images of the same kind, resampled by patient or article "
+        "where groups are known. They do not cover other hospitals, other data sets or other decoding settings.",
     ]
     for group in groups:
         single = [entry.name for entry in group.entries if len(entry.records) == 1 and entry.backbone != BASELINE]
         if single:
-            caveats.append(f"{group.data}: one seed only, so differences may be the seed's: {', '.join(single)}.")
+            caveats.append(f"{group.data}: one seed only, so differences may come from the seed: {', '.join(single)}.")
         if group.resampling.groups < 50:
             caveats.append(f"{group.data}: only {group.resampling.groups} independent groups of test images.")
         floor = [np.mean(e.values(_SCORE)) for e in group.entries if e.backbone == BASELINE and e.values(_SCORE)]
         below = [e.name for e in group.entries if floor and e.backbone != BASELINE and np.mean(e.values(_SCORE)) <= max(floor)]
         if below:
-            caveats.append(f"{group.data}: no better than captions that ignore the image: {', '.join(below)}.")
+            caveats.append(f"{group.data}: not better than captions that ignore the image: {', '.join(below)}.")
         same = [e.name for e in group.entries if any((r.collapse or {}).get("most_frequent_share", 0) > 0.5 for r in e.records)]
         if [name for name in same if not name.startswith(BASELINE)]:
-            caveats.append(f"{group.data}: one caption for more than half of the images: {', '.join(same)}.")
+            caveats.append(f"{group.data}: the same caption for more than half of the images: {', '.join(same)}.")
         if disturbed := [entry.name for entry in group.entries if entry.step and entry.step.disturbed]:
             caveats.append(f"{group.data}: other work disturbed the timing of {', '.join(disturbed)}.")
         untuned = [e.name for e in group.entries if e.tuning_seconds is None and (e.mean("trainable_parameters") or 0) > 0]
         if untuned:
-            caveats.append(f"{group.data}: learning rates were given, not chosen by equal budgets: {', '.join(untuned)}.")
+            caveats.append(f"{group.data}: learning rates were not tuned with equal budgets: {', '.join(untuned)}.")
     if any(entry.seeds("pointing_finding") for group in groups for entry in group.entries):
         caveats.append(
-            "Pointing, energy and overlap are of attention as the model is told the reference. Compare them with the controls: "
-            "a map without preference, and a decoder with random weights. Attention shows where, and neither whether nor why."
+            "Pointing, energy and overlap measure attention while the reference is teacher-forced. Compare them with the "
+            "controls: a uniform map, and a decoder with random weights. Attention shows where a model attends, not why."
         )
     if len({record.hardware.cpu for record in records}) > 1:
-        caveats.append("Runs were made on different machines: their times cannot be compared.")
+        caveats.append("Runs were made on different machines, so their times cannot be compared.")
     return caveats

@@ -1,4 +1,4 @@
-"""Pages that need nothing else: no network, no server, no other file."""
+"""Renders self-contained HTML pages: no network, no server, no other file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def render_page(name: str, data: dict[str, Any], **values: Any) -> str:
-    """The template `page/NAME.html` with `values`, the style of all pages, and `data` for its script `page/NAME.js`."""
+    """Render `page/NAME.html` with `values`, the shared style, and `data` for the script `page/NAME.js`."""
     folder = files("medgraft.report") / "page"
 
     def read(file: str) -> str:
@@ -26,12 +26,12 @@ def render_page(name: str, data: dict[str, Any], **values: Any) -> str:
         script=read("maps.js") + read(f"{name}.js"),
         data=json.dumps(data, ensure_ascii=False, allow_nan=False).replace(
             "<", "\\u003c"
-        ),  # nothing in it can end or open a script
+        ),  # escaped, so that data cannot end or open a script
     )
 
 
 def jpeg_uri(image: Image.Image, *, longest: int, quality: int) -> str:
-    """The image as a data URI, made smaller if a side is longer than `longest` pixels."""
+    """The image as a data URI, scaled down if a side is longer than `longest` pixels."""
     scale = min(1.0, longest / max(image.size))
     size = max(1, round(image.size[0] * scale)), max(1, round(image.size[1] * scale))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Records as PEFT's `method_comparison` keeps them, a JSON file a run, so that its tables and plots read ours too."""
+"""Records in the layout of PEFT's `method_comparison`, one JSON file per run, so that its tables and plots can read them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from medgraft.benchmark import BASELINE, Record
 from medgraft.plugin import PluginManager
 from medgraft.strategies import get_strategy
 
-_SCORE = "cider"  # stands where PEFT has its test accuracy
+_SCORE = "cider"  # in place of PEFT's test accuracy
 
 
 def peft_results(records: Sequence[Record], *, plugins: PluginManager) -> dict[str, dict[str, Any]]:
-    """File names and contents, of every run that trained; the fields are those of PEFT's `method_comparison/processing.py`.
+    """Contents by file name, for every run that trained, with the fields of PEFT's `method_comparison/processing.py`.
 
-    `train_time` is our training time, without tokenising and captioning, which PEFT's has in it. What has no counterpart is
-    0 where PEFT wants a number, and what only we know is under `medgraft`.
+    `train_time` is medgraft's training time, which, unlike PEFT's, excludes tokenizing and captioning. Fields without a
+    counterpart are 0 where PEFT needs a number; fields that PEFT lacks are under `medgraft`.
     """
     trained = [record for record in records if record.backbone != BASELINE and (record.trainable_parameters or record.error)]
     return {f"{_name(record)}.json": _result(record, plugins) for record in trained}
 
 
 def write_peft_results(records: Sequence[Record], folder: Path, *, plugins: PluginManager) -> int:
-    """Write them into `folder`; how many."""
+    """Write the files of `peft_results` into `folder`; returns their number."""
     found = peft_results(records, plugins=plugins)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in found.items():

@@ -1,4 +1,4 @@
-"""Results on disk as what reports are made of: strategies with their seeds, scored anew from what they said."""
+"""Results read from disk for reports: strategies with their seeds, scored again from their captions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Entry:
-    """One strategy on one backbone and data set: its runs that ended well, by seed, each with what it measured."""
+    """One strategy on one backbone and data set: its successful runs by seed, each with its measurements."""
 
     backbone: str
     data: str
@@ -33,12 +33,12 @@ class Entry:
 
     @property
     def tuning_seconds(self) -> float | None:
-        """What the search for the learning rate took; None if there was none."""
+        """Seconds of the search for the learning rate; None if there was none."""
         tuning = self.records[0].tuning
         return tuning.seconds if tuning else None
 
     def seeds(self, score: str) -> list[Measured]:
-        """What was measured for `score`, of each seed that has it."""
+        """Measurements for `score`, one for each seed that has it."""
         return [each[score] for each in self.measured if score in each]
 
     def values(self, score: str) -> list[float]:
@@ -46,7 +46,7 @@ class Entry:
         return [measured.scores[score] for measured in self.seeds(score)]
 
     def mean(self, field: str) -> float | None:
-        """The mean over seeds of a number in their records."""
+        """The mean over seeds of a numeric field of their records."""
         known = [value for record in self.records if (value := getattr(record, field)) is not None]
         return float(np.mean(known)) if known else None
 
@@ -57,14 +57,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """Entries on the same test images, which alone can be compared."""
+    """Entries on the same test images; only these can be compared."""
 
     data: str
     entries: tuple[Entry, ...]
     resampling: Resampling
 
     def interval(self, entry: Entry, score: str) -> Interval | None:
-        """For the mean over seeds, which test images there are being the only doubt; None without such a score."""
+        """Interval of the mean over seeds, for resampled test images alone; None without such a score."""
         seeds = entry.seeds(score)
         if not seeds:
             return None
@@ -72,7 +72,7 @@ class Group:
         return bca(float(np.mean(entry.values(score))), draws, left_out)
 
     def differences(self, score: str) -> dict[tuple[str, str], tuple[Difference, float]]:
-        """Each pair of entries: the first's score minus the second's, and its p-value corrected by Holm for all pairs."""
+        """For each pair of entries: the first's score minus the second's, and its p-value, Holm-corrected for all pairs."""
         having = [entry for entry in self.entries if entry.seeds(score)]
         found = {
             (a.name, b.name): self.resampling.difference(a.seeds(score), b.seeds(score), score)
@@ -82,9 +82,9 @@ class Group:
         return {pair: (difference, corrected[json.dumps(pair)]) for pair, difference in found.items()}
 
     def frontier(self, score: str) -> dict[str, float]:
-        """For each trained entry, how often no other is at least as good in at most its training time, by resampling.
+        """For each trained entry, its probability of being Pareto-optimal in score and training time, by resampling.
 
-        Test images are drawn, and seeds, whose scores and times stay together.
+        Resamples test images, and seeds with their scores and times together.
         """
         trained = [entry for entry in self.entries if entry.seeds(score) and entry.mean("training_seconds")]
         if not trained:
@@ -100,7 +100,7 @@ class Group:
         return {e.name: float(s) for e, s in zip(trained, frontier(np.stack(quality), np.stack(cost)), strict=True)}
 
     def ties(self, score: str) -> set[str]:
-        """Names of the entry with the best score and of all that are not shown to be worse than it."""
+        """Names of the entry with the best score and of all entries that are not significantly worse."""
         having = {entry.name: float(np.mean(entry.values(score))) for entry in self.entries if entry.seeds(score)}
         if not having:
             return set()
@@ -110,7 +110,7 @@ class Group:
 
 
 def read_results(folder: Path, *, plugins: PluginManager) -> tuple[Group, ...]:
-    """Everything in a folder of `medgraft bench` whose captions are there, by the images that were captioned."""
+    """Groups of all successful runs with captions in a folder of `medgraft bench`."""
     records = [record for record in read_records(folder) if record.status == "ok"]
     runs = [
         (record, captions) for record in records if (captions := read_captions(folder / (record.adapter or ""))) is not None
@@ -119,7 +119,7 @@ def read_results(folder: Path, *, plugins: PluginManager) -> tuple[Group, ...]:
 
 
 def groups(runs: Iterable[tuple[Record, RunCaptions]], folder: Path, *, plugins: PluginManager) -> tuple[Group, ...]:
-    """Runs as groups of entries; runs of one entry differ in their seed alone. Timing is looked for in `folder`."""
+    """Groups runs by test images, and into entries by settings without the seed. Reads step times from `folder`."""
     by_images: dict[tuple[str, ...], list[tuple[Record, RunCaptions]]] = {}
     for record, captions in runs:
         by_images.setdefault((record.data, *captions.ids), []).append((record, captions))
@@ -133,7 +133,7 @@ def groups(runs: Iterable[tuple[Record, RunCaptions]], folder: Path, *, plugins:
         for runs in entries.values():
             first = runs[0][0]
             name = first.strategy if len(models) < 2 else f"{first.backbone} {first.strategy}"
-            alike = sum(known == name or known.startswith(f"{name} (") for known in listed)  # other settings
+            alike = sum(known == name or known.startswith(f"{name} (") for known in listed)  # with other settings
             name = f"{name} ({alike + 1})" if alike else name
             listed[name] = _entry(runs, name, folder, plugins)
         made.append(Group(data, tuple(listed.values()), Resampling(several[0][1].group_names())))
@@ -151,7 +151,7 @@ def _entry(runs: Sequence[tuple[Record, RunCaptions]], name: str, folder: Path, 
 
 
 def measured_scores(captions: RunCaptions, metrics: tuple[str, ...], plugins: PluginManager) -> dict[str, Measured]:
-    """What every metric measured, under the name of each of its scores that is defined."""
+    """Measurements of every metric, by the names of its defined scores."""
     found = measure(captions.caption_set(), metrics=metrics, plugins=plugins)
     return {
         name: measured for measured in found.measured.values() for name, value in measured.scores.items() if np.isfinite(value)

@@ -1,4 +1,4 @@
-"""Records as rows: seeds averaged, sorted, the best of each column marked; for a terminal, Markdown or JSON."""
+"""Records as table rows, averaged over seeds and sorted, with the best of each column marked; as text, Markdown or JSON."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from medgraft.report.results import Entry, Group
 class Row:
     """One strategy on one backbone and data set; numbers are means over its seeds, None where unknown.
 
-    `cider_interval` is for other test images, at 95 %; `seed_spread` the standard deviation of CIDEr over seeds; `tied`
-    says that this row has the best CIDEr of all on these images, or is not shown to be worse, None where that is unknown.
-    `pointing` is how often attention at the finding's words points at the finding (`pointing_finding`), with its interval
-    and two controls. `step` are the median seconds of a step with quartiles, `disturbed` says that other work ran beside;
-    `tuning_seconds` is what the search for the learning rate took, and is not in `training_seconds`.
+    `cider_interval` is the 95 % interval for other test images; `seed_spread` is CIDEr's standard deviation over seeds. `tied`
+    means that this row has the best CIDEr on these images or is not significantly worse, None if unknown. `pointing` is how
+    often attention at the finding's words points at the finding (`pointing_finding`), with its interval and two controls.
+    `step` is a step's median seconds with quartiles; `disturbed` means that other work ran on the machine. `tuning_seconds` is
+    the time of the search for the learning rate, which `training_seconds` excludes.
     """
 
     backbone: str
@@ -68,13 +68,13 @@ def _interval(value: tuple[float, float]) -> str:
     return f"{value[0]:.2f}-{value[1]:.2f}"
 
 
-# heading, field, how it is written, whether more is better (None: neither)
+# heading, field, format, whether more is better (None: neither)
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], bool | None], ...] = (
     ("CIDEr", "cider", lambda v: f"{v:.3f}", True),
     ("95%", "cider_interval", _interval, None),
     ("BLEU-4", "bleu_4", lambda v: f"{v:.3f}", True),
     ("ROUGE-L", "rouge_l", lambda v: f"{v:.3f}", True),
-    ("point", "pointing", lambda v: f"{v:.0%}", None),  # what chance gets is below the table
+    ("point", "pointing", lambda v: f"{v:.0%}", None),  # the score of chance is below the table
     ("train s", "training_seconds", lambda v: f"{v:,.1f}", False),
     ("params", "trainable_parameters", _count, False),
     ("memory", "peak_memory_bytes", _size, False),
@@ -85,7 +85,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str], bool | None], ...] = (
 def rows(records: Iterable[Record], results: Iterable[Group] = ()) -> tuple[Row, ...]:
     """One row for each backbone, data set and strategy, the highest CIDEr first, failed ones last.
 
-    With `results` of the same runs, intervals are those of the mean over seeds, and ties are told.
+    `results` of the same runs add intervals of the mean over seeds, ties and step times.
     """
     compared = {
         record.run_id: (group, entry, entry.name in ties)
@@ -107,7 +107,7 @@ def rows(records: Iterable[Record], results: Iterable[Group] = ()) -> tuple[Row,
 
 
 def _with_results(row: Row, group: Group, entry: Entry, tied: bool) -> Row:
-    """Intervals of the mean over seeds, ties, and times of steps."""
+    """Add intervals of the mean over seeds, ties and step times."""
 
     def interval(score: str) -> tuple[float, float] | None:
         found = group.interval(entry, score)
@@ -121,7 +121,7 @@ def _with_results(row: Row, group: Group, entry: Entry, tied: bool) -> Row:
 
 
 def _key(record: Record) -> tuple[str, str, str, str]:
-    """What makes one row: records that differ in their seed alone."""
+    """The key of a row: records that share it differ only in their seed."""
     return record.backbone, record.data, record.strategy, record.settings
 
 
@@ -162,14 +162,14 @@ def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], don
 
 
 def _columns(table: Sequence[Row]) -> list[tuple[str, str, Callable[[Any], str], bool | None]]:
-    """The columns that these rows have something for."""
+    """The columns for which at least one row has a value."""
     return [column for column in _COLUMNS if column[1] != "pointing" or any(row.pointing is not None for row in table)]
 
 
 def _cells(table: Sequence[Row], mark: str) -> list[list[str]]:
-    """Formatted cells of one backbone and data set; the best of each column among runs that trained gets `mark`.
+    """Formatted cells of one backbone and data set; the best trained run of each column gets `mark`.
 
-    Where it is known which rows tie for the best CIDEr, all of them get it.
+    In the CIDEr column all rows that tie for the best get it, if that is known.
     """
     cells = [[row.strategy] for row in table]
     for _, field, text, more in _columns(table):
@@ -184,21 +184,21 @@ def _cells(table: Sequence[Row], mark: str) -> list[list[str]]:
 
 
 def _notes(group: Sequence[Row]) -> list[str]:
-    """What has to be said below a table."""
+    """Notes to print below a table."""
     notes = []
     uniform = [row.pointing_uniform for row in group if row.pointing_uniform is not None]
     untrained = [row.pointing_untrained for row in group if row.pointing_untrained is not None]
     if uniform:
-        controls = f"a map without preference {fmean(uniform):.0%}"
+        controls = f"a uniform map {fmean(uniform):.0%}"
         controls += f", untrained decoders {min(untrained):.0%} to {max(untrained):.0%}" if untrained else ""
-        notes.append(f"point: how often attention at the finding's words lies highest on the finding; {controls}.")
+        notes.append(f"point: how often attention at the finding's words is highest on the finding; {controls}.")
     tuned = [row.tuning_seconds for row in group if row.tuning_seconds is not None]
     if tuned:
-        notes.append(f"Learning rates were chosen on validation images, which took {sum(tuned):,.0f} s more.")
+        notes.append(f"Choosing learning rates on validation images took {sum(tuned):,.0f} s more.")
     if disturbed := [row.strategy for row in group if row.disturbed]:
         notes.append(f"Other work disturbed the timing of: {', '.join(disturbed)}.")
     if failed := [f"{row.strategy} ({row.failed} of {row.failed + row.seeds})" for row in group if row.failed]:
-        notes.append(f"Failed runs: {', '.join(failed)}; their records say why.")
+        notes.append(f"Failed runs: {', '.join(failed)}; see `error` in their records.")
     return notes
 
 
@@ -212,7 +212,7 @@ def _groups(table: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
 
 
 def terminal(table: Sequence[Row]) -> str:
-    """A table at most 80 columns wide (longer strategy names aside), `*` at the best of each column among trained runs."""
+    """A table at most 80 columns wide (except for long strategy names); `*` marks the best trained run of each column."""
     blocks = []
     for title, group in _groups(table):
         cells = [["strategy", *(heading for heading, *_ in _columns(group))], *_cells(group, "*")]
@@ -232,7 +232,7 @@ def terminal(table: Sequence[Row]) -> str:
 
 
 def markdown(table: Sequence[Row]) -> str:
-    """The same as Markdown tables, the best in bold."""
+    """The table in Markdown, the best in bold."""
     blocks = []
     for title, group in _groups(table):
         headings = [heading for heading, *_ in _columns(group)]
@@ -245,7 +245,7 @@ def markdown(table: Sequence[Row]) -> str:
 
 
 def as_csv(table: Sequence[Row]) -> str:
-    """The rows as comma-separated values, one line each below the names of their fields."""
+    """The rows as comma-separated values, below a line of field names."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""What a model looked at while it said each word: attention maps, how well they point, and whether they are to be believed."""
+"""Attention maps of a caption's words, how well they point at findings, and whether they are faithful."""
 
 from medgraft.saliency.explanation import Explanation
 from medgraft.saliency.faithfulness import faithfulness

@@ -1,4 +1,4 @@
-"""One image, its caption, and where the model looked while it said each word."""
+"""One image, its caption, and the attention map of each word."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medgraft.saliency.packed import packed
 
 @dataclass(frozen=True)
 class Explanation:
-    """`maps` of the words of a caption over `image`; `view` is the rectangle of the image, in pixels, that the model saw."""
+    """`maps` of a caption's words over `image`; `view` is the rectangle of the image, in pixels, that the model sees."""
 
     image: Image.Image
     maps: CaptionMaps
@@ -24,17 +24,17 @@ class Explanation:
 
     @property
     def caption(self) -> str:
-        """What was said of the image, or given."""
+        """The explained caption, generated or given."""
         return self.maps.caption
 
     def heat(self, word: int) -> Array:
-        """The map of a word, by its number, as values from 0 to 1 at the image's own resolution, [height, width]."""
+        """The map of word number `word` as values from 0 to 1 at the image's own resolution, [height, width]."""
         return heat(self.maps.words[word].grid, self.view, self.image.size)
 
     def overlay(self, word: int) -> Image.Image:
-        """The image with the map of a word, by its number, in colours over it."""
+        """The image with the map of word number `word` in colours over it."""
         return overlay(self.image, self.maps.words[word].grid, self.view)
 
     def packed(self) -> dict[str, Any]:
-        """As pages take it; see medgraft.saliency.packed."""
+        """The form that pages take; see medgraft.saliency.packed."""
         return packed(self.maps, self.view, self.image.size)

@@ -1,4 +1,4 @@
-"""Whether a map is to be believed: what becomes of a caption's probability as the patches it points at go, or come."""
+"""Faithfulness of a map: how a caption's probability changes as the patches with the highest values are removed or added."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def faithfulness(
 ) -> Curves:
     """Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421, section 4.1) of one image, for `grid` and at random.
 
-    `probability` is that of the caption per token, the geometric mean, for each of some images.
-    Deletion grays out the patches that the map holds highest, an eighth of all at a time; insertion brings them back into
-    a blurred image.
+    `probability` returns, for each of several images, the caption's probability per token (geometric mean). Deletion replaces
+    the patches with the highest values by the mean colour, an eighth of all at a time; insertion restores them in a blurred
+    image.
     """
     random = np.random.default_rng(seed).permutation(grid.size).reshape(grid.shape)
     pixels = np.asarray(image.convert("RGB"))
@@ -38,7 +38,7 @@ def faithfulness(
 
 
 def _ranks(grid: Array) -> Array:
-    """The share of patches that are higher, from 0 (the highest) to below 1."""
+    """For each patch, the share of patches with higher values: from 0 (the highest) to below 1."""
     order = np.argsort(-grid, axis=None, kind="stable")
     ranks = np.empty(grid.size)
     ranks[order] = np.arange(grid.size) / grid.size
@@ -46,6 +46,6 @@ def _ranks(grid: Array) -> Array:
 
 
 def _mixed(pixels: Any, other: Any, ranks: Array, share: float, keep: bool) -> Image.Image:
-    """`other` with the highest `share` of the patches (`keep`), or the image without them."""
+    """`other` with the image's highest `share` of patches if `keep`, else the image with those from `other`."""
     chosen = (ranks < share)[..., None]
     return Image.fromarray(np.where(chosen == keep, pixels, other))

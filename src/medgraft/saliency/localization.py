@@ -1,4 +1,4 @@
-"""Whether a map points at the finding: numbers of single images, which medgraft.metrics.localization adds up."""
+"""Whether a map points at the finding: scores of single images, which medgraft.metrics.localization adds up."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from medgraft.saliency.maps import CaptionMaps
 
 
 def localize(maps: CaptionMaps, facts: Mapping[str, Any], view: Rectangle) -> dict[str, Pointing]:
-    """How the maps of the words that name the finding, its side and its site point at the finding's box.
+    """Pointing scores of the words that name the finding, its side and its site, against the finding's box.
 
-    `facts` has `box`, (left, top, right, bottom) in pixels of the image. A thing that the caption does not name is left out.
+    `facts` has `box`: (left, top, right, bottom) in pixels. What the caption does not name is left out.
     """
     found = {}
     for name, span in where_stated(maps.caption).items():
@@ -28,7 +28,7 @@ def localize(maps: CaptionMaps, facts: Mapping[str, Any], view: Rectangle) -> di
 
 
 def pointing(grid: Array, box: Sequence[float], view: Rectangle) -> Pointing:
-    """How one map points at one box; see Pointing."""
+    """Scores of one map against one box; see Pointing."""
     inside = coverage(box, view, (grid.shape[0], grid.shape[1]))
     total = float(grid.sum())
     cell = (view[2] - view[0]) / grid.shape[1] * (view[3] - view[1]) / grid.shape[0]

@@ -1,4 +1,4 @@
-"""For every word of a caption, a map over the image's patches."""
+"""Attention maps over an image's patches, one for every word of a caption."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from medgraft.types import AttentionLayout, Seam
 
 Method = Literal["attention", "rollout", "gradient"]
 METHODS: tuple[Method, ...] = get_args(Method)
-_LABELS = {"rollout": "followed through the vision tower by rollout", "gradient": "weighted by gradients"}
-_CLASS_TOKENS = 2  # that stand before the patches, at the most
+_LABELS = {"rollout": "with rollout of the vision tower", "gradient": "weighted by gradients"}
+_CLASS_TOKENS = 2  # the most that may precede the patches
 
 
 @dataclass(frozen=True)
 class MapOptions:
-    """How maps are read off a model. `layers` and `heads`, counted from 0, choose attention of words; all by default."""
+    """How maps are computed. `layers` and `heads`, counted from 0, select the text's attention; the default is all."""
 
     method: Method = "attention"
     layers: Sequence[int] | None = None
@@ -38,8 +38,8 @@ class MapOptions:
 class WordMap:
     """A word at [start, end) of its caption, and its map [rows, columns] over the patches that the model sees.
 
-    A map of the methods `attention` and `rollout` sums to the share that the patches have; tokens that are no patches have
-    the rest, such as a class token. One of `gradient` has no such unit.
+    With `attention` and `rollout` a map sums to the patches' share of the attention; the rest belongs to other tokens, such as
+    a class token. With `gradient` values have no unit.
     """
 
     text: str
@@ -50,7 +50,7 @@ class WordMap:
 
 @dataclass(frozen=True)
 class CaptionMaps:
-    """A caption with the maps of its words; `label` says what they are."""
+    """A caption with the maps of its words; `label` describes the maps."""
 
     caption: str
     words: tuple[WordMap, ...]
@@ -68,20 +68,20 @@ class CaptionMaps:
 
 
 def attention_layout_of(backbone: AnyBackbone, method: str) -> AttentionLayout:
-    """How maps of `method` are read off `backbone`; an error says which methods it has if not this one."""
+    """The attention layout of `backbone` for `method`; an error names the methods that it has if not this one."""
     if method not in METHODS:
         raise ConfigError(f"There is no method {method!r}. Known: {', '.join(METHODS)}.")
     if isinstance(backbone, RemoteCaptioner):
-        raise BackboneError("A model behind an API shows no attention, so what it looked at cannot be known.")
+        raise BackboneError("A model behind an API returns no attention weights, so it has no attention maps.")
     layout, name = backbone.attention_layout, type(backbone).__name__
     if layout is None:
-        raise BackboneError(f"{name} does not say where its attention to the image is, so there are no maps of it.")
+        raise BackboneError(f"{name} declares no attention layout, so it has no attention maps.")
     if layout.vision is not None and not any(re.fullmatch(layout.vision, name) for name, _ in backbone.model.named_modules()):
-        layout = replace(layout, vision=None)  # such as Swin's, whose windows are no attention to all patches
+        layout = replace(layout, vision=None)  # such as Swin, whose windows do not attend to all patches
     if method == "gradient" and layout.vision is None and layout.text is not None:
-        raise BackboneError(f"{name} gives no attention of its vision tower, so method 'gradient' has none. Use 'attention'.")
+        raise BackboneError(f"{name} returns no attention of its vision tower, which method 'gradient' needs. Use 'attention'.")
     if method == "rollout" and layout.vision is None:
-        raise BackboneError(f"{name} gives no attention of its vision tower, so method 'rollout' has none. Use 'attention'.")
+        raise BackboneError(f"{name} returns no attention of its vision tower, which method 'rollout' needs. Use 'attention'.")
     if method == "gradient" and layout.queries is not None:
         raise BackboneError(f"Method 'gradient' is not defined through the learned queries of {name}. Use 'attention'.")
     return layout
@@ -96,15 +96,14 @@ def caption_maps(
     prompt: str = "",
     options: MapOptions = MapOptions(),
 ) -> list[CaptionMaps]:
-    """Maps of every word of `captions`, as the model is given them (teacher forcing) with the images.
+    """Maps of every word of `captions`, computed by teacher forcing.
 
-    `inputs` are pixel values, or features at `seam`. The map of a word is that of the positions that predict its tokens, on
-    average.
+    `inputs` are pixel values, or features at `seam`. A word's map is the mean over the positions that predict its tokens.
     """
     method = options.method
     layout = attention_layout_of(backbone, method)
     if method == "gradient" and (options.layers is not None or options.heads is not None):
-        raise ConfigError("Method 'gradient' weighs all layers and heads; layers and heads choose those of the others.")
+        raise ConfigError("Method 'gradient' uses all layers and heads; leave out layers and heads, or use another method.")
     text = backbone.text_batch(captions, prompt=prompt, max_tokens=backbone.max_positions).to(inputs.device)
     places = _places(backbone, captions, text)
     above = backbone.seams if seam is None else backbone.seams[backbone.seams.index(seam) + 1 :]
@@ -121,36 +120,36 @@ def caption_maps(
 
 
 def layer_count(backbone: Backbone) -> int:
-    """How many layers have attention of words to the image."""
+    """The number of layers in which words attend to the image."""
     pattern = attention_layout_of(backbone, "attention").words
     return sum(re.fullmatch(pattern, name) is not None for name, _ in backbone.model.named_modules())
 
 
 def as_grid(vector: torch.Tensor) -> Array:
-    """What an image's tokens [S] got as [rows, columns] of its patches, which form a square behind any class tokens."""
+    """Values of an image's tokens [S] as [rows, columns] of its patches, which form a square after any class tokens."""
     for others in range(_CLASS_TOKENS + 1):
         side = math.isqrt(len(vector) - others)
         if side * side == len(vector) - others:
             grid: Array = vector[others:].reshape(side, side).cpu().double().numpy()
             return grid
-    raise BackboneError(f"{len(vector)} image tokens are not a square of patches; this model's maps cannot be drawn.")
+    raise BackboneError(f"{len(vector)} image tokens are not a square of patches, so this model has no maps.")
 
 
-_Places = list[tuple[tuple[Word, tuple[int, ...]], ...]]  # of each caption: its words, with the places of their labels
+_Places = list[tuple[tuple[Word, tuple[int, ...]], ...]]  # of each caption: its words, with the positions of their labels
 
 
 def _places(backbone: Backbone, captions: Sequence[str], text: TextBatch) -> _Places:
     found: _Places = []
     for caption, spans, labels in zip(captions, backbone.token_spans(captions), text.labels, strict=True):
         labelled = (labels != -100).nonzero()[:, 0].tolist()
-        words = words_of(caption, spans, len(labelled) - 1)  # the last label is the caption's end
+        words = words_of(caption, spans, len(labelled) - 1)  # the last label is the end token
         found.append(tuple((word, tuple(labelled[token] for token in word.tokens)) for word in words))
     return found
 
 
 @dataclass(frozen=True)
 class _Forward:
-    """A forward pass whose attention is recorded: of `text`, from `inputs` below the seams `above`."""
+    """A forward pass of `text`, from `inputs` through the seams `above`."""
 
     backbone: Backbone
     layout: AttentionLayout
@@ -160,7 +159,7 @@ class _Forward:
     prompt: str
 
     def __call__(self) -> tuple[torch.Tensor, int, slice]:
-        """The logits [B, T, V], and how the attention of words is read (see Backbone.attention_index)."""
+        """Logits [B, T, V], and where the words' attention to the image is (see Backbone.attention_index)."""
         features = self.backbone.forward_through(self.above, self.inputs, prompt=self.prompt)
         logits = self.backbone.decode(features, self.text)[1]
         return logits, *self.backbone.attention_index(features, self.text)
@@ -184,7 +183,7 @@ def _by_attention(forward: _Forward, places: _Places, options: MapOptions) -> li
 
 
 def _by_gradient(forward: _Forward, places: _Places) -> list[list[torch.Tensor]]:
-    """For the first word of every caption at once, then the second: captions do not depend on each other."""
+    """Maps of the first word of every caption in one backward pass, then of the second: captions are independent."""
     backbone, layout, labels = forward.backbone, forward.layout, forward.text.labels
     wanted = {"words": layout.words, "vision": layout.vision, "text": layout.text}
     with graph_below(backbone.model), recorded(backbone, wanted) as seen:
@@ -224,11 +223,11 @@ def _relevance(layout: AttentionLayout, seen: Attentions, target: torch.Tensor |
 
 
 def _mean(layers: list[torch.Tensor], which: Sequence[int] | None, heads: Sequence[int] | None) -> torch.Tensor:
-    """The mean of the chosen layers and heads, [B, Q, K]."""
+    """The mean of the selected layers and heads, [B, Q, K]."""
     counts = {"layer": (which, len(layers)), "head": (heads, layers[0].shape[1])}
     for what, (chosen, count) in counts.items():
         if chosen is not None and not chosen:
-            raise ConfigError(f"No {what} is chosen; name some of its {count}, or none for all of them.")
+            raise ConfigError(f"No {what} is selected; name some of its {count}, or leave the option out for all.")
         if wrong := [number for number in chosen or () if not 0 <= number < count]:
             raise ConfigError(f"There is no {what} {wrong[0]}; this model has {count}, counted from 0.")
     chosen_layers = [layers[i].float() for i in (which if which is not None else range(len(layers)))]

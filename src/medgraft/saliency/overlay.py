@@ -1,4 +1,4 @@
-"""Maps as people look at them: colours over the image, in its own resolution."""
+"""Attention maps as colours over the image, at its own resolution."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from PIL import Image
 from medgraft.metrics.base import Array
 from medgraft.saliency.geometry import Rectangle, on_image
 
-# black, violet, red, orange, yellow: ever lighter, so that it reads in grey and without telling red from green
+# black, violet, red, orange, yellow: monotonic in lightness, readable in grey and without telling red from green
 COLOURS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [255, 221, 20]], dtype=np.float64)
-_COVER = 0.65  # of the image at the map's highest value
+_COVER = 0.65  # opacity where the map is highest
 
 
 def heat(grid: Array, view: Rectangle, size: tuple[int, int]) -> Array:
-    """A word's map as a value from 0 to 1 for every pixel of its image, [height, width]; see medgraft.saliency.geometry."""
+    """A word's map as a value from 0 to 1 for every pixel, [height, width]; see medgraft.saliency.geometry."""
     values = on_image(grid, view, size)
     highest = float(values.max())
     scaled: Array = values / highest if highest > 0 else values
@@ -22,7 +22,7 @@ def heat(grid: Array, view: Rectangle, size: tuple[int, int]) -> Array:
 
 
 def overlay(image: Image.Image, grid: Array, view: Rectangle) -> Image.Image:
-    """`image` with the map in colours over it, as large as the image."""
+    """`image` with the map in colours over it, in the image's size."""
     values = heat(grid, view, image.size)
     place = values * (len(COLOURS) - 1)
     below = np.minimum(place.astype(int), len(COLOURS) - 2)

@@ -1,4 +1,4 @@
-"""Maps as small data for pages: each word's patches as bytes, drawn by the page itself."""
+"""Maps packed for HTML pages: each word's patches as bytes, which the page draws."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_maps(maps: Mapping[str, dict[str, Any]], folder: Path) -> None:
 
 
 def read_maps(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `write_maps` wrote into `folder`; nothing if it has no maps."""
+    """The content of `maps.json` in `folder`; empty if there is no such file."""
     try:
         maps: dict[str, dict[str, Any]] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -45,7 +45,7 @@ def read_maps(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _utf16(text: str) -> int:
-    """How long a page's script finds `text`."""
+    """Length of `text` in JavaScript, in UTF-16 code units."""
     return len(text.encode("utf-16-le")) // 2
 
 

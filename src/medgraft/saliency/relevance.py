@@ -1,4 +1,4 @@
-"""Attention weights as relevance of image tokens to words: rollout, and weighting by gradients."""
+"""Relevance of image tokens to words from attention weights: rollout, and weighting by gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 def rollout(layers: Sequence[torch.Tensor]) -> torch.Tensor:
     """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928, section 3): [B, S, S] from weights [B, H, S, S] a layer.
 
-    Heads are averaged, half of each layer is the residual path; row s says of which inputs the output token s is made.
+    Averages heads, and mixes each layer half with the residual path; row s holds the shares of the inputs in output token s.
     """
     joint = _eye(layers[0])
     for weights in layers:
@@ -20,7 +20,7 @@ def rollout(layers: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def weighted(weights: torch.Tensor, gradient: torch.Tensor | None) -> torch.Tensor:
     """Chefer et al. 2021 (arXiv 2103.15679), equation 5: the mean over heads of max(gradient * weights, 0), [B, Q, K]."""
-    if gradient is None:  # nothing that was asked for depends on this layer
+    if gradient is None:  # the target does not depend on this layer
         return torch.zeros_like(weights[:, 0], dtype=torch.float32)
     return (gradient.float() * weights.float()).clamp(min=0).mean(1)
 
@@ -49,7 +49,7 @@ def cross_relevance(text: Sequence[torch.Tensor], cross: Sequence[torch.Tensor],
 
 
 def normalised(relevance: torch.Tensor) -> torch.Tensor:
-    """Equations 8 and 9: rows of what was added to the identity sum to 1 before it is added again."""
+    """Equations 8 and 9: rows, without the identity, are scaled to sum to 1, and the identity is added again."""
     eye = torch.eye(relevance.shape[-1], device=relevance.device)
     added = relevance - eye
     total = added.sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The words of a caption, and the tokens that spell each."""
+"""Splits a caption into words, each with its tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WORD = re.compile(r"[^\W_]+(?:[-'’./][^\W_]+)*")
 
 @dataclass(frozen=True)
 class Word:
-    """A word at [start, end) of its caption, and which of the caption's tokens spell it."""
+    """A word at [start, end) of its caption, and the positions of its tokens."""
 
     text: str
     start: int
@@ -20,7 +20,7 @@ class Word:
 
 
 def words_of(caption: str, spans: Sequence[tuple[int, int]], count: int) -> tuple[Word, ...]:
-    """The words that the first `count` tokens spell; `spans` says where every token stands in the caption."""
+    """The words of the first `count` tokens; `spans` holds every token's (start, end) in the caption."""
     found = []
     for match in _WORD.finditer(caption):
         start, end = match.span()
@@ -31,7 +31,7 @@ def words_of(caption: str, spans: Sequence[tuple[int, int]], count: int) -> tupl
 
 
 def _trimmed(caption: str, span: tuple[int, int]) -> tuple[int, int]:
-    """A token's place without the space that some tokenizers count in."""
+    """A token's span without the spaces that some tokenizers include."""
     start, end = span
     while start < end and caption[start].isspace():
         start += 1

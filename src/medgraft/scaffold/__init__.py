@@ -1,4 +1,4 @@
-"""A new plugin package: one of each kind that installs, passes its own conformance test, and is there to be changed."""
+"""Writes a new plugin package: it installs, passes its conformance test, and serves as a starting point."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from medgraft.plugin import KINDS, Kind
 
 
 def new_plugin(distribution: str, kind: Kind, parent: Path) -> Path:
-    """Write the package `distribution` that provides one `kind` into `parent`/`distribution`, which is returned.
+    """Write the package `distribution`, which provides one `kind`, into `parent`/`distribution`, and return that folder.
 
-    PluginError if the name is no distribution name or something is there already.
+    PluginError if the name is not a distribution name or the folder exists.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", distribution):
         raise PluginError(
-            f"{distribution!r} is no name for a package: use small letters, digits and hyphens, as in medgraft-llava."
+            f"{distribution!r} is not a package name: use lower-case letters, digits and hyphens, as in medgraft-llava."
         )
     folder = parent / distribution
     if folder.exists():
@@ -31,7 +31,7 @@ def new_plugin(distribution: str, kind: Kind, parent: Path) -> Path:
 
 
 def contents(distribution: str, kind: Kind) -> Mapping[str, str]:
-    """The files of a new plugin, by their paths."""
+    """The files of a new plugin, by path."""
     assert kind in KINDS
     module = distribution.replace("-", "_")
     name = distribution.removeprefix("medgraft-")

@@ -1,4 +1,4 @@
-"""What plugin authors check their work with: each function raises ConformanceError with every check that failed."""
+"""Conformance checks for plugin authors: each function raises ConformanceError with every check that failed."""
 
 from medgraft.testing.backbone_checks import backbone_findings, check_backbone
 from medgraft.testing.data_checks import check_dataset, check_metric, dataset_findings, metric_findings

@@ -1,4 +1,4 @@
-"""Whether a backbone keeps its contract, checked on real forward passes of one model in fp32."""
+"""Checks the contract of a backbone with real forward passes of one model in fp32."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CAPTIONS = ("a nodule.", "no acute findings in the chest, heart size is normal."
 
 
 def images(count: int = 3) -> list[Image.Image]:
-    """RGB images of noise, each of another size."""
+    """RGB images of noise, all of different sizes."""
     rng = np.random.default_rng(0)
     shapes = [(40 + 7 * i, 60 - 9 * i, 3) for i in range(count)]
     return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
@@ -37,22 +37,22 @@ def check_backbone(backbone_class: type[Backbone], source: str | Path) -> None:
 
 
 def backbone_findings(backbone_class: type[Backbone], source: str) -> Iterator[Finding]:
-    """What each check of a backbone found."""
+    """The result of each check of a backbone."""
     checks = _Checks(backbone_class, source)
     yield from run_checks(
         backbone_class.__name__,
         (
             checks.loads, checks.declares_seams, checks.owns_every_parameter, checks.knows_every_linear_layer,
             checks.builds_a_meta_model, checks.masks_labels, checks.ignores_padding, checks.cuts_long_captions,
-            checks.resumes_at_every_seam, checks.looks_at_the_image, checks.generates_what_it_was_taught_to,
-            checks.generates_alike_in_batches, checks.respects_limits, checks.shows_where_it_looks, checks.survives_pickling,
+            checks.resumes_at_every_seam, checks.depends_on_the_image, checks.generates_as_trained,
+            checks.generates_alike_in_batches, checks.respects_limits, checks.gives_attention_maps, checks.survives_pickling,
             checks.refuses_other_models,
         ),
     )  # fmt: skip
 
 
 class _Checks:
-    """The checks; the model is loaded by the first and shared."""
+    """The checks; the first one loads the model, and all share it."""
 
     def __init__(self, backbone_class: type[Backbone], source: str):
         self.backbone_class = backbone_class
@@ -84,19 +84,19 @@ class _Checks:
         assert not wrong, f"not in fp32: {wrong[:3]}"
         assert backbone.source == self.source, f"source is {backbone.source!r} and not {self.source!r}"
         first, second = (self.backbone_class.fingerprint(self.source) for _ in range(2))
-        assert first == second and len(first) == 64, "the fingerprint is not one SHA-256 in hex"
+        assert first == second and len(first) == 64, "the fingerprint is not a constant SHA-256 in hex"
 
     def declares_seams(self) -> None:
-        """Seams are named, and each includes what the one below it does."""
+        """Seams are named, and each includes the parts of the one below it."""
         seams, parts = self.backbone.seams, self.backbone.anatomy.parts
         assert seams, "there is no seam; declare one after the vision tower"
-        assert len({seam.name for seam in seams}) == len(seams), "two seams have one name"
+        assert len({seam.name for seam in seams}) == len(seams), "two seams have the same name"
         assert set(parts) <= set(PARTS), f"parts are {PARTS}, not {tuple(parts)}"
         below: set[str] = set()
         for seam in seams:
             assert below < set(seam.prefix) <= set(parts), f"seam {seam.name!r} has prefix {seam.prefix} above {sorted(below)}"
             below = set(seam.prefix)
-        assert "text" not in below, "what reads the caption cannot lie below a seam"
+        assert "text" not in below, "the text part reads the caption and cannot be below a seam"
 
     def owns_every_parameter(self) -> None:
         """Every parameter belongs to one part."""
@@ -104,29 +104,29 @@ class _Checks:
         assert not lost, f"{len(lost)} parameters belong to no part, such as {lost[0]}"
 
     def knows_every_linear_layer(self) -> None:
-        """Every linear layer has a role, and every part that has layers has roles for them."""
+        """Every linear layer has a role, and every part with layers has roles for them."""
         anatomy = self.backbone.anatomy
         linear = [n for n, m in self.backbone.model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
         lost = [name for name in linear if anatomy.role_of(name) is None and not lies_in(name, anatomy.never_run)]
         assert not lost, f"{len(lost)} of {len(linear)} linear layers have no role, such as {lost[0]}"
         for part in ("vision", "text"):
-            held = {anatomy.role_of(name) for name in linear if anatomy.part_of(name) == part}
-            assert {"attn", "mlp"} <= held, f"part {part!r} has roles {sorted(map(str, held))} and lacks attn or mlp"
+            roles = {anatomy.role_of(name) for name in linear if anatomy.part_of(name) == part}
+            assert {"attn", "mlp"} <= roles, f"part {part!r} has roles {sorted(map(str, roles))} and lacks attn or mlp"
 
     def builds_a_meta_model(self) -> None:
-        """The meta model has the model's parameters, without memory."""
+        """The meta model has the model's parameters, on the meta device."""
         meta = {n: p.shape for n, p in self.backbone_class.meta_model(self.backbone.config).named_parameters()}
         loaded = {n: p.shape for n, p in self.backbone.model.named_parameters()}
         odd = sorted(set(meta.items()) ^ set(loaded.items()))
         assert not odd, f"{len(odd)} parameters differ, such as {odd[0][0]}"
 
     def masks_labels(self) -> None:
-        """Labels are the caption and its end, and nothing else."""
+        """Labels are the caption and its end token, and nothing else."""
         text, backbone = self.text(), self.backbone
         for caption, labels in zip(CAPTIONS, text.labels, strict=True):
-            kept = labels[labels != -100].tolist()
+            labelled = labels[labels != -100].tolist()
             wanted = [*backbone.token_ids([caption])[0], backbone.end_id]
-            assert kept == wanted, f"for {caption!r} the labels are {kept} and not {wanted}"
+            assert labelled == wanted, f"for {caption!r} the labels are {labelled} and not {wanted}"
 
     def ignores_padding(self) -> None:
         """Loss does not depend on padding."""
@@ -142,14 +142,14 @@ class _Checks:
         torch.testing.assert_close(padded, plain, rtol=1e-5, atol=1e-6)
 
     def cuts_long_captions(self) -> None:
-        """Captions are cut to max_tokens and to what the model takes, and still end."""
+        """Captions are truncated to max_tokens and to the model's limit, and keep their end token."""
         backbone = self.backbone
         head = len(backbone.prompt_ids(self.prompt))
         for limit in (head + 6, 10**6):
             text = backbone.text_batch(["word " * 6000], prompt=self.prompt, max_tokens=limit)
-            kept = text.labels[text.labels != -100]
-            assert kept[-1] == backbone.end_id, "a cut caption has lost its end"
-            assert len(kept) <= min(limit, backbone.max_positions), f"{len(kept)} labels at max_tokens={limit}"
+            labelled = text.labels[text.labels != -100]
+            assert labelled[-1] == backbone.end_id, "a truncated caption has no end token"
+            assert len(labelled) <= min(limit, backbone.max_positions), f"{len(labelled)} labels at max_tokens={limit}"
 
     def resumes_at_every_seam(self) -> None:
         """From stored features at any seam, loss and logits are bit-identical."""
@@ -168,14 +168,14 @@ class _Checks:
                 assert torch.equal(again[0], whole[0]), f"seam {seam.name!r}: loss {again[0]} and not {whole[0]}"
                 assert torch.equal(again[1], whole[1]), f"seam {seam.name!r}: logits differ"
 
-    def looks_at_the_image(self) -> None:
+    def depends_on_the_image(self) -> None:
         """The loss depends on the image."""
         text, features = self.text(), self.features(2)
         with torch.no_grad():
             same, other = (self.backbone.decode(f, text)[1] for f in (features, features.flip(0)))
         assert not torch.allclose(same, other), "another image gives the same logits"
 
-    def generates_what_it_was_taught_to(self) -> None:
+    def generates_as_trained(self) -> None:
         """Generation starts where training does: its first token is the most likely one in teacher forcing."""
         text, features, backbone = self.text(), self.features(2), self.backbone
         head = torch.tensor([backbone.prompt_ids(self.prompt)] * 2)
@@ -192,7 +192,7 @@ class _Checks:
         )
 
     def generates_alike_in_batches(self) -> None:
-        """A caption does not depend on what else is in the batch."""
+        """A caption does not depend on the rest of the batch."""
         options, features = GenerationConfig(max_new_tokens=12), self.features()
         together = self.backbone.generate(features, prompt=self.prompt, options=options)
         alone = [self.backbone.generate(row[None], prompt=self.prompt, options=options)[0] for row in features]
@@ -201,7 +201,7 @@ class _Checks:
         assert len(beams) == len(features), f"beam search gave {len(beams)} captions for {len(features)} images"
 
     def respects_limits(self) -> None:
-        """max_new_tokens is kept, also when it is more than the model can take."""
+        """max_new_tokens is respected, also if it exceeds the model's limit."""
         features = self.features(1)
         head = torch.tensor([self.backbone.prompt_ids(self.prompt)])
         short = transformers.GenerationConfig(
@@ -209,39 +209,39 @@ class _Checks:
         )
         with torch.no_grad():
             new = self.backbone.generate_ids(features, head, short)
-        assert 1 <= new.shape[1] <= 4, f"{new.shape[1]} tokens for max_new_tokens=3"  # with T5's start token
+        assert 1 <= new.shape[1] <= 4, f"{new.shape[1]} tokens for max_new_tokens=3"  # includes T5's start token
         self.backbone.generate(features, prompt=self.prompt, options=GenerationConfig(max_new_tokens=100_000))
 
-    def shows_where_it_looks(self) -> None:
-        """With an attention layout, every word has a map of its own image, placed where the model sees the image."""
+    def gives_attention_maps(self) -> None:
+        """With an attention layout, every word has a map over its own image, placed where the model sees the image."""
         backbone = self.backbone
         if backbone.attention_layout is None:
             return
         for ids, spans in zip(backbone.token_ids(CAPTIONS), backbone.token_spans(CAPTIONS), strict=True):
-            assert len(ids) == len(spans), f"{len(ids)} tokens and {len(spans)} places in the text"
+            assert len(ids) == len(spans), f"{len(ids)} tokens but {len(spans)} spans in the text"
         left, top, right, bottom = backbone.visible_region(60, 40)
-        assert left < right and top < bottom and right > 0 and bottom > 0, f"it sees {(left, top, right, bottom)} of 60 x 40"
+        assert left < right and top < bottom and right > 0 and bottom > 0, f"{(left, top, right, bottom)} of 60 x 40 is visible"
         pixels = backbone.pixel_values(images(2))
         maps = caption_maps(backbone, pixels, CAPTIONS, prompt=self.prompt)
         assert [len(found.words) for found in maps] == [2, 10], "words are missing from its maps"
         grids = [word.grid for found in maps for word in found.words]
-        assert all(grid.min() >= 0 and 0 < grid.sum() < 1.001 for grid in grids), "maps are no shares of attention"
+        assert all(grid.min() >= 0 and 0 < grid.sum() < 1.001 for grid in grids), "maps are not shares of attention"
         swapped = caption_maps(backbone, pixels.flip(0), CAPTIONS, prompt=self.prompt)
         same = [np.allclose(a.mean(), b.mean()) for a, b in zip(maps, swapped, strict=True)]
         assert not all(same), "another image gives the same maps"
 
     def survives_pickling(self) -> None:
-        """Goes to a worker process, which prepares the same images and texts."""
+        """Can be pickled for a worker process, where it prepares the same images and texts."""
         packed = pickle.dumps(self.backbone)
         copy = pickle.loads(packed)
-        assert not hasattr(copy, "model"), "it took its model along"
+        assert not hasattr(copy, "model"), "the model was pickled too"
         assert torch.equal(copy.pixel_values(images(2)), self.backbone.pixel_values(images(2))), "its pixels differ"
         assert torch.equal(copy.text_batch(CAPTIONS, prompt=self.prompt, max_tokens=160).input_ids, self.text(160).input_ids), (
             "its tokens differ"
         )
 
     def refuses_other_models(self) -> None:
-        """A missing folder and another kind of model are a BackboneError that names them."""
+        """A missing folder and another kind of model raise a BackboneError that names them."""
         with TemporaryDirectory() as folder:
             for source in (f"{folder}/none", folder):
                 if source == folder:

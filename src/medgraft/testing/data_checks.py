@@ -1,4 +1,4 @@
-"""Whether a data set's reader and a metric keep their contracts."""
+"""Checks the contracts of a data set's reader and of a metric."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_metric(metric_class: type[evaluate.Metric]) -> None:
 
 
 def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: Mapping[str, JsonValue]) -> Iterator[Finding]:
-    """What each check of a reader found."""
+    """The result of each check of a reader."""
 
     def read() -> list[Example]:
         return list(validated(dataset_class, options, dataset_class.__name__).read(path))
@@ -52,7 +52,7 @@ def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: M
         found = [e.image for e in read() if e.image.exists()]
         assert found, "no image file exists"
         image = open_image(found[0])
-        assert isinstance(image, Image.Image) and image.mode == "RGB", f"{found[0]} is no RGB image"
+        assert isinstance(image, Image.Image) and image.mode == "RGB", f"{found[0]} is not an RGB image"
 
     def is_repeatable() -> None:
         """Read twice, it gives the same examples in the same order."""
@@ -67,7 +67,7 @@ def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: M
                 assert first == example.split, f"group {example.group!r} is in {first} and in {example.split}"
 
     def refuses_other_folders() -> None:
-        """A folder of something else is a DataError that names it."""
+        """A folder of something else raises a DataError that names it."""
         with TemporaryDirectory() as empty:
             try:
                 list(validated(dataset_class, options, dataset_class.__name__).read(Path(empty)))
@@ -81,14 +81,14 @@ def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: M
 
 
 def metric_findings(metric_class: type[evaluate.Metric]) -> Iterator[Finding]:
-    """What each check of a metric found."""
+    """The result of each check of a metric."""
 
     def compute(predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
         result: dict[str, Any] = metric_class().compute(predictions=predictions, references=references)
         return result
 
     def gives_numbers() -> None:
-        """Gives finite numbers under names."""
+        """Gives finite numbers by name."""
         result = compute(_CAPTIONS, [[text] for text in _CAPTIONS])
         assert result, "nothing was computed"
         for name, value in result.items():
@@ -103,12 +103,12 @@ def metric_findings(metric_class: type[evaluate.Metric]) -> Iterator[Finding]:
         assert not odd, f"{odd} depend on the order of images"
 
     def takes_empty_captions() -> None:
-        """An empty caption is scored, not an error."""
+        """An empty caption gets a score and raises no error."""
         result = compute(["", *_CAPTIONS[1:]], [[text] for text in _CAPTIONS])
         assert all(math.isfinite(float(value)) for value in result.values()), f"an empty caption gives {result}"
 
     def takes_several_references() -> None:
-        """Several references an image are taken."""
+        """Several references per image are accepted."""
         compute(_CAPTIONS, [[a, b] for a, b in zip(_CAPTIONS, _OTHERS, strict=True)])
 
     checks = (gives_numbers, is_repeatable, takes_empty_captions, takes_several_references)

@@ -1,4 +1,4 @@
-"""Checks as plain functions that raise, and what came of running them."""
+"""Runs checks, plain functions that raise, and collects their results."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from medgraft.errors import MedgraftError
 
 
 class ConformanceError(AssertionError):
-    """What was checked does not keep the contract; the message lists every check that failed."""
+    """A broken contract; the message lists every check that failed."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of one subject; `problem` is None if it passed."""
+    """The result of one check of one subject; `problem` is None if it passed."""
 
     subject: str
     check: str
@@ -22,12 +22,12 @@ class Finding:
 
 
 def run_checks(subject: str, checks: Iterable[Callable[[], None]]) -> Iterator[Finding]:
-    """Run each check; its name is the first line of its docstring."""
+    """Run each check, named by the first line of its docstring."""
     for check in checks:
         name = (check.__doc__ or check.__name__).splitlines()[0].rstrip(".")
         try:
             check()
-        except Exception as error:  # a check finds out what is wrong, whatever it is
+        except Exception as error:  # a failed check may raise anything
             message = " ".join(str(error).split()) or "no message"
             kind = "" if isinstance(error, AssertionError | MedgraftError) else f"{type(error).__name__}: "
             yield Finding(subject, name, f"{kind}{message}"[:600])

@@ -1,4 +1,4 @@
-"""Everything that an installed plugin provides, checked."""
+"""Checks everything that an installed plugin provides."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from medgraft.testing.data_checks import dataset_findings, metric_findings
 from medgraft.testing.findings import Finding
 from medgraft.testing.strategy_checks import strategy_findings
 
-_PROVING_GROUND = "blip"  # where a plugin's strategies are tried
+_STRATEGY_BACKBONE = "blip"  # on which a plugin's strategies are checked
 
 
 def plugin_findings(
     name: str, *, plugins: PluginManager, source: str | None = None, data: DataConfig | None = None
 ) -> Iterator[Finding]:
-    """What every check of the plugin or distribution `name` found.
+    """The results of all checks of the plugin or distribution `name`.
 
     Backbones are checked with their tiny models, or with the weights in `source`; data sets on `data`.
     """
@@ -61,7 +61,7 @@ def _backbone(spec: Spec, source: str | None, plugins: PluginManager) -> Iterato
     backbone_class = spec.resolve()
     assert isinstance(spec, BackboneSpec)
     if not (isinstance(backbone_class, type) and issubclass(backbone_class, Backbone)):
-        yield Finding(spec.name, "is behind an API: nothing to check without sending images")
+        yield Finding(spec.name, "is behind an API: it cannot be checked without sending images")
         return
     with TemporaryDirectory() as folder:
         own = [backbone_class.default_source] if backbone_class.default_source and not spec.tiny else []
@@ -69,7 +69,7 @@ def _backbone(spec: Spec, source: str | None, plugins: PluginManager) -> Iterato
         if source is None:
             tiny += [str(spec.write_tiny(name, Path(folder) / name)) for name in spec.tiny]
         if not tiny:
-            yield Finding(spec.name, "has a model to be checked with", "name one: --source HUB_ID or FOLDER")
+            yield Finding(spec.name, "has a model for the checks", "name one: --source HUB_ID or FOLDER")
         for model in tiny:
             yield from backbone_findings(backbone_class, model)
             for strategy in plugins.names("strategy"):
@@ -79,16 +79,16 @@ def _backbone(spec: Spec, source: str | None, plugins: PluginManager) -> Iterato
 
 
 def _strategy(name: str, plugins: PluginManager) -> Iterator[Finding]:
-    spec = _spec("backbone", _PROVING_GROUND, plugins)
+    spec = _spec("backbone", _STRATEGY_BACKBONE, plugins)
     assert isinstance(spec, BackboneSpec)
     with TemporaryDirectory() as folder:
-        source = spec.write_tiny(_PROVING_GROUND, Path(folder))
+        source = spec.write_tiny(_STRATEGY_BACKBONE, Path(folder))
         plan = get_strategy(name, plugins=plugins)
-        yield from strategy_findings(plan, f"{_PROVING_GROUND}:{source}", plugins=plugins, name=name)
+        yield from strategy_findings(plan, f"{_STRATEGY_BACKBONE}:{source}", plugins=plugins, name=name)
 
 
 def _dataset(spec: Spec, data: DataConfig | None) -> Iterator[Finding]:
     if data is None or data.name != spec.name:
-        yield Finding(spec.name, "has data to be checked on", f"name some: --data {spec.name}:PATH")
+        yield Finding(spec.name, "has data for the checks", f"name some: --data {spec.name}:PATH")
         return
     yield from dataset_findings(spec.resolve(), Path(data.path) if data.path else None, data.options)

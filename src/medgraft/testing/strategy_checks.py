@@ -1,4 +1,4 @@
-"""Whether a strategy does on a backbone what it says: what is trained moves, nothing else does, and it can be shipped."""
+"""Checks a strategy on a backbone: exactly the declared parameters train, and the adapter saves, loads and merges."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medgraft.testing.findings import Finding, require, run_checks
 from medgraft.training import CaptioningModule
 from medgraft.types import lies_in
 
-STEPS = 3  # of training: LoRA's first factor moves in the second, as the other is zero in the first
+STEPS = 3  # of training; LoRA's A only changes in the second, since B starts at zero
 
 
 def check_strategy(strategy: Strategy, backbone: str, *, plugins: PluginManager | None = None) -> None:
@@ -28,7 +28,7 @@ def check_strategy(strategy: Strategy, backbone: str, *, plugins: PluginManager 
 
 
 def strategy_findings(strategy: Strategy, backbone: str, *, plugins: PluginManager, name: str = "") -> Iterator[Finding]:
-    """What each check of a strategy on a backbone found."""
+    """The result of each check of a strategy on a backbone."""
     checks = _Checks(strategy, backbone, plugins)
     training = (checks.trains_its_scope, checks.loads_as_saved, checks.merges) if strategy.trains else ()
     yield from run_checks(f"{name or strategy.method} on {backbone.partition(':')[0]}", (checks.applies, *training))
@@ -60,21 +60,21 @@ class _Checks:
             return backbone.decode(backbone.encode(backbone.pixel_values(images(2)).to(where), prompt=prompt), text)[1]
 
     def _loss(self, module: CaptioningModule) -> float:
-        module.eval()  # without dropout
+        module.eval()  # turns dropout off
         with torch.no_grad():
             return float(module(**self._batch(module.backbone))["loss"])
 
     def applies(self) -> None:
-        """Is applied, and what it quantises is quantised."""
+        """Can be applied, and quantises what it declares."""
         _, applied = self._fresh()
         trained = [p for p in applied.model.parameters() if p.requires_grad]
         assert sum(p.numel() for p in trained) == applied.trainable_parameters, "the count of trained parameters is wrong"
-        assert bool(trained) == self.strategy.trains, "it should train something and does not, or the other way round"
-        held = len(applied.quantized)
-        assert bool(held) == (self.strategy.quantization != "none"), f"{held} modules are held in {self.strategy.quantization}"
+        assert bool(trained) == self.strategy.trains, "strategy.trains and the trainable parameters disagree"
+        count = len(applied.quantized)
+        assert bool(count) == (self.strategy.quantization != "none"), f"{count} modules are in {self.strategy.quantization}"
 
     def trains_its_scope(self) -> None:
-        """What is trained moves; all else stays bit-identical, frozen parts in eval mode."""
+        """Trained parameters change; all others stay bit-identical, and frozen parts in eval mode."""
         backbone, applied = self._fresh()
         untrained = in_place_digests(applied)
         module = CaptioningModule(backbone, applied, backbone.default_prompt)
@@ -94,15 +94,15 @@ class _Checks:
         self._trained = backbone, applied, untrained
         moved = {n for n, p in module.named_parameters() if not torch.equal(p.detach(), before[n])}
         trainable = {n for n, p in module.named_parameters() if p.requires_grad}
-        assert not moved - trainable, f"{sorted(moved - trainable)[0]} is frozen and moved"
+        assert not moved - trainable, f"{sorted(moved - trainable)[0]} is frozen but changed"
         still = sorted(trainable - moved)
         odd = [n for n in still if not lies_in(bare_name(n.removeprefix("model.")), backbone.anatomy.no_gradient)]
-        assert not odd, f"{len(odd)} of {len(trainable)} trained tensors stay: {odd[:3]}"
+        assert not odd, f"{len(odd)} of {len(trainable)} trained tensors did not change: {odd[:3]}"
         loss = self._loss(module)
         assert loss < start, f"the loss does not fall: {start} before {STEPS} steps, {loss} after them"
 
     def loads_as_saved(self) -> None:
-        """Saved and loaded again, logits are bit-identical."""
+        """After saving and loading, logits are bit-identical."""
         assert self._trained is not None, "it could not be trained"
         backbone, applied, untrained = self._trained
         with TemporaryDirectory() as folder:
@@ -113,7 +113,7 @@ class _Checks:
             assert torch.equal(self._logits(loaded.backbone), expected), "logits differ after loading"
 
     def merges(self) -> None:
-        """Merged into the base, logits stay as they are to 1e-3."""
+        """After merging into the base, logits agree to 1e-3."""
         if not self.strategy.uses_adapter or self.strategy.quantization != "none":
             return
         assert self._trained is not None, "it could not be trained"
@@ -125,7 +125,7 @@ class _Checks:
 
 
 def _device(backbone: Backbone) -> torch.device:
-    """Where the model is: on an accelerator, if there is one, once it is quantised."""
+    """The model's device: an accelerator, if there is one, for a quantised model."""
     where: torch.device = next(backbone.model.parameters()).device
     return where
 

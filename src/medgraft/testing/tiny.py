@@ -1,6 +1,6 @@
-"""Small random models of each real architecture, as `save_pretrained` leaves them: for trying and checking offline.
+"""Small random models of each real architecture, in the format of `save_pretrained`, for offline trials and checks.
 
-Their tokenizers know every byte, so any text can be trained on; what they say means nothing until they are trained.
+Their tokenizers cover every byte or character, so any text can be trained on; untrained, they generate random text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _QFORMER = {**_TEXT, "encoder_hidden_size": 32, "cross_attention_frequency": 2, 
 
 
 def byte_tokenizer(template: str = "$A", **special: str) -> Any:
-    """A fast tokenizer of one token a byte. `special` are transformers' names, `template` what is put around a text.
+    """A fast tokenizer with one token per byte. `special` are transformers' names, `template` is the post-processing template.
 
     Special tokens have the lowest ids, in the order given.
     """
@@ -38,7 +38,7 @@ def byte_tokenizer(template: str = "$A", **special: str) -> Any:
 
 
 def character_tokenizer(template: str = "$A", **special: str) -> Any:
-    """A fast tokenizer of BERT's kind, lower-cased, one word piece a character."""
+    """A fast, lower-casing tokenizer of BERT's kind, with one WordPiece token per character."""
     characters = [chr(code) for code in range(33, 127)]
     names = [*dict.fromkeys(special.values()), "[UNK]"]
     vocabulary = {token: i for i, token in enumerate([*names, *characters, *(f"##{c}" for c in characters)])}
@@ -56,16 +56,16 @@ def _with_template(tokenizer: Tokenizer, vocabulary: dict[str, int], template: s
 
 
 def save_pretrained(folder: Path, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any) -> None:
-    """All three into `folder`."""
+    """Save model, tokenizer and image processor into `folder`."""
     for thing in (model, tokenizer, image_processor):
         thing.save_pretrained(folder)
 
 
-save = save_pretrained  # its name until 0.1, which plugins may import
+save = save_pretrained  # the name until version 0.1, which plugins may import
 
 
 def write_tiny_model(name: str, folder: Path, *, plugins: PluginManager | None = None) -> str:
-    """Write the tiny model that `medgraft tiny-models` calls `name` into `folder`; its backbone as `NAME:FOLDER`."""
+    """Write the tiny model `name` of `medgraft tiny-models` into `folder`; returns its backbone as `NAME:FOLDER`."""
     specs = [
         spec for spec, _ in (plugins or PluginManager.from_environment()).specs("backbone") if isinstance(spec, BackboneSpec)
     ]
@@ -77,7 +77,7 @@ def write_tiny_model(name: str, folder: Path, *, plugins: PluginManager | None =
 
 
 def blip(folder: Path) -> None:
-    """A BLIP of 2 layers, width 32."""
+    """A BLIP with 2 layers of width 32."""
     tokenizer = character_tokenizer(
         "[CLS] $A [SEP]", pad_token="[PAD]", bos_token="[DEC]", sep_token="[SEP]", cls_token="[CLS]"
     )
@@ -93,7 +93,7 @@ def blip(folder: Path) -> None:
 
 
 def blip2_opt(folder: Path) -> None:
-    """A BLIP-2 of 2 layers a part, width 32, with OPT."""
+    """A BLIP-2 with OPT, with 2 layers of width 32 in each part."""
     tokenizer = byte_tokenizer("</s> $A", pad_token="<pad>", eos_token="</s>", bos_token="</s>")
     end_of_line = tokenizer("\n", add_special_tokens=False)["input_ids"][0]
     text = transformers.OPTConfig(
@@ -104,19 +104,19 @@ def blip2_opt(folder: Path) -> None:
 
 
 def blip2_t5(folder: Path) -> None:
-    """A BLIP-2 of 2 layers a part, width 32, with T5."""
+    """A BLIP-2 with T5, with 2 layers of width 32 in each part."""
     text, tokenizer = _t5()
     _save_blip2(folder, transformers.Blip2Config, transformers.Blip2ForConditionalGeneration, text, tokenizer)
 
 
 def instructblip_t5(folder: Path) -> None:
-    """An InstructBLIP of 2 layers a part, width 32, with T5."""
+    """An InstructBLIP with T5, with 2 layers of width 32 in each part."""
     text, tokenizer = _t5()
     _save_instructblip(folder, text, tokenizer)
 
 
 def instructblip_vicuna(folder: Path) -> None:
-    """An InstructBLIP of 2 layers a part, width 32, with Vicuna's architecture (LLaMA)."""
+    """An InstructBLIP with Vicuna's architecture (LLaMA), with 2 layers of width 32 in each part."""
     tokenizer = byte_tokenizer("<s> $A", pad_token="<unk>", bos_token="<s>", eos_token="</s>")
     text = transformers.LlamaConfig(
         **_TEXT, vocab_size=len(tokenizer), max_position_embeddings=192, pad_token_id=0, bos_token_id=1, eos_token_id=2
@@ -125,7 +125,7 @@ def instructblip_vicuna(folder: Path) -> None:
 
 
 def vit_gpt2(folder: Path) -> None:
-    """A ViT-GPT2 of 2 layers, width 32."""
+    """A ViT-GPT2 with 2 layers of width 32."""
     tokenizer = byte_tokenizer(eos_token="<|endoftext|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>")
     decoder = transformers.GPT2Config(
         n_embd=32, n_layer=2, n_head=2, n_positions=160, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0
@@ -135,7 +135,7 @@ def vit_gpt2(folder: Path) -> None:
 
 
 def deit_bert(folder: Path) -> None:
-    """A DeiT of width 48 joined to a BERT of width 32, so that a projection stands between them."""
+    """A DeiT of width 48 and a BERT of width 32, which need a projection between them."""
     tokenizer = character_tokenizer("[CLS] $A [SEP]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
     decoder = transformers.BertConfig(**_TEXT, vocab_size=len(tokenizer), max_position_embeddings=160)
     vision = {key: value for key, value in _VISION.items() if key != "initializer_range"}
@@ -158,7 +158,7 @@ def _save_blip2(folder: Path, config_class: Any, model_class: Any, text: Any, to
     )
     torch.manual_seed(0)
     model = model_class(config)
-    model.query_tokens.data.normal_(std=0.5)  # zeros in an untrained model, which would make all queries alike
+    model.query_tokens.data.normal_(std=0.5)  # initialised to zeros, which would make all queries equal
     save_pretrained(folder, model, tokenizer, _blip_images())
 
 

@@ -1,4 +1,4 @@
-"""Training on transformers.Trainer, timed."""
+"""Training on transformers.Trainer, with timings."""
 
 from medgraft.training.module import CaptioningModule
 from medgraft.training.prefix import build_features

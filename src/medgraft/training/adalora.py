@@ -1,4 +1,4 @@
-"""What AdaLoRA (Zhang et al. 2023, arXiv 2303.10512) needs of a training loop beyond a loss."""
+"""What AdaLoRA (Zhang et al. 2023, arXiv 2303.10512) adds to a training loop: a regulariser and rank allocation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 def orthogonality(model: nn.Module) -> torch.Tensor:
-    """The regulariser of the paper's equation 4: how far each layer's two factors are from orthogonal, weighted."""
+    """The regulariser of the paper's equation 4: the mean distance of each layer's two factors from orthogonality, weighted."""
     terms = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and ("lora_A" in name or "lora_B" in name):
@@ -21,7 +21,7 @@ def orthogonality(model: nn.Module) -> torch.Tensor:
 
 
 class RankAllocation(TrainerCallback):
-    """Tells PEFT how many steps there will be, and lets it move rank between layers after each."""
+    """Tells PEFT the number of steps, and lets it move rank between layers after each step."""
 
     def __init__(self, model: Any):
         self.model = model

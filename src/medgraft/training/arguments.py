@@ -16,7 +16,7 @@ from medgraft.training.workers import PREFETCH_FACTOR
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where they go, and whether any are written; `resume` goes on from the last. The folder is removed at the end."""
+    """The checkpoint folder, which is removed after training; `resume` continues from the newest, `written` enables writing."""
 
     folder: Path
     resume: bool = False
@@ -26,7 +26,7 @@ class Checkpoints:
 def training_arguments(
     config: RunConfig, applied: Applied, checkpoints: Checkpoints, workers: int, *, validate: bool
 ) -> TrainingArguments:
-    """TrainingArguments of a run whose batches `workers` processes make; ValueError as transformers raises it."""
+    """TrainingArguments of a run with `workers` data loader processes; passes on the ValueError that transformers raises."""
     train = config.train
     where = hardware.device().type
     return TrainingArguments(

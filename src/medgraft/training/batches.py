@@ -1,4 +1,4 @@
-"""Where a run's batches come from: features in the device's memory, in the store, or pixels; made here or by workers."""
+"""Builds a run's batches from features in device memory, stored features or pixels, in this process or in workers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from medgraft.training.collator import Collator
 from medgraft.training.workers import batch_bytes, worker_count
 from medgraft.types import Example
 
-_TOKENS_MULTIPLE = 16  # to which captions are filled up on an NVIDIA GPU: few lengths occur, and its products are quick
+_TOKENS_MULTIPLE = 16  # caption lengths are padded to this on an NVIDIA GPU: fewer distinct lengths, and faster matrix products
 
 
 @dataclass(frozen=True)
 class Batches:
-    """What makes batches, of what, in how many processes besides this one; and what of them lies on the device."""
+    """Dataset, collator and number of worker processes; `resident` and `pixel_table` are on the device."""
 
     pairs: CaptionPairs
     collator: Collator
@@ -32,7 +32,7 @@ class Batches:
 
 
 def resident_features(config: RunConfig, examples: Sequence[Example], cached: CachedFeatures | None) -> ResidentFeatures | None:
-    """The stored features of `examples` in the device's memory, None if they do not fit."""
+    """The stored features of `examples` in device memory, None if there are none or they do not fit."""
     if cached is None:
         return None
     device = hardware.device()
@@ -48,7 +48,7 @@ def prepare_batches(
     cached: CachedFeatures | None,
     resident: ResidentFeatures | None,
 ) -> Batches:
-    """Batches of `train`; the cache of pixels is set up for workers if there are any."""
+    """Batches of `train`; with workers, the pixel cache is in memory that they share."""
     device, pairs = hardware.device(), CaptionPairs(train)
     levels = pixel_levels(backbone) if device.type != "cpu" else None
     pixels = PixelCache(backbone, int(config.train.pixel_cache_gb * 1e9), levels)

@@ -1,4 +1,4 @@
-"""What happens around the steps of training: noting losses and times, and a progress bar."""
+"""Callbacks of the training loop: losses, step times and a progress bar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class CollectLosses(TrainerCallback):
-    """Tells the trainer when a step, and its optimiser's part, begin and end."""
+    """Tells the trainer when each step, and the optimiser's work in it, begins and ends."""
 
     def __init__(self, trainer: CaptionTrainer):
         self.trainer = trainer
@@ -35,7 +35,7 @@ class CollectLosses(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """A bar with the loss of the last step."""
+    """A progress bar with the loss of the last step."""
 
     def __init__(self, trainer: CaptionTrainer):
         self.trainer = trainer
@@ -47,7 +47,7 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
-        on_cpu = args.device.type == "cpu"  # elsewhere the loss is waited for
+        on_cpu = args.device.type == "cpu"  # on other devices, reading the loss waits for the step to finish
         if (state.global_step % 10 == 0) if on_cpu else (time.perf_counter() - self.shown > 2):
             self.shown = time.perf_counter()
             self.bar.set_postfix(loss=f"{self.trainer.step_losses()[-1]:.3f}")

@@ -1,4 +1,4 @@
-"""From examples to the tensors of a batch: stored features where there are some, pixels for the rest, and the captions."""
+"""Turns examples into batch tensors: stored features where available, pixel values otherwise, and captions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from medgraft.types import Example
 
 @dataclass(frozen=True)
 class Collator:
-    """Pairs to the tensors that CaptioningModule takes: text [B, T] with T the batch's longest, and images.
+    """Collates pairs into the tensors that CaptioningModule takes: text [B, T], with T the longest of the batch, and images.
 
-    `features` [K, S, C] are those of the rows `feature_rows` [K]; `pixel_values` are of the other rows. Either is left out
-    if it would be empty. Where all images of a batch are in `resident`, the rows of ResidentFeatures, `feature_rows` [B]
-    alone stands for them, and names those rows. T is filled up to `pad_to_multiple_of`, which leaves the loss as it is.
+    `features` [K, S, C] belong to the batch rows `feature_rows` [K], and `pixel_values` to the other rows; each is left out if
+    empty. If all images of a batch are in `resident`, which maps paths to rows of ResidentFeatures, `feature_rows` [B] holds
+    those rows, and there are neither `features` nor `pixel_values`. T is padded to `pad_to_multiple_of`; the loss is the same.
     """
 
     backbone: Backbone
@@ -33,7 +33,7 @@ class Collator:
     pad_to_multiple_of: int = 1
 
     def __call__(self, pairs: Sequence[tuple[Example, str]]) -> dict[str, torch.Tensor]:
-        """See the class."""
+        """Collate `pairs`; see the class."""
         text = self.backbone.text_batch([caption for _, caption in pairs], prompt=self.prompt, max_tokens=self.max_tokens)
         text = self._filled_up(text)
         batch = {"input_ids": text.input_ids, "attention_mask": text.attention_mask, "labels": text.labels}
@@ -54,7 +54,7 @@ class Collator:
         missing = min(-length % self.pad_to_multiple_of, max(self.backbone.max_positions - length, 0))
         if missing == 0:
             return text
-        labels = text.labels  # in a model with a text encoder of their own length
+        labels = text.labels  # models with a text encoder have labels of another length
         return TextBatch(
             pad(text.input_ids, (0, missing), value=self.backbone.pad_id),
             pad(text.attention_mask, (0, missing)),

@@ -1,4 +1,4 @@
-"""Which training runs can replay their steps as CUDA graphs."""
+"""Decides whether a training run can replay its steps as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ITEMS = "num_items_in_batch"
 
 
 class GraphedSteps:
-    """The steps of a trainer as graphs, as far as its run and a batch allow."""
+    """Replays training steps as CUDA graphs, for batches that allow it."""
 
     def __init__(self, trainer: CaptionTrainer, graphs: Any):
         self._trainer = trainer
         self._graphs = graphs
 
     def step(self, batch: Mapping[str, torch.Tensor], items: torch.Tensor | int | None) -> torch.Tensor | None:
-        """The loss [] of a whole batch, its gradients in the parameters; None if the step is to be done eagerly."""
+        """The loss [] of a whole batch, with gradients in the parameters; None if the step must run eagerly."""
         rows = batch["input_ids"].shape[0]
         mixed = "pixel_values" in batch and "features" in batch
         if not isinstance(items, torch.Tensor) or mixed or rows != self._trainer.args.train_batch_size:
@@ -41,7 +41,7 @@ class GraphedSteps:
 
 
 def graphed_steps(trainer: CaptionTrainer) -> GraphedSteps | None:
-    """The steps of `trainer` as graphs, None if its backbone has nothing that replays steps, or this run cannot use it."""
+    """Graphed steps for `trainer`; None if its backbone has no step replayer or this run cannot use it."""
     module = trainer.model
     assert isinstance(module, CaptioningModule)
     replayer = module.backbone.step_replayer

@@ -1,4 +1,4 @@
-"""What the Trainer trains: a backbone with a strategy applied, its frozen parts at rest."""
+"""The module that the Trainer trains: a backbone with a strategy applied; frozen parts stay in eval mode."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from medgraft.types import Seam
 
 
 class CaptioningModule(nn.Module):
-    """Loss of captions given images.
+    """Computes the loss of captions given images.
 
-    Frozen parts stay in eval mode; below a seam no graph is built if nothing trains there. `prefix` is the seam at which
-    stored features come in. `resident` are those that lie on the device, and `pixel_table` makes pixel values of images that
-    come as uint8 levels (data/levels.py).
+    Frozen parts stay in eval mode, and seams with nothing trainable below them run without autograd. Stored features enter at
+    the seam `prefix`; `resident` holds those in device memory. `pixel_table` turns uint8 levels into pixel values (see
+    data/levels.py).
     """
 
-    accepts_loss_kwargs = True  # the Trainer then hands over the number of labels of the whole accumulated batch
+    accepts_loss_kwargs = True  # makes the Trainer pass the number of labels in all accumulated batches
 
     pixel_table: torch.Tensor | None
 
@@ -51,7 +51,7 @@ class CaptioningModule(nn.Module):
         self.frozen_seams = tuple(seam for seam in backbone.seams if not trained & set(seam.prefix))
 
     def train(self, mode: bool = True) -> CaptioningModule:
-        """As nn.Module.train, but frozen parts never leave eval mode."""
+        """Like nn.Module.train, but frozen parts stay in eval mode."""
         super().train(mode)
         for module in self._at_rest:
             module.eval()
@@ -64,12 +64,12 @@ class CaptioningModule(nn.Module):
         labels: torch.Tensor,  # [B, T]
         pixel_values: torch.Tensor | None = None,  # [B - K, ...]
         features: torch.Tensor | None = None,  # [K, S, C] at the seam `prefix`
-        feature_rows: torch.Tensor | None = None,  # [K], the rows of this batch that `features` are for
+        feature_rows: torch.Tensor | None = None,  # [K], batch rows of `features`
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """`loss`: mean over this batch's labels, or their sum over `num_items_in_batch` if that is given.
+        """`loss`: the mean over this batch's labels, or their sum divided by `num_items_in_batch` if that is given.
 
-        Without `pixel_values` and `features`, `feature_rows` [B] are rows of the features on the device, one for each caption.
+        Without `pixel_values` and `features`, `feature_rows` [B] are rows of `resident`, one for each caption.
         """
         if pixel_values is not None and self.pixel_table is not None and pixel_values.dtype == torch.uint8:
             pixel_values = levels.pixel_values(pixel_values, self.pixel_table)
@@ -86,7 +86,7 @@ class CaptioningModule(nn.Module):
     def _features(
         self, pixels: torch.Tensor | None, stored: torch.Tensor | None, rows: torch.Tensor | None, count: int
     ) -> torch.Tensor:
-        """Features at the last seam for `count` rows, from stored ones at the seam `prefix` and from pixels."""
+        """Features [count, S, C] at the last seam, from stored features at the seam `prefix` and from pixels."""
         seams = self.backbone.seams
         below = seams.index(self.prefix) + 1 if self.prefix is not None and stored is not None else 0
         if stored is None:
@@ -94,11 +94,11 @@ class CaptioningModule(nn.Module):
             return self._stages(pixels, seams)
         if pixels is None:
             return self._stages(stored, seams[below:])
-        assert rows is not None, "stored features and pixels, but not whose they are"
+        assert rows is not None, "stored features and pixels, but no feature_rows"
         computed = self._stages(pixels, seams[:below])
         whole = computed.new_empty(count, *computed.shape[1:])
         computed_rows = torch.ones(count, dtype=torch.int8, device=rows.device).index_fill(0, rows, 0)
-        others = computed_rows.argsort(descending=True, stable=True)[: len(computed)]  # where a mask would be waited for
+        others = computed_rows.argsort(descending=True, stable=True)[: len(computed)]  # a mask would synchronise with the GPU
         whole[rows], whole[others] = stored.to(whole.dtype), computed
         return self._stages(whole, seams[below:])
 
@@ -114,6 +114,6 @@ class CaptioningModule(nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Recompute activations in the backward pass; called by the Trainer, with its arguments."""
+        """Recompute activations in the backward pass; the Trainer calls this with its arguments."""
         model: Any = self.backbone.model
         model.activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers=every_n_layers, offload=offload)

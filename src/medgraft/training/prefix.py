@@ -1,4 +1,4 @@
-"""Computing what frozen parts make of the training images before the first step."""
+"""Computes the outputs of frozen parts for the training images before the first step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medgraft.types import Example
 
 
 def build_features(cached: CachedFeatures, config: RunConfig, examples: Sequence[Example]) -> None:
-    """Compute and store the features of `examples` that are not stored yet, as far as they fit."""
+    """Compute and store the missing features of `examples`, as far as the store's limit allows."""
     where = hardware.device()
     cached.backbone.model.to(where).eval()
     with hardware.autocast(where, uses_bf16(config)):

@@ -1,4 +1,4 @@
-"""Seconds of training steps, by the clock of the device that does them."""
+"""Measures seconds of training steps on the device that runs them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 class StepTimer:
-    """The time between the ends of steps.
+    """Measures the time between the ends of steps.
 
-    Steps run asynchronously on an NVIDIA GPU: the host is done with one long before the device is. There an event in the
-    device's queue stands for each end, and the times are read when they are asked for.
+    An NVIDIA GPU runs steps asynchronously, and the host finishes launching a step long before it ends. So each end is an event
+    on the CUDA stream, and times are read only when asked for.
     """
 
     def __init__(self, device: torch.device):
@@ -21,13 +21,13 @@ class StepTimer:
         self._last = 0.0
 
     def start(self) -> None:
-        """The first step begins now."""
+        """Start timing the first step."""
         self._last = time.perf_counter()
         if self._on_gpu:
             self._ends = [self._event()]
 
     def lap(self) -> None:
-        """A step ends, and the next one begins, with what has been asked of the device so far."""
+        """End a step and begin the next, at this point of the device's queue."""
         now = time.perf_counter()
         if self._on_gpu:
             self._ends.append(self._event())
@@ -36,7 +36,7 @@ class StepTimer:
         self._last = now
 
     def seconds(self) -> tuple[float, ...]:
-        """The time of every step; waits for the last one."""
+        """Seconds of every step; waits for the last one."""
         if len(self._ends) > 1:
             self._ends[-1].synchronize()
             pairs = zip(self._ends, self._ends[1:], strict=False)

@@ -1,4 +1,4 @@
-"""transformers.Trainer with what captioning adapters add: small checkpoints, a loss for every step, a stop at NaN."""
+"""transformers.Trainer with small checkpoints, the loss of every step, phase times and a stop at NaN."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training left behind: loss and seconds of every optimiser step, and validation losses as (step, loss).
+    """What training measured: loss and seconds of every optimiser step, and validation losses as (step, loss).
 
-    A step's seconds include the wait for its data; steps of an earlier process that was resumed have none. `step_flops` are
-    the operations of the first batch's products, None if the base is quantised, whose products torch does not count;
-    `energy_joules` is what the steps took, None where nothing counts it or a part of them was not seen.
+    Seconds include the wait for data; steps made before a resume have none. `step_flops` are the FLOPs of the first batch's
+    matrix products, None with a quantised base, whose products torch does not count. `energy_joules` is the energy of all
+    steps, None without a counter for it or if some steps were not measured.
     """
 
     losses: tuple[float, ...]
@@ -66,9 +66,7 @@ def fit(
     clock: Clock,
     cached: CachedFeatures | None = None,
 ) -> TrainResult:
-    """Train `applied` in place on the training images of `data`.
-
-    Images whose features are in `cached` are not looked at again.
+    """Train `applied` in place on the training images of `data`; images with features in `cached` skip the frozen parts.
 
     Raises TrainingError if the loss becomes NaN or infinite.
     """
@@ -83,7 +81,7 @@ def fit(
                 trainer.train(resume_from_checkpoint=last)
         finally:
             trainer.release()
-        losses = trainer.step_losses()  # after which an accelerator has done all steps
+        losses = trainer.step_losses()  # waits until the accelerator has finished all steps
         trainer.energy.update()
         trainer.check_finite(losses)
         trainer.model.eval()
@@ -106,7 +104,7 @@ def _trainer(
         arguments = training_arguments(config, applied, checkpoints, batches.workers, validate=bool(validation))
     except ValueError as error:
         raise ConfigError(f"Training options: {str(error).splitlines()[0]}") from None
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several devices take accelerate or torchrun, not DataParallel
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # for several devices use accelerate or torchrun; this turns DataParallel off
     trainer = CaptionTrainer(
         model=CaptioningModule(backbone, applied, prompt, cached.seam if cached else None, resident, batches.pixel_table),
         args=arguments,
@@ -125,7 +123,7 @@ def _trainer(
 
 
 def _remove(folder: Path) -> None:
-    """Remove checkpoints once, when no process is writing any."""
+    """Remove the checkpoints, once no process is writing any."""
     hardware.wait_for_everyone()
     if hardware.is_main_process():
         shutil.rmtree(folder, ignore_errors=True)
@@ -133,18 +131,18 @@ def _remove(folder: Path) -> None:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: the Trainer's state comes last."""
+    """The newest complete checkpoint: the Trainer writes its state last."""
     complete = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 
 class CaptionTrainer(Trainer):
-    """Checkpoints hold trained tensors only. Losses stay on the device until they are asked for."""
+    """Saves only trained tensors in checkpoints, and leaves losses on the device until they are read."""
 
-    def __init__(self, *, clock: Clock, **options: Any):  # the rest is transformers.Trainer's own
+    def __init__(self, *, clock: Clock, **options: Any):  # the options of transformers.Trainer
         super().__init__(**options)
         self.clock = clock
-        self.identity = ""  # the run's configuration: a checkpoint of another one is refused
+        self.identity = ""  # the run's configuration; a checkpoint of another one is refused
         self.remove_callback(PrinterCallback)
         self.counts_flops = False
         self.flops: int | None = None  # of the first batch
@@ -155,14 +153,14 @@ class CaptionTrainer(Trainer):
         self._energy_read = 0.0
         self._optimizing = ExitStack()
         self._losses: list[torch.Tensor | float] = []
-        self._parts: list[torch.Tensor] = []  # losses of the micro-batches of the step under way
+        self._parts: list[torch.Tensor] = []  # losses of the current step's micro-batches
         self.add_callback(CollectLosses(self))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As the Trainer's; keeps the loss, and on a CPU, where looking costs nothing, checks it at once."""
+        """Run the Trainer's step and record its loss; on a CPU, where reading it is free, check every loss."""
         counted = self.counts_flops and self.flops is None and not torch._C._autograd._profiler_enabled()  # it counts twice
         counter = flop_counter() if counted else None
-        with self._phase("backward"), counter or nullcontext():  # of which the forward pass is a phase of its own
+        with self._phase("backward"), counter or nullcontext():  # the forward pass inside has its own phase
             replayed = self._replayed(*args, **kwargs) if counter is None else None
             loss: torch.Tensor = super().training_step(*args, **kwargs) if replayed is None else replayed
         if counter is not None:
@@ -173,43 +171,43 @@ class CaptionTrainer(Trainer):
         return loss
 
     def _replayed(self, model: torch.nn.Module, inputs: Any, items: Any = None, **others: Any) -> torch.Tensor | None:
-        """The loss of a step that a CUDA graph has done, None where none can."""
+        """The loss of a step that a CUDA graph replayed, None if it must run eagerly."""
         if not self._graphs_asked:
             self._graphs_asked = True
             self._graphs = graphed_steps(self)
         return self._graphs.step(inputs, others.get("num_items_in_batch", items)) if self._graphs else None
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's, on the clock as the forward pass."""
+        """The Trainer's, timed as the forward pass."""
         with self._phase("forward"):
             return super().compute_loss(*args, **kwargs)
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        """As the Trainer's, on the clock as a part of the optimiser's work."""
+        """The Trainer's, timed as part of the optimiser's work."""
         with self._phase("optimizer"):
             return super()._clip_grad_norm(model)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's, on the clock as waiting for data."""
+        """The Trainer's, timed as waiting for data."""
         with self._phase("data"):
             return super().get_batch_samples(*args, **kwargs)
 
     def optimizing(self, now: bool) -> None:
-        """Put the clock on the optimiser, or take it off."""
+        """Start or stop timing the optimiser's work."""
         self._optimizing.close()
         if now:
             self._optimizing.enter_context(self._phase("optimizer"))
 
     def _phase(self, name: Phase) -> AbstractContextManager[None]:
-        """A part of a step, where parts can be told without making the device wait for the host: on a CPU."""
+        """A timed phase of a step on a CPU; elsewhere nothing, since timing it would make the device wait for the host."""
         return self.clock.phase(name) if self.args.device.type == "cpu" and self.model.training else nullcontext()
 
     def end_step(self) -> None:
-        """Add up the micro-batches of an optimiser step, and note its time."""
+        """Add up the micro-batch losses of an optimiser step, and record its time."""
         self.timer.lap()
         now = time.perf_counter()
         self.clock.end_of_step()
-        if self.args.device.type == "cpu" or now - self._energy_read > 1:  # asking takes as long as starting a step
+        if self.args.device.type == "cpu" or now - self._energy_read > 1:  # a read is as slow as a step's launch
             self.energy.update()
             self._energy_read = now
         self._losses.append(torch.stack(self._parts).sum() if len(self._parts) > 1 else self._parts[0])
@@ -223,7 +221,7 @@ class CaptionTrainer(Trainer):
         return tuple(map(float, self._losses))
 
     def release(self) -> None:
-        """End the processes that make batches, and free what lies on the device for training alone."""
+        """Stop the data loader's workers, and free device memory that only training needs."""
         if self._graphs is not None:
             self._graphs.close()
         self.model.resident = None
@@ -232,7 +230,7 @@ class CaptionTrainer(Trainer):
             stop_workers(loader)
 
     def check_finite(self, losses: Sequence[float]) -> None:
-        """TrainingError with what to try if a loss is NaN or infinite."""
+        """Raise TrainingError, with advice, if a loss is NaN or infinite."""
         if not all(math.isfinite(loss) for loss in losses):
             raise TrainingError(
                 f"The loss became {next(x for x in losses if not math.isfinite(x))} near step {self.state.global_step + 1} "
@@ -240,7 +238,7 @@ class CaptionTrainer(Trainer):
             )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the Trainer's, on the clock as validation."""
+        """The Trainer's, timed as validation."""
         with self.clock.phase("validation"):
             result: dict[str, float] = super().evaluate(*args, **kwargs)
         return result
@@ -250,7 +248,7 @@ class CaptionTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's, without the closing summary, whose times are not ours."""
+        """The Trainer's, without its closing summary, whose times differ from ours."""
         if "train_runtime" not in logs:
             super().log(logs, *args, **kwargs)
 
@@ -269,7 +267,7 @@ class CaptionTrainer(Trainer):
         progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         if progress["identity"] != self.identity or shapes != {name: p.shape for name, p in wanted.items()}:
-            raise TrainingError(f"{folder} was made with other settings; give those again, or train without --resume.")
+            raise TrainingError(f"{folder} was made with other settings; use those settings, or train without --resume.")
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(tensors[name])

@@ -1,4 +1,4 @@
-"""Processes that make batches while a step runs: how many, and what has to be so while they are started."""
+"""Data loader workers: how many to use, and how to fork and stop them."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import torch
 
 from medgraft import hardware
 
-PREFETCH_FACTOR = 2  # batches that each worker has ready
+PREFETCH_FACTOR = 2  # batches that each worker prepares ahead
 _MOST = 8
-_SHARED_MEMORY = Path("/dev/shm")  # where workers put their batches, on Linux
+_SHARED_MEMORY = Path("/dev/shm")  # where workers put their batches on Linux
 _SILENT = "TOKENIZERS_PARALLELISM"
 
 
 def worker_count(device: torch.device, batch_bytes: int) -> int:
-    """How many processes should make batches of `batch_bytes`: as many as cores and shared memory allow.
+    """The number of data loader workers for batches of `batch_bytes`, limited by cores and shared memory.
 
-    For accelerators on Linux, where a worker is a fork of this process; elsewhere none.
+    Zero on a CPU, and outside Linux, where workers cannot be forked.
     """
     if device.type == "cpu" or sys.platform != "linux":
         return 0
     free = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else sys.maxsize
-    fitting = free // max(batch_bytes, 1) // (PREFETCH_FACTOR + 1)  # and one under way
+    fitting = free // max(batch_bytes, 1) // (PREFETCH_FACTOR + 1)  # plus one that is being made
     return max(0, min(_MOST, hardware.cores_per_process(), fitting))
 
 
 @contextmanager
 def forking(count: int) -> Iterator[None]:
-    """Let `count` workers be forked inside the block without a warning of tokenizers, which then run on one thread."""
+    """Silence the tokenizers' fork warning inside the block if `count` workers start there; they tokenize on one thread."""
     if not count or _SILENT in os.environ:
         yield
         return
@@ -46,12 +46,12 @@ def forking(count: int) -> Iterator[None]:
 
 
 def batch_bytes(sample: Mapping[str, torch.Tensor], batch_size: int) -> int:
-    """What a batch takes, from a batch of one."""
+    """Bytes of a whole batch, estimated from a batch of one."""
     return batch_size * sum(tensor.nbytes for tensor in sample.values())
 
 
 def stop_workers(loader: Any) -> None:
-    """End the persistent workers of a DataLoader, or of accelerate's around one, now and not when it is garbage."""
+    """Stop the persistent workers of a DataLoader, or of accelerate's wrapper, now rather than at garbage collection."""
     iterator = getattr(getattr(loader, "base_dataloader", loader), "_iterator", None)
     if iterator is not None and hasattr(iterator, "_shutdown_workers"):
         iterator._shutdown_workers()

@@ -1,4 +1,4 @@
-"""The embedded data set: simplified but physically inspired radiology, made on demand and the same for the same seed."""
+"""The embedded data set: simplified, physically inspired synthetic radiology, deterministic for a seed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Phantoms", "write_phantoms"]
 
 
 class Phantoms(Dataset):
-    """`count` phantoms by `seed`, made once and kept in the user's cache, or read from a path that holds some."""
+    """`count` phantoms from `seed`, made once and cached for the user, or read from a folder of phantoms."""
 
-    count: int = Field(default=3000, gt=0, description="how many images are made, all splits together")
-    seed: int = Field(default=0, ge=0, description="decides what they show")
+    count: int = Field(default=3000, gt=0, description="number of images in all splits")
+    seed: int = Field(default=0, ge=0, description="seed of the images' content")
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
@@ -34,7 +34,7 @@ class Phantoms(Dataset):
 
 
 def _cached(count: int, seed: int) -> Path:
-    """The folder of these phantoms below XDG_CACHE_HOME; made aside and moved there whole, so it is never half full."""
+    """The cached folder of these phantoms; created elsewhere and moved into place, so it is always complete."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medgraft"
     folder = cache / f"phantoms-v{VERSION}-{count}-{seed}"
     if not folder.is_dir():
@@ -44,7 +44,7 @@ def _cached(count: int, seed: int) -> Path:
             write_phantoms(temporary, count=count, seed=seed)
             temporary.rename(folder)
         except OSError:
-            if not folder.is_dir():  # another process was not faster: something is really wrong
+            if not folder.is_dir():  # a real error, not another process that was faster
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

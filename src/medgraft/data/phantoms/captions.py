@@ -1,4 +1,4 @@
-"""Captions for facts, as figure legends of radiology papers are written: many phrasings, negatives, details, short and long."""
+"""Captions from facts, worded like figure legends of radiology papers: varied phrasing, negatives, details and length."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NORMAL = {
 
 
 def write_caption(facts: Facts, rng: np.random.Generator) -> str:
-    """One sentence on what is shown, sometimes with the patient's age, an arrow, and a negative."""
+    """A caption of what is shown, sometimes with the patient's age, an arrow and a negative."""
     study = _study(facts, rng)
     body = _finding(facts, rng)
     if facts.arrow:

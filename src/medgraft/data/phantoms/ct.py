@@ -1,4 +1,4 @@
-"""Axial computed tomography of chest, abdomen and head: Hounsfield units, reconstruction noise, a window."""
+"""Axial CT of chest, abdomen and head: Hounsfield units, reconstruction noise and windowing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _AIR, _LUNG, _FAT, _WATER, _SOFT, _BONE = -1000.0, -840.0, -95.0, 8.0, 45.0, 620
 
 
 def render(facts: Facts, body: np.random.Generator, rng: np.random.Generator) -> Rendered:
-    """One axial slice seen from below: the patient's left is on the image's right, the front is up."""
+    """One axial slice seen from below: the patient's left is on the image's right, anterior is up."""
     if facts.study == "chest-ct":
         values, finding = _chest(facts, body, rng)
         level, width = (-550, 1500) if facts.contrast == "lung window" else (40, 420)

@@ -1,4 +1,4 @@
-"""Shapes in millimetres on a square grid, and the noise of the machines that image them."""
+"""Shapes in millimetres on a square grid, smooth noise and display windows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = 192
 
 @dataclass(frozen=True)
 class Rendered:
-    """An image between 0 (black) and 1, [SIZE, SIZE], and where its finding is (all False if there is none)."""
+    """An image from 0 (black) to 1, [SIZE, SIZE], and the mask of its finding (all False if there is none)."""
 
     pixels: Field
     finding: Mask
@@ -26,7 +26,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Grid:
-    """Pixel centres in mm: `x` grows to the image's right, `y` downwards, the middle is (0, 0)."""
+    """Pixel centres in mm: `x` grows to the right, `y` downwards, and (0, 0) is the middle."""
 
     x: Field
     y: Field
@@ -41,8 +41,8 @@ class Grid:
         return cls(x, y, step)
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float, turn: float = 0.0) -> Field:
-        """Distance in units of the ellipse's radius: below 1 inside."""
-        c, s = math.cos(turn), math.sin(turn)  # Python floats: numpy's own would turn the arithmetic into float64
+        """Distance from the centre in units of the ellipse's radius: below 1 inside."""
+        c, s = math.cos(turn), math.sin(turn)  # Python floats: numpy's would make the result float64
         dx, dy = self.x - float(cx), self.y - float(cy)
         along = dx * (c / float(rx)) + dy * (s / float(rx))
         across = dy * (c / float(ry)) - dx * (s / float(ry))
@@ -50,12 +50,12 @@ class Grid:
         return distance
 
     def chord(self, cx: float, cy: float, rx: float, ry: float, depth: float, turn: float = 0.0) -> Field:
-        """Length in mm that a ray along the viewing direction spends in an ellipsoid of half-thickness `depth`."""
+        """Length in mm of the viewing ray inside an ellipsoid of half-thickness `depth`."""
         length: Field = 2 * float(depth) * np.sqrt(np.maximum(1 - self.ellipse(cx, cy, rx, ry, turn) ** 2, 0))
         return length
 
     def blob(self, cx: float, cy: float, radius: float, rng: np.random.Generator, rough: float = 0.18) -> Field:
-        """Like `ellipse`, for a roundish outline with bumps."""
+        """Like `ellipse`, but with a bumpy outline."""
         dx, dy = self.x - float(cx), self.y - float(cy)
         angle = np.arctan2(dy, dx)
         edge = np.ones_like(angle)
@@ -68,7 +68,7 @@ class Grid:
         nearest = np.full(self.x.shape, 1e9, dtype=np.float32)
         origin, reach = float(self.x[0, 0]), 2 * width
         for start, end in zip(points[:-1].tolist(), points[1:].tolist(), strict=True):
-            near = [  # only pixels around the segment can change
+            near = [  # only pixels near the segment can change
                 slice(
                     max(int((min(a, b) - reach - origin) / self.step), 0),
                     max(int((max(a, b) + reach - origin) / self.step) + 2, 0),
@@ -97,24 +97,24 @@ def over(below: Field, value: float | Field, cover: Field) -> Field:
 
 
 def texture(rng: np.random.Generator, pixels: float) -> Field:
-    """Smooth noise of unit variance with structures of about `pixels`."""
+    """Smooth noise of unit variance with structures about `pixels` in size."""
     noise = gaussian_filter(rng.standard_normal((SIZE, SIZE)).astype(np.float32), pixels)
     unit: Field = (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
     return unit
 
 
 def window(values: Field, level: float, width: float) -> Field:
-    """Values shown from black at level - width / 2 to white at level + width / 2."""
+    """Values mapped from black at level - width / 2 to white at level + width / 2."""
     return np.clip((values - level) / width + 0.5, 0, 1).astype(np.float32)
 
 
 def nothing() -> Mask:
-    """The finding mask of a normal image."""
+    """The finding mask of an image without a finding."""
     return np.zeros((SIZE, SIZE), dtype=bool)
 
 
 def draw_arrow(pixels: Field, finding: Mask, rng: np.random.Generator) -> Field:
-    """A white arrow that points at the finding from outside it."""
+    """Draw a white arrow that points at the finding from outside it."""
     rows, columns = np.nonzero(finding)
     cy, cx = float(rows.mean()), float(columns.mean())
     reach = max(np.ptp(rows), np.ptp(columns)) / 2

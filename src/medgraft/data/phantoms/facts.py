@@ -1,4 +1,4 @@
-"""What a phantom shows: the facts that its image is rendered from and its caption says."""
+"""The facts of a phantom, from which its image is rendered and its caption written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Study = Literal["chest-xray", "chest-ct", "abdomen-ct", "head-ct", "brain-mr", "
 
 @dataclass(frozen=True)
 class Finding:
-    """A kind of finding in a study: where it may be, whether it has a side, its size range in mm (None: not measured)."""
+    """A kind of finding in a study: possible sites, whether it has a side, and its size range in mm (None: not measured)."""
 
     name: str
     sites: tuple[str | None, ...]
@@ -24,7 +24,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """One image. `side` is the patient's own side, which is the opposite side of a frontal or axial image."""
+    """The facts of one image. `side` is the patient's, which is the opposite side of a frontal or axial image."""
 
     study: Study
     view: str
@@ -93,7 +93,7 @@ _CONTRASTS: Mapping[Study, tuple[str | None, ...]] = {
 
 
 def draw_facts(rng: np.random.Generator, *, unseen: bool) -> Facts:
-    """Facts at random; those with `unseen` have a combination that is kept out of training, the others never do."""
+    """Random facts: with `unseen` a combination that never occurs in training, otherwise one that may."""
     while True:
         facts = _draw(rng)
         if is_held_out(facts) == unseen:
@@ -101,7 +101,7 @@ def draw_facts(rng: np.random.Generator, *, unseen: bool) -> Facts:
 
 
 def is_held_out(facts: Facts) -> bool:
-    """Whether this combination of study, finding, side and site occurs in the test split only (about one in six)."""
+    """Whether this combination of study, finding, side and site occurs only in the test split (about one in six)."""
     if facts.finding is None or (facts.side is None and facts.site is None):
         return False
     text = f"{facts.study}|{facts.finding}|{facts.side}|{facts.site}"
@@ -122,11 +122,11 @@ def _draw(rng: np.random.Generator) -> Facts:
     side: Literal["left", "right"] | None = ("left", "right")[int(rng.integers(2))] if kind.sided else None
     site = kind.sites[int(rng.integers(len(kind.sites)))]
     if study == "abdomen-ct" and site == "liver":
-        side = None  # the liver is on the right; saying so would be no fact
+        side = None  # the liver is always on the right
     if study == "chest-xray" and site == "middle":
         side = "right"  # the left lung has no middle lobe
     if study == "brain-mr" and (site == "cerebellum" or rng.random() < 0.25):
-        view, side = ("sagittal", None)  # a midline cut does not show the side
+        view, side = ("sagittal", None)  # a midline slice does not show the side
     size = int(rng.integers(kind.size_mm[0], kind.size_mm[1] + 1)) if kind.size_mm else None
     arrow = bool(rng.random() < 0.3) and kind.name not in ("cardiomegaly", "ascites")
     return Facts(study, view, contrast, kind.name, side, site, size, arrow)

@@ -1,4 +1,4 @@
-"""Brain magnetic resonance: tissues with T1, T2 and FLAIR contrast, a coil's shading, Rician noise."""
+"""Brain MR: tissues with T1, T2 and FLAIR contrast, coil shading and Rician noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIGNAL = {
 
 
 def render(facts: Facts, body: np.random.Generator, rng: np.random.Generator) -> Rendered:
-    """An axial slice (patient's left on the image's right, front up) or a midline sagittal one (front on the left)."""
+    """An axial slice (patient's left on the image's right, anterior up) or a midline sagittal one (anterior on the left)."""
     draw = _axial if facts.view == "axial" else _sagittal
     values, finding = draw(facts, body, rng)
     grid = Grid.of(2.0)

@@ -49,7 +49,7 @@ def _torso(grid: Grid, wide: float) -> Field:
 
 
 def _lung(grid: Grid, side: str, wide: float, dome: float) -> Field:
-    """Depth of aerated lung in mm: an ellipsoid, cut below by the dome of the diaphragm."""
+    """Depth of aerated lung in mm: an ellipsoid, cut off below by the dome of the diaphragm."""
     sign = -1 if side == "right" else 1
     depth = grid.chord(sign * 76 * wide, -12, 62 * wide, 138, 82, sign * -0.06)
     height = dome - 26 * np.exp(-(((grid.x - sign * 70 * wide) / 46) ** 2)) + 10
@@ -127,7 +127,7 @@ def _add(
 
 
 def _expose(path: Field, rng: np.random.Generator, contrast: float) -> Field:
-    """A digital detector: blur, photon noise that grows with attenuation, and the display's window."""
+    """Model a digital detector: blur, photon noise that grows with attenuation, and the display window."""
     path = gaussian_filter(path, 0.6)
     dose = rng.uniform(9e3, 3e4)
     counts = dose * np.exp(-path)

@@ -13,7 +13,7 @@ _BEAMS, _DEPTHS = 160, 200
 
 
 def render(facts: Facts, body: np.random.Generator, rng: np.random.Generator) -> Rendered:
-    """A curved-array image of liver with gallbladder, or of a kidney beside the liver."""
+    """A curved-array image of the liver with gallbladder, or of a kidney beside the liver."""
     grid = Grid.of(_FIELD)
     echo, absorbs, finding = _kidney(facts, grid, body, rng) if _is_kidney(facts, body) else _liver(facts, grid, body, rng)
     radius = np.hypot(grid.x, grid.y - _TOP + 40)
@@ -33,7 +33,7 @@ def _is_kidney(facts: Facts, body: np.random.Generator) -> bool:
 
 
 def _along_beams(grid: Grid, absorbs: Field) -> Field:
-    """Absorption summed from the probe to each pixel, along the fan's beams."""
+    """Absorption integrated from the probe to each pixel, along the fan's beams."""
     angles = np.linspace(-_HALF_ANGLE, _HALF_ANGLE, _BEAMS)
     depths = np.linspace(48, 205, _DEPTHS)
     x = np.sin(angles)[:, None] * depths
@@ -48,7 +48,7 @@ def _along_beams(grid: Grid, absorbs: Field) -> Field:
 
 
 def _wall(grid: Grid, rng: np.random.Generator) -> Field:
-    """Liver tissue under bright layers of the abdominal wall, diaphragm below."""
+    """Liver tissue below bright layers of the abdominal wall, with the diaphragm beneath."""
     echo = (0.16 * (1 + 0.12 * texture(rng, 5))).astype(np.float32)
     for depth, bright in ((-74, 0.5), (-67, 0.28), (-60, 0.42)):
         echo = over(echo, bright, np.exp(-(((grid.y - depth - 0.0018 * grid.x**2) / 1.8) ** 2)))
@@ -95,7 +95,7 @@ def _kidney(facts: Facts, grid: Grid, body: np.random.Generator, rng: np.random.
 def _stone(
     facts: Facts, grid: Grid, echo: Field, absorbs: Field, x: float, y: float, rng: np.random.Generator
 ) -> tuple[Field, Field, Mask]:
-    """Bright surface, dark shadow behind."""
+    """Draw a stone: a bright surface with a dark shadow behind."""
     distance = grid.blob(x, y, (facts.size_mm or 10) / 2, rng, 0.1)
     echo = over(echo, 1.6, inside(distance, 0.3))
     return echo, (absorbs + 0.5 * inside(distance, 0.2)).astype(np.float32), distance < 1
@@ -104,7 +104,7 @@ def _stone(
 def _lesion(
     facts: Facts, grid: Grid, echo: Field, absorbs: Field, x: float, y: float, rng: np.random.Generator
 ) -> tuple[Field, Field, Mask]:
-    """A cyst is anechoic and brightens what lies behind it; a mass is a rough patch of other echogenicity."""
+    """Draw a lesion: a cyst is anechoic and enhances what lies behind it; a mass is a rough patch of other echogenicity."""
     cyst = facts.finding == "cyst"
     distance = grid.blob(x, y, (facts.size_mm or 28) / 2, rng, 0.03 if cyst else 0.22)
     if cyst:

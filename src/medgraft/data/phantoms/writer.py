@@ -1,4 +1,4 @@
-"""Phantoms on disk: ROCO v1 layout, `facts.jsonl` beside the captions, `patients.csv` beside the splits."""
+"""Writes phantoms: ROCO v1 layout, with `facts.jsonl` beside the captions and `patients.csv` beside the splits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medgraft.errors import DataError
 from medgraft.progress import progress_bar
 from medgraft.types import SPLITS, Split
 
-VERSION = 1  # part of the cache's name: a change of any pixel or word raises it
+VERSION = 1  # part of the cache's name; increase it if any pixel or word changes
 _SHARES = {"train": 0.8, "validation": 0.08, "test": 0.12}
 _RENDERERS = {
     "chest-xray": radiograph.render, "chest-ct": ct.render, "abdomen-ct": ct.render, "head-ct": ct.render,
@@ -32,7 +32,7 @@ _CHUNK = 50
 
 @dataclass(frozen=True)
 class Phantom:
-    """One image to be made: its number in the set, its patient, and the split that all of that patient's images are in."""
+    """One image to make: its number in the set, its patient, and the split of all of that patient's images."""
 
     number: int
     patient: int
@@ -40,12 +40,12 @@ class Phantom:
 
     @property
     def id(self) -> str:
-        """`PHANTOM_00000` and on."""
+        """The id: `PHANTOM_00000` and so on."""
         return f"PHANTOM_{self.number:05d}"
 
 
 def plan(count: int, seed: int) -> tuple[Phantom, ...]:
-    """`count` images of patients who have one to three each, patients kept whole within a split."""
+    """`count` images of patients with one to three each; all images of a patient are in one split."""
     rng = np.random.default_rng([seed, 0])
     phantoms: list[Phantom] = []
     patient = 0
@@ -60,7 +60,7 @@ def plan(count: int, seed: int) -> tuple[Phantom, ...]:
 
 
 def make(phantom: Phantom, seed: int) -> tuple[Rendered, Facts, str]:
-    """Image, facts and caption of one phantom; nearly half of the test split has combinations unseen in training."""
+    """Image, facts and caption of one phantom; nearly half of the test split has combinations not in training."""
     rng = np.random.default_rng([seed, 1, phantom.number])
     facts = draw_facts(rng, unseen=phantom.split == "test" and rng.random() < 0.45)
     body = np.random.default_rng([seed, 2, phantom.patient])
@@ -71,7 +71,7 @@ def make(phantom: Phantom, seed: int) -> tuple[Rendered, Facts, str]:
 
 
 def write_phantoms(out: Path, *, count: int, seed: int = 0) -> dict[str, int]:
-    """Write `count` phantoms below `out`, which must be new or empty; how many are in each split.
+    """Write `count` phantoms into `out`, which must be new or empty; the number of images in each split.
 
     The same arguments give the same bytes.
     """
@@ -92,7 +92,7 @@ def write_phantoms(out: Path, *, count: int, seed: int = 0) -> dict[str, int]:
 
 
 def read_facts(folder: Path) -> dict[str, dict[str, Any]]:
-    """What each image of phantoms in `folder` shows, by id, as `facts.jsonl` says."""
+    """The facts of each phantom in `folder`, by id, from `facts.jsonl`."""
     lines = (line for path in folder.glob("*/radiology/facts.jsonl") for line in path.read_text(encoding="utf-8").splitlines())
     return {entry["id"]: entry for entry in map(json.loads, lines)}
 

@@ -8,8 +8,8 @@ function element(tag, name, ...children) {
   return made;
 }
 
-// a word's map as a small canvas, a pixel for each patch, which the browser stretches smoothly over the image
-const COVER = 0.65; // of the image where the map is highest
+// a word's map as a small canvas with one pixel per patch, which the browser scales smoothly over the image
+const COVER = 0.65; // opacity where the map is highest
 function mapCanvas(text, [rows, columns]) {
   const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   const canvas = document.createElement("canvas");
@@ -29,7 +29,7 @@ function mapCanvas(text, [rows, columns]) {
   return canvas;
 }
 
-// an image that maps can be laid over; `show` takes packed maps and the number of a word, or nothing for the image alone
+// an image with maps over it; `show` takes packed maps and a word's number, or nothing for the image alone
 function picture(source, alt) {
   const image = new Image();
   [image.src, image.alt, image.loading] = [source, alt, "lazy"];
@@ -46,7 +46,7 @@ function picture(source, alt) {
   return { frame, show };
 }
 
-// a caption whose words can be pointed at or reached by the keyboard; `mark` says which are set off
+// a caption whose words can be pointed at or reached by keyboard; `mark` returns whether to highlight a word
 function wordsOf(maps, look, mark = () => false) {
   const line = element("span", "words");
   let done = 0;

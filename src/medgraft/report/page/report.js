@@ -1,4 +1,4 @@
-// sorting: a column's head turns its order round
+// sorting: clicking a column's head reverses its order
 for (const button of document.querySelectorAll(".sortable thead button")) {
   button.addEventListener("click", () => {
     const head = button.parentElement;
@@ -20,7 +20,7 @@ for (const button of document.querySelectorAll(".sortable thead button")) {
   });
 }
 
-// plots, in the page's own colours, drawn anew when those change
+// plots in the page's own colours, redrawn when those change
 const dark = matchMedia("(prefers-color-scheme: dark)");
 function draw() {
   const style = getComputedStyle(document.documentElement);
@@ -36,7 +36,7 @@ function draw() {
 draw();
 dark.addEventListener("change", draw);
 
-// examples, a page at a time
+// examples, one page at a time
 const PAGE = 10;
 const words = (text) => text.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
 function plain(text, known) {
@@ -47,7 +47,7 @@ function plain(text, known) {
   }
   return span;
 }
-// the image under the word that is pointed at, and beside it under the same word of the strategy to compare with
+// shows the map of the word under the pointer, and beside it the map of the same word of the strategy to compare with
 function shown(item, set, compared) {
   const known = new Set(item.references.flatMap(words));
   const pictures = element("div", "pictures");
@@ -58,13 +58,13 @@ function shown(item, set, compared) {
   if (notes.length) notes[0].textContent = item.id;
   const look = (row) => (number) => {
     const maps = item.maps[row];
-    const said = maps.caption.slice(...maps.words[number]);
+    const chosen = maps.caption.slice(...maps.words[number]);
     views[0].show(maps, number);
-    notes[0].textContent = `${set.names[row]}: ${said}`;
+    notes[0].textContent = `${set.names[row]}: ${chosen}`;
     const other = compared === row ? null : item.maps[compared];
-    const place = other?.words.findIndex((word) => other.caption.slice(...word).toLowerCase() === said.toLowerCase()) ?? -1;
+    const place = other?.words.findIndex((word) => other.caption.slice(...word).toLowerCase() === chosen.toLowerCase()) ?? -1;
     views[1].show(other, place < 0 ? undefined : place);
-    notes[1].textContent = other ? `${set.names[compared]}: ${place < 0 ? `does not say ${said}` : said}` : "";
+    notes[1].textContent = other ? `${set.names[compared]}: ${place < 0 ? `does not contain ${chosen}` : chosen}` : "";
   };
   const rows = set.names.map((name, i) => {
     const head = element("th", "", name);
