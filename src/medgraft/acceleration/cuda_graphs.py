@@ -164,7 +164,8 @@ class StepGraphs:
         (loss, norm), (eager_loss, eager_norm) = found.tolist(), expected.tolist()
         if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=1e-6, equal_nan=True):
             raise RuntimeError(
-                f"replayed step: loss {loss:g}, gradient norm {norm:g}; eager step: loss {eager_loss:g}, gradient norm {eager_norm:g}"
+                f"the replayed step has loss {loss:g} and gradient norm {norm:g}, "
+                f"the eager step {eager_loss:g} and {eager_norm:g}"
             )
 
 

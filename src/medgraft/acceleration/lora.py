@@ -173,6 +173,4 @@ def install(backbone: Backbone) -> Undo | None:
         from medgraft.acceleration.quantized import FUSED_LORA
 
         table |= FUSED_LORA
-    return swap(
-        backbone.model, table, lambda name, module: not getattr(module, "lora_variant", None)
-    )  # variants: DoRA and others
+    return swap(backbone.model, table, lambda name, module: not getattr(module, "lora_variant", None))  # DoRA and others

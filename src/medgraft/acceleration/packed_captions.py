@@ -88,10 +88,7 @@ def fill(rows: torch.Tensor, count: int, value: int = 0) -> torch.Tensor:
 
 
 def pack(text: TextBatch, pad_to_multiple_of: int = 1) -> PackedBatch:
-    """Pack `text`, padded on the right, without the tokens that no label of a causal decoder depends on.
-
-    Those are the padding and the last token of each caption.
-    """
+    """Pack `text`, padded on the right, without padding and last tokens: no label of a causal decoder depends on them."""
     targets = torch.cat([text.labels[:, 1:], torch.full_like(text.labels[:, :1], IGNORED)], dim=1)
     needed = (targets != IGNORED).flip(1).cumsum(1).flip(1) > 0  # [B, T]: this token or a later one predicts a label
     lengths = tuple(needed.sum(1).tolist())

@@ -59,7 +59,7 @@ class AutocastLinear8bit(Linear8bitLt):
 
 
 def _unpacked(eights: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Dequantise int8 `eights` [out, in] with their rows' absolute maxima `scales` [out], in chunks that fit the CPU's cache."""
+    """Dequantise int8 `eights` [out, in] with their rows' absolute maxima `scales` [out], in chunks that fit the CPU cache."""
     unpacked = torch.empty(eights.shape, dtype=dtype)
     steps = scales.unsqueeze(1).mul(1 / 127)
     for whole, step, target in zip(*(torch.split(x, _ROWS) for x in (eights, steps, unpacked)), strict=True):

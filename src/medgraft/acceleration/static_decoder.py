@@ -39,10 +39,8 @@ class StaticDecoder:
         self._graph: torch.cuda.CUDAGraph | None = None
         rows = len(features)
         self._tokens = torch.full((rows, self._max_length), pad, dtype=torch.long, device=self._device)
-        masks = torch.full(
-            (self._max_length, self._max_length), float("-inf"), device=self._device
-        )  # one row per position, added to the scores
-        self._masks = masks.triu(1).to(self._compute_dtype or torch.float32)
+        masks = torch.full((self._max_length, self._max_length), float("-inf"), device=self._device).triu(1)
+        self._masks = masks.to(self._compute_dtype or torch.float32)  # one row per position, added to the scores
         self._position = torch.zeros(1, dtype=torch.long, device=self._device)  # index of the next input token
         self._given = torch.ones(1, dtype=torch.long, device=self._device)  # number of prompt tokens
         self._ended = torch.zeros(rows, dtype=torch.bool, device=self._device)

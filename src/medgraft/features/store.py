@@ -145,7 +145,7 @@ class FeatureStore:
         if sum(_bytes_below(folder) for folder in _collections_in(self.root)) + size > self._max_bytes:
             limit = self._max_bytes / 1e9
             return (
-                f"The feature store in {self.root} has reached features.max_gb={limit:g}; new features are computed at each use. "
+                f"The feature store in {self.root} has reached features.max_gb={limit:g}; others are computed at each use. "
                 "Raise it, or make room with `medgraft features prune`."
             )
         if self._disk_free() < size + _SPARE_BYTES:
@@ -214,10 +214,7 @@ def collections(root: Path | None = None) -> tuple[CollectionInfo, ...]:
 def prune(
     *, older_than_days: float | None = None, max_bytes: int | None = None, root: Path | None = None
 ) -> tuple[CollectionInfo, ...]:
-    """Delete collections not used for `older_than_days`, then the least recently used until `max_bytes` suffice.
-
-    Returns the deleted collections.
-    """
+    """Delete collections unused for `older_than_days`, then the least recently used above `max_bytes`; returns the deleted."""
     limit = float("inf") if older_than_days is None else older_than_days * 86400
     listed, now = collections(root), time.time()
     deleted = [info for info in listed if now - info.used >= limit]

@@ -48,8 +48,7 @@ class Applied:
 def apply_strategy(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: str | None = None) -> Applied:
     """Change `model` so that exactly the parameters selected by `strategy` are trainable; `base` goes into PEFT's config.
 
-    StrategyError if the strategy trains only parts that the backbone lacks, if a plan matches nothing, or if it would train
-    quantised weights.
+    StrategyError if the backbone has none of the trained parts, a plan matches nothing, or it would train quantised weights.
     """
     anatomy = anatomy.present(name for name, _ in model.named_parameters())
     _check_parts(anatomy, strategy)
