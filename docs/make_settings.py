@@ -37,13 +37,13 @@ _ENVIRONMENT = """## Environment
 |---|---|
 | `MEDGRAFT_DEVICE` | `cpu`: use no accelerator |
 | `MEDGRAFT_ACCELERATION` | `none`, `auto` or names of kernels; overrides `acceleration.kernels` and what an adapter names |
-| `MEDGRAFT_CACHE` | folder of stored features and of the file index; else `medgraft` in the user's cache |
+| `MEDGRAFT_CACHE` | folder of phantoms, stored features and the file index; else `medgraft` in the user's cache |
 | `MEDGRAFT_FEATURES` | folder of the feature store alone; else `features` in the folder above |
 | `MEDGRAFT_FILE_INDEX` | `off`: check and hash every image and weight file at every start, without the index of files |
 | `MEDGRAFT_DISABLE_PLUGINS` | plugins or distributions to leave out, separated by commas |
 | `MEDGRAFT_STRICT_PLUGINS` | `1`: a plugin that fails to load is an error |
 | `MEDGRAFT_DEBUG` | `1`: print the exception of a plugin that fails to load |
-| `XDG_CACHE_HOME` | the user's cache, else `~/.cache`; phantoms and answers from APIs are always there |
+| `XDG_CACHE_HOME` | the user's cache, else `~/.cache`; answers from APIs are always there |
 | `HF_HUB_OFFLINE` | `1`: transformers downloads nothing |
 """
 

@@ -1,4 +1,4 @@
-"""Captions for images, in batches."""
+"""Caption images in batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medgraft.features import CachedFeatures
 from medgraft.progress import progress_bar
 
 
-@torch.no_grad()  # not inference_mode: parameters moved within it could not be trained afterwards
+@torch.no_grad()  # not inference_mode: parameters moved to a device within it could not be trained afterwards
 def caption_images(
     backbone: Backbone,
     images: Sequence[Path | Image],
@@ -29,9 +29,9 @@ def caption_images(
     dtype: torch.dtype = torch.float32,
     cached: CachedFeatures | None = None,
 ) -> list[str]:
-    """One caption for each image, a file or an image in memory, in order. `backbone` may carry an adapter.
+    """One caption per image, in order; images are files or PIL images. `backbone` may have an adapter.
 
-    Computed in `dtype` by autocast. Features of files are taken from `cached` and kept there.
+    Computes in `dtype` by autocast. Features of files are read from and stored in `cached`, if given.
     """
     where = hardware.device()
     backbone.model.to(where).eval()
@@ -43,12 +43,12 @@ def caption_images(
         backbone.generating() as generate_ids,
         closing(source.read(batches)) as read_batches,
     ):
-        for some, read in read_batches:
-            inputs = backbone.generation_inputs(len(some), where, prompt, options)  # a GPU is waited for in it
+        for batch, read in read_batches:
+            inputs = backbone.generation_inputs(len(batch), where, prompt, options)  # synchronises with a GPU
             with hardware.autocast(where, dtype == torch.bfloat16):
-                features = source.features(some, read)
+                features = source.features(batch, read)
                 if ids is not None:
-                    captions += backbone.captions(ids)  # of the batch before, while a GPU computes features
+                    captions += backbone.captions(ids)  # decode the previous batch while a GPU computes features
                 ids = generate_ids(features, *inputs).cpu()
             bar.update()
     if ids is not None:
@@ -59,7 +59,7 @@ def caption_images(
 
 
 class _FeatureSource:
-    """Features at the last seam, computed or from `cached`. For a GPU, image files are read ahead in threads."""
+    """Features at the last seam, computed or from `cached`. With a GPU, threads read image files ahead."""
 
     def __init__(self, backbone: Backbone, where: torch.device, prompt: str, cached: CachedFeatures | None):
         self._backbone, self._prompt, self._cached = backbone, prompt, cached
@@ -67,9 +67,9 @@ class _FeatureSource:
         self._where = where
 
     def read(self, batches: Sequence[Sequence[Path | Image]]) -> Generator[tuple[Sequence[Path | Image], ReadImages | None]]:
-        """Each batch with those of its images whose features are not stored, or None if they are to be read when needed."""
+        """Each batch with its images that were read ahead, or None if `features` has to read them itself."""
         files = [[image for image in batch if isinstance(image, Path)] for batch in batches]
-        if self._reader is None or any(len(some) < len(batch) for some, batch in zip(files, batches, strict=True)):
+        if self._reader is None or any(len(paths) < len(batch) for paths, batch in zip(files, batches, strict=True)):
             yield from ((batch, None) for batch in batches)
         elif self._cached is None:
             yield from self._reader.ahead(files)
@@ -77,7 +77,7 @@ class _FeatureSource:
             yield from self._reader.ahead(files, self._cached.lacking)
 
     def features(self, images: Sequence[Path | Image], read: ReadImages | None) -> torch.Tensor:
-        """[B, S, C] for the images of a batch."""
+        """Features [B, S, C] for the images of a batch."""
         backbone, ready = self._backbone, None
         if read is not None and read.values is not None and self._reader is not None:
             ready = read.paths, self._reader.pixel_values(read)
@@ -90,5 +90,5 @@ class _FeatureSource:
 
 
 def opened(image: Path | Image) -> Image:
-    """The image in a file, or the image itself."""
+    """Open an image file; a PIL image is returned as it is."""
     return open_image(image) if isinstance(image, Path) else image

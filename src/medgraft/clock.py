@@ -1,4 +1,4 @@
-"""Where the time went: wall-clock seconds by phase, each second counted once."""
+"""Wall-clock time by phase, each second counted once."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ Phase = Literal[
     "read_data", "load", "digests", "features", "train", "data", "forward", "backward", "optimizer", "validation", "checkpoint",
     "package", "generation", "saliency", "scoring",
 ]  # fmt: skip
-STEPS: tuple[Phase, ...] = ("train", "data", "forward", "backward", "optimizer")  # "train" is what is in none of the others
+STEPS: tuple[Phase, ...] = ("train", "data", "forward", "backward", "optimizer")  # "train": time in none of the other four
 
 
 class Clock:
-    """Attributes time to the innermost phase that is open, so that nested phases do not count twice."""
+    """Attributes time to the innermost open phase, so that nested phases are not counted twice."""
 
     def __init__(self) -> None:
         self._seconds: dict[Phase, float] = dict.fromkeys(get_args(Phase), 0.0)
         self._open: list[Phase] = []
         self._since = 0.0
         self._start = time.perf_counter()
-        self.time_to_first_step: float | None = None  # seconds since this clock was made
+        self.time_to_first_step: float | None = None  # seconds since this object was created
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -36,11 +36,11 @@ class Clock:
             self._open.pop()
 
     def add(self, name: Phase, seconds: float) -> None:
-        """Count time that an earlier process spent on this run."""
+        """Add time that an earlier process spent on this run."""
         self._seconds[name] += seconds
 
     def end_of_step(self) -> None:
-        """Note when the first step of training was done."""
+        """Record the time of the first call, the end of the first training step."""
         if self.time_to_first_step is None:
             self.time_to_first_step = time.perf_counter() - self._start
 
@@ -52,15 +52,15 @@ class Clock:
 
     @property
     def steps(self) -> float:
-        """Seconds of the training steps, with what is set up for them."""
+        """Seconds spent in training steps, including their setup."""
         return sum(self._seconds[phase] for phase in STEPS)
 
     @property
     def training(self) -> float:
-        """Seconds that one waits for to have the weights: building features and the steps."""
+        """Seconds needed to train the weights: building features and the training steps."""
         return self._seconds["features"] + self.steps
 
     @property
     def seconds(self) -> Mapping[Phase, float]:
-        """Seconds of every phase, closed ones and the open one up to its last turn."""
+        """Seconds of every phase; time since the last change of phase is not included."""
         return dict(self._seconds)

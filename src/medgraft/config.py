@@ -1,4 +1,4 @@
-"""What a run is made of, as strict models, and how `--set` and suite files change it."""
+"""The settings of runs and suites as strict models: unknown keys and wrong values are errors, all listed at once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from medgraft.types import Split
 
 
 class DataConfig(StrictModel):
-    """Which data set, where it lies, and the options of its reader."""
+    """The data set: its reader, its path, and the reader's options."""
 
-    name: str = Field(description="the reader, as `medgraft list` shows it")
-    path: str | None = Field(default=None, description="the folder or file that it reads")
+    name: str = Field(description="the reader's name, as shown by `medgraft list`")
+    path: str | None = Field(default=None, description="the folder or file to read")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="options of the reader; each is a key of its own")
-    max_images: int | None = Field(default=None, gt=0, description="only the first so many images of each split")
+    max_images: int | None = Field(default=None, gt=0, description="use only the first max_images of each split")
 
     @classmethod
     def parse(cls, text: str) -> DataConfig:
@@ -33,73 +33,72 @@ class DataConfig(StrictModel):
 
 
 class TrainConfig(StrictModel):
-    """How to train, in the words of transformers' TrainingArguments."""
+    """Training, under the names of transformers' TrainingArguments."""
 
     num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the training captions")
     max_steps: int = Field(default=-1, ge=-1, description="optimiser steps; replaces num_train_epochs if positive")
-    per_device_train_batch_size: int = Field(default=16, gt=0, description="captions in a training batch of one device")
-    per_device_eval_batch_size: int = Field(default=32, gt=0, description="images in a batch of validation and captioning")
-    gradient_accumulation_steps: int = Field(default=1, gt=0, description="batches whose gradients are added up for one step")
-    gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
-    learning_rate: float | None = Field(default=None, gt=0, description="peak rate; the strategy's own if not given")
-    lr_scheduler_type: str = Field(default="cosine", description="how the rate falls, by transformers' names")
-    warmup_steps: float = Field(default=0.05, ge=0, description="steps until the peak rate, or a share of all steps if below 1")
-    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's, not on biases and norms")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
-    optim: str = Field(default="adamw_torch_fused", description="the optimiser, by transformers' names")
+    per_device_train_batch_size: int = Field(default=16, gt=0, description="captions per training batch and device")
+    per_device_eval_batch_size: int = Field(default=32, gt=0, description="images per batch in validation and captioning")
+    gradient_accumulation_steps: int = Field(default=1, gt=0, description="batches accumulated for one optimiser step")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
+    learning_rate: float | None = Field(default=None, gt=0, description="peak rate; default: the strategy's")
+    lr_scheduler_type: str = Field(default="cosine", description="learning rate schedule, by transformers' names")
+    warmup_steps: float = Field(default=0.05, ge=0, description="steps to the peak rate; below 1: a fraction of all steps")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay; not applied to biases and norms")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="clip gradients to this norm")
+    optim: str = Field(default="adamw_torch_fused", description="optimiser, by transformers' names")
     bf16: bool | Literal["auto"] = Field(default="auto", description="bf16 autocast; auto: where the hardware has bf16 units")
-    max_text_tokens: int = Field(default=128, gt=2, description="longer captions are cut; special tokens count")
-    prompt: str | None = Field(default=None, description="text before every caption; the backbone's own if not given")
-    save_steps: int | None = Field(default=None, gt=0, description="steps between checkpoints; one each epoch if not given")
-    save_total_limit: int = Field(default=1, gt=0, description="how many checkpoints stay on disk")
-    eval_during_training: bool = Field(default=False, description="validation loss after each epoch")
+    max_text_tokens: int = Field(default=128, gt=2, description="longer captions are truncated; special tokens count")
+    prompt: str | None = Field(default=None, description="text before every caption; default: the backbone's")
+    save_steps: int | None = Field(default=None, gt=0, description="steps between checkpoints; default: one per epoch")
+    save_total_limit: int = Field(default=1, gt=0, description="number of checkpoints to keep on disk")
+    eval_during_training: bool = Field(default=False, description="compute the validation loss after each epoch")
     dataloader_num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto",
-        description="processes that read images; auto: none on a CPU, up to 8 beside an accelerator",
+        default="auto", description="worker processes that read images; auto: 0 on a CPU, up to 8 with an accelerator"
     )
-    pixel_cache_gb: float = Field(default=0.5, ge=0, description="memory for decoded and resized images")
-    report_to: tuple[str, ...] = Field(default=(), description='loggers of transformers, such as ["tensorboard"]')
+    pixel_cache_gb: float = Field(default=0.5, ge=0, description="memory for caching decoded and resized images")
+    report_to: tuple[str, ...] = Field(default=(), description='transformers\' loggers, such as ["tensorboard"]')
 
     @model_validator(mode="before")
     @classmethod
     def _ungrouped(cls, values: Any) -> Any:
-        """Suites and runs of earlier versions name a setting that is gone."""
+        """Handle `group_by_length`, which suites and records of earlier versions contain."""
         if isinstance(values, Mapping) and values.get("group_by_length"):
-            raise ValueError("group_by_length is gone, as it cost quality; leave it out")
+            raise ValueError("group_by_length was removed because it reduced quality; leave it out")
         return {k: v for k, v in values.items() if k != "group_by_length"} if isinstance(values, Mapping) else values
 
 
-TIMING_WARMUP_STEPS = 3  # at the beginning of a run, which are slower
+TIMING_WARMUP_STEPS = 3  # first steps of a run, which are slower and not timed
 METRICS = ("bleu", "rouge_l", "cider", "rouge_1", "clinical", "facts", "localization")
-SALIENCY_METRICS = ("localization", "faithfulness")  # metrics of where a model looked
-CONTROLS = ("_uniform", "_untrained", "_random")  # ends of scores that only say what chance gets
+SALIENCY_METRICS = ("localization", "faithfulness")  # metrics of saliency maps
+CONTROLS = ("_uniform", "_untrained", "_random")  # suffixes of scores that are chance baselines
 
 
 class GenerationConfig(StrictModel):
-    """How captions are decoded, in transformers' words; lengths in word pieces, prompt not counted."""
+    """Decoding of captions, under the names of transformers' GenerationConfig."""
 
-    max_new_tokens: int = Field(default=96, gt=0, description="longest caption in tokens, without the prompt")
-    num_beams: int = Field(default=1, gt=0, description="beam search with so many beams; 1 is greedy")
-    length_penalty: float = Field(default=1.0, description="of beam search: above 0 favours longer captions")
+    max_new_tokens: int = Field(default=96, gt=0, description="maximum caption length in tokens, without the prompt")
+    num_beams: int = Field(default=1, gt=0, description="number of beams in beam search; 1: greedy")
+    length_penalty: float = Field(default=1.0, description="for beam search: above 0 favours longer captions")
     no_repeat_ngram_size: int = Field(default=0, ge=0, description="no n-gram of this size occurs twice; 0 allows all")
     repetition_penalty: float = Field(default=1.0, gt=0, description="above 1 makes repeated tokens less likely")
 
 
 class FeaturesConfig(StrictModel):
-    """The feature store, which keeps what frozen parts make of each image."""
+    """The feature store, which saves the output of frozen parts for each image."""
 
     enabled: bool = Field(default=True, description="read and write stored features")
-    max_gb: float = Field(default=10.0, ge=0, description="disk space of the store, all models together")
+    max_gb: float = Field(default=10.0, ge=0, description="disk space of the whole store, for all models")
     device_gb: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto", description="training features in the GPU's memory; auto: 40 % of what is free there"
+        default="auto", description="GPU memory for training features; auto: 40 % of its free memory"
     )
 
 
 class AccelerationConfig(StrictModel):
-    """Kernels that compute the same in less time: `auto` for all that apply here, `none`, or some by name."""
+    """Kernels that give the same results in less time."""
 
     kernels: Literal["auto", "none"] | tuple[str, ...] = Field(
-        default="auto", description="auto: all that apply here; none; or some by name, separated by commas"
+        default="auto", description="auto: all that apply to model and machine; none; or names separated by commas"
     )
 
     @field_validator("kernels", mode="before")
@@ -110,22 +109,22 @@ class AccelerationConfig(StrictModel):
 
 
 class SaliencyConfig(StrictModel):
-    """Attention maps of test images: those that the report shows, and those that deletion and insertion are tried on."""
+    """Saliency maps of test images, for the report and for the metric 'faithfulness' (deletion and insertion)."""
 
-    maps: int = Field(default=128, ge=0, description="images whose maps are written for the report")
-    curves: int = Field(default=24, ge=0, description="images for the metric 'faithfulness', the first ones")
+    maps: int = Field(default=128, ge=0, description="number of images whose maps are written for the report")
+    curves: int = Field(default=24, ge=0, description="number of images for the metric 'faithfulness'")
 
 
 class RunSettings(StrictModel):
-    """What runs and suites share. A new section of settings is one field here: `--set`, suites and records have it then."""
+    """Settings shared by runs and suites. A new section is one field here; `--set`, suites and records then support it."""
 
     train: TrainConfig = TrainConfig()
     generation: GenerationConfig = GenerationConfig()
     features: FeaturesConfig = FeaturesConfig()
     acceleration: AccelerationConfig = AccelerationConfig()
     saliency: SaliencyConfig = SaliencyConfig()
-    metrics: tuple[str, ...] = Field(default=METRICS, description="what captions are scored by")
-    eval_split: Split = Field(default="test", description="the split that is captioned")
+    metrics: tuple[str, ...] = Field(default=METRICS, description="metrics to compute")
+    eval_split: Split = Field(default="test", description="the split to caption and score")
 
 
 class RunConfig(RunSettings):
@@ -139,58 +138,48 @@ class RunConfig(RunSettings):
 
 
 class TuningConfig(StrictModel):
-    """The same small budget for every strategy: learning rates tried on validation images before the suite's own runs.
-
-    Each of `factors` times the rate that the strategy would have is tried once; the rate with the best `score` is used by
-    all of its runs, the lower one of two that score the same.
-    """
+    """Trials before the suite's runs that choose each strategy's learning rate on validation images, with equal budgets."""
 
     factors: tuple[float, ...] = Field(
-        default=(0.3, 1.0, 3.0), min_length=1, description="tried: each times the rate that the strategy would have"
+        default=(0.3, 1.0, 3.0), min_length=1, description="trials: multiples of the default rate"
     )
-    score: str = Field(default="cider", description="the score of validation captions that decides")
-    num_train_epochs: float | None = Field(default=None, gt=0, description="of each try; the suite's own if not given")
-    seed: int = Field(default=1000, ge=0, description="of the tries")
+    score: str = Field(default="cider", description="score of validation captions to maximise; in a tie the lowest rate")
+    num_train_epochs: float | None = Field(default=None, gt=0, description="epochs of each trial; default: the suite's")
+    seed: int = Field(default=1000, ge=0, description="seed of the trials")
 
     @field_validator("factors")
     @classmethod
     def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if min(value) <= 0 or len(set(value)) < len(value):
-            raise ValueError("factors are different numbers above 0")
+            raise ValueError("factors have to be distinct numbers above 0")
         return value
 
 
 class TimingConfig(StrictModel):
-    """Steps timed for themselves, after the runs: `steps` of each run, the grid over and over, the first ones left out."""
+    """Separate timing after the runs; the first steps of each run are not counted."""
 
-    repeats: int = Field(default=3, ge=2, description="how often the whole grid is timed")
-    steps: int = Field(default=20, ge=TIMING_WARMUP_STEPS + 4, description="steps of each run and repeat")
+    repeats: int = Field(default=3, ge=2, description="number of times that the whole grid is timed")
+    steps: int = Field(default=20, ge=TIMING_WARMUP_STEPS + 4, description="steps per run and repeat")
 
 
 class BackboneRows(StrictModel):
-    """A backbone in a suite that is run with strategies of its own."""
+    """A backbone in a suite with its own list of strategies."""
 
     backbone: str
     strategies: tuple[str, ...] = Field(min_length=1)
 
 
 class SuiteConfig(RunSettings):
-    """A grid of runs. `overrides` holds settings for single strategies, as `[overrides.lora.train]` tables.
+    """A grid of runs. Each backbone is run with all `strategies`, or with those in its own table."""
 
-    A backbone is a name, to be run with all `strategies`, or a table that names its own.
-    """
-
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="names the folder of results and the report")
-    description: str = Field(default="", description="for people")
-    backbones: tuple[str | BackboneRows, ...] = Field(
-        min_length=1, description="NAME or NAME:SOURCE; as a table, with `strategies` of its own"
-    )
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="name of the results folder and the report")
+    description: str = Field(default="", description="text for the report")
+    backbones: tuple[str | BackboneRows, ...] = Field(min_length=1, description="NAME[:SOURCE], or tables with own strategies")
     strategies: tuple[str, ...] = Field(min_length=1, description="presets, or peft:<METHOD>")
     data: tuple[DataConfig, ...] = Field(min_length=1, description="NAME[:PATH] or tables as in section data, one or several")
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="every run is done once with each")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="every run is repeated with each seed")
     overrides: dict[str, dict[Literal["train", "strategy"], dict[str, JsonValue]]] = Field(
-        default_factory=dict,
-        description="settings of single strategies, as [overrides.lora.train]",
+        default_factory=dict, description="settings of single strategies, as [overrides.lora.train]"
     )
     tuning: TuningConfig | None = None
     timing: TimingConfig | None = None
@@ -198,14 +187,14 @@ class SuiteConfig(RunSettings):
     @model_validator(mode="after")
     def _tuned_elsewhere(self) -> Self:
         if self.tuning is not None and self.eval_split == "validation":
-            raise ValueError("tuning chooses on validation images, so eval_split cannot be validation too")
+            raise ValueError("tuning uses the validation images, so eval_split cannot be validation")
         return self
 
     @field_validator("data", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        several = value if isinstance(value, list | tuple) else [value]
-        return [DataConfig.parse(item) if isinstance(item, str) else item for item in several]
+        items = value if isinstance(value, list | tuple) else [value]
+        return [DataConfig.parse(item) if isinstance(item, str) else item for item in items]
 
 
 SECTIONS = tuple(name for name, field in RunSettings.model_fields.items() if isinstance(field.default, StrictModel))
@@ -226,17 +215,17 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def load_suite(path: Path, overrides: Iterable[str] = ()) -> SuiteConfig:
-    """The suite in `path` with `--set` overrides applied; relative data paths are taken from the working directory."""
+    """Load the suite in `path` with `--set` overrides applied; data paths are relative to the working directory."""
     values = read_toml(path)
     for section, changes in parse_overrides(overrides, SUITE_SECTIONS).items():
         if not isinstance(values.get(section, {}), Mapping | str | list):
-            raise ConfigError(f"Suite {path}: {section!r} is a table, not {values[section]!r}.")
+            raise ConfigError(f"Suite {path}: {section!r} has to be a table, not {values[section]!r}.")
         if section != "data":
             values[section] = {**values.get(section, {}), **changes}
             continue
-        several = values.get("data", [])
-        several = [several] if isinstance(several, Mapping | str) else several
-        values["data"] = [_changed_data(item, changes) for item in several]
+        items = values.get("data", [])
+        items = [items] if isinstance(items, Mapping | str) else items
+        values["data"] = [_changed_data(item, changes) for item in items]
     return validated(SuiteConfig, values, f"Suite {path}")
 
 
@@ -248,7 +237,7 @@ def _changed_data(data: Mapping[str, Any] | str, changes: Mapping[str, JsonValue
 
 
 def parse_overrides(overrides: Iterable[str], sections: tuple[str, ...] = RUN_SECTIONS) -> dict[str, dict[str, JsonValue]]:
-    """`section.key=value` texts as {section: {key: value}}; values are JSON where they parse as JSON, else text."""
+    """Parse `section.key=value` texts to {section: {key: value}}; values that are not valid JSON are text."""
     result: dict[str, dict[str, JsonValue]] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -272,7 +261,7 @@ def _json_or_text(value: str) -> JsonValue:
 
 
 def data_config(text: str, overrides: Iterable[str], max_images: int | None) -> DataConfig:
-    """`NAME[:PATH]` with `--set data.K=V` applied."""
+    """Parse `NAME[:PATH]` and apply `--set data.K=V`."""
     values = _changed_data(text, parse_overrides(overrides, ("data",)).get("data", {}))
     return validated(DataConfig, values | ({"max_images": max_images} if max_images is not None else {}), "Data")
 
@@ -280,7 +269,7 @@ def data_config(text: str, overrides: Iterable[str], max_images: int | None) -> 
 def run_config(
     *, backbone: str, strategy: str, data: str, seed: int = 0, max_images: int | None = None, overrides: Iterable[str] = ()
 ) -> RunConfig:
-    """One run from the words of the command line."""
+    """The RunConfig for command line arguments."""
     changes = parse_overrides(overrides)
     data_values = _changed_data(data, changes.get("data", {}))
     if max_images is not None:

@@ -1,4 +1,4 @@
-"""Energy that training took, where the machine counts it: processors by RAPL, NVIDIA's accelerators by NVML."""
+"""The energy used by training, from the machine's counters: RAPL for CPUs, NVML for NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _POWERCAP = Path("/sys/class/powercap")
 
 
 class EnergyMeter:
-    """Adds up the machine's counters, other work on it included; to be read often, since some start again after minutes."""
+    """Sums the machine's energy counters, which include other work; update it often, as some counters overflow in minutes."""
 
     def __init__(self, powercap: Path = _POWERCAP) -> None:
         self._packages = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _is_package(zone)]
@@ -22,7 +22,7 @@ class EnergyMeter:
         self.joules: float | None = 0.0 if self._last else None
 
     def update(self) -> None:
-        """Add what was used since the last time."""
+        """Add the energy used since the last update."""
         if self.joules is None:
             return
         now = self._counters()
@@ -32,19 +32,19 @@ class EnergyMeter:
         self._last = now
 
     def _counters(self) -> dict[str, tuple[float, float | None]]:
-        """Each counter's microjoules, and where it starts again from 0 if it does."""
+        """Each counter's value in microjoules, and the value at which it overflows, if any."""
         found: dict[str, tuple[float, float | None]] = {}
         for zone in self._packages:
             try:
                 energy, limit = (float((zone / name).read_text()) for name in ("energy_uj", "max_energy_range_uj"))
-            except (OSError, ValueError):  # readable by root alone, on most systems
+            except (OSError, ValueError):  # readable only by root on most systems
                 continue
             found[zone.name] = energy, limit
         return found | {name: (value, None) for name, value in _accelerators().items()}
 
 
 def _is_package(zone: Path) -> bool:
-    """A whole processor, not a part of one and not the platform around it, in which it is counted too."""
+    """Whether a RAPL zone is a whole CPU package; the core and platform zones would count the same energy again."""
     try:
         return (zone / "name").read_text().startswith("package")
     except OSError:
@@ -53,7 +53,7 @@ def _is_package(zone: Path) -> bool:
 
 @functools.cache
 def _handles() -> tuple[Any, ...]:
-    """NVML's handles of the accelerators that this process sees; none if it computes on the CPU."""
+    """NVML handles of the GPUs that this process sees; empty if it computes on the CPU."""
     if not torch.cuda.is_available() or hardware.device().type != "cuda":
         return ()
     try:
@@ -69,7 +69,7 @@ def _handles() -> tuple[Any, ...]:
 
 
 def _accelerators() -> dict[str, float]:
-    """Each accelerator's microjoules since its driver was loaded."""
+    """The microjoules that each GPU has used since its driver was loaded."""
     handles = _handles()
     if not handles:
         return {}

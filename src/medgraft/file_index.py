@@ -1,10 +1,9 @@
-"""What was found in files that were read, so that they need not be read again: one SQLite file in the user's cache.
+"""An index of results computed from files, such as digests, so that unchanged files need not be read again.
 
-An entry counts only for as long as the file has the size, the times of change and the inode that it had when it was read. The
-time that counts is `st_ctime_ns`, which no program can set; on Windows, where it is the time of creation, a file that is
-changed and given its old size and mtime back goes unnoticed. Many processes may use one index. An index that is locked,
-damaged or on a read-only disk costs time and nothing else: files are read as if it were empty, and a warning says so once.
-`MEDGRAFT_FILE_INDEX=off` does without it.
+It is one SQLite file in the user's cache. An entry is valid while the file has the size, mtime, ctime and inode that it had
+when it was read. `st_ctime_ns` is the reliable one, as programs cannot set it; on Windows it is the creation time, so a changed
+file whose old size and mtime were restored goes unnoticed. Many processes may use the index. If it is locked, damaged or on a
+read-only disk, files are read as if it were empty, with one warning. `MEDGRAFT_FILE_INDEX=off` disables it.
 """
 
 from __future__ import annotations
@@ -25,28 +24,28 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 
-_NAME = "file-index-1.sqlite"  # the number is that of its tables
+_NAME = "file-index-1.sqlite"  # the number is the version of the tables
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, kind TEXT NOT NULL, state TEXT NOT NULL, content TEXT NOT NULL, "
     "checksum TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS pruned (at REAL NOT NULL)",
 )
-_BUSY_SECONDS = 20.0  # how long another process's write is waited for
-_SETTLED_SECONDS = 2.0  # two writes within one tick of a file system's clock leave the same times
+_BUSY_SECONDS = 20.0  # how long to wait for another process's write
+_SETTLED_SECONDS = 2.0  # two writes within one tick of a file system's clock get the same times
 _PRUNE_SECONDS = 30 * 86400.0
 _PATHS_A_QUERY = 500
 _PATHS_A_THREAD = 500
 
 
 def cache_folder() -> Path:
-    """Where medgraft keeps what it can make again: MEDGRAFT_CACHE, or `medgraft` in the user's cache."""
+    """The folder for files that medgraft can recreate: MEDGRAFT_CACHE, or `medgraft` in the user's cache."""
     own = os.environ.get("MEDGRAFT_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medgraft"
 
 
 @dataclass(frozen=True)
 class FileState:
-    """What changes whenever a file does, and when it was looked at."""
+    """The metadata that changes whenever a file does, and the time at which it was read."""
 
     size: int
     mtime_ns: int
@@ -56,7 +55,7 @@ class FileState:
 
     @property
     def settled(self) -> bool:
-        """Whether the file was last changed long enough before: another change would be seen by its time."""
+        """Whether the last change is old enough that another one would get a different time."""
         changed = self.mtime_ns if os.name == "nt" else self.ctime_ns
         return self.seen_at - changed / 1e9 >= _SETTLED_SECONDS
 
@@ -65,7 +64,7 @@ class FileState:
 
 
 def file_state(path: Path) -> FileState | None:
-    """The state of a file, or of the file that a link leads to; None if there is none."""
+    """The state of a file, following links; None if it does not exist."""
     seen_at = time.time()
     try:
         found = path.stat()
@@ -75,14 +74,14 @@ def file_state(path: Path) -> FileState | None:
 
 
 class FileIndex:
-    """The entries of one kind of content; `kind` names it and the version of what makes it, of which others are not found."""
+    """The index entries of one kind. `kind` includes a version; entries of another kind or version are ignored."""
 
     def __init__(self, kind: str, folder: Path | None = None):
         self.kind = kind
         self.file = (folder or cache_folder()) / _NAME
 
     def find(self, paths: Sequence[Path]) -> dict[Path, Any]:
-        """What was entered for those of `paths` that have not changed since."""
+        """The entries of those of `paths` that have not changed since they were entered."""
         if not paths or _switched_off() or not self.file.exists():
             return {}
         keys = _keys(paths)
@@ -92,10 +91,10 @@ class FileIndex:
                 if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'files'").fetchone():
                     return {}  # another process has just made the file
                 wanted = list(set(keys))
-                for some in (wanted[i : i + _PATHS_A_QUERY] for i in range(0, len(wanted), _PATHS_A_QUERY)):
-                    marks = ",".join("?" * len(some))
+                for chunk in (wanted[i : i + _PATHS_A_QUERY] for i in range(0, len(wanted), _PATHS_A_QUERY)):
+                    marks = ",".join("?" * len(chunk))
                     query = f"SELECT path, kind, state, content, checksum FROM files WHERE path IN ({marks})"
-                    rows.update({row[0]: row[1:] for row in connection.execute(query, some)})
+                    rows.update({row[0]: row[1:] for row in connection.execute(query, chunk)})
         except (OSError, sqlite3.Error) as error:
             self._warn(error)
             return {}
@@ -108,18 +107,18 @@ class FileIndex:
         return found
 
     def enter(self, found: Mapping[Path, tuple[FileState, Any]]) -> None:
-        """Keep what was found in files, as JSON has it.
+        """Store JSON values computed from files.
 
-        The states are those from before the files were read: of a file that was changed meanwhile the entry is never found.
-        Files changed so shortly before that another change could not be seen by its time are left out.
+        Take each state before reading the file, so that the entry of a file changed meanwhile is never found. Files whose
+        state is not `settled` are skipped.
         """
         if _switched_off():
             return
-        lasting = [path for path, (state, _) in found.items() if state.settled]
-        if not lasting:
+        settled = [path for path, (state, _) in found.items() if state.settled]
+        if not settled:
             return
         rows = []
-        for path, key in zip(lasting, _keys(lasting), strict=True):
+        for path, key in zip(settled, _keys(settled), strict=True):
             state, content = str(found[path][0]), json.dumps(found[path][1])
             rows.append((key, self.kind, state, content, _checksum(key, self.kind, state, content)))
         try:
@@ -136,53 +135,53 @@ class FileIndex:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own for each use, since none may be taken into a fork or another thread.
+        """Open a connection for one use, as connections must not be shared across forks or threads.
 
-        With SQLite's plain journal: its write-ahead log is not made for home folders that several machines share.
+        It uses SQLite's default journal, because the write-ahead log does not support network file systems.
         """
         connection = sqlite3.connect(self.file, timeout=_BUSY_SECONDS, isolation_level=None)
         try:
             yield connection
         finally:
-            connection.close()  # which rolls back what was not committed
+            connection.close()  # rolls back uncommitted changes
 
     def _warn(self, error: Exception) -> None:
         _warn_once(
-            f"The index of known files {self.file} cannot be used ({error}), so files are read again at every start. "
+            f"The file index {self.file} cannot be used ({error}), so files are read again at every start. "
             "Delete it if it is damaged; MEDGRAFT_CACHE names another folder for it."
         )
 
 
 def _prune(connection: sqlite3.Connection) -> None:
-    """Once a month, forget files that are gone."""
+    """Once a month, delete the entries of files that no longer exist."""
     (last,) = connection.execute("SELECT max(at) FROM pruned").fetchone()
     now = time.time()
     if last is not None and now - last < _PRUNE_SECONDS:
         return
     listed = [key for (key,) in connection.execute("SELECT path FROM files")]
-    gone = [(key,) for key in listed if not Path(os.fsdecode(key)).exists()]
-    connection.executemany("DELETE FROM files WHERE path = ?", gone)
+    missing = [(key,) for key in listed if not Path(os.fsdecode(key)).exists()]
+    connection.executemany("DELETE FROM files WHERE path = ?", missing)
     connection.execute("DELETE FROM pruned")
     connection.execute("INSERT INTO pruned VALUES (?)", (now,))
 
 
 def _keys(paths: Sequence[Path]) -> list[bytes]:
-    """Absolute paths without links in their folders. The file itself may be one: its state is that of where it leads."""
+    """Absolute paths with links in the folders resolved. The file itself may be a link; its state is that of the target."""
     folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in paths}}
     return [os.fsencode(os.path.join(folders[path.parent], path.name)) for path in paths]  # noqa: PTH118 - for 80,000 of them
 
 
 def _states(paths: Sequence[Path]) -> list[FileState | None]:
-    """Of many files at once, since each takes a round trip on a network's disk."""
+    """The states of many files, in parallel since each takes a round trip on a network disk."""
     if len(paths) <= _PATHS_A_THREAD:
         return [file_state(path) for path in paths]
     parts = [paths[i : i + _PATHS_A_THREAD] for i in range(0, len(paths), _PATHS_A_THREAD)]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        return [state for part in pool.map(lambda some: [file_state(path) for path in some], parts) for state in part]
+        return [state for part in pool.map(lambda chunk: [file_state(path) for path in chunk], parts) for state in part]
 
 
 def _checksum(key: bytes, *values: str) -> str:
-    """Of a whole entry: one that a damaged file gives is not believed."""
+    """Checksum of a whole entry, which detects entries of a damaged index."""
     return hashlib.sha256(b"\0".join([key, *(value.encode() for value in values)])).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""What this machine is, and which arithmetic it is good at."""
+"""This machine's devices, memory, versions and bf16 support."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ _PACKAGES = ("medgraft", "torch", "transformers", "peft", "bitsandbytes", "accel
 
 
 def device() -> torch.device:
-    """The device that accelerate gives this process; MEDGRAFT_DEVICE=cpu keeps it on the CPU."""
+    """The device that accelerate assigns to this process; the CPU if MEDGRAFT_DEVICE=cpu."""
     where: torch.device = _processes().device
     return where
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes files and prints, of those that accelerate or torchrun started."""
+    """Whether this process writes files and prints, among those that accelerate or torchrun started."""
     return bool(_processes().is_main_process)
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's part of work that accelerate's or torchrun's processes divide among themselves."""
+    """This process's share of `items`, which are divided among the processes of accelerate or torchrun."""
     state = _processes()
     return items[state.process_index :: state.num_processes]
 
 
 def cores_per_process() -> int:
-    """How many cores this process has, shared evenly with those that accelerate or torchrun started on this machine."""
+    """This process's number of cores, if those of this machine are divided evenly among the local processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def wait_for_everyone() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has called this function."""
     _processes().wait_for_everyone()
 
 
 def bf16_supported(kind: str) -> bool:
-    """Whether bf16 matrix products are computed by the hardware of a device type, not emulated."""
+    """Whether the hardware of a device type computes bf16 matrix products, without emulation."""
     if kind == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     if kind == "cuda":
@@ -61,21 +61,21 @@ def bf16_supported(kind: str) -> bool:
 
 
 def autocast(where: torch.device, enabled: bool) -> AbstractContextManager[object]:
-    """bf16 autocast on `where`, or nothing."""
+    """bf16 autocast on `where` if `enabled`, else a context without effect."""
     return torch.autocast(where.type, torch.bfloat16) if enabled else nullcontext()
 
 
 def no_autocast(where: torch.device) -> AbstractContextManager[object]:
-    """No autocast on `where`, whatever is on around it."""
+    """Disable autocast on `where`, even inside an autocast block."""
     return torch.autocast(where.type, enabled=False)
 
 
 def peak_memory_bytes() -> int:
-    """This process's highest resident set size, or the accelerator's highest allocation where there is one."""
+    """This process's peak allocation on a CUDA device, else its peak resident set size."""
     if device().type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
-    if status.is_file():  # Linux: ru_maxrss would start from the peak of the process that started this one
+    if status.is_file():  # Linux: ru_maxrss would include the parent process's peak
         peak = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(peak.split()[1]) * 1024
     if sys.platform == "win32":
@@ -88,7 +88,7 @@ def peak_memory_bytes() -> int:
 
 @functools.cache
 def versions() -> dict[str, str | None]:
-    """Versions of what a result depends on; None for what is not installed. Read once, at its first use."""
+    """Versions of Python and the packages that results depend on, None if not installed. Read once, at first use."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -100,13 +100,13 @@ def versions() -> dict[str, str | None]:
 
 @functools.cache
 def allocator() -> str | None:
-    """`tcmalloc` if this process has its `malloc`, None for the system's or another; looked for on Linux only."""
+    """`tcmalloc` if this process uses its `malloc`, None for any other; checked on Linux only."""
     return "tcmalloc" if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "MallocExtension_ReleaseFreeMemory") else None
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine; None for what is not known of it."""
+    """A description of a machine; None for unknown values."""
 
     cpu: str | None = None
     cores: int | None = None
@@ -122,7 +122,7 @@ class Hardware:
 
 
 def describe() -> Hardware:
-    """This machine, as this process may use it."""
+    """This machine as this process sees it."""
     gpus = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return Hardware(
         cpu=_cpu_name(),
@@ -138,9 +138,9 @@ def describe() -> Hardware:
 
 @functools.cache
 def git_revision() -> str | None:
-    """The commit of the source tree that this package runs from, `-dirty` if changed; None outside a checkout.
+    """The git commit of this package's source tree, with `-dirty` if it has changes; None outside a checkout.
 
-    Read once, at its first use: what changes on disk later does not run.
+    Read once, at first use, because later changes on disk do not affect the running code.
     """
     try:
         text = subprocess.run(
@@ -153,7 +153,7 @@ def git_revision() -> str | None:
 
 
 def _processes() -> PartialState:
-    """What accelerate knows of this process and its siblings."""
+    """The state of this process and its group according to accelerate."""
     return PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu")
 
 

@@ -1,4 +1,4 @@
-"""A model in use, with the settings that belong to it: captions of images, maps of their words, likelihoods."""
+"""Inference with a loaded model and its settings: captions, saliency maps of their words, and likelihoods."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from medgraft.metrics.base import Array
 from medgraft.progress import progress_bar
 from medgraft.saliency import CaptionMaps, MapOptions, caption_maps
 
-_MAPS_BATCH = 16  # at the most, as attention weights are kept
+_MAPS_BATCH = 16  # upper limit, because attention weights need much memory
 
 
 class Captioner(Protocol):
-    """What gives captions: a model that runs here (`Inference`), or one behind an API (`RemoteInference`)."""
+    """The interface for captioning with a local model (`Inference`) or one behind an API (`RemoteInference`)."""
 
     def caption(self, images: Sequence[Path | Image], generation: GenerationConfig = ...) -> list[str]:
-        """One caption for each image, a file or an image in memory, in order."""
+        """One caption per image, in order; images are files or PIL images."""
 
     def usage(self) -> Usage | None:
-        """What was asked of an API, None for a model that runs here."""
+        """Requests to the API and their cost; None for a local model."""
 
 
 @dataclass(frozen=True)
 class Inference:
-    """A model that runs here. Computes in `dtype` by autocast; features of images come from `features` where it has them."""
+    """A local model. It computes in `dtype` by autocast and reads the features of image files from `features`, if given."""
 
     backbone: Backbone
     prompt: str = ""
@@ -56,19 +56,19 @@ class Inference:
     def maps(
         self, images: Sequence[Path | Image], captions: Sequence[str], options: MapOptions = MapOptions()
     ) -> Iterator[CaptionMaps]:
-        """For the caption of each image, maps of its words, as the model is given the caption."""
+        """For each image, saliency maps of the words of its caption, computed by teacher forcing."""
         self.backbone.model.to(hardware.device()).eval()
         for start in range(0, len(images), self.maps_batch):
-            some = slice(start, start + self.maps_batch)
+            batch = slice(start, start + self.maps_batch)
             with self.autocast():
                 found = caption_maps(
-                    self.backbone, self.pixel_values(images[some]), captions[some], prompt=self.prompt, options=options
+                    self.backbone, self.pixel_values(images[batch]), captions[batch], prompt=self.prompt, options=options
                 )
             yield from found
 
     @torch.no_grad()
     def log_likelihood(self, images: Sequence[Path | Image], caption: str) -> Array:
-        """Of `caption` for each image, [images], the mean over its tokens."""
+        """The log-likelihood of `caption` for each image, averaged over its tokens: [images]."""
         backbone, where = self.backbone, hardware.device()
         backbone.model.to(where).eval()
         text = backbone.text_batch([caption] * len(images), prompt=self.prompt, max_tokens=backbone.max_positions).to(where)
@@ -76,22 +76,22 @@ class Inference:
             features = backbone.encode(self.pixel_values(images), prompt=self.prompt)
             logits = backbone.decode(features, text)[1]
         rows = (text.labels[0] != -100).nonzero()[:, 0]  # the same for all images
-        chances = logits[:, rows - backbone.logits_offset].float().log_softmax(-1)  # [B, labels, V]
-        mean = chances.gather(-1, text.labels[:, rows, None]).mean(dim=(1, 2))
+        log_probs = logits[:, rows - backbone.logits_offset].float().log_softmax(-1)  # [B, labels, V]
+        mean = log_probs.gather(-1, text.labels[:, rows, None]).mean(dim=(1, 2))
         result: Array = mean.cpu().double().numpy()
         return result
 
     @property
     def maps_batch(self) -> int:
-        """How many images' maps are computed at once."""
+        """The batch size for maps."""
         return min(self.batch_size, _MAPS_BATCH)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Inside the block is computed in `dtype`."""
+        """A context manager for computing in `dtype`."""
         return hardware.autocast(hardware.device(), self.dtype == torch.bfloat16)
 
     def pixel_values(self, images: Sequence[Path | Image]) -> torch.Tensor:
-        """The model's input, on its device."""
+        """Preprocess images, on the model's device."""
         return self.backbone.pixel_values(list(map(opened, images))).to(hardware.device())
 
 
@@ -107,8 +107,8 @@ class RemoteInference:
         """See Captioner."""
         captions: list[str] = []
         batches = [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
-        for some in progress_bar(batches, desc="captioning", unit="batch"):
-            captions += self.client.caption(list(map(opened, some)), prompt=self.prompt, options=generation)
+        for batch in progress_bar(batches, desc="captioning", unit="batch"):
+            captions += self.client.caption(list(map(opened, batch)), prompt=self.prompt, options=generation)
         return captions
 
     def usage(self) -> Usage:
@@ -124,7 +124,7 @@ def captioner_for(
     batch_size: int = 32,
     features: CachedFeatures | None = None,
 ) -> Captioner:
-    """A loaded model ready for use; the prompt is its own if none is given."""
+    """The Captioner for a loaded model; uses the model's default prompt if `prompt` is None."""
     prompt = prompt_for(backbone, prompt)
     if isinstance(backbone, RemoteCaptioner):
         return RemoteInference(backbone, prompt, batch_size)

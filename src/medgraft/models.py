@@ -1,4 +1,4 @@
-"""Loading a base model, quantised if the strategy says so."""
+"""Load a base model, quantised if the strategy requests it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from medgraft.strategies import Strategy, check_quantized, keep_as_loaded, quant
 
 
 def load_model(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backbone:
-    """The backbone `NAME[:SOURCE]` with its base weights in the precision of `strategy`, and nothing else changed."""
+    """Load the backbone `NAME[:SOURCE]` with the quantisation of `strategy`; the strategy is not applied yet."""
     backbone_class, source = get_backbone(name, plugins=plugins)
     config = quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
     backbone = backbone_class.load(source, quantization=config)

@@ -1,6 +1,6 @@
-"""From a run's settings to a model that is ready: load, apply the strategy, accelerate, open the stored features.
+"""Prepare a model from a run's settings: load it, apply the strategy, install kernels, open the feature store.
 
-The only place that knows this order. Training, evaluation, adapters, benchmarks and checks all go through it.
+This order is defined only here. Training, evaluation, adapters, benchmarks and checks all use this module.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ ENVIRONMENT = "MEDGRAFT_ACCELERATION"  # overrides `acceleration.kernels`
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model that is ready to be trained or to caption.
+    """A model ready for training or captioning.
 
-    `features` are those that the store has or will have, None if none can be reused; `prefix` says why. A model behind an
-    API has neither `applied` nor `prefix`. `dtype` is the one that the run computes in, by autocast if it is not fp32.
+    `features` gives access to the feature store; it is None if no features can be reused, for the reason in `prefix`. For a
+    model behind an API `applied` and `prefix` are None. `dtype` is the run's compute dtype, by autocast if it is not fp32.
     """
 
     backbone: AnyBackbone
@@ -43,7 +43,7 @@ class Prepared:
 
 
 def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy) -> Prepared:
-    """What a run starts from; `strategy` is what `config.strategy` names, with its options."""
+    """Prepare the model of a run; `strategy` is the one that `config.strategy` names, with its options applied."""
     kernels, dtype = wanted_kernels(config.acceleration.kernels), compute_dtype(config)
     captioner, source = get_captioner(config.backbone, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
@@ -58,7 +58,7 @@ def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy) ->
 def prepare_model(
     name: str, strategy: Strategy, *, plugins: PluginManager, dtype: torch.dtype = torch.float32, kernels: Kernels = "auto"
 ) -> tuple[Backbone, Applied, Acceleration]:
-    """The backbone `NAME[:SOURCE]` with `strategy` applied and the kernels installed, on this process's device."""
+    """Load the backbone `NAME[:SOURCE]`, apply `strategy`, install `kernels`, and move it to this process's device."""
     kernels = wanted_kernels(kernels)
     backbone = load_model(name, strategy, plugins=plugins)
     base = split_name(name)
@@ -77,9 +77,9 @@ def prepare_adapter(
     dtype: torch.dtype = torch.float32,
     trained_with: tuple[str, ...] | None = None,
 ) -> tuple[Backbone, nn.Module, Acceleration]:
-    """As `prepare_model`, but `attach` puts onto the base what was trained, and returns the model.
+    """As `prepare_model`, but `attach` adds trained weights to the base and returns the model.
 
-    `trained_with` are the kernels that it had then, and shall have as far as they still exist; None if that is not known.
+    `trained_with` names the kernels used in training; those that still exist are installed. None, if unknown, means "auto".
     """
     known = {kernel.name for kernel in KERNELS}
     kernels = wanted_kernels("auto" if trained_with is None else tuple(k for k in trained_with if k in known))
@@ -89,7 +89,7 @@ def prepare_adapter(
 
 
 def prepare_captioner(name: str, strategy: Strategy, *, plugins: PluginManager) -> AnyBackbone:
-    """The backbone `NAME[:SOURCE]`, in the precision of `strategy`, or the client of a model behind an API."""
+    """Load the backbone `NAME[:SOURCE]` with the quantisation of `strategy`, or the client of a model behind an API."""
     kernels = wanted_kernels("auto")
     captioner, source = get_captioner(name, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
@@ -100,7 +100,7 @@ def prepare_captioner(name: str, strategy: Strategy, *, plugins: PluginManager) 
 
 
 def wanted_kernels(configured: Kernels) -> Kernels:
-    """The kernels that are asked for, by the environment if it names any; ConfigError if one does not exist."""
+    """`configured`, or the kernels in MEDGRAFT_ACCELERATION if it is set; ConfigError for an unknown kernel."""
     named = os.environ.get(ENVIRONMENT)
     kernels = validated(AccelerationConfig, {"kernels": named}, ENVIRONMENT).kernels if named else configured
     check_kernels(kernels)
@@ -108,7 +108,7 @@ def wanted_kernels(configured: Kernels) -> Kernels:
 
 
 def uses_bf16(config: RunConfig) -> bool:
-    """Whether a run computes under bf16 autocast on this machine."""
+    """Whether a run uses bf16 autocast on this machine."""
     wanted = config.train.bf16
     return hardware.bf16_supported(hardware.device().type) if wanted == "auto" else wanted
 

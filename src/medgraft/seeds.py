@@ -1,4 +1,4 @@
-"""Random numbers of a run, without a trace in those of its caller."""
+"""Seed random generators for a run without affecting the caller's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medgraft import hardware
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's generators inside the block; afterwards they go on where they were."""
+    """Seed Python's, numpy's and torch's generators inside the block and restore their states afterwards."""
     where = hardware.device()
     on_accelerator = where.type != "cpu"
     python, numpy_state = random.getstate(), np.random.get_state()

@@ -1,4 +1,4 @@
-"""The small frozen data that everything else passes on."""
+"""Frozen data classes shared by all modules."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its reference captions; `group` is the patient or article that it must not be parted from.
+    """One image with its reference captions; images of the same `group`, a patient or article, belong to the same split.
 
-    `facts` is what the image is known to show, in the data set's own words, where it knows that; `concepts` are its UMLS
-    identifiers (CUIs), where the data set has them.
+    `facts` are known findings in the image, under the data set's own names; `concepts` are its UMLS identifiers (CUIs).
+    Both are None if the data set has none.
     """
 
     id: str
@@ -36,9 +36,9 @@ class Example:
 
 @dataclass(frozen=True)
 class PartAnatomy:
-    """Where one part lives: the modules (or parameters) it consists of, and for each role patterns on module names.
+    """The modules or parameters that make up one part, by name prefix, and name patterns of its modules for each role.
 
-    A pattern is a regular expression that must match the whole name of a module.
+    A pattern is a regular expression that has to match a module's whole name.
     """
 
     prefixes: tuple[str, ...]
@@ -51,10 +51,10 @@ class PartAnatomy:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where a backbone keeps its parts, and in each part the modules of each role.
+    """The parts of a backbone, and the modules of each role in them.
 
-    `never_run` are patterns for modules that captioning never runs, such as a pooler: they are not trained. `no_gradient` are
-    patterns for modules that some layers run in vain, so that they get no gradient there.
+    `never_run` are patterns for modules that captioning never runs, such as a pooler; they are not trained. `no_gradient` are
+    patterns for modules that get no gradient, in some or all layers, because their output does not affect the loss there.
     """
 
     parts: Mapping[Part, PartAnatomy]
@@ -81,26 +81,26 @@ class Anatomy:
     def pattern(self, part: Part, roles: Iterable[Role]) -> str:
         """One regular expression on whole module names for the modules of `roles` in `part`; empty if there are none."""
         wanted = set(roles)
-        patterns = [p for role, several in self.parts[part].roles.items() if role in wanted for p in several]
+        patterns = [p for role, its_patterns in self.parts[part].roles.items() if role in wanted for p in its_patterns]
         return f"({'|'.join(patterns)})" if patterns else ""
 
     def present(self, names: Iterable[str]) -> Anatomy:
-        """This anatomy without the parts that own none of `names`, a model's parameters."""
+        """This anatomy without the parts that own none of the parameters `names`."""
         found = {self.part_of(name) for name in names}
         return replace(self, parts={part: anatomy for part, anatomy in self.parts.items() if part in found})
 
 
 def lies_in(name: str, patterns: Iterable[str]) -> bool:
-    """Whether the module or parameter `name` is, or lies in, a module whose whole name matches one of `patterns`."""
+    """Whether the module or parameter `name` is, or is inside, a module whose whole name matches one of `patterns`."""
     return any(re.match(rf"({pattern})(\.|$)", name) for pattern in patterns)
 
 
 @dataclass(frozen=True)
 class Seam:
-    """A place where the forward pass can be cut: `prefix` names the parts that are computed below it.
+    """A point at which the forward pass can be split; `prefix` names the parts that are computed below it.
 
-    `depends_on_prompt` says that what comes out depends on the prompt as well as on the image; `consumer_casts_input` that the
-    layer reading it casts to the compute dtype first, as a linear layer under autocast does, so it may be stored in that dtype.
+    `depends_on_prompt`: its features depend on the prompt as well as on the image. `consumer_casts_input`: the next layer
+    casts them to the compute dtype, as a linear layer does under autocast, so they may be stored in that dtype.
     """
 
     name: str
@@ -111,13 +111,11 @@ class Seam:
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Where a model keeps the attention with which its words look at the image.
+    """The attention modules from which saliency maps are computed, as patterns for their whole names.
 
-    `words`, `queries`, `vision` and `text` are patterns for whole names of attention modules. Those of `words` have text
-    positions as queries and the image's tokens among their keys. `queries`, where learned queries stand between image and
-    words as in a Q-Former, have those as queries and patches as keys. `vision` is the self-attention of the vision tower,
-    None if it cannot be followed through it; `text` the decoder's, None if words and image stand in one sequence.
-    `label` says what a map read off this way is.
+    `words`: attention from text tokens to image tokens. `queries`: from the learned queries of a Q-Former to patches, None
+    without such queries. `vision`: the self-attention of the vision tower, None if maps cannot be propagated through it.
+    `text`: the decoder's self-attention, None if text and image tokens are in one sequence. `label` describes the maps.
     """
 
     label: str
@@ -129,7 +127,7 @@ class AttentionLayout:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was found on reading a data set: images that were listed but are not there, or cannot be decoded."""
+    """Problems found when reading a data set: images that are missing, cannot be decoded, or have no caption."""
 
     missing: tuple[str, ...] = ()
     corrupt: tuple[str, ...] = ()
@@ -144,7 +142,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class CaptionData:
-    """A data set as read: its examples, and what was left out."""
+    """A data set: its examples, and a report of the images that were skipped."""
 
     name: str
     examples: tuple[Example, ...]

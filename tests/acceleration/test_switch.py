@@ -70,7 +70,7 @@ def test_a_setting_that_is_gone_may_stand_in_old_files_as_it_was():
     values = _config().model_dump(mode="json")
     values["train"]["group_by_length"] = False
     assert RunConfig.model_validate(values) == _config()
-    with pytest.raises(ConfigError, match="group_by_length is gone"):
+    with pytest.raises(ConfigError, match="group_by_length was removed"):
         _config("train.group_by_length=true")
 
 

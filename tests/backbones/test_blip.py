@@ -165,6 +165,6 @@ def test_a_checkpoint_without_a_decoder(blip_folder, tmp_path):
     kept = {k: v for k, v in load_file(weights).items() if k.startswith("vision_model")}
     save_file(kept, weights, metadata={"format": "pt"})
     with pytest.raises(
-        BackboneError, match=r"holds no full BlipForConditionalGeneration: .* tensors are missing, such as text_decoder"
+        BackboneError, match=r"is no complete BlipForConditionalGeneration: .* tensors are missing, such as text_decoder"
     ):
         BlipBackbone.load(str(tmp_path / "half"))

@@ -145,7 +145,7 @@ def test_a_model_that_quantisation_left_alone_is_refused(tiny_folder, plugins):
     strategy = get_strategy("qlora", plugins=plugins)
     plain = _load("blip2-opt", tiny_folder)
     with pytest.raises(
-        StrategyError, match=r"8 of 8 linear layers of part 'vision' were not held in nf4, such as vision_model"
+        StrategyError, match=r"8 of 8 linear layers of part 'vision' were not quantised to nf4, such as vision_model"
     ):
         check_quantized(plain.model, plain.anatomy, strategy, Blip2Backbone.never_quantized)
 
@@ -179,5 +179,5 @@ def test_incomplete_checkpoints_are_refused(tiny_folder, tmp_path):
     del model.language_projection.bias
     model.language_projection.register_parameter("bias", None)
     model.save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match=r"holds no full Blip2.*language_projection\.bias"):
+    with pytest.raises(BackboneError, match=r"is no complete Blip2.*language_projection\.bias"):
         load_model(f"blip2:{tmp_path}", Strategy(), plugins=PluginManager())

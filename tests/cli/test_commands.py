@@ -122,7 +122,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
         ("train --backbone blip:E --strategy lora --data roco:D --out O", "is no model folder"),
         ("train --backbone blip:./nope --strategy lora --data roco:D --out O", "There is no folder ./nope"),
         ("train --backbone blip --strategy lora --data roco:D --out O", "needs weights: write blip:HUB_ID or blip:FOLDER"),
-        ("train --backbone blip:./nope --strategy lora --data roco:E --out O --set strategy.q=1", "'q' is no option of it"),
+        ("train --backbone blip:./nope --strategy lora --data roco:E --out O --set strategy.q=1", "'q' is not one of its"),
         ("train --backbone blip:B --strategy lora --data roco:D --out O --set train.epoch=1", "unknown key 'train.epoch'"),
         ("train --backbone blip:B --strategy lora --data roco:D --out O --set r=1", "is not of the form SECTION.KEY=VALUE"),
         ("train --backbone blip:B --strategy lora --data roco:D --out O --batch-size 0", "per_device_train_batch_size"),

@@ -110,8 +110,8 @@ def test_a_part_trained_in_full_is_not_quantised(blip_folder, plugins):
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
-        ("lora", {"lora_alhpa": 3}, ConfigError, "'lora_alhpa' is no option of it. Did you mean 'lora_alpha'"),
-        ("lora", {"quantisation": "nf4"}, ConfigError, "'quantisation' is no option of it. Did you mean 'quantization'"),
+        ("lora", {"lora_alhpa": 3}, ConfigError, "'lora_alhpa' is not one of its options. Did you mean 'lora_alpha'"),
+        ("lora", {"quantisation": "nf4"}, ConfigError, "'quantisation' is not one of its options. Did you mean 'quantization'"),
         ("full", {"quantisation": "nf4"}, ConfigError, "this strategy has no adapter. Did you mean 'quantization'"),
         ("lora", {"target_modules": "x"}, ConfigError, "'target_modules' is set by medgraft from the anatomy"),
         ("lora", {"r": 0}, ConfigError, "cannot be applied: `r` should be a positive integer"),

@@ -1,4 +1,4 @@
-"""Kernels that compute what the plain model computes, in less time. Only medgraft.prepare imports them."""
+"""Kernels that give the plain model's results in less time. Only medgraft.prepare imports them."""
 
 from medgraft.acceleration.apply import KERNELS, Acceleration, Kernel, Kernels, accelerate, check_kernels
 

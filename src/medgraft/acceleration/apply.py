@@ -1,4 +1,4 @@
-"""Which kernels there are, where each applies, and installing them on a model."""
+"""The list of kernels, where each applies, and how they are installed on a model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Kernels = Literal["auto", "none"] | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Kernel:
-    """Something that computes a part of the model otherwise, to the same result.
+    """A faster implementation of a part of the model, with the same result.
 
-    `applies` says whether it is of use on a device, in a compute dtype, for a backbone. `install` puts it on a backbone to
-    which the strategy was applied, and returns what takes it off again; None if the model has nothing for it to do.
+    `applies` tells whether the kernel is useful for a device, a compute dtype and a backbone. `install` adds it to a backbone
+    after its strategy was applied, and returns a function that removes it, or None if the model has nothing to accelerate.
     """
 
     name: str
@@ -61,58 +61,58 @@ def _quantized(backbone: Backbone) -> Undo | None:
     return quantized.install(backbone)
 
 
-# in the order in which they are installed: later ones take what earlier ones left
+# in order of installation: later kernels replace modules that earlier ones left or installed
 KERNELS: tuple[Kernel, ...] = (
     Kernel("sdpa", "BLIP's attention by torch's fused function", _anywhere, lambda backbone: swap(backbone.model, SDPA)),
     Kernel(
         "self_attention",
-        "BLIP's attention in bf16 by blocks of heads, few tokens step by step",
+        "BLIP's attention in bf16: blocks of heads in the encoder, unfused for few tokens in the decoder",
         _on_cpu,
         self_attention.install,
     ),
     Kernel("linear", "frozen linear weights in the compute dtype", _below_fp32, linear.install),
-    Kernel("quantized", "4- and 8-bit layers take and give bf16 under autocast", _anywhere, _quantized),
-    Kernel("lora", "LoRA added inside its layer's product", _anywhere, lora.install),
+    Kernel("quantized", "4- and 8-bit layers with bf16 input and output under autocast", _anywhere, _quantized),
+    Kernel("lora", "LoRA fused with its base layer's matrix product", _anywhere, lora.install),
     Kernel("packed_decoder", "BLIP's loss on captions without padding", _on_cpu, packed_decoder.install),
-    Kernel("causal_loss", "BLIP's loss at every position, for which nothing is waited", _on_accelerator, causal_loss.install),
+    Kernel("causal_loss", "BLIP's loss at every position, without synchronising", _on_accelerator, causal_loss.install),
     Kernel("cuda_graphs", "training steps replayed as CUDA graphs", _on_cuda, cuda_graphs.install),
-    Kernel("graphed_decoding", "BLIP's greedy captions by one CUDA graph a token", _on_cuda, graphed_decoding.install),
+    Kernel("graphed_decoding", "BLIP's greedy decoding, one CUDA graph replay per token", _on_cuda, graphed_decoding.install),
 )
 
 
 @dataclass(frozen=True)
 class Acceleration:
-    """The kernels that a model has. `undo` gives it back its own types, weights, buffers and methods."""
+    """The kernels installed on a model. `undo` restores the model's own classes, weights, buffers and methods."""
 
     installed: tuple[str, ...] = ()
     _undo: list[Undo] = field(default_factory=list, repr=False, compare=False)
 
     def undo(self) -> None:
-        """Take off what this call of `accelerate` put on, the last kernel first; a second call does nothing."""
+        """Remove the kernels that this call of `accelerate` installed, in reverse order; a second call does nothing."""
         while self._undo:
             self._undo.pop()()
 
 
 def accelerate(backbone: Backbone, *, dtype: torch.dtype, kernels: Kernels = "auto") -> Acceleration:
-    """Install on `backbone` those of `kernels` that apply on this device, for runs that compute in `dtype`.
+    """Install those of `kernels` that apply to `backbone` on this device, for runs that compute in `dtype`.
 
-    Its strategy has been applied: what is frozen then may be stored in `dtype`. Installing twice is installing once. A kernel
-    that does not apply here is left out; one that does not exist is a ConfigError.
+    Apply the strategy first: frozen weights may be converted to `dtype`. Installing a kernel twice has no further effect.
+    Kernels that do not apply here are skipped; an unknown name is a ConfigError.
     """
     check_kernels(kernels)
     device = hardware.device()
     installed, undo = [], []
     for kernel in KERNELS:
         wanted = kernels == "auto" or (kernels != "none" and kernel.name in kernels)
-        taken_off = kernel.install(backbone) if wanted and kernel.applies(device, dtype, backbone) else None
-        if taken_off is not None:
+        remove = kernel.install(backbone) if wanted and kernel.applies(device, dtype, backbone) else None
+        if remove is not None:
             installed.append(kernel.name)
-            undo.append(taken_off)
+            undo.append(remove)
     return Acceleration(tuple(installed), undo)
 
 
 def check_kernels(kernels: Kernels) -> None:
-    """ConfigError if one of `kernels` does not exist."""
+    """Raise ConfigError if one of `kernels` does not exist."""
     known = [kernel.name for kernel in KERNELS]
     for name in () if isinstance(kernels, str) else kernels:
         if name not in known:

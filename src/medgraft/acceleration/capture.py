@@ -1,4 +1,4 @@
-"""Capturing what a function launches on a GPU as a CUDA graph."""
+"""Capture the GPU work of a function as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 import torch
 
 failed_graphs: list[torch.cuda.CUDAGraph] = []
-"""Those whose capture was cut off. They stay, as torch's allocator may still ask them for it."""
+"""Graphs whose capture failed. They are not freed, because torch's allocator may still access them."""
 
 
 def captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
-    """`step`, which is run a few times, as a CUDA graph; RuntimeError if it cannot be captured.
+    """Run `step` a few times and capture it as a CUDA graph; RuntimeError if that fails.
 
-    Other threads may use the device meanwhile.
+    Other threads may use the device during the capture.
     """
     stream = _side_stream(device)
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream(device))
     try:
-        with torch.cuda.stream(stream):  # which `torch.cuda.graph` does not leave if a capture fails
-            step()  # libraries set themselves up
-            with waiting_is_an_error():  # and could not be captured, so that most failures come before a capture
+        with torch.cuda.stream(stream):  # resets the stream, which `torch.cuda.graph` does not do after a failed capture
+            step()  # warm-up, in which libraries initialise themselves
+            with waiting_is_an_error():  # finds most steps that cannot be captured before a capture begins
                 step()
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 step()
@@ -41,16 +41,16 @@ def captured(step: Callable[[], None], device: torch.device) -> torch.cuda.CUDAG
 
 @functools.cache
 def _side_stream(device: torch.device) -> Any:
-    """One for the process, as cuBLAS keeps memory for every stream that it has worked on."""
+    """One stream per process, because cuBLAS allocates a workspace for every stream that it has used."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch has no types here
 
 
 @contextmanager
 def waiting_is_an_error() -> Iterator[None]:
-    """RuntimeError if torch waits for the device inside the block, which would spoil a capture."""
+    """Raise RuntimeError if torch synchronises with the device inside the block, as that would break a capture."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this mode is a prototype
+        warnings.simplefilter("ignore")  # torch warns that this mode is a prototype
         torch.cuda.set_sync_debug_mode("error")
         try:
             yield
@@ -59,8 +59,8 @@ def waiting_is_an_error() -> Iterator[None]:
 
 
 def recover(device: int, pool: Any) -> None:
-    """Take allocator and random generator of `device` out of a capture that was cut off, in which torch leaves them."""
-    with suppress(RuntimeError):  # the first raises if the capture was ended as it should be
+    """Reset the allocator and random generator of `device` after a failed capture; torch leaves them in capture mode."""
+    with suppress(RuntimeError):  # raised if the capture ended normally
         torch._C._cuda_endAllocateToPool(device, pool)
         torch._C._cuda_releasePool(device, pool)
     generator: Any = torch.cuda.default_generators[device]

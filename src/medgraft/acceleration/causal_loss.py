@@ -1,8 +1,8 @@
-"""BLIP's loss on an accelerator, at every position, so that the host need not wait to learn which of them have labels.
+"""BLIP's loss on an accelerator, computed at every position: the host need not wait to learn which positions have labels.
 
-Captions are padded on the right, so no label depends on padding in a causal decoder: attention needs no mask but causality,
-which fused kernels compute without a tensor. The cross-entropy goes over some rows of logits at a time, forwards and back: for
-2,048 positions 125 MB of logits in bf16 are saved for the backward pass, without 250 in fp32 and their softmax.
+Captions are padded on the right, so no label of a causal decoder depends on padding: attention needs only the causal mask,
+which fused kernels apply without a tensor. The cross-entropy and its gradient are computed in chunks of rows: for 2,048
+positions the backward pass saves 125 MB of bf16 logits, instead of another 250 MB in fp32 and their softmax.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from medgraft.backbones import Backbone, TextBatch
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.backbones.blip_sdpa import SdpaBlipTextSelfAttention
 
-_VALUES = 1 << 25  # logits at a time: 134 MB in fp32
+_VALUES = 1 << 25  # logits in a chunk: 134 MB in fp32
 
 
 class CausalMask:
-    """Stands in a mask's place: each position attends to those up to itself."""
+    """Placeholder passed as the attention mask: each position attends to itself and earlier ones."""
 
 
 class CausalBlipTextSelfAttention(SdpaBlipTextSelfAttention):
-    """Takes a CausalMask in the mask's place; returns (context, None)."""
+    """Attention that accepts a CausalMask as its mask; returns (context, None)."""
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float) -> torch.Tensor:
         """See SdpaBlipTextSelfAttention.attend."""
@@ -42,7 +42,7 @@ class CausalBlipTextSelfAttention(SdpaBlipTextSelfAttention):
 
 @dataclass(frozen=True)
 class CausalLoss:
-    """Stands in for a backbone's method `loss`."""
+    """Replaces a backbone's method `loss`."""
 
     backbone: BlipBackbone
 
@@ -63,7 +63,7 @@ class CausalLoss:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of logits [N, V] in fp32 over the labels [N] that are not IGNORED, some rows at a time."""
+    """Mean cross-entropy of logits [N, V] in fp32 over the labels [N] that are not IGNORED, in chunks of rows."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -89,19 +89,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _by_rows(logits: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Some rows of `logits` [N, V] and of each of `others` [N, ...] at a time."""
+    """Chunks of rows of `logits` [N, V] and of each of `others` [N, ...]."""
     count = max(1, _VALUES // logits.shape[1])
     return zip(*(torch.split(rows, count) for rows in (logits, *others)), strict=True)
 
 
 def _takes_causal_masks(decoder: torch.nn.Module) -> bool:
-    """Whether every attention module does, and none is to compute as transformers' own."""
+    """Whether every attention module accepts a CausalMask and none is in eager mode."""
     modules = [module for module in decoder.modules() if isinstance(module, BlipTextSelfAttention)]
     return all(isinstance(module, CausalBlipTextSelfAttention) and not module.eager for module in modules)
 
 
 def install(backbone: Backbone) -> Undo | None:
-    """On a BLIP that has BLIP's loss; its decoder's attention becomes a fused one if it is not."""
+    """Install on a BLIP whose `loss` is not overridden; its decoder's attention is replaced too."""
     if not isinstance(backbone, BlipBackbone) or type(backbone).loss is not BlipBackbone.loss:
         return None
     causal = CausalBlipTextSelfAttention

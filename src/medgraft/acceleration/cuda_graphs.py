@@ -1,10 +1,10 @@
-"""Training steps as CUDA graphs (torch.cuda.CUDAGraph): the kernels of forward and backward pass, recorded once and replayed.
+"""Training steps as CUDA graphs (torch.cuda.CUDAGraph): forward and backward pass are recorded once per shape and replayed.
 
-A step of BLIP's decoder is some 2,000 small kernels. Starting them one by one takes the host longer than the device takes to
-run them; a replayed graph starts all of them at once. The steps of one shape of batch share a graph, all graphs share memory,
-and gradients lie in buffers that every graph writes whole, so that optimiser and clipping find them as after an eager step.
+A step of BLIP's decoder launches about 2,000 small kernels. Launching them one by one takes the host longer than the device
+needs to run them; a replayed graph launches all at once. Batches of the same shape share a graph, and all graphs share memory.
+Every graph overwrites the same gradient buffers, so the optimiser and clipping see what an eager step would give.
 
-What a graph cannot do is done eagerly: shapes that are rare, and every step once recording has failed.
+Rare shapes run eagerly, and so does every step after a recording failed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from medgraft.acceleration.capture import recover, waiting_is_an_error
 from medgraft.acceleration.swap import Undo
 from medgraft.backbones import Backbone
 
-_EAGER_STEPS = 1  # of a shape, before it is recorded: a shape that comes once is not worth it
+_EAGER_STEPS = 1  # per shape before it is recorded: a shape that occurs once is not worth a graph
 _MOST_GRAPHS = 8
-_TOLERANCE = 0.02  # of loss and gradient norm between the recorded step and the same step done eagerly
+_TOLERANCE = 0.02  # relative difference of loss and gradient norm between the replayed and the eager step
 _LOG = logging.getLogger("medgraft")
 
 Inputs = Mapping[str, torch.Tensor]
@@ -35,7 +35,7 @@ _Shape = tuple[tuple[str, torch.Size, torch.dtype], ...]
 
 @dataclass(frozen=True)
 class _RecordedStep:
-    """A graph with the tensors that it reads and writes."""
+    """A graph and the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     inputs: dict[str, torch.Tensor]
@@ -43,7 +43,7 @@ class _RecordedStep:
     gradients: tuple[tuple[nn.Parameter, torch.Tensor], ...]
 
     def replay(self, inputs: Inputs) -> torch.Tensor:
-        """The loss of `inputs`, with gradients in the parameters."""
+        """Set the parameters' gradients and return the loss of `inputs`."""
         for name, tensor in self.inputs.items():
             tensor.copy_(inputs[name])
         self.graph.replay()
@@ -53,10 +53,10 @@ class _RecordedStep:
 
 
 class StepGraphs:
-    """Graphs of the steps that compute `loss_of` a batch and its gradients for `parameters`, on the current CUDA device.
+    """CUDA graphs, on the current device, of steps that compute `loss_of` a batch and its gradients for `parameters`.
 
-    `deterministic` says that a step done twice gives the same: then every recording is checked against an eager step.
-    After a failure `problem` says what happened, and every step is to be done eagerly.
+    If `deterministic`, a step repeated gives the same result, and every recording is checked against an eager step.
+    After a failure `problem` holds the reason, and the caller has to run every step eagerly.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], loss_of: Callable[[Inputs], torch.Tensor], *, deterministic: bool):
@@ -67,12 +67,12 @@ class StepGraphs:
         self._recorded: dict[_Shape, _RecordedStep] = {}
         self._seen: Counter[_Shape] = Counter()
         self._buffers: dict[nn.Parameter, torch.Tensor] = {}
-        self._begun: list[torch.cuda.CUDAGraph] = []  # also those that failed, which torch's allocator may ask something yet
+        self._begun: list[torch.cuda.CUDAGraph] = []  # failed graphs too, as torch's allocator may still access them
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None  # torch.cuda.graph_pool_handle, whose type is private
 
     def step(self, inputs: Inputs) -> torch.Tensor | None:
-        """The loss of a batch, its gradients in the parameters, which had none; None if it is to be computed eagerly."""
+        """The loss of a batch, with the parameters' gradients, empty before, set; None if the caller has to step eagerly."""
         if self.problem is not None:
             return None
         shape = tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(inputs.items()))
@@ -87,11 +87,11 @@ class StepGraphs:
         return self._recorded[shape].replay(inputs)
 
     def close(self) -> None:
-        """Free the graphs and their memory, when the device is done with them."""
+        """Wait for the device, then free the graphs and their memory."""
         if self._recorded:
             torch.cuda.synchronize()
         for graph in self._begun:
-            with suppress(RuntimeError):  # one whose recording was cut off
+            with suppress(RuntimeError):  # raised by a graph whose recording failed
                 graph.reset()
         self._recorded.clear()
         self._buffers.clear()
@@ -100,7 +100,7 @@ class StepGraphs:
         try:
             with _without_garbage_collection():
                 return self._record({name: tensor.clone() for name, tensor in inputs.items()})
-        except Exception as error:  # of whatever kind: the step can be done eagerly, and would raise there what is its own
+        except Exception as error:  # any kind: the step then runs eagerly, which raises the step's own errors again
             self.problem = (str(error).strip() or type(error).__name__).splitlines()[0]
             if self._pool is not None:
                 recover(torch.cuda.current_device(), self._pool)
@@ -111,17 +111,17 @@ class StepGraphs:
     def _record(self, inputs: dict[str, torch.Tensor]) -> _RecordedStep:
         if self._stream is None:
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
-        expected = self._rehearse(inputs, self._stream)
+        expected = self._warm_up(inputs, self._stream)
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         self._begun.append(graph)
         try:
-            # other threads, such as the one that pins batches, may go on with what is forbidden in a recording
+            # thread_local: other threads, such as the one that pins batches, may make calls that a capture forbids
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 loss, gradients = self._compute(inputs)
                 written = self._write(gradients)
-                del gradients  # their memory is the next graph's as well
+                del gradients  # so that the next graph can reuse their memory
         finally:
-            torch.cuda.set_stream(before)  # which torch leaves changed if ending the recording fails
+            torch.cuda.set_stream(before)  # torch does not restore it if the capture fails to end
         before.wait_stream(self._stream)
         recorded = _RecordedStep(graph, inputs, loss, written)
         if self._deterministic:
@@ -129,10 +129,10 @@ class StepGraphs:
             self._check(_size(loss, [gradient for _, gradient in written]), expected)
         return recorded
 
-    def _rehearse(self, inputs: Inputs, stream: torch.cuda.Stream) -> torch.Tensor:
-        """Do the step eagerly on the recording's stream, which sets up libraries there; loss and gradient norm [2].
+    def _warm_up(self, inputs: Inputs, stream: torch.cuda.Stream) -> torch.Tensor:
+        """Run the step eagerly on the recording stream, which initialises libraries there; returns loss and gradient norm [2].
 
-        An operation that makes the host wait, which would spoil a recording, raises here, where that does no harm.
+        An operation that synchronises with the device would break a capture; here it raises without harm.
         """
         current = torch.cuda.current_stream()
         stream.wait_stream(current)
@@ -150,10 +150,10 @@ class StepGraphs:
         return loss.detach(), torch.autograd.grad(loss, self._parameters, allow_unused=True)
 
     def _write(self, gradients: Sequence[torch.Tensor | None]) -> tuple[tuple[nn.Parameter, torch.Tensor], ...]:
-        """Copy `gradients` into their parameters' buffers; which those are."""
+        """Copy `gradients` into their parameters' buffers; returns the parameters that have one, with their buffers."""
         found = [(p, g) for p, g in zip(self._parameters, gradients, strict=True) if g is not None]
         alike = [(self._buffers[p], g) for p, g in found if g.stride() == p.stride() and g.dtype == p.dtype]
-        if alike:  # in few kernels
+        if alike:  # one call copies them all in few kernels
             torch._foreach_copy_([buffer for buffer, _ in alike], [gradient for _, gradient in alike])
         for parameter, gradient in found:
             if gradient.stride() != parameter.stride() or gradient.dtype != parameter.dtype:
@@ -164,7 +164,8 @@ class StepGraphs:
         (loss, norm), (eager_loss, eager_norm) = found.tolist(), expected.tolist()
         if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=1e-6, equal_nan=True):
             raise RuntimeError(
-                f"replayed, a step gave loss {loss:g} and gradient norm {norm:g}, eagerly {eager_loss:g} and {eager_norm:g}"
+                f"the replayed step has loss {loss:g} and gradient norm {norm:g}, "
+                f"the eager step {eager_loss:g} and {eager_norm:g}"
             )
 
 
@@ -175,7 +176,7 @@ def _size(loss: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """What is collected in a recording may free memory or events of the device, which is forbidden there."""
+    """Disable garbage collection, which may free memory or events of the device; a capture forbids that."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -187,7 +188,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 def install(backbone: Backbone) -> Undo:
-    """On any backbone: the training loop asks it for what replays steps."""
+    """Install on any backbone: the training loop uses the backbone's `step_replayer`."""
     if backbone.step_replayer is StepGraphs:
         return lambda: None
     backbone.step_replayer = StepGraphs

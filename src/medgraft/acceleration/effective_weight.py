@@ -1,4 +1,4 @@
-"""A linear layer as the one matrix that it multiplies by, LoRA and quantised weights included."""
+"""The effective weight matrix of a linear layer, LoRA and quantised weights included."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import nn
 
 @dataclass(frozen=True)
 class EffectiveWeight:
-    """x W^T + bias, where W [out, in] is what `weight` gives and, with LoRA, `scaling` * `b` [out, r] `a` [r, in] more.
+    """A layer x W^T + bias, where W [out, in] is `weight()`, plus `scaling` * `b` [out, r] `a` [r, in] with LoRA.
 
-    `shape` is (out, in), `dtype` is that of what `weight` gives, `trained` whether it has gradients. Products are of
-    the dtype of their rows, or autocast's.
+    `shape` is (out, in), `dtype` that of `weight()`, and `trained` tells whether it requires gradients. Products have the
+    dtype of their rows, or autocast's.
     """
 
     weight: Callable[[], torch.Tensor]
@@ -29,7 +29,7 @@ class EffectiveWeight:
     scaling: float = 1.0
 
     def onto_inputs(self, rows: torch.Tensor) -> torch.Tensor:
-        """Each head's `rows` [H, N, D] times its part of W: [H, N, in]."""
+        """`rows` [H, N, D] of each head times the head's rows of W: [H, N, in]."""
         product = torch.bmm(rows, _by_heads(self.weight(), rows))
         if self.a is None or self.b is None:
             return product
@@ -37,7 +37,7 @@ class EffectiveWeight:
         return torch.baddbmm(product, low, self.a.to(rows.dtype).expand(len(rows), -1, -1), alpha=self.scaling)
 
     def of_inputs(self, rows: torch.Tensor) -> torch.Tensor:
-        """Each head's `rows` [H, N, in] times its part of W^T, without the bias: [H, N, D]."""
+        """`rows` [H, N, in] of each head times the head's columns of W^T, without the bias: [H, N, D]."""
         product = torch.bmm(rows, _by_heads(self.weight(), rows).transpose(1, 2))
         if self.a is None or self.b is None:
             return product
@@ -46,12 +46,12 @@ class EffectiveWeight:
 
 
 def effective_weight(layer: nn.Module) -> EffectiveWeight | None:
-    """`layer` as one, None if it does something else: other adapters, dropout, sums in 8 bits, somebody's hooks.
+    """The effective weight of `layer`; None if it is more than a matrix: other adapters, dropout, 8-bit products, hooks.
 
-    Layers of kernels say so themselves, by a method `as_effective_weight`.
+    Layers of medgraft's kernels have a method `as_effective_weight` for it.
     """
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    if hooks or "forward" in vars(layer):  # as accelerate puts there
+    if hooks or "forward" in vars(layer):  # set by accelerate's hooks
         return None
     if type(layer) is nn.Linear:
         return of_linear(layer)
@@ -60,7 +60,7 @@ def effective_weight(layer: nn.Module) -> EffectiveWeight | None:
         found: EffectiveWeight | None = own()
         return found
     in_4_bits = getattr(getattr(layer, "weight", None), "quant_state", None)
-    if in_4_bits is not None and not getattr(in_4_bits, "packing_format_for_cpu", False):  # a layout of bitsandbytes' own
+    if in_4_bits is not None and not getattr(in_4_bits, "packing_format_for_cpu", False):  # False unless repacked
         from bitsandbytes.nn import Linear4bit
 
         return of_linear_4bit(layer) if type(layer) is Linear4bit else None
@@ -68,16 +68,16 @@ def effective_weight(layer: nn.Module) -> EffectiveWeight | None:
 
 
 def of_linear(layer: nn.Linear) -> EffectiveWeight:
-    """A plain layer."""
+    """The effective weight of an unquantised layer."""
     shape = layer.out_features, layer.in_features
     return EffectiveWeight(lambda: layer.weight, shape, layer.weight.dtype, layer.weight.requires_grad, layer.bias)
 
 
 def of_linear_4bit(layer: Any) -> EffectiveWeight:
-    """A layer of bitsandbytes; its weights are unpacked for each product, to the precision that it computes in."""
+    """The effective weight of a 4-bit layer, dequantised to the layer's compute dtype for each product."""
     from bitsandbytes.functional import dequantize_4bit
 
-    state = copy(layer.weight.quant_state)  # says the dtype that it is unpacked to
+    state = copy(layer.weight.quant_state)  # its dtype is the one that weights are dequantised to
     state.dtype = layer.compute_dtype or state.dtype
 
     def weight() -> torch.Tensor:

@@ -1,11 +1,11 @@
-"""Greedy decoding with a key/value cache of fixed size, so that one CUDA graph computes every token of a caption.
+"""Greedy decoding with a static key/value cache, so that one CUDA graph computes every token of a caption.
 
-A step of a decoder is hundreds of small kernels, and a GPU waits for each of them to be launched from Python. Captured
-once and replayed, they are launched together. A graph reads and writes the same memory at each replay: keys and values have a
-place for every position of the longest caption (those ahead are masked), and the position itself is a tensor on the device.
+A decoder step launches hundreds of small kernels, and the GPU waits for Python to launch each of them. A captured graph
+launches them together. A graph reads and writes the same memory at each replay, so the cache has room for every position of
+the longest caption (later positions are masked), and the position itself is a tensor on the device.
 
-`generator_for` is the way in. The step is the decoder's own forward pass, so that adapters and quantised layers take part in
-it as they are, and runs without a graph on any device. Captions are those of transformers' greedy `generate` up to rounding.
+Callers use `generator_for`. The step is the decoder's own forward pass, with its adapters and quantised layers, and also runs
+without a graph on any device. Captions equal those of transformers' greedy `generate` up to rounding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from medgraft.backbones import Backbone
 from medgraft.backbones.base import GenerateIds
 from medgraft.backbones.blip import BlipBackbone
 
-# options of `generate` that greedy decoding with a limit of new tokens does not read, and those that leave it as it is so
+# options of `generate` that greedy decoding up to max_new_tokens ignores, and values of others that do not affect it
 _UNREAD = {
     "max_new_tokens", "max_length", "eos_token_id", "pad_token_id", "bos_token_id", "length_penalty", "early_stopping",
     "temperature", "top_k", "top_p", "typical_p", "transformers_version", "_from_model_config",
@@ -41,9 +41,9 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def generator_for(backbone: Backbone, device: torch.device) -> Iterator[GenerateIds]:
-    """What generates the ids of captions on `device` inside the block: with CUDA graphs where it can, and else as always.
+    """Yield a function that generates caption ids on `device`: with CUDA graphs if possible, else `backbone.generate_ids`.
 
-    Graphs and their memory are freed at the end of the block; weights must not change inside it.
+    Weights must not change inside the block. Graphs and their memory are freed at its end.
     """
     if device.type != "cuda" or failed_graphs or not supports(backbone):
         yield backbone.generate_ids
@@ -56,7 +56,7 @@ def generator_for(backbone: Backbone, device: torch.device) -> Iterator[Generate
 
 
 def supports(backbone: Backbone) -> bool:
-    """Whether `StaticGenerator` knows the model: BLIP, without 8-bit layers, which wait for the device at each product."""
+    """Whether `StaticGenerator` supports the model: BLIP without 8-bit layers, which synchronise at each product."""
     if not isinstance(backbone, BlipBackbone) or type(backbone).generate_ids is not BlipBackbone.generate_ids:
         return False
     decoder = backbone.model.text_decoder
@@ -65,9 +65,9 @@ def supports(backbone: Backbone) -> bool:
 
 
 class StaticGenerator:
-    """`Backbone.generate_ids` of a BLIP by a `StaticDecoder`, made at the first batch and again for larger ones.
+    """`Backbone.generate_ids` of a BLIP with a `StaticDecoder`, which is created at the first batch and anew for larger ones.
 
-    What is not greedy decoding goes to the backbone, as does everything once no CUDA graph could be captured.
+    Falls back to the backbone if decoding is not greedy, or after a CUDA graph could not be captured.
     """
 
     def __init__(self, backbone: Backbone, *, graph: bool):
@@ -80,7 +80,7 @@ class StaticGenerator:
     def __call__(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
-        """The new tokens [B, N] behind `input_ids` [B, T], on the CPU or on the device."""
+        """The new tokens [B, N] after `input_ids` [B, T], on the CPU or on the device."""
         defaults = self._backbone.model.text_decoder.generation_config
         decoder = self._decoder_for(features, input_ids, decoding) if is_greedy(decoding, defaults) else None
         if decoder is None:
@@ -88,7 +88,7 @@ class StaticGenerator:
         return decoder.generate(features, input_ids, decoding.max_new_tokens)
 
     def free(self) -> None:
-        """Release the graph and all memory that was set aside."""
+        """Release the graph and the cache."""
         if self._decoder is not None:
             self._decoder.free()
         self._decoder = None
@@ -106,7 +106,7 @@ class StaticGenerator:
                 self._decoder = StaticDecoder(self._backbone.model.text_decoder, features, length, eos=eos, pad=pad)
                 if self._graph:
                     self._decoder.capture()
-            except RuntimeError as error:  # of CUDA: too little memory, or something that cannot be captured
+            except RuntimeError as error:  # from CUDA: out of memory, or an operation that cannot be captured
                 if not self._graph:
                     raise
                 self.free()
@@ -117,18 +117,18 @@ class StaticGenerator:
 
 
 def is_greedy(decoding: transformers.GenerationConfig, defaults: transformers.GenerationConfig) -> bool:
-    """Whether `generate` decodes greedily to one end token; `defaults` are the model's, for what `decoding` leaves open."""
+    """Whether `generate` decodes greedily to a single end token; `defaults` are the model's, where `decoding` sets nothing."""
     options = {name: value for name, value in defaults.to_diff_dict().items() if value is not None}
     options |= {name: value for name, value in decoding.to_diff_dict().items() if value is not None}
     known = isinstance(options.get("eos_token_id"), int) and isinstance(options.get("pad_token_id"), int)
     return known and all(
         name in _UNREAD or value == _NEUTRAL.get(name, False) for name, value in options.items()
-    )  # what is named nowhere, such as `do_sample`, may be there as False
+    )  # options in neither table, such as `do_sample`, have to be False
 
 
 @dataclass(frozen=True)
 class GraphedGeneration:
-    """Stands in for a backbone's method `generating`."""
+    """Replaces a backbone's method `generating`."""
 
     backbone: Backbone
 
@@ -138,7 +138,7 @@ class GraphedGeneration:
 
 
 def install(backbone: Backbone) -> Undo | None:
-    """On a BLIP whose decoder `StaticGenerator` knows."""
+    """Install on a BLIP whose decoder `StaticGenerator` supports."""
     if not supports(backbone):
         return None
     if isinstance(backbone.generating, GraphedGeneration):

@@ -1,4 +1,4 @@
-"""Frozen linear layers whose weights are stored in the compute dtype, to which autocast would round them at every use."""
+"""Frozen linear layers that store their weights in the compute dtype, so that autocast need not cast them at every use."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from medgraft.backbones import Backbone
 from medgraft.backbones.loading import leave_file
 from medgraft.types import lies_in
 
-_WRAPPED = ".base_layer"  # what PEFT adds to the name of a layer that it puts another around
+_WRAPPED = ".base_layer"  # PEFT's suffix for the name of a layer that it wraps
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer in bf16; gives what the fp32 layer gives under bf16 autocast, and its input's dtype without."""
+    """A linear layer in bf16; equals the fp32 layer under bf16 autocast. Without autocast it returns its input's dtype."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
@@ -35,7 +35,7 @@ class FrozenLinear(nn.Linear):
 
 
 class FrozenConv1D(Conv1D):
-    """GPT-2's transposed linear layer, in the same way."""
+    """The same for GPT-2's transposed linear layer."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
@@ -48,14 +48,14 @@ _FROZEN: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FrozenLinear, Conv
 
 
 def install(backbone: Backbone) -> Undo | None:
-    """On frozen layers, but for those that the backbone keeps in fp32 and those whose weights an adapter reads elsewhere.
+    """Install on frozen layers, except those in `keep_in_fp32` and those whose weight an adapter also uses on its own.
 
-    The fp32 weights are dropped; taking the kernel off reads them from the checkpoint again.
+    The fp32 weights are freed; removing the kernel reads them from the checkpoint again.
     """
     model: nn.Module = backbone.model
     changed: dict[str, Any] = {n: module for n, module in model.named_modules() if _may_change(n, module, backbone)}
     owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
-    # shared with an embedding, say, which is to stay as it is
+    # weights shared with another module, such as an embedding, which keeps the fp32 tensor
     shared = {name: layer.weight for name, layer in changed.items() if owners[id(layer.weight)] > 1}
     for layer in changed.values():
         layer.weight = nn.Parameter(layer.weight.detach().to(torch.bfloat16), requires_grad=False)
@@ -86,5 +86,5 @@ def _may_change(name: str, module: Any, backbone: Backbone) -> bool:
 
 
 def _reads_once(adapter: nn.Module) -> bool:
-    """Whether a PEFT layer uses the weight of the layer that it is around in that one's product and nowhere else."""
+    """Whether a PEFT layer uses the weight of the layer that it wraps only in that layer's product."""
     return isinstance(adapter, ia3.Linear) or (isinstance(adapter, lora.Linear) and not adapter.lora_variant)

@@ -1,10 +1,9 @@
-"""LoRA's sum W x + s B A x (Hu et al. 2021, equation 3), added up inside the product with B.
+"""LoRA's sum W x + s B A x (Hu et al. 2021, equation 3), fused into the product with B.
 
 PEFT multiplies B A x by s and adds it to W x: two more passes over a tensor of the output's size, each rounded to the compute
-dtype. Going back, the gradient of B is computed here as (h^T g)^T: for g^T h, which autograd asks for, MKL took up to seven
-times as long at ranks below 16. On a CPU LoRA is added to W x and to its gradient where these are, as memory is slow: a step of
-BLIP-base's LoRA on a Xeon with AMX went from 2.84 to 2.66 s. Tensors, names and files stay PEFT's. There are first
-derivatives only.
+dtype. The gradient of B is computed here as (h^T g)^T, because MKL took up to seven times as long for autograd's g^T h at
+ranks below 16. LoRA is added in place to W x and to the input's gradient, which saves memory traffic: a step of BLIP-base's
+LoRA on a Xeon with AMX went from 2.84 to 2.66 s. Tensors, names and files stay PEFT's. Only first derivatives are supported.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from medgraft.strategies import quantized_modules
 
 
 class _LoraSum(torch.autograd.Function):
-    """base [N, out] + scaling * (x [N, in] A^T) B^T, all of one dtype."""
+    """base [N, out] + scaling * (x [N, in] A^T) B^T, all in one dtype."""
 
     @staticmethod
     def forward(
@@ -45,9 +44,9 @@ class _LoraSum(torch.autograd.Function):
 
 
 class _LoraProduct(torch.autograd.Function):
-    """x [N, in] W^T + bias + scaling * (x A^T) B^T, all of one dtype; W, which `weight` gives, is frozen.
+    """x [N, in] W^T + bias + scaling * (x A^T) B^T, all in one dtype; W, which `weight` returns, is frozen.
 
-    With the layer's own product in the same place, LoRA's is added where that one is, forwards and back.
+    This function also computes the base layer's product, so LoRA can be added to it in place, forward and backward.
     """
 
     @staticmethod
@@ -62,21 +61,21 @@ class _LoraProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         w = weight()
         output, hidden = _sum(x, a, b, bias, w, scaling)
-        kept = isinstance(w, nn.Parameter)  # and not unpacked for this product
-        ctx.save_for_backward(x, hidden, a, b, w if kept else None)
+        stored = isinstance(w, nn.Parameter)  # not dequantised for this product
+        ctx.save_for_backward(x, hidden, a, b, w if stored else None)
         ctx.weight, ctx.scaling = weight, scaling
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, hidden, a, b, kept = ctx.saved_tensors
+        x, hidden, a, b, w = ctx.saved_tensors
         to_x, to_a, to_b, to_bias = ctx.needs_input_grad[:4]
         grad_x = None
         with torch.autocast(grad.device.type, enabled=False):
             grad_hidden, grad_a, grad_b = _gradients(grad, x, hidden, b, ctx.scaling, (to_a, to_b))
             if to_x:
-                grad_x = grad @ (ctx.weight() if kept is None else kept)
+                grad_x = grad @ (ctx.weight() if w is None else w)
                 torch.addmm(grad_x, grad_hidden, a, out=grad_x)
         return grad_x, grad_a, grad_b, grad.sum(0) if to_bias else None, None, None
 
@@ -84,7 +83,7 @@ class _LoraProduct(torch.autograd.Function):
 def _sum(
     x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, w: torch.Tensor, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum [N, out] and the low-rank product [N, r] in it, without gradients."""
+    """The sum [N, out] and its low-rank product [N, r], without gradients."""
     hidden = x @ a.t()
     output = nn.functional.linear(x, w, bias)
     return torch.addmm(output, hidden, b.t(), alpha=scaling, out=output), hidden
@@ -93,10 +92,10 @@ def _sum(
 def _gradients(
     grad: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor, b: torch.Tensor, scaling: float, wanted: Sequence[bool]
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Of the low-rank `hidden` [N, r], and of A and B as far as `wanted`."""
+    """The gradients of the low-rank `hidden` [N, r], of A and of B; None for A or B if not `wanted`."""
     if grad.device.type != "cpu":
         return _gradients_in_three_kernels(grad, x, hidden, b, scaling, wanted)
-    grad_hidden = (grad @ b.t().contiguous().t()).mul_(scaling)  # B by columns for the same reason
+    grad_hidden = (grad @ b.t().contiguous().t()).mul_(scaling)  # B column-major, which MKL multiplies faster too
     grad_a = grad_hidden.t().contiguous() @ x if wanted[0] else None
     grad_b = ((hidden * scaling).t().contiguous() @ grad).t() if wanted[1] else None
     return grad_hidden, grad_a, grad_b
@@ -105,16 +104,16 @@ def _gradients(
 def _gradients_in_three_kernels(
     grad: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor, b: torch.Tensor, scaling: float, wanted: Sequence[bool]
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """The same for an accelerator, where a copy is one more kernel to start and transposed operands are quick."""
-    nothing = grad.new_empty(1)  # what beta=0 leaves out
-    grad_hidden = torch.addmm(nothing, grad, b, beta=0, alpha=scaling)
+    """The same for an accelerator, where each copy costs a kernel launch and transposed operands are fast."""
+    ignored = grad.new_empty(1)  # addmm does not read it with beta=0
+    grad_hidden = torch.addmm(ignored, grad, b, beta=0, alpha=scaling)
     grad_a = grad_hidden.t() @ x if wanted[0] else None
-    grad_b = torch.addmm(nothing, grad.t(), hidden, beta=0, alpha=scaling) if wanted[1] else None
+    grad_b = torch.addmm(ignored, grad.t(), hidden, beta=0, alpha=scaling) if wanted[1] else None
     return grad_hidden, grad_a, grad_b
 
 
 class FusedLora:
-    """A PEFT layer whose plain LoRA is computed in that way; every other use of it is PEFT's own."""
+    """Mixin for a PEFT layer that fuses plain LoRA; everything else is left to PEFT's forward."""
 
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[..., in] to [..., out]."""
@@ -133,11 +132,11 @@ class FusedLora:
                 flat = inputs.reshape(-1, inputs.shape[-1])
                 if torch.is_grad_enabled():
                     output = _LoraProduct.apply(flat, a, b, bias, own.weight, scaling)  # type: ignore[no-untyped-call]
-                else:  # 6 to 8 % less of a caption's time on stored features
+                else:  # takes 6 to 8 % off captioning from stored features
                     output, _ = _sum(flat, a, b, bias, own.weight(), scaling)
             return output.view(*x.shape[:-1], output.shape[-1])
         base = self.base_layer(x)
-        if base.dtype != dtype:  # a layer that is kept in another precision than the adapter
+        if base.dtype != dtype:  # the base layer computes in another dtype than the adapter
             summed: torch.Tensor = base + nn.functional.linear(nn.functional.linear(inputs, a), b) * scaling
             return summed.to(base.dtype)
         with torch.autocast(x.device.type, enabled=False):
@@ -154,7 +153,7 @@ class FusedLora:
         return replace(base, a=self.lora_A[name].weight, b=self.lora_B[name].weight, scaling=self.scaling[name])
 
     def _plain_adapter(self: Any) -> str | None:
-        """The one adapter in use, if it is LoRA without variants or bias, not merged, without anybody's hooks or shards."""
+        """The name of the only active adapter, if it is plain LoRA: no variant, bias or hooks, not merged or sharded."""
         active = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(active) != 1 or active[0] in self.lora_variant:
             return None
@@ -164,11 +163,11 @@ class FusedLora:
 
 
 class FusedLoraLinear(FusedLora, lora.Linear):
-    """On a linear layer or GPT-2's Conv1D."""
+    """Fused LoRA on a linear layer or GPT-2's Conv1D."""
 
 
 def install(backbone: Backbone) -> Undo | None:
-    """On PEFT's LoRA layers, those on quantised layers among them."""
+    """Install on PEFT's LoRA layers, including those on quantised layers."""
     table: dict[type[nn.Module], type[nn.Module]] = {lora.Linear: FusedLoraLinear}
     if quantized_modules(backbone.model):
         from medgraft.acceleration.quantized import FUSED_LORA

@@ -1,4 +1,4 @@
-"""BLIP's loss on packed captions: nothing is computed for padding, and images need not have keys and values of their own."""
+"""BLIP's loss on packed captions: no work for padding, and cross-attention without keys and values where that is faster."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from medgraft.backbones import Backbone, TextBatch
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.backbones.blip_sdpa import SdpaBlipTextSelfAttention
 
-_TOKENS_MULTIPLE = 32  # leaves few numbers of tokens, and less filler than that
+_TOKENS_MULTIPLE = 32  # few different lengths, at the cost of up to 31 filler tokens
 
 
 class PackedBlipTextSelfAttention(StepwiseBlipTextSelfAttention):
-    """Takes packed tokens if there is a PackedBatch in the mask's place; returns (context, None)."""
+    """Attention that takes packed tokens if its mask is a PackedBatch; returns (context, None)."""
 
     def forward(
         self,
@@ -38,7 +38,7 @@ class PackedBlipTextSelfAttention(StepwiseBlipTextSelfAttention):
         return self._packed(hidden_states, encoder_hidden_states, attention_mask), None
 
     def _packed(self, tokens: torch.Tensor, images: torch.Tensor | None, batch: PackedBatch) -> torch.Tensor:
-        """What packed `tokens` [1, N, C] take from the tokens of their caption up to themselves, or from their image."""
+        """The context [1, N, C] of packed `tokens` [1, N, C]: causal self-attention, or cross-attention to their image."""
         query, mask = self.query(tokens), None
         dropout = self.dropout.p if self.training else 0.0
         if images is not None and not dropout:
@@ -57,7 +57,7 @@ class PackedBlipTextSelfAttention(StepwiseBlipTextSelfAttention):
 
 @dataclass(frozen=True)
 class PackedLoss:
-    """Stands in for a backbone's method `loss`."""
+    """Replaces a backbone's method `loss`."""
 
     backbone: BlipBackbone
 
@@ -75,20 +75,20 @@ class PackedLoss:
             encoder_attention_mask=batch.over(features),
         ).last_hidden_state[0]  # [N, C]
         labelled = (batch.targets != IGNORED).nonzero()[:, 0]
-        filler = -len(labelled) % multiple  # of the first token once more, without a label
+        filler = -len(labelled) % multiple  # copies of the first token, without labels
         logits = decoder.cls(hidden[fill(labelled, filler)])  # [labels and filler, V]
         smoothing = self.backbone.config.text_config.label_smoothing
         return cross_entropy(logits.float(), fill(batch.targets[labelled], filler, IGNORED), label_smoothing=smoothing)
 
 
 def _takes_packed(decoder: torch.nn.Module) -> bool:
-    """Whether every attention module does, and none is to compute as transformers' own."""
+    """Whether every attention module accepts a PackedBatch and none is in eager mode."""
     modules = [module for module in decoder.modules() if isinstance(module, BlipTextSelfAttention)]
     return all(isinstance(module, PackedBlipTextSelfAttention) and not module.eager for module in modules)
 
 
 def install(backbone: Backbone) -> Undo | None:
-    """On a BLIP that has BLIP's loss; its decoder's attention becomes a fused one if it is not."""
+    """Install on a BLIP whose `loss` is not overridden; its decoder's attention is replaced too."""
     if not isinstance(backbone, BlipBackbone) or type(backbone).loss is not BlipBackbone.loss:
         return None
     packed = PackedBlipTextSelfAttention

@@ -1,6 +1,6 @@
-"""Quantised linear layers, with and without LoRA, that take and give bf16 under autocast; imports bitsandbytes.
+"""Quantised linear layers, with and without LoRA, whose inputs and outputs are bf16 under autocast; imports bitsandbytes.
 
-Under bf16 autocast bitsandbytes' layers return to the dtype of their input, and what follows is computed in fp32.
+bitsandbytes' layers return the dtype of their input even under bf16 autocast, so the operations after them run in fp32.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from medgraft.acceleration.swap import Undo, swap
 from medgraft.backbones import Backbone
 from medgraft.types import lies_in
 
-_ROWS = 256  # of a weight, unpacked at a time: 0.8 ms for 1.6 at [3072, 768]
+_ROWS = 256  # rows of a weight that are dequantised at a time: 0.8 ms instead of 1.6 for [3072, 768]
 
 
 class AutocastLinear4bit(Linear4bit):
-    """Gives bf16 under bf16 autocast as a plain linear layer does, so that what follows is not computed in fp32."""
+    """A 4-bit layer that returns bf16 under bf16 autocast, as a plain linear layer does."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
@@ -38,7 +38,7 @@ class AutocastLinear4bit(Linear4bit):
 
 
 class AutocastLinear8bit(Linear8bitLt):
-    """Takes and gives bf16 under bf16 autocast: of an fp32 input the backward pass would be computed in fp32."""
+    """An 8-bit layer that casts to bf16 under bf16 autocast; an fp32 input would make its backward pass run in fp32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
@@ -47,8 +47,8 @@ class AutocastLinear8bit(Linear8bitLt):
         return output
 
     def as_effective_weight(self) -> EffectiveWeight | None:
-        """See medgraft.acceleration.effective_weight; only in training on a CPU, where weights are unpacked."""
-        holder: Any = self.state if self.state.CB is not None else self.weight  # where bitsandbytes moves them at first use
+        """See medgraft.acceleration.effective_weight; only for training on a CPU, where weights are dequantised."""
+        holder: Any = self.state if self.state.CB is not None else self.weight  # bitsandbytes moves CB at first use
         eights, scales = holder.CB, holder.SCB
         if not self.training or eights is None or eights.device.type != "cpu":
             return None
@@ -59,7 +59,7 @@ class AutocastLinear8bit(Linear8bitLt):
 
 
 def _unpacked(eights: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The weights [out, in] of int8 `eights` and their rows' largest [out], a few rows at a time, which stay in the cache."""
+    """Dequantise int8 `eights` [out, in] with their rows' absolute maxima `scales` [out], in chunks that fit the CPU cache."""
     unpacked = torch.empty(eights.shape, dtype=dtype)
     steps = scales.unsqueeze(1).mul(1 / 127)
     for whole, step, target in zip(*(torch.split(x, _ROWS) for x in (eights, steps, unpacked)), strict=True):
@@ -69,7 +69,7 @@ def _unpacked(eights: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) ->
 
 @contextmanager
 def _bias_restored(layer: nn.Module) -> Iterator[None]:
-    """The bias is itself again after the block: bitsandbytes rounds it to the input's dtype for good."""
+    """Restore the bias after the block, as bitsandbytes casts it to the input's dtype in place."""
     bias: Any = layer.bias
     before = None if bias is None else bias.data
     try:
@@ -80,16 +80,16 @@ def _bias_restored(layer: nn.Module) -> Iterator[None]:
 
 
 def _as_autocast(x: torch.Tensor) -> torch.Tensor:
-    """`x` in the dtype of autocast where that is on."""
+    """`x` in autocast's dtype if autocast is on."""
     return x.to(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else x
 
 
 class FusedLoraLinear8bit(FusedLora, bnb.Linear8bitLt):
-    """LoRA on an 8-bit layer."""
+    """Fused LoRA on an 8-bit layer."""
 
 
 class FusedLoraLinear4bit(FusedLora, bnb.Linear4bit):
-    """LoRA on a 4-bit layer."""
+    """Fused LoRA on a 4-bit layer."""
 
 
 _AUTOCAST: dict[type[nn.Module], type[nn.Module]] = {Linear4bit: AutocastLinear4bit, Linear8bitLt: AutocastLinear8bit}
@@ -100,7 +100,7 @@ FUSED_LORA: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def install(backbone: Backbone) -> Undo | None:
-    """On layers of 8 bits and those of 4 that compute in bf16, but for those that the backbone keeps in fp32."""
+    """Install on 8-bit layers and on 4-bit layers that compute in bf16, except those in `keep_in_fp32`."""
 
     def wanted(name: str, module: nn.Module) -> bool:
         bf16 = getattr(module, "compute_dtype", torch.bfloat16) == torch.bfloat16

@@ -1,12 +1,12 @@
-"""BLIP's attention in bf16 on a CPU: in the vision tower a few heads at a time, so that their scores stay in the cache.
+"""BLIP's attention in bf16 on a CPU: the vision tower computes a few heads at a time, so that their scores stay in the cache.
 
-The same products, softmax and roundings as computing it step by step, without keeping the weights for the backward pass,
-which computes them again (as Dao et al. 2022, arXiv 2205.14135, do by tiles). Forward and backward at [8, 12, 577, 64] in
-bf16 on an AMD EPYC with two threads: 186 ms, against 276 by `scaled_dot_product_attention` and 272 step by step. On a Xeon with
-AMX 61 ms, against 117 and 80; torch's forward pass alone takes 12 there and this one 20, so torch's is taken and only the
-backward pass is by blocks. In fp32 torch's own is the quickest both ways.
+Products, softmax and rounding are those of eager attention, but the backward pass recomputes the attention weights instead of
+saving them (as Dao et al. 2022, arXiv 2205.14135, do by tiles). Forward and backward at [8, 12, 577, 64] in bf16 on an AMD EPYC
+with two threads took 186 ms, against 276 for `scaled_dot_product_attention` and 272 for eager attention; on a Xeon with AMX
+61 ms, against 117 and 80. On that Xeon torch's forward pass alone takes 12 ms and this one 20, so torch's is used there and
+only the backward pass works in blocks. In fp32 torch's attention is fastest in both directions.
 
-Queries, keys and values come as one tensor, as the layer before makes them: each is copied once, and so are the gradients.
+Queries, keys and values arrive as one tensor from the layer before. Each is copied once, and so is each gradient.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from medgraft.acceleration.swap import Undo, swap
 from medgraft.backbones import Backbone
 from medgraft.backbones.blip_sdpa import SdpaBlipAttention, SdpaBlipTextSelfAttention
 
-_SCORES = 2_700_000  # in memory at a time: 5.4 MB, with the weights twice that; half and half as much again measured slower
+_SCORES = 2_700_000  # per block: 5.4 MB, and as much for the weights; 0.5 and 1.5 times as many measured slower
 
 
 class BlockedBlipAttention(SdpaBlipAttention):
-    """The vision tower's self-attention, by whatever is the quickest."""
+    """The vision tower's self-attention: blocked, or torch's fused function where that is faster."""
 
     def attend(self, heads: torch.Tensor, dropout: float) -> torch.Tensor:
         """See SdpaBlipAttention.attend."""
@@ -40,9 +40,9 @@ class BlockedBlipAttention(SdpaBlipAttention):
 
 
 class StepwiseBlipTextSelfAttention(SdpaBlipTextSelfAttention):
-    """The decoder's self- and cross-attention: for few tokens in bf16, step by step.
+    """The decoder's self- and cross-attention, unfused in bf16 on a CPU.
 
-    For one token over 577 patches, [8, 12, 1, 64] in bf16 on a thread of an AMD EPYC, 1 ms for 10 by torch's fused function.
+    One token over 577 patches, [8, 12, 1, 64] in bf16 on one thread of an AMD EPYC, takes 1 ms; torch's fused function 10.
     """
 
     def attend(
@@ -65,24 +65,24 @@ _TABLE: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def install(backbone: Backbone) -> Undo | None:
-    """On a BLIP, whose attention becomes a fused one if it is not."""
+    """Install on a BLIP, fused or eager."""
     return swap(backbone.model, _TABLE)
 
 
 def fused_is_quick(query: torch.Tensor) -> bool:
-    """Whether torch's fused attention is the quickest: but for bf16 on a CPU, whose backward pass it is slow at."""
+    """Whether torch's fused attention is fastest: always, except in bf16 on a CPU, where its backward pass is slow."""
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16
     return not slow or (torch_forward_is_quick() and not torch.is_grad_enabled())
 
 
 @functools.cache
 def torch_forward_is_quick() -> bool:
-    """Whether torch's fused attention in bf16 is the quickest without gradients: where the CPU has units for such products."""
+    """Whether torch's fused bf16 attention is fastest without gradients: on CPUs with AMX."""
     return bool(torch.cpu._is_amx_tile_supported())
 
 
 def blocked_attention(heads: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(query key^T * scale) value on the CPU, [B, H, T, D], for the three in `heads`, [3, B, H, T, D]."""
+    """softmax(query key^T * scale) value, [B, H, T, D], on the CPU; `heads` [3, B, H, T, D] are query, key and value."""
     result: torch.Tensor = _Blocked.apply(heads, scale)  # type: ignore[no-untyped-call]
     return result
 
@@ -110,18 +110,18 @@ class _Blocked(torch.autograd.Function):
             torch.bmm(q[rows], k[rows].transpose(1, 2), out=scores)
             torch.softmax(scores, -1, out=weights)
             torch.bmm(weights.transpose(1, 2), g[rows], out=dv[rows])
-            torch.bmm(g[rows], v[rows].transpose(1, 2), out=scores)  # now the gradient of the weights
+            torch.bmm(g[rows], v[rows].transpose(1, 2), out=scores)  # reused for the gradient of the weights
             ds = torch._softmax_backward_data(scores, weights, -1, weights.dtype)
             torch.bmm(ds, k[rows], out=dq[rows])
             torch.bmm(ds.transpose(1, 2), q[rows], out=dk[rows])
-        result = q.new_empty(batch, length, 3, count, width).permute(2, 0, 3, 1, 4)  # as the layer before has its output
+        result = q.new_empty(batch, length, 3, count, width).permute(2, 0, 3, 1, 4)  # laid out as the qkv layer's output
         torch.mul(dq.view(gradient.shape), ctx.scale, out=result[0])
         result[1], result[2] = dk.view(gradient.shape), dv.view(gradient.shape)
         return result, None
 
 
 def _like(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty(x.shape, dtype=x.dtype)  # contiguous, whatever x is
+    return torch.empty(x.shape, dtype=x.dtype)  # contiguous even if x is not
 
 
 def _by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -134,7 +134,7 @@ def _by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tenso
 
 
 def _blocks(q: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """Rows of [BH, T, D] tensors that are computed together, with room for their scores and weights [rows, T, T]."""
+    """Slices of the rows of [BH, T, D] tensors, each with buffers for its scores and weights [rows, T, T]."""
     length = q.shape[1]
     size = min(max(1, _SCORES // length**2), len(q))
     scores, weights = (q.new_empty(size, length, length) for _ in range(2))

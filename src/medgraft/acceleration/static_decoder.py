@@ -1,4 +1,4 @@
-"""A BLIP text decoder that decodes greedily with a key/value cache of fixed size."""
+"""Greedy decoding of a BLIP text decoder with a static key/value cache."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from transformers.pytorch_utils import Conv1D
 
 from medgraft.acceleration.capture import captured
 
-_CHECK_EVERY = 8  # tokens between two questions whether every caption has ended
-_LENGTH_MULTIPLE = 16  # of the cache: attention kernels want masks whose rows are aligned
+_CHECK_EVERY = 8  # tokens between two checks whether every caption has ended
+_LENGTH_MULTIPLE = 16  # of the cache length: attention kernels need aligned mask rows
 
 
 class StaticDecoder:
-    """A BLIP text decoder with memory for so many images, of so many patches, and so many tokens.
+    """A BLIP text decoder with buffers for up to B images and `length` tokens.
 
-    `features` [B, S, C] show the shapes and types that `generate` will be given. It is made for the autocast of its caller.
+    `features` [B, S, C] set the shape and dtype of the features that `generate` takes. Autocast has to be the same when
+    the object is created and when it is used.
     """
 
     def __init__(self, decoder: BlipTextLMHeadModel, features: torch.Tensor, length: int, *, eos: int, pad: int):
@@ -38,22 +39,20 @@ class StaticDecoder:
         self._graph: torch.cuda.CUDAGraph | None = None
         rows = len(features)
         self._tokens = torch.full((rows, self._max_length), pad, dtype=torch.long, device=self._device)
-        masks = torch.full(
-            (self._max_length, self._max_length), float("-inf"), device=self._device
-        )  # added to scores, by position
-        self._masks = masks.triu(1).to(self._compute_dtype or torch.float32)
-        self._position = torch.zeros(1, dtype=torch.long, device=self._device)  # of the token that is read next
-        self._given = torch.ones(1, dtype=torch.long, device=self._device)  # tokens that are not generated
+        masks = torch.full((self._max_length, self._max_length), float("-inf"), device=self._device).triu(1)
+        self._masks = masks.to(self._compute_dtype or torch.float32)  # one row per position, added to the scores
+        self._position = torch.zeros(1, dtype=torch.long, device=self._device)  # index of the next input token
+        self._given = torch.ones(1, dtype=torch.long, device=self._device)  # number of prompt tokens
         self._ended = torch.zeros(rows, dtype=torch.bool, device=self._device)
         layers = len(decoder.bert.encoder.layer)
-        self._words = [_Words(self._position, self._max_length) for _ in range(layers)]
-        self._images = [_Image() for _ in range(layers)]
-        self._cache = EncoderDecoderCache(Cache(layers=list(self._words)), Cache(layers=list(self._images)))
+        self._token_caches = [_TokenCache(self._position, self._max_length) for _ in range(layers)]
+        self._image_caches = [_ImageCache() for _ in range(layers)]
+        self._cache = EncoderDecoderCache(Cache(layers=list(self._token_caches)), Cache(layers=list(self._image_caches)))
         self._cache.is_updated = dict.fromkeys(range(layers), True)
         self._set_images(features)
 
     def takes(self, features: torch.Tensor, length: int, eos: int, pad: int) -> bool:
-        """Whether `generate` has room for such features and tokens."""
+        """Whether `generate` can process such features and `length` tokens in all."""
         return (
             (eos, pad) == (self._eos, self._pad)
             and features.shape[0] <= self._shape[0]
@@ -65,12 +64,12 @@ class StaticDecoder:
 
     @torch.no_grad()
     def capture(self) -> None:
-        """Capture a step as a CUDA graph; RuntimeError if that cannot be done."""
+        """Capture a step as a CUDA graph; RuntimeError if that fails."""
         self._position.zero_()
         self._graph = captured(self._step, self._device)
 
     def free(self) -> None:
-        """Release the graph; the rest goes with the object."""
+        """Release the graph; the buffers are freed with this object."""
         if self._graph is not None:
             torch.cuda.synchronize(self._device)
             self._graph.reset()
@@ -78,7 +77,7 @@ class StaticDecoder:
 
     @torch.no_grad()
     def generate(self, features: torch.Tensor, input_ids: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
-        """The new tokens [B, N] behind `input_ids` [B, T], on the CPU; rows that have ended go on with padding."""
+        """The new tokens [B, N] after `input_ids` [B, T], on the CPU; rows that have ended are padded."""
         rows, given = input_ids.shape
         self._set_images(features)
         self._tokens[:rows, :given] = input_ids
@@ -86,24 +85,24 @@ class StaticDecoder:
         self._given.fill_(given)
         self._ended.zero_()
         self._ended[rows:] = True
-        asked: deque[Callable[[], bool]] = deque()
+        checks: deque[Callable[[], bool]] = deque()
         for count in range(1, given + max_new_tokens):
             self._step() if self._graph is None else self._graph.replay()
             if count >= given and count % _CHECK_EVERY == 0:
-                asked.append(self._ask_whether_all_ended())
-                # the answer of the last question but one: the device is at work on what was asked for since
-                if len(asked) > (self._device.type == "cuda") and asked.popleft()():
+                checks.append(self._check_all_ended())
+                # on CUDA wait for the check before this one, so that the device still has work queued meanwhile
+                if len(checks) > (self._device.type == "cuda") and checks.popleft()():
                     break
         ids = self._tokens[:rows, given : given + max_new_tokens].cpu()
         return ids[:, : _until_all_ended(ids, self._eos)]
 
     def _step(self) -> None:
-        """Read the token at the position and write the next one, unless that is given."""
+        """Process the token at the current position and write the next one, unless that belongs to the prompt."""
         inputs = {
             "input_ids": self._tokens.index_select(1, self._position),
             "attention_mask": self._masks.index_select(0, self._position)[None, None],  # [1, 1, 1, L]
             "position_ids": self._position[None],
-            "encoder_hidden_states": self._tokens,  # not read, as all its keys and values are there
+            "encoder_hidden_states": self._tokens,  # a placeholder: its keys and values come from the cache
             "past_key_values": self._cache,
             "use_cache": True,
         }
@@ -117,22 +116,22 @@ class StaticDecoder:
         self._ended |= (chosen == self._eos) & ~is_given
 
     def _set_images(self, features: torch.Tensor) -> None:
-        """Compute the keys and values of images once for all their tokens."""
+        """Compute the images' keys and values, once for all tokens."""
         rounded = features if self._compute_dtype is None else features.to(self._compute_dtype)
-        for layer, image in zip(self._decoder.bert.encoder.layer, self._images, strict=True):
+        for layer, image in zip(self._decoder.bert.encoder.layer, self._image_caches, strict=True):
             attention = layer.crossattention.self
             inputs = [rounded if _rounds_inputs(module) else features for module in (attention.key, attention.value)]
             heads = attention.num_attention_heads
             image.set(_by_heads(attention.key(inputs[0]), heads), _by_heads(attention.value(inputs[1]), heads))
 
     def _autocast(self) -> AbstractContextManager[object]:
-        """The caller's, without its memory of rounded weights: those would be freed while the graph still reads them."""
+        """The caller's autocast without its weight cache, whose tensors would be freed while the graph still reads them."""
         if self._compute_dtype is None:
             return nullcontext()
         return torch.autocast(self._device.type, self._compute_dtype, cache_enabled=False)
 
-    def _ask_whether_all_ended(self) -> Callable[[], bool]:
-        """Something that waits until the device has come here, and then says whether all captions have ended."""
+    def _check_all_ended(self) -> Callable[[], bool]:
+        """Queue the check on the device; the result waits for it and tells whether all captions have ended."""
         answer = self._ended.all().to("cpu", non_blocking=True)
         if self._device.type != "cuda":
             return lambda: bool(answer)
@@ -146,8 +145,8 @@ class StaticDecoder:
         return wait
 
 
-class _Words(CacheLayerMixin):
-    """Keys and values of a layer's self-attention, [B, H, L, D], of which `update` writes those at `position`."""
+class _TokenCache(CacheLayerMixin):
+    """The cached keys and values [B, H, L, D] of a self-attention layer; `update` writes those at `position`."""
 
     is_compileable = True
     is_sliding = False
@@ -157,7 +156,7 @@ class _Words(CacheLayerMixin):
         self._position, self._max_length = position, max_length
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Zeros: what is masked is multiplied by 0, and must be a number."""
+        """Allocate zeros: masked values are multiplied by 0, so they must be finite."""
         rows, heads, _, width = key_states.shape
         self.keys = key_states.new_zeros(rows, heads, self._max_length, width)
         self.values = value_states.new_zeros(rows, heads, self._max_length, value_states.shape[-1])
@@ -166,7 +165,7 @@ class _Words(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values, with those of one token, [B, H, 1, D], at their place."""
+        """Write the keys and values [B, H, 1, D] of one token and return the whole cache."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys.index_copy_(2, self._position, key_states)
@@ -174,26 +173,26 @@ class _Words(CacheLayerMixin):
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(length, offset)."""
+        """(key length, offset) of the mask."""
         return self._max_length, 0
 
     def get_seq_length(self) -> int:
-        """The length that is always there."""
+        """The fixed length of the cache."""
         return self._max_length
 
     def get_max_length(self) -> int:
-        """The same."""
+        """The fixed length of the cache."""
         return self._max_length
 
 
-class _Image(_Words):
-    """Keys and values of a layer's cross-attention, [B, H, S, D], which stay for a whole batch."""
+class _ImageCache(_TokenCache):
+    """The keys and values [B, H, S, D] of a cross-attention layer, set once per batch."""
 
     def __init__(self) -> None:
         super().__init__(torch.empty(0), 0)
 
     def set(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write those of as many images as there are or fewer; the first time decides how many there may be."""
+        """Write the keys and values of a batch; the first call fixes the largest batch size."""
         if not self.is_initialized:
             self.keys, self.values = keys.clone(), values.clone()
             self.is_initialized = True
@@ -220,33 +219,33 @@ def _is_float_linear(module: nn.Module) -> bool:
 
 
 def _rounds_inputs(module: nn.Module) -> bool:
-    """Whether a layer reads its inputs in the dtype of autocast, so that rounding them once before changes nothing."""
+    """Whether a layer casts its input to autocast's dtype, so that casting it beforehand changes nothing."""
     base: Any = getattr(module, "base_layer", None)
     return _is_float_linear(module) if base is None else _is_plain_lora(module) and _is_float_linear(base)
 
 
 def _is_plain_lora(layer: nn.Module) -> bool:
-    """Whether a PEFT layer uses its matrices in products and nowhere else, as DoRA does."""
+    """Whether a PEFT layer is plain LoRA, which uses its matrices only in products; DoRA also takes their norm."""
     return isinstance(layer, LoraLayer) and not getattr(layer, "lora_variant", None)
 
 
 def rounded_parameters(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Copies in `dtype` of the fp32 parameters of `model` that autocast to `dtype` would cast at each call.
 
-    Of linear layers and LoRA's; layers of other PEFT methods may use their parameters in other ways and are left.
+    These are the parameters of linear layers and LoRA. Other PEFT methods may use theirs outside products and are skipped.
     """
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
-    left = tuple(f"{name}." for name, layer in adapted.items() if not _is_plain_lora(layer))
+    skipped = tuple(f"{name}." for name, layer in adapted.items() if not _is_plain_lora(layer))
     return {
         f"{name}.{own}": parameter.detach().to(dtype)
         for name, module in model.named_modules()
-        if _is_float_linear(module) and not name.startswith(left)
+        if _is_float_linear(module) and not name.startswith(skipped)
         for own, parameter in module.named_parameters(recurse=False)
         if parameter.dtype == torch.float32
     }
 
 
 def _until_all_ended(ids: torch.Tensor, eos: int) -> int:
-    """After how many of the tokens [B, N] every row has ended."""
+    """The number of the tokens [B, N] after which every row has ended."""
     ended = ((ids == eos).cumsum(dim=1) > 0).all(dim=0)
     return int(ended.int().argmax()) + 1 if ended.any() else ids.shape[1]

@@ -1,4 +1,4 @@
-"""Switching the classes of modules: the one place where a module's class is changed, and changed back."""
+"""Replace the classes of modules; the only place where a module's class is changed or restored."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Table = Mapping[type[nn.Module], type[nn.Module]]
 
 
 def swap(model: nn.Module, table: Table, wanted: Callable[[str, nn.Module], bool] = lambda name, module: True) -> Undo | None:
-    """Give every module that is `wanted`, and whose exact type is a key of `table`, the type that stands there.
+    """Change the class of every `wanted` module whose exact type is a key of `table` to the class listed there.
 
-    Returns what changes them back, or None if the model has modules of neither kind. Parameters, buffers, hooks and names
-    stay as they are. Switching again changes nothing.
+    Returns a function that restores the classes, or None if the model has modules of neither the old nor the new classes.
+    Parameters, buffers, hooks and names stay as they are. A second call changes nothing.
     """
     changed = [(m, type(m)) for name, m in model.named_modules() if type(m) in table and wanted(name, m)]
     targets = tuple(table.values())

@@ -1,4 +1,4 @@
-"""Small trained weights as packages that are safe to ship and load."""
+"""Adapter packages: trained weights with a manifest, saved and loaded safely."""
 
 from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest
 from medgraft.adapter.package import (

@@ -1,4 +1,4 @@
-"""The card of an adapter: a README that a hub shows and a person reads."""
+"""The model card of an adapter, a README.md in the format of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ model = PeftModel.from_pretrained(base_model, "{folder}")
 
 
 def write_card(folder: Path, manifest: Manifest) -> None:
-    """Write README.md with how the adapter was made, what it scores, and how to use it."""
+    """Write README.md: how the adapter was trained, its scores, and how to use it."""
     training, evaluation = manifest.training, manifest.evaluation
     settings = manifest.strategy_settings
     shown = {name: value for name, value in sorted(manifest.metrics.items()) if not name.endswith(CONTROLS)}
@@ -30,7 +30,7 @@ def write_card(folder: Path, manifest: Manifest) -> None:
     )
     table = f"## Scores\n\n{scored}\n\n| metric | value |\n|---|---|\n{rows}\n\n" if manifest.metrics else ""
     where = ", ".join(f"{part} {plan.mode}" for part, plan in settings.plans.items() if part in training["parts"])
-    held = f"; base held in {settings.quantization}" if settings.quantization != "none" else ""
+    base = f"; base model in {settings.quantization}" if settings.quantization != "none" else ""
     plain = _USE_PEFT.format(folder=folder.name) if settings.uses_adapter and not training["in_place"] else ""
     text = f"""---
 library_name: {"peft" if settings.uses_adapter else "medgraft"}
@@ -44,7 +44,7 @@ Made by medgraft {manifest.versions.get("medgraft")}. Not a medical device: capt
 
 ## How it was made
 
-- Strategy `{manifest.strategy}`: {where}{held}.
+- Strategy `{manifest.strategy}`: {where}{base}.
 - {training["trainable_parameters"]:,} trained parameters, {training["steps"]} steps.
 - Peak learning rate {training["learning_rate"]:g}, seed {manifest.seed}.
 - Data `{manifest.data["name"]}`: {training["images"]} training images.

@@ -1,4 +1,4 @@
-"""`medgraft.json`: what an adapter is, what it belongs to, and how it was made."""
+"""`medgraft.json`, the manifest of an adapter: its base model, its training, its scores and its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MANIFEST = "medgraft.json"
 
 
 class FileEntry(BaseModel):
-    """A file of the package, by its SHA-256."""
+    """The SHA-256 and size of a file in the package."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     sha256: str
@@ -23,9 +23,9 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The content of medgraft.json. Unknown keys are kept out, so that a newer format is refused, not misread.
+    """The content of medgraft.json. Unknown keys are errors, so that a newer format is refused, not misread.
 
-    `acceleration` names the kernels that the model had in training, None in older packages.
+    `acceleration` lists the kernels used in training; None in older packages.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,7 +73,7 @@ def file_entry(path: Path) -> FileEntry:
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """AdapterError unless every file that the manifest lists is there, unaltered."""
+    """Raise AdapterError unless every file in the manifest exists, unaltered."""
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():

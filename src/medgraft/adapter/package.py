@@ -1,7 +1,7 @@
-"""Adapter packages: saved in PEFT's layout where PEFT can express them, checked and loaded onto the right base only.
+"""Save adapter packages, and load them onto the base model that they were trained on.
 
-A package holds `adapter_model.safetensors` and `adapter_config.json` (PEFT's own) for what a PEFT method added,
-`trained_tensors.safetensors` for what was trained in place, the manifest `medgraft.json`, and a card.
+A package contains `adapter_model.safetensors` and `adapter_config.json` in PEFT's format for the parameters that PEFT added,
+`trained_tensors.safetensors` for those trained in place, the manifest `medgraft.json`, and a model card.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TENSORS = "trained_tensors.safetensors"
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """A backbone that carries an adapter, and the kernels it has. `manifest` is None for a plain PEFT folder."""
+    """A backbone with an adapter, and its installed kernels. `manifest` is None for a plain PEFT folder."""
 
     backbone: Backbone
     model: nn.Module
@@ -41,14 +41,14 @@ class LoadedAdapter:
 
     @property
     def prompt(self) -> str | None:
-        """The prompt that the adapter was trained behind; None, for the backbone's own, if that is not known."""
+        """The prompt used in training; None if unknown, which stands for the backbone's default."""
         return self.manifest.prompt if self.manifest else None
 
 
 def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tuple[str, ...]:
-    """Write the trained weights and nothing else, in place of an older package; the names of the files written.
+    """Write only the trained weights, replacing an older package in `folder`; returns the names of the files.
 
-    `base` holds the digests of in-place parameters before training: tensors that still have them are left out.
+    `base` maps parameters trained in place to their digests before training; unchanged tensors are not saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).is_file():
@@ -57,9 +57,9 @@ def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tup
     written: list[str] = []
     if applied.strategy.uses_adapter:
         with warnings.catch_warnings():
-            if applied.strategy.method == "ADALORA":  # which may rightly leave a layer no rank at all
+            if applied.strategy.method == "ADALORA":  # AdaLoRA may prune a layer to rank 0
                 warnings.filterwarnings("ignore", message=".*tensor.s. have invalid shape")
-            # PEFT would ask the hub whether the vocabulary grew if it were left to decide on embeddings itself
+            # by default PEFT contacts the hub to find out whether the vocabulary grew
             applied.model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
         written += [ADAPTER_WEIGHTS, ADAPTER_CONFIG]
     if applied.direct:
@@ -73,7 +73,7 @@ def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tup
 
 
 def finish_package(folder: Path, manifest: Manifest, files: tuple[str, ...]) -> Manifest:
-    """Write manifest and card beside the weights; the manifest with the files' digests filled in."""
+    """Write card and manifest next to the weights; returns the manifest with the digests of `files`."""
     manifest = manifest.model_copy(update={"files": {name: file_entry(folder / name) for name in sorted(files)}})
     write_card(folder, manifest)
     write_manifest(folder, manifest)
@@ -81,16 +81,16 @@ def finish_package(folder: Path, manifest: Manifest, files: tuple[str, ...]) -> 
 
 
 def adapter_bytes(manifest: Manifest) -> int:
-    """Size of the weight files of a package."""
+    """The total size of a package's weight files."""
     return sum(entry.bytes for name, entry in manifest.files.items() if name.endswith(".safetensors"))
 
 
 def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None = None) -> LoadedAdapter:
-    """The adapter in `folder` on its base; `backbone` (`NAME:SOURCE`) says where the base lies on this machine.
+    """Load the adapter in `folder` onto its base; `backbone` (`NAME:SOURCE`) locates the base on this machine.
 
-    It gets the kernels that it was trained with, as far as they apply here: in the precision of its run, logits are then
-    bit-identical to those at saving. Raises AdapterError if files are missing or
-    altered, or if the base's fingerprint is another. A folder with PEFT's files only is loaded too, if `backbone` is given.
+    The kernels used in training are installed if they apply here, so in the run's precision the logits are bit-identical to
+    those at saving. AdapterError if files are missing or altered, or if the base has another fingerprint. A plain PEFT folder
+    is loaded too if `backbone` is given.
     """
     if not folder.is_dir():
         raise AdapterError(f"There is no adapter folder {folder}.")
@@ -117,10 +117,10 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
 
 
 def in_place_digests(applied: Applied, checkpoint: Mapping[str, TensorDigest] | None = None) -> dict[str, str]:
-    """Digests of the parameters that are about to be trained in place, by name.
+    """Digests, by name, of the parameters that will be trained in place.
 
-    A parameter that `checkpoint` has under its name, with its dtype and shape, is not hashed. Should loading have changed it,
-    it will count as trained, which makes the package larger and nothing else.
+    A parameter found in `checkpoint` with the same dtype and shape is not hashed again. If loading changed its values it
+    counts as trained, which only makes the package larger.
     """
     own = dict(_bare_model(applied.model).named_parameters())
     known = {name: checkpoint[name] for name in applied.direct if checkpoint and name in checkpoint}
@@ -161,7 +161,7 @@ def _attach_peft(backbone: Backbone, folder: Path) -> nn.Module:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with torch.random.fork_rng([]):  # PEFT draws weights before it loads them
+            with torch.random.fork_rng([]):  # PEFT initialises weights at random before it loads them
                 model: Any = PeftModel.from_pretrained(backbone.model, str(folder))
         except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
             raise AdapterError(f"{folder} does not fit {backbone.source}: {str(error).splitlines()[0]}") from error
@@ -182,4 +182,4 @@ def _restore(model: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path
             found = f"has shape {tuple(own[name].shape)}" if name in own else "does not exist"
             raise AdapterError(f"{folder / TENSORS}: {name} of shape {tuple(tensor.shape)} {found} in the base.")
         own[name].copy_(tensor)
-        own[name].requires_grad_(True)  # which is not frozen, so that no kernel rounds it
+        own[name].requires_grad_(True)  # kernels cast only frozen weights to bf16

@@ -1,4 +1,4 @@
-"""What a backbone is: a captioning model with its processor, its anatomy, and the seams where it can be cut."""
+"""The interface of a backbone: a captioning model with its processor, its anatomy, and the seams between its stages."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Captions as the model reads them: `input_ids` and `attention_mask` [B, T], `labels` -100 where nothing is predicted.
+    """Tokenised captions: `input_ids` and `attention_mask` [B, T], and `labels` [B, T], -100 where nothing is predicted.
 
-    `labels` have the positions of `input_ids`; in models with a text encoder of their own [B, T'], the caption alone.
+    In models with a text encoder (T5) `labels` are [B, T'] and hold the caption alone, without the prompt.
     """
 
     input_ids: torch.Tensor
@@ -39,20 +39,20 @@ class TextBatch:
     labels: torch.Tensor
 
     def to(self, device: torch.device) -> TextBatch:
-        """The same on `device`."""
+        """This batch on `device`."""
         return TextBatch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
 
 
 GenerateIds = Callable[[torch.Tensor, torch.Tensor, transformers.GenerationConfig], torch.Tensor]
-"""Features [B, S, C], input ids [B, T] and options to the new tokens [B, N], as `Backbone.generate_ids`."""
+"""(features [B, S, C], input ids [B, T], options) -> new tokens [B, N], as `Backbone.generate_ids`."""
 
 
 class Backbone(ABC):
-    """A captioning model. Its forward pass is cut at `seams`: `stage` computes one from the one below it.
+    """A captioning model whose forward pass is split at `seams`: `forward_to` computes a seam from the one below it.
 
-    Above the last seam are `decode` and `generate`. Strategies change `model` in place, so every method reaches the
-    layers through `self.model`. `never_quantized` and `keep_in_fp32` are patterns for modules that stay as they are
-    whatever the strategy asks for. `attention_layout` says how attention maps are read off, None if they cannot be.
+    `decode` and `generate` start from the last seam. Strategies change `model` in place, so every method has to access the
+    layers through `self.model`. `never_quantized` and `keep_in_fp32` are patterns for modules that are exempt whatever the
+    strategy requests. `attention_layout` describes where attention maps come from; None if the model has none.
     """
 
     anatomy: ClassVar[Anatomy]
@@ -64,7 +64,7 @@ class Backbone(ABC):
     default_source: ClassVar[str | None] = None
     default_prompt: ClassVar[str] = ""
     attention_layout: ClassVar[AttentionLayout | None] = None
-    step_replayer: Any = None  # what replays training steps, where an acceleration has put something there
+    step_replayer: Any = None  # set by a kernel that replays training steps
 
     def __init__(self, source: str, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any):
         self.source = source
@@ -74,15 +74,15 @@ class Backbone(ABC):
         self.image_processor = image_processor
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the model, nor what kernels put in place of methods: a worker process prepares images and texts."""
+        """State for worker processes, which prepare images and texts: without the model and methods that kernels replaced."""
         kind = type(self)
         return {n: v for n, v in self.__dict__.items() if n != "model" and not inspect.isfunction(getattr(kind, n, None))}
 
     @classmethod
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
-        """The model from a hub id or folder, in eval mode on the CPU; BackboneError if the weights are not of this kind.
+        """Load the model from a hub id or folder, in eval mode on the CPU; BackboneError if it is of another model type.
 
-        Weights are held in fp32, or as `quantization` says.
+        Weights are loaded in fp32, or quantised by `quantization`.
         """
         loading.read_config(source, cls.model_types)
         model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run)
@@ -90,24 +90,24 @@ class Backbone(ABC):
 
     @classmethod
     def meta_model(cls, config: transformers.PreTrainedConfig) -> nn.Module:
-        """The model that `config` describes on the meta device, without weights: for counting and matching only."""
+        """The model for `config` on the meta device, without weights: to count parameters and match module names."""
         return loading.build_on_meta(cls.model_class, config)
 
     @classmethod
     def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
-        """Roughly how many tokens each part reads for one image with a caption of so many tokens; for estimates only."""
+        """Approximate number of tokens that each part processes for one image and `caption` caption tokens; for estimates."""
         vision: Any = getattr(config, "vision_config", None) or getattr(config, "encoder", None)
         patches = (vision.image_size // vision.patch_size) ** 2 if hasattr(vision, "image_size") else 576
         return {"vision": patches + 1, "bridge": patches, "text": caption}
 
     @classmethod
     def fingerprint(cls, source: str) -> str:
-        """Hex digest of the base weights; the same for every file layout and every quantisation of them."""
+        """Hex digest of the base weights, independent of file layout and quantisation."""
         return weights.fingerprint(source)
 
     @classmethod
     def checkpoint_digests(cls, source: str) -> dict[str, TensorDigest]:
-        """Digests of the base weights by name, as they are in their files; none if the fingerprint is not of such files."""
+        """Digests of the tensors in the weight files by name; empty if the class overrides `fingerprint`."""
         own: Any = cls.fingerprint
         default: Any = Backbone.fingerprint
         return weights.checkpoint_digests(source) if own.__func__ is default.__func__ else {}
@@ -119,27 +119,27 @@ class Backbone(ABC):
 
     @property
     def pad_id(self) -> int:
-        """The token that fills up shorter rows; never attended to and never a label."""
+        """The padding token; never attended to and never a label."""
         return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id)
 
     @property
     def max_positions(self) -> int:
-        """The longest sequence that the decoder takes: the head, the caption and its end."""
+        """The decoder's maximum sequence length: prompt, caption and end token."""
         return int(self.config.get_text_config(decoder=True).max_position_embeddings)
 
     @property
     def image_tokens(self) -> int:
-        """How many places in `head` stand for the image; they do not count as text."""
+        """The number of image placeholder tokens in `prompt_ids`; they do not count as text."""
         return 0
 
     @property
     def logits_offset(self) -> int:
-        """How many places before a label the logits stand that predict it."""
+        """The number of positions between the logits that predict a label and the label itself."""
         return 1
 
     @abstractmethod
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The tokens that stand before every caption, the prompt among them."""
+        """The tokens before every caption: special tokens and the prompt."""
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Texts as token ids, without special tokens."""
@@ -147,32 +147,32 @@ class Backbone(ABC):
         return ids
 
     def token_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """For each of `token_ids`, where it stands in its text: (start, end) in characters."""
-        read = self.tokenizer(list(texts), add_special_tokens=False, verbose=False, return_offsets_mapping=True)
-        return [[(int(start), int(end)) for start, end in spans] for spans in read["offset_mapping"]]
+        """The (start, end) character offsets in its text of each token of `token_ids`."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+        return [[(int(start), int(end)) for start, end in spans] for spans in encoded["offset_mapping"]]
 
     def readable(self, text: str) -> str:
-        """A decoded caption as people write it."""
+        """A decoded caption with normal spacing."""
         return text.strip()
 
     def pixel_values(self, images: Sequence[Image]) -> torch.Tensor:
-        """RGB images of any size as the model's input, batch first, [B, 3, H, W] for most models."""
+        """Preprocess RGB images of any size; batch first, [B, 3, H, W] for most models."""
         values: torch.Tensor = self.image_processor(list(images), return_tensors="pt")["pixel_values"]
         return values
 
     def image_settings(self) -> dict[str, Any]:
-        """All that decides how an image becomes pixel values, for keys; JSON's types only."""
+        """All settings that affect `pixel_values`, as JSON values; part of cache keys."""
         return {"class": type(self.image_processor).__name__, **json.loads(self.image_processor.to_json_string())}
 
     def visible_region(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The rectangle (left, top, right, bottom) that the model sees of an image, in the image's own pixels.
+        """The rectangle (left, top, right, bottom) of an image that the model sees, in the image's own pixels.
 
-        It ends inside the image where that is cropped, and beyond it where it is padded.
+        It is smaller than the image if preprocessing crops, and larger if it pads.
         """
         return visible_rectangle(self.image_settings(), width, height)
 
     def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
-        """Rows of head, caption, end and padding, cut to `max_tokens`; only caption and end are labels."""
+        """Rows of prompt, caption, end token and padding, truncated to `max_tokens`; only caption and end token are labels."""
         head = self.prompt_ids(prompt)
         limit = self.max_caption_tokens(len(head), max_tokens)
         rows = [[*head, *ids[:limit], self.end_id] for ids in self.token_ids(captions)]
@@ -182,7 +182,7 @@ class Backbone(ABC):
         return TextBatch(input_ids, mask, labels)
 
     def max_caption_tokens(self, head: int, max_tokens: int) -> int:
-        """How many caption tokens fit behind `head` tokens, the end not counted; ConfigError if none do."""
+        """How many caption tokens fit after `head` prompt tokens, without the end token; ConfigError if none do."""
         longest = min(max_tokens + self.image_tokens, self.max_positions)
         if longest - head - 1 < 1:
             head, longest = head - self.image_tokens, longest - self.image_tokens
@@ -196,34 +196,34 @@ class Backbone(ABC):
         return self.forward_through(self.seams, pixel_values, prompt=prompt)
 
     def forward_through(self, seams: Sequence[Seam], inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
-        """Features at the last of successive `seams`, [B, S, C], from those at the seam below the first one."""
+        """Features [B, S, C] at the last of consecutive `seams`; `inputs` are those below the first seam, or pixel values."""
         for seam in seams:
             inputs = self.forward_to(seam.name, inputs, prompt=prompt)
         return inputs
 
     @abstractmethod
     def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
-        """Features at `seam`, [B, S, C], from those at the seam below it, or from pixel values if it is the first."""
+        """Features [B, S, C] at `seam` from features at the seam below it; from pixel values for the first seam."""
 
     @abstractmethod
     def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean loss over the labels that are not -100, logits [B, T, V])."""
 
     def loss(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
-        """The loss of `decode`, by whatever is the quickest way to it."""
+        """The loss of `decode`; subclasses and kernels override this with faster computations."""
         return self.decode(features, text)[0]
 
     def generate(
         self, features: torch.Tensor, *, prompt: str = "", options: GenerationConfig = GenerationConfig()
     ) -> list[str]:
-        """One caption for each row of `features`, without the prompt: greedy, or beam search with `num_beams` above 1."""
+        """One caption per row of `features`, without the prompt; greedy, or beam search if `num_beams` is above 1."""
         inputs = self.generation_inputs(len(features), features.device, prompt, options)
         return self.captions(self.generate_ids(features, *inputs))
 
     def generation_inputs(
         self, rows: int, device: torch.device, prompt: str, options: GenerationConfig
     ) -> tuple[torch.Tensor, transformers.GenerationConfig]:
-        """What `generate_ids` takes beside the features of so many images."""
+        """The arguments (input_ids [rows, T], options) of `generate_ids` for features of `rows` images."""
         head = self.prompt_ids(prompt)
         input_ids = torch.tensor([head], dtype=torch.long, device=device).repeat(rows, 1)
         decoding = transformers.GenerationConfig(
@@ -236,25 +236,25 @@ class Backbone(ABC):
         return input_ids, decoding
 
     def captions(self, ids: torch.Tensor) -> list[str]:
-        """The tokens [B, N] of `generate_ids` as people write them."""
+        """Decode the tokens [B, N] of `generate_ids` to captions."""
         return [self.readable(text) for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     @abstractmethod
     def generate_ids(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
-        """The new tokens [B, N] that the model says behind the head `input_ids` [B, T]."""
+        """Generate the new tokens [B, N] after the prompt `input_ids` [B, T]."""
 
     @contextmanager
     def generating(self) -> Iterator[GenerateIds]:
-        """What generates ids inside the block, in which weights do not change: `generate_ids`, unless that is accelerated."""
+        """Yield `generate_ids`, or a kernel's faster version of it; weights must not change inside the block."""
         yield self.generate_ids
 
     def attention_index(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
-        """How the attention of `attention_layout.words` is read.
+        """How to index the attention weights of the `attention_layout.words` modules: (row offset, image columns).
 
-        What is added to a label's place to get the row that predicts it, and the columns of the image's tokens: by default
-        where those stand in the prompt, or all of `features` as in cross-attention if they do not.
+        The row offset is added to a label's position to get the row that predicts it. The columns are those of the image
+        tokens: by default their positions in the prompt, or all of `features` (cross-attention) if the prompt has none.
         """
         image = features.shape[1]
         first = int((text.input_ids[0] == self.config.image_token_id).nonzero()[0]) if self.image_tokens else 0
@@ -262,7 +262,7 @@ class Backbone(ABC):
 
     @contextmanager
     def eager_attention(self) -> Iterator[None]:
-        """Compute attention step by step inside the block, so that attention modules return their weights."""
+        """Use eager attention inside the block, so that attention modules return their weights."""
         fused = self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")
         try:
@@ -271,7 +271,7 @@ class Backbone(ABC):
             self.model.set_attn_implementation(fused)
 
     def randomly_initialized(self, seed: int = 0) -> Self:
-        """The same architecture with random weights, in fp32: a control for whatever is read off the trained one."""
+        """The same architecture with random weights in fp32, as a control for measurements on the trained model."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = loading.build_random(self.model_class, self.config)
@@ -281,7 +281,7 @@ class Backbone(ABC):
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of token ids as (ids, mask), both [B, T] with T the longest row, padded on the right."""
+    """Pad rows of token ids on the right: (ids, mask), both [B, T] with T the longest row."""
     length = max(map(len, rows))
     ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows], dtype=torch.long)
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], dtype=torch.long)
@@ -289,5 +289,5 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of logits [B, T, V] for labels [B, T] one place on, where those are not -100."""
+    """Mean cross-entropy of logits [B, T, V] for the next position's labels [B, T], where those are not -100."""
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())

@@ -44,7 +44,7 @@ class BlipBackbone(Backbone):
                 },
             ),
         },
-        # a key's bias adds the same to a query's scores for all keys, which softmax does not see
+        # a key bias adds the same value to all scores of a query, which softmax cancels
         no_gradient=(rf"{_LAYER}\.(attention|crossattention)\.self\.key\.bias",),
     )
     seams = (Seam("vision", ("vision",), consumer_casts_input=True),)
@@ -58,7 +58,7 @@ class BlipBackbone(Backbone):
 
     @property
     def end_id(self) -> int:
-        """`[SEP]`, which BLIP's configuration names rather than its tokenizer."""
+        """`[SEP]`, which is set in BLIP's configuration, not in its tokenizer."""
         return int(self.config.text_config.sep_token_id)
 
     def prompt_ids(self, prompt: str) -> list[int]:
@@ -85,7 +85,7 @@ class BlipBackbone(Backbone):
         return output.loss, output.logits
 
     def loss(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
-        """See Backbone.loss: the output layer, a quarter of the decoder's work, is computed at labels only."""
+        """See Backbone.loss; computes the output layer, a quarter of the decoder's work, only at positions with a label."""
         hidden = self.model.text_decoder.bert(
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,

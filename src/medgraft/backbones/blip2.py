@@ -35,7 +35,7 @@ QFORMER_ANATOMY = Anatomy(
         ),
         "text": PartAnatomy(
             ("language_model",),
-            # T5's stacks lie directly under the language model, those of decoders under its `model`
+            # T5's stacks are direct children of the language model, decoder-only layers are children of its `model`
             language_model_roles(r"language_model(\.model)?", r"language_model\.lm_head"),
         ),
     }
@@ -45,8 +45,8 @@ QFORMER_ANATOMY = Anatomy(
 class Blip2Backbone(Backbone):
     """BLIP-2 checkpoints for captioning, with a decoder (OPT) or an encoder-decoder (Flan-T5) as language model.
 
-    The language model reads the 32 projected query outputs, then the prompt; its special tokens are its tokenizer's own.
-    The Q-Former and the projection stay unquantised and are held and computed in fp32, as they were trained.
+    The language model's input is the 32 projected query outputs, then the prompt with its tokenizer's special tokens.
+    The Q-Former and the projection are never quantised and run in fp32, as they were trained.
     """
 
     anatomy = QFORMER_ANATOMY
@@ -66,7 +66,7 @@ class Blip2Backbone(Backbone):
 
     @classmethod
     def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
-        """See Backbone.tokens: the language model reads the queries too."""
+        """See Backbone.tokens; the language model processes the queries too."""
         queries = int(config.num_query_tokens)
         return {**super().tokens(config, caption), "bridge": queries, "text": queries + caption}
 
@@ -76,20 +76,20 @@ class Blip2Backbone(Backbone):
 
     @property
     def logits_offset(self) -> int:
-        """See Backbone.logits_offset: T5's labels stand where they are predicted."""
+        """See Backbone.logits_offset; T5 predicts a label at the label's own position."""
         return 0 if self._has_text_encoder else 1
 
     @property
     def end_id(self) -> int:
-        """The language model's own end, which for OPT is the end of a line and not its tokenizer's `</s>`."""
-        if self.config.text_config.model_type != "opt":  # Vicuna's published configuration names another token than its </s>
+        """The end token of the language model; for OPT this is the newline, not its tokenizer's `</s>`."""
+        if self.config.text_config.model_type != "opt":  # Vicuna's published configuration has an eos_token_id other than </s>
             return super().end_id
         end = self.config.text_config.eos_token_id
         return int(end[0] if isinstance(end, Sequence) else end)
 
     @property
     def max_positions(self) -> int:
-        """See Backbone.max_positions; T5 has no limit of its own and was trained on 512 tokens."""
+        """See Backbone.max_positions; T5 has no limit, so the 512 tokens of its training are used."""
         longest = getattr(self.config.text_config, "max_position_embeddings", None) or 512
         return int(longest) - int(self.config.num_query_tokens)
 
@@ -99,7 +99,7 @@ class Blip2Backbone(Backbone):
         return ids
 
     def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
-        """See Backbone.text_batch. For T5 `input_ids` are the head, for its encoder, and `labels` the captions."""
+        """See Backbone.text_batch. For T5 `input_ids` are the prompt, for its encoder, and `labels` the captions."""
         if not self._has_text_encoder:
             return super().text_batch(captions, prompt=prompt, max_tokens=max_tokens)
         head = self.prompt_ids(prompt)
@@ -120,7 +120,7 @@ class Blip2Backbone(Backbone):
         return projected
 
     def _query_outputs(self, queries: torch.Tensor, image: torch.Tensor, prompt: str) -> torch.Tensor:
-        """What the Q-Former's queries [B, Q, C] take from the image [B, S, D]."""
+        """The Q-Former's outputs [B, Q, C] for its queries [B, Q, C] over the image [B, S, D]."""
         outputs: torch.Tensor = self.model.qformer(query_embeds=queries, encoder_hidden_states=image).last_hidden_state
         return outputs
 
@@ -135,9 +135,9 @@ class Blip2Backbone(Backbone):
         return next_token_loss(logits, text.labels), logits
 
     def _language_inputs(self, features: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
-        words = self.model.get_input_embeddings()(input_ids)
+        embeddings = self.model.get_input_embeddings()(input_ids)
         return {
-            "inputs_embeds": torch.cat([features.to(words.dtype), words], dim=1),
+            "inputs_embeds": torch.cat([features.to(embeddings.dtype), embeddings], dim=1),
             "attention_mask": torch.cat([mask.new_ones(features.shape[:2]), mask], dim=1),
         }
 
@@ -147,9 +147,9 @@ class Blip2Backbone(Backbone):
         """See Backbone.generate_ids."""
         inputs = self._language_inputs(features, input_ids, torch.ones_like(input_ids))
         ids: torch.Tensor = self.model.language_model.generate(**inputs, generation_config=decoding)
-        return ids  # given embeddings, both kinds of model return the new tokens only
+        return ids  # with inputs_embeds both kinds of model return the new tokens only
 
     def attention_index(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:
-        """See Backbone.attention_index: T5 attends to the queries from where it speaks; others have them before the words."""
+        """See Backbone.attention_index; T5 cross-attends to the queries, other models have them before the text."""
         queries = features.shape[1]
         return (0 if self._has_text_encoder else queries) - self.logits_offset, slice(0, queries)

@@ -1,6 +1,6 @@
-"""BLIP's attention by `scaled_dot_product_attention`, on any device; transformers 5 computes it step by step in both towers.
+"""BLIP's attention with `scaled_dot_product_attention`, on any device; transformers 5 has only eager attention for BLIP.
 
-Parameters, module names and checkpoints are transformers'. `SDPA` says which class stands in for which.
+Parameters, module names and checkpoints are transformers'. `SDPA` maps each class to its replacement.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class SdpaBlipAttention(BlipAttention):
     eager = False
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As in transformers, without the weights."""
+        """As in transformers, but returns no attention weights."""
         if self.eager:
             eager: tuple[torch.Tensor, torch.Tensor] = super().forward(hidden_states, **kwargs)
             return eager
@@ -33,7 +33,7 @@ class SdpaBlipAttention(BlipAttention):
         return self.projection(context.transpose(1, 2).reshape(batch, length, width)), None
 
     def attend(self, heads: torch.Tensor, dropout: float) -> torch.Tensor:
-        """[B, H, T, D] from queries, keys and values [3, B, H, T, D]."""
+        """Attention [B, H, T, D] of queries, keys and values [3, B, H, T, D]."""
         query, key, value = heads
         return scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=self.scale)
 
@@ -52,7 +52,7 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As in transformers, without the weights."""
+        """As in transformers, but returns no attention weights."""
         if self.eager:
             eager: tuple[torch.Tensor, torch.Tensor] = super().forward(
                 hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, past_key_values, **kwargs
@@ -67,7 +67,7 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float
     ) -> torch.Tensor:
-        """[B, H, T, D] from queries, keys and values of that kind; `mask` is added to the scores."""
+        """Attention [B, H, T, D] of queries, keys and values with heads split off; `mask` is added to the scores."""
         mask = None if mask is None else mask.to(device=query.device, dtype=query.dtype)
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
@@ -82,7 +82,7 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
         store = cache
         if isinstance(cache, EncoderDecoderCache):
             store = cache.cross_attention_cache if crossing else cache.self_attention_cache
-            if crossing and cache.is_updated.get(self.layer_idx):  # the image's keys do not change from token to token
+            if crossing and cache.is_updated.get(self.layer_idx):  # the image's keys are the same for all tokens
                 return store.layers[self.layer_idx].keys, store.layers[self.layer_idx].values
         states = encoder_hidden_states if encoder_hidden_states is not None else hidden_states
         key, value = self.heads(self.key(states)), self.heads(self.value(states))
@@ -101,7 +101,7 @@ SDPA: dict[type[nn.Module], type[nn.Module]] = {
 
 @contextmanager
 def eager_attention(model: nn.Module) -> Iterator[None]:
-    """Have these modules compute as transformers' own do inside the block, so that attention weights can be recorded."""
+    """Make these modules use transformers' eager attention inside the block, so that they return attention weights."""
     fused: list[Any] = [m for m in model.modules() if isinstance(m, SdpaBlipAttention | SdpaBlipTextSelfAttention)]
     before = [module.eager for module in fused]
     for module in fused:

@@ -1,4 +1,4 @@
-"""InstructBLIP (Dai et al. 2023, arXiv 2305.06500): BLIP-2 whose Q-Former reads the instruction too."""
+"""InstructBLIP (Dai et al. 2023, arXiv 2305.06500): BLIP-2 with a Q-Former that also reads the instruction."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class InstructBlipBackbone(Blip2Backbone):
     """InstructBLIP checkpoints, with Flan-T5 or Vicuna as language model; the instruction is the prompt.
 
-    What comes out of the bridge depends on the instruction, so it can be reused for one prompt only.
+    The bridge's output depends on the instruction, so stored features are valid for one prompt only.
     """
 
-    # the last layer's outputs for the instruction's words are not read by anything
+    # nothing reads the last layer's outputs for the instruction tokens
     anatomy = replace(QFORMER_ANATOMY, no_gradient=(r"qformer\.encoder\.layer\.\d+\.(intermediate|output)",))
     seams = (Seam("vision", ("vision",)), Seam("bridge", ("vision", "bridge"), depends_on_prompt=True))
     model_class = "InstructBlipForConditionalGeneration"
@@ -32,7 +32,7 @@ class InstructBlipBackbone(Blip2Backbone):
 
     @classmethod
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
-        """See Backbone.load; the Q-Former has a tokenizer of its own, in `qformer_tokenizer`."""
+        """See Backbone.load; also loads the Q-Former's own tokenizer into `qformer_tokenizer`."""
         backbone = super().load(source, quantization=quantization)
         backbone.qformer_tokenizer = loading.load_tokenizer(source, subfolder="qformer_tokenizer")
         return backbone

@@ -1,4 +1,4 @@
-"""Reading checkpoints by hub id or folder, with one clear line when they are not what was asked for."""
+"""Read checkpoints by hub id or folder; one clear line of error if they are not what was asked for."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
 def load_model(
     model_class: str, source: str, quantization: BitsAndBytesConfig | None, never_run: tuple[str, ...] = ()
 ) -> nn.Module:
-    """The named class of transformers with the weights of `source`, in eval mode.
+    """Load the weights of `source` into the transformers class `model_class`, in eval mode.
 
-    BackboneError if tensors are missing, unless a pattern of `never_run` says that nothing reads them.
+    BackboneError if tensors are missing, except in modules that match `never_run`.
     """
     loader: Any = getattr(transformers, model_class)
-    # transformers puts quantised weights onto any accelerator that it finds; 8-bit ones cannot be moved from there
+    # transformers puts quantised weights on any accelerator that it finds, and 8-bit ones cannot be moved to the CPU again
     where = {"device_map": {"": "cpu"}} if quantization is not None and hardware.device().type == "cpu" else {}
     try:
         model, info = loader.from_pretrained(
@@ -53,7 +53,7 @@ def load_model(
     except (OSError, ValueError) as error:
         raise BackboneError(f"{source} cannot be loaded as {model_class}: {_first_line(error)}") from error
     if missing := sorted(name for name in info["missing_keys"] if not lies_in(name, never_run)):
-        raise BackboneError(f"{source} holds no full {model_class}: {len(missing)} tensors are missing, such as {missing[0]}.")
+        raise BackboneError(f"{source} is no complete {model_class}: {len(missing)} tensors are missing, such as {missing[0]}.")
     loaded: nn.Module = model.eval()
     if quantization is not None:
         leave_file(loaded)
@@ -61,20 +61,20 @@ def load_model(
 
 
 def leave_file(model: nn.Module) -> None:
-    """Copy what is still mapped from the weights file, which keeps all of it in memory for as long as one tensor is in use."""
+    """Copy tensors that are still memory-mapped, as one of them keeps the whole weights file in memory."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_cpu and not tensor.untyped_storage().resizable():
             tensor.data = tensor.data.clone()
 
 
 def build_on_meta(model_class: str, config: PreTrainedConfig) -> nn.Module:
-    """The model that `config` describes, on the meta device: shapes and names without memory."""
+    """The model for `config` on the meta device: shapes and names without memory."""
     with torch.device("meta"):
         return build_random(model_class, config)
 
 
 def build_random(model_class: str, config: PreTrainedConfig) -> nn.Module:
-    """The model that `config` describes, with random weights in fp32, unquantised."""
+    """The model for `config` with random weights in fp32, unquantised."""
     builder: Any = getattr(transformers, model_class)
     config = copy.deepcopy(config)
     if hasattr(config, "quantization_config"):
@@ -93,7 +93,7 @@ def load_tokenizer(source: str, subfolder: str = "") -> Any:
 
 
 def load_image_processor(source: str) -> Any:
-    """The image processor of `source`, always the one that works on PIL, so that results do not depend on torchvision."""
+    """The image processor of `source`, always the PIL one, so that results do not depend on torchvision."""
     try:
         return AutoImageProcessor.from_pretrained(source, backend="pil")
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A backbone class by name, and the source that the user named behind it."""
+"""Look up a backbone class and its source from `NAME:SOURCE`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from medgraft.errors import ConfigError, PluginError, StrategyError
 from medgraft.plugin import PluginManager
 
 AnyBackbone = Backbone | RemoteCaptioner
-"""A loaded model: one that runs here, or the client of one behind an API."""
+"""A loaded local model, or the client of a model behind an API."""
 
 
 def split_name(text: str) -> tuple[str, str | None]:
-    """`NAME:SOURCE` as (name, source); the source, a hub id or folder, is None if not given."""
+    """Split `NAME:SOURCE` into (name, source); the source, a hub id or folder, is None if not given."""
     name, _, source = text.partition(":")
     return name, source or None
 
 
 def get_captioner(text: str, *, plugins: PluginManager) -> tuple[type[Backbone] | type[RemoteCaptioner], str]:
-    """The class and the source behind `NAME` or `NAME:SOURCE`; the class's own source if none is named."""
+    """The class and the source for `NAME` or `NAME:SOURCE`; the class's default source if none is given."""
     name, source = split_name(text)
     captioner = plugins.get("backbone", name)
     if not (isinstance(captioner, type) and issubclass(captioner, Backbone | RemoteCaptioner)):
@@ -32,12 +32,12 @@ def get_captioner(text: str, *, plugins: PluginManager) -> tuple[type[Backbone] 
 
 
 def prompt_for(captioner: AnyBackbone | type[RemoteCaptioner], wanted: str | None) -> str:
-    """The prompt that is used: the wanted one, or the model's own."""
+    """`wanted`, or the model's default prompt if that is None."""
     return captioner.default_prompt if wanted is None else wanted
 
 
 def get_backbone(text: str, *, plugins: PluginManager) -> tuple[type[Backbone], str]:
-    """As get_captioner, for models that can be trained; StrategyError for those behind an API."""
+    """As get_captioner, but StrategyError for models behind an API, which cannot be trained."""
     captioner, source = get_captioner(text, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner):
         raise StrategyError(f"{text} is behind an API and cannot be trained here; its only strategy is zero-shot.")

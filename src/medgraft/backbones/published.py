@@ -1,6 +1,6 @@
-"""Configurations of the published checkpoints of the paper, for planning and checking without a download.
+"""Configurations of the paper's published checkpoints, for planning and checks without a download.
 
-From their config.json on the hub; only what differs from transformers' defaults is written down.
+They are taken from each config.json on the hub and list only what differs from transformers' defaults.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def published_config(source: str) -> PreTrainedConfig | None:
 
 
 def planning_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
-    """The configuration of a hub id or folder: a published one as written down here, else read from where it is."""
+    """The configuration of a hub id or folder: the published one if it is in this module, else read from `source`."""
     return published_config(source) or read_config(source, model_types)
 
 

@@ -1,4 +1,4 @@
-"""A captioning model behind an API: it answers and cannot be trained."""
+"""The interface of a captioning model behind an API, which cannot be trained."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Usage:
-    """What was asked of an API. `cached` answers cost nothing; `usd` is None where the price is not known.
+    """Requests to an API and their cost. `cached` answers cost nothing; `usd` is None if the price is unknown.
 
-    `refused` counts answers that the provider blocked: their captions are empty.
+    `refused` counts answers that the provider blocked; their captions are empty.
     """
 
     requests: int = 0
@@ -41,22 +41,22 @@ class RemoteCaptioner(ABC):
     @classmethod
     @abstractmethod
     def load(cls, source: str) -> Self:
-        """The client for the model `source`; BackboneError if it cannot be used, with what to set."""
+        """The client for the model `source`; BackboneError tells what to set if it cannot be used."""
 
     @classmethod
     @abstractmethod
     def fingerprint(cls, source: str) -> str:
-        """Hex digest of what decides the answers as far as it is known: the model's name."""
+        """Hex digest of the model's name, the only known thing that determines its answers."""
 
     @abstractmethod
     def caption(self, images: Sequence[Image], *, prompt: str, options: GenerationConfig) -> list[str]:
-        """One caption for each image, in order; answers given before come from a cache."""
+        """One caption per image, in order; repeated requests are answered from a cache."""
 
     @abstractmethod
     def usage(self) -> Usage:
-        """What was asked since `load`."""
+        """Requests and cost since `load`."""
 
     @classmethod
     @abstractmethod
     def estimate(cls, source: str, sizes: Sequence[tuple[int, int]], *, prompt: str, options: GenerationConfig) -> Usage:
-        """What captioning images of these sizes (width, height) would take at most; nothing is sent, no key is needed."""
+        """Upper bound of the usage for images of `sizes` (width, height); sends nothing and needs no key."""

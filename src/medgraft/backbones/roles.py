@@ -1,4 +1,4 @@
-"""Where towers that many models share keep their layers: CLIP-like vision towers, and OPT, T5 and LLaMA-like text models."""
+"""Role patterns for common architectures: CLIP-like vision towers, and OPT, T5 and LLaMA-like text models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from medgraft.types import Role
 
 
 def vision_tower_roles(tower: str) -> Mapping[Role, tuple[str, ...]]:
-    """Role patterns for a vision transformer like CLIP's, SigLIP's or BLIP's that lies at `tower`, a regular expression."""
+    """Role patterns for a vision transformer like CLIP's, SigLIP's or BLIP's; the regular expression `tower` is its name."""
     layer = rf"{tower}\.encoder\.layers\.\d+"
     return {
         "attn": (rf"{layer}\.self_attn\.((q|k|v|out)_proj|qkv|projection)",),
@@ -19,10 +19,7 @@ def vision_tower_roles(tower: str) -> Mapping[Role, tuple[str, ...]]:
 
 
 def language_model_roles(inner: str, head: str) -> Mapping[Role, tuple[str, ...]]:
-    """Role patterns for a language model whose layers lie under `inner` and whose output layer is `head`.
-
-    Both are regular expressions for module names.
-    """
+    """Role patterns for a language model with its layers under `inner` and the output layer `head`, regular expressions."""
     opt, llama, t5 = (
         rf"{inner}\.decoder\.layers\.\d+",
         rf"{inner}\.layers\.\d+",

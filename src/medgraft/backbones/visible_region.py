@@ -1,4 +1,4 @@
-"""What part of an image a model sees, from its image processor's settings."""
+"""The part of an image that a model sees, computed from its image processor's settings."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from medgraft.errors import BackboneError
 
 
 def visible_rectangle(settings: Mapping[str, Any], width: int, height: int) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) in pixels of an image of `width` x `height`, after resizing and cropping at the centre.
+    """(left, top, right, bottom) in pixels of a `width` x `height` image that remains after resizing and centre crop.
 
-    `settings` are an image processor's of transformers: `do_resize` with `size`, `do_center_crop` with `crop_size`.
+    `settings` are those of a transformers image processor: `do_resize` with `size`, `do_center_crop` with `crop_size`.
     """
     resized = _resized(settings, width, height)
     cropped = settings.get("crop_size") if settings.get("do_center_crop") else None
@@ -32,5 +32,5 @@ def _resized(settings: Mapping[str, Any], width: int, height: int) -> tuple[floa
         scale = size["shortest_edge"] / min(width, height)
         return width * scale, height * scale
     if not {"width", "height"} <= set(size):
-        raise BackboneError(f"Size {dict(size)} does not tell what is seen of an image; the backbone has to, in `view`.")
+        raise BackboneError(f"Image size {dict(size)} is not supported here; the backbone has to override `visible_region`.")
     return size["width"], size["height"]

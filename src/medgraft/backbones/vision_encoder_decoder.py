@@ -1,4 +1,4 @@
-"""Vision encoder-decoders: an image encoder joined to a text decoder by cross-attention, such as ViT-GPT2."""
+"""Vision encoder-decoders such as ViT-GPT2: a text decoder that cross-attends to an image encoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BERT = r"decoder\.(bert|roberta)\.encoder\.layer\.\d+"
 
 
 class VisionEncoderDecoderBackbone(Backbone):
-    """Any `VisionEncoderDecoderModel` with an encoder built like ViT (DeiT, BEiT, Swin) and a GPT-2 or BERT-like decoder."""
+    """Any `VisionEncoderDecoderModel` with a ViT-like encoder (DeiT, BEiT, Swin) and a GPT-2 or BERT-like decoder."""
 
     anatomy = Anatomy(
         {
@@ -80,7 +80,7 @@ class VisionEncoderDecoderBackbone(Backbone):
 
     @classmethod
     def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
-        """See Backbone.load; older checkpoints that do not name their image processor get ViT's."""
+        """See Backbone.load; uses ViT's image processor for older checkpoints that do not name one."""
         loading.read_config(source, cls.model_types)
         model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run)
         try:
@@ -98,7 +98,7 @@ class VisionEncoderDecoderBackbone(Backbone):
         return int(self.config.decoder.max_position_embeddings)
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """See Backbone.prompt_ids: the token that the decoder starts from, and the prompt."""
+        """See Backbone.prompt_ids: the decoder's start token and the prompt."""
         config = self.config
         start = config.decoder_start_token_id
         return [
@@ -108,7 +108,7 @@ class VisionEncoderDecoderBackbone(Backbone):
 
     @property
     def end_id(self) -> int:
-        """The end in the model's configuration, else its tokenizer's: BERT-like decoders end with `[SEP]`."""
+        """The configuration's eos_token_id, else the tokenizer's; BERT-like decoders end with `[SEP]`."""
         end = getattr(self.config, "eos_token_id", None)
         return int(end) if end is not None else super().end_id
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: where they are, the digests of the tensors in them, and the fingerprint of the whole."""
+"""Checkpoint files: their paths, the digests of their tensors, and the fingerprint of the whole checkpoint."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from medgraft.file_index import FileIndex, file_state
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_QUIET_BELOW = 4 << 30  # bytes of a file
+_QUIET_BELOW = 4 << 30  # bytes of a file from which on hashing shows a progress bar
 
 
 class TensorDigest(NamedTuple):
-    """A tensor's dtype and shape as text, and the SHA-256 over these and its row-major bytes, in hex."""
+    """A tensor's dtype and shape as text, and the hex SHA-256 of dtype, shape and row-major bytes."""
 
     layout: str
     sha256: str
 
 
 def weight_files(source: str) -> tuple[Path, ...]:
-    """The files that hold the weights of a folder or of a hub id (downloaded or cached by transformers)."""
+    """The weight files of a folder or hub id (downloaded or cached by transformers)."""
     from transformers.utils import cached_file
 
     def find(name: str) -> str | None:
@@ -46,11 +46,11 @@ def weight_files(source: str) -> tuple[Path, ...]:
         if path := find(name):
             shards = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
             return tuple(Path(p) for p in (find(shard) for shard in shards) if p)
-    raise BackboneError(f"{source} holds no weights: none of {', '.join(_SINGLE + _INDEXED)} is there.")
+    raise BackboneError(f"{source} has no weights: none of {', '.join(_SINGLE + _INDEXED)} exists.")
 
 
 def fingerprint(source: str) -> str:
-    """SHA-256 over every tensor's name, type, shape and bytes, in the order of names: independent of sharding and order."""
+    """SHA-256 over the name, dtype, shape and bytes of every tensor, sorted by name; independent of sharding and order."""
     digests = checkpoint_digests(source)
     whole = hashlib.sha256()
     for name in sorted(digests):
@@ -59,7 +59,7 @@ def fingerprint(source: str) -> str:
 
 
 def checkpoint_digests(source: str) -> dict[str, TensorDigest]:
-    """The digest of every tensor in the weight files of `source`. Files that the file index knows are not read."""
+    """The digest of every tensor in the weight files of `source`; files in the file index are not read again."""
     files, index = weight_files(source), FileIndex("tensors 1")
     known = index.find(files)
     for path in files:
@@ -77,7 +77,7 @@ def _file_digests(path: Path, *, loud: bool) -> dict[str, TensorDigest]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], torch.Tensor]]]:
-    """The names of the tensors in a file, and a function that gives one of them."""
+    """The tensor names in a file, and a function that reads a tensor by name."""
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -89,14 +89,14 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], torch.Tenso
 
 
 def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """`tensor_digest` of each, by name."""
+    """`tensor_digest` of each tensor, by name."""
     return {name: digest.sha256 for name, digest in _digests(tensors, tensors.__getitem__).items()}
 
 
 def _digests(
     names: Collection[str], read: Callable[[str], torch.Tensor], progress: str | None = None
 ) -> dict[str, TensorDigest]:
-    """In threads, which hashing leaves free to run; `read` is called in them too."""
+    """Hash in parallel threads, as hashlib releases the GIL; `read` is called in the threads too."""
 
     def one(name: str) -> TensorDigest:
         tensor = read(name)
@@ -107,22 +107,22 @@ def _digests(
 
 
 def tensor_layout(tensor: torch.Tensor) -> str:
-    """A tensor's dtype and shape, as its digest has them."""
+    """A tensor's dtype and shape as text, as used in its digest."""
     return f"{tensor.dtype}{tuple(tensor.shape)}"
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """SHA-256 of a tensor's type, shape and row-major bytes, in hex."""
+    """Hex SHA-256 of a tensor's dtype, shape and row-major bytes."""
     whole = hashlib.sha256(tensor_layout(tensor).encode())
     whole.update(_bytes(tensor.detach().cpu()).numpy().data)
     return whole.hexdigest()
 
 
 def tensor_checksum(tensor: torch.Tensor) -> str:
-    """A tensor's type, shape, a 64-bit sum over all of its bytes and some 1,000 of its numbers, in hex.
+    """Hex SHA-256 of a tensor's dtype, shape, the 64-bit sum of all its bytes, and about 1,000 samples of them.
 
-    For finding that a tensor is not what it should be, where it lies and at the speed of its memory. It is no digest: other
-    contents with the same checksum can be made on purpose.
+    It detects changed tensors at memory speed, on the tensor's own device. It is no cryptographic digest: contents with the
+    same checksum are easy to construct.
     """
     content = _bytes(tensor.detach())
     long = content.numel() // 8 * 8
@@ -135,5 +135,5 @@ def tensor_checksum(tensor: torch.Tensor) -> str:
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's row-major bytes, where it lies."""
+    """A tensor's row-major bytes, on its own device."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Readable text from word pieces, which do not remember where spaces stood."""
+"""Restore normal spacing in text decoded from WordPiece tokens, which do not record spaces."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ _DECIMAL = re.compile(r"(?<=\d)([.,]) (?=\d)")
 
 
 def join_punctuation(text: str) -> str:
-    """`a 54 - year - old man ( arrow ) .` as `a 54-year-old man (arrow).`: compounds, brackets and decimals closed up."""
+    """Close up compounds, brackets and decimals: `a 54 - year - old man ( arrow ) .` becomes `a 54-year-old man (arrow).`."""
     text = _CLOSING.sub("", _OPENING.sub("", _HYPHEN.sub(r"\1", _HANGING.sub("- ", text))))
     return _DECIMAL.sub(r"\1", text).strip()

@@ -1,7 +1,7 @@
 """Image files as pixel values on a device, read ahead in threads.
 
-For a GPU the threads give uint8 levels, and the pixel values are made on the device (data/levels.py). So the threads only decode
-and resize with Pillow, which releases the GIL.
+For a GPU the threads give uint8 levels, and pixel values are computed on the device (data/levels.py). So the threads only
+decode and resize with Pillow, which releases the GIL.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Features: what frozen parts of a model compute from an image, computed once and stored on disk."""
+"""Image features computed by frozen parts of a model, stored on disk for reuse."""
 
 from medgraft.features.cached import CachedFeatures, open_cached_features
 from medgraft.features.resident import ResidentFeatures, device_bytes, load_resident

@@ -1,4 +1,4 @@
-"""Features for images by their files: from the store where it has them, computed where it does not."""
+"""Features of image files: read from the store, or computed and stored if they are missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medgraft.types import Seam
 
 @dataclass
 class CachedFeatures:
-    """What a run takes its features from. `found` counts features that were there."""
+    """The source of a run's features. `found` counts features that were read from the store."""
 
     backbone: Backbone
     seam: Seam
@@ -33,7 +33,7 @@ class CachedFeatures:
 
     @property
     def built(self) -> int:
-        """How many features were computed and kept."""
+        """How many features were computed and stored."""
         return self.store.written
 
     @property
@@ -42,7 +42,7 @@ class CachedFeatures:
         return device
 
     def image_digests(self, paths: Sequence[Path]) -> dict[Path, str]:
-        """The digests of image files, each asked for once."""
+        """The digests of image files; each is looked up once."""
         self._digests |= image_digests([path for path in paths if path not in self._digests])
         return {path: self._digests[path] for path in paths}
 
@@ -55,41 +55,41 @@ class CachedFeatures:
         return self.store.get(self.image_digests([path])[path])
 
     def build(self, paths: Sequence[Path], *, batch_size: int) -> None:
-        """Compute and keep the features of images that the store lacks, as far as they fit."""
+        """Compute and store the features that the store lacks, until it is full."""
         unique = {digest: path for path, digest in self.image_digests(paths).items()}
         lacking = [path for digest, path in unique.items() if digest not in self.store]
         self.found += len(unique) - len(lacking)
         with progress_bar(total=len(lacking), desc="features", unit="image") as bar:
             reader = ImageReader(self.backbone, self._device)
-            for some, read in reader.ahead([lacking[i : i + batch_size] for i in range(0, len(lacking), batch_size)]):
-                self._keep(some, self._compute(reader.pixel_values(read)))
-                bar.update(len(some))
+            for batch, read in reader.ahead([lacking[i : i + batch_size] for i in range(0, len(lacking), batch_size)]):
+                self._write(batch, self._compute(reader.pixel_values(read)))
+                bar.update(len(batch))
                 if self.store.problem is not None:
                     break
         self.store.flush()
 
     def lacking(self, paths: Sequence[Path]) -> list[Path]:
-        """Those of a batch of images whose features are not stored."""
+        """The images of a batch whose features are not stored."""
         digests = self.image_digests(paths)
         return [path for path in digests if digests[path] not in self.store]
 
     def features(self, paths: Sequence[Path], ready: tuple[Sequence[Path], torch.Tensor] | None = None) -> torch.Tensor:
-        """Features at the seam for a batch of images, [B, S, C], on the model's device; new ones are kept.
+        """Features [B, S, C] of a batch of images at the seam, on the model's device; missing ones are computed and stored.
 
-        `ready` are images that were lacking before, and their pixel values.
+        `ready` holds images that were lacking when the batch was read, and their pixel values.
         """
         known = {path: self.store.get(digest) for path, digest in self.image_digests(paths).items()}
         lacking = [path for path, feature in known.items() if feature is None]
         if lacking:
             paths_read, pixels = ready or ((), None)
             features = self.compute(lacking) if pixels is None or list(paths_read) != lacking else self._compute(pixels)
-            self._keep(lacking, features)
+            self._write(lacking, features)
             known |= dict(zip(lacking, features, strict=True))
         self.found += len(known) - len(lacking)
         return torch.stack([feature.to(self._device) for path in paths if (feature := known[path]) is not None])
 
     def compute(self, paths: Sequence[Path]) -> torch.Tensor:
-        """Features of images, without the store; called under the run's autocast."""
+        """Compute features of images without the store; call it under the run's autocast."""
         return self._compute(self._pixels(paths))
 
     def _pixels(self, paths: Sequence[Path]) -> torch.Tensor:
@@ -101,18 +101,18 @@ class CachedFeatures:
         below = self.backbone.seams[: self.backbone.seams.index(self.seam) + 1]
         return self.backbone.forward_through(below, pixels, prompt=self.prompt).to(self.dtype)
 
-    def _keep(self, paths: Sequence[Path], features: torch.Tensor) -> None:
+    def _write(self, paths: Sequence[Path], features: torch.Tensor) -> None:
         digests = self.image_digests(paths)
-        on_cpu = features.detach().to("cpu")  # in one copy
+        on_cpu = features.detach().to("cpu")  # one copy for the whole batch
         self.store.put({digests[path]: feature for path, feature in zip(paths, on_cpu, strict=True)})
 
 
 def open_cached_features(
     backbone: Backbone, *, bf16: bool, prompt: str, max_gb: float, base: str | None = None
 ) -> tuple[CachedFeatures | None, ReusablePrefix]:
-    """Cached features for a model as it stands, None if no prefix is reusable or nothing may be stored; and the prefix.
+    """The cached features for the current state of a model, and its reusable prefix.
 
-    `base` is for `prefix_key`.
+    The features are None if no prefix is reusable or `max_gb` is 0. `base` is passed to `prefix_key`.
     """
     prefix = find_reusable_prefix(backbone)
     if prefix.seam is None or max_gb <= 0:

@@ -1,7 +1,7 @@
-"""Stored features in the memory of the training device, where they fit: a batch then names rows instead of carrying them.
+"""Stored features in the memory of the training device, if they fit: a batch then holds row numbers instead of features.
 
-A feature of BLIP-base is 0.85 MiB. Read from the store, a batch of 32 is stacked, pinned and copied, some 20 ms of the host's
-time in every step; taken from the device's memory it is one `index_select`, bit for bit the same.
+A feature of BLIP-base is 0.85 MiB. Stacking, pinning and copying a batch of 32 from the store takes about 20 ms of host time
+in every step; from device memory it is one `index_select` with bit-identical results.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ import torch
 
 from medgraft.features.cached import CachedFeatures
 
-_AT_ONCE = 64  # features that are read and copied together
-_AHEAD = 2  # such batches that are read while one is copied
-_SHARE = 0.4  # of an accelerator's free memory, for device_gb="auto"
+_AT_ONCE = 64  # features read and copied in one batch
+_AHEAD = 2  # batches read while one is copied
+_SHARE = 0.4  # share of an accelerator's free memory to use for device_gb="auto"
 
 
 @dataclass(frozen=True)
 class ResidentFeatures:
-    """Features `values` [N, S, C] on a device, and the row of each image's file in them."""
+    """Features `values` [N, S, C] on a device, and the row of each image file."""
 
     values: torch.Tensor
     rows: Mapping[Path, int]
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
-        """Features [K, S, C] of `rows` [K], which lie on the same device."""
+        """Features [K, S, C] of `rows` [K], a tensor on the same device."""
         return self.values.index_select(0, rows)
 
 
 def device_bytes(device: torch.device, limit_gb: float | Literal["auto"]) -> int:
-    """How many bytes of `device` features may take: `limit_gb`, or for "auto" a share of what is free on an NVIDIA GPU."""
+    """How many bytes features may take on `device`: `limit_gb`, or for "auto" a share of an NVIDIA GPU's free memory."""
     if limit_gb != "auto":
         return int(limit_gb * 1e9)
     return int(_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
@@ -44,9 +44,9 @@ def device_bytes(device: torch.device, limit_gb: float | Literal["auto"]) -> int
 def load_resident(
     cached: CachedFeatures, paths: Sequence[Path], device: torch.device, max_bytes: int
 ) -> ResidentFeatures | None:
-    """The stored features of `paths` on `device`; None if they take more than `max_bytes`, or there are none.
+    """Load the stored features of `paths` to `device`; None if there are none or they exceed `max_bytes`.
 
-    Images that the store lacks have no row. Images with the same content share one.
+    Images whose features are not stored get no row. Images with the same content share a row.
     """
     digests = {cached.digest(path): path for path in paths if cached.digest(path) in cached.store} if max_bytes else {}
     if not digests:
@@ -57,9 +57,9 @@ def load_resident(
         return None
     values = torch.empty(len(unique), *first.shape, dtype=first.dtype, device=device)
     rows: dict[str, int] = {}
-    for some, features in _read_ahead(cached, unique, pinned=device.type == "cuda"):
-        values[len(rows) : len(rows) + len(some)].copy_(features, non_blocking=True)
-        for path in some:
+    for batch, features in _read_ahead(cached, unique, pinned=device.type == "cuda"):
+        values[len(rows) : len(rows) + len(batch)].copy_(features, non_blocking=True)
+        for path in batch:
             rows[cached.digest(path)] = len(rows)
     return ResidentFeatures(values, {path: rows[d] for path in paths if (d := cached.digest(path)) in rows})
 
@@ -67,10 +67,10 @@ def load_resident(
 def _read_ahead(
     cached: CachedFeatures, paths: Sequence[Path], *, pinned: bool
 ) -> Iterator[tuple[Sequence[Path], torch.Tensor]]:
-    """Paths, some at a time, with their features [n, S, C]; the next ones are read in a thread meanwhile."""
+    """Batches of paths with their features [n, S, C]; a thread reads the next batches meanwhile."""
 
-    def read(some: Sequence[Path]) -> tuple[Sequence[Path], torch.Tensor | None]:
-        found = [(path, feature) for path in some if (feature := cached.stored(path)) is not None]  # not if found damaged
+    def read(batch: Sequence[Path]) -> tuple[Sequence[Path], torch.Tensor | None]:
+        found = [(path, feature) for path in batch if (feature := cached.stored(path)) is not None]  # None if damaged
         if not found:
             return [], None
         stacked = torch.stack([feature for _, feature in found])
@@ -80,7 +80,7 @@ def _read_ahead(
     with ThreadPoolExecutor(max_workers=1) as reader:
         coming = deque(reader.submit(read, batch) for batch in batches[:_AHEAD])
         for number in range(len(batches)):
-            some, features = coming.popleft().result()
+            batch, features = coming.popleft().result()
             coming.extend(reader.submit(read, later) for later in batches[number + _AHEAD : number + _AHEAD + 1])
             if features is not None:
-                yield some, features
+                yield batch, features

@@ -1,4 +1,4 @@
-"""Which part of a model's forward pass gives the same features at every step, and the key under which those are stored."""
+"""The part of a model's forward pass that gives the same features at every step, and the key to store them under."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from medgraft.backbones.weights import tensor_checksum, tensor_digests
 from medgraft.strategies import quantized_modules
 from medgraft.types import Seam
 
-SCHEMA = 4  # of the store and of what is put into it
+SCHEMA = 4  # version of the store and its contents
 
 
 @dataclass(frozen=True)
 class ReusablePrefix:
-    """The seam that may be used, or None with the reason why there is none."""
+    """The seam whose features can be reused, or None, with the reason."""
 
     seam: Seam | None
     reason: str
@@ -35,10 +35,10 @@ class ReusablePrefix:
 
 
 def find_reusable_prefix(backbone: Backbone) -> ReusablePrefix:
-    """The highest seam below which nothing is trained and nothing is random, found on the model as it stands.
+    """The highest seam below which the model in its current state trains nothing and is deterministic.
 
-    A prefix is fit if none of its parameters is trained, no PEFT layer lies in it, and none of its modules is in
-    training mode with dropout. Images are not augmented at random, so they need no check.
+    A prefix is reusable if it contains no trained parameter, no PEFT layer, and no dropout in training mode. Images are
+    never augmented at random, so they need no check.
     """
     best: Seam | None = None
     obstacle = ""
@@ -71,10 +71,10 @@ def _obstacle(backbone: Backbone, seam: Seam) -> str | None:
 
 
 def prefix_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str, base: str | None = None) -> dict[str, Any]:
-    """Everything but the image that decides what comes out at `seam`.
+    """Everything but the image that affects the features at `seam`.
 
-    `base` is the fingerprint of the weights that the caller loaded into `backbone` itself, and that nothing but a strategy
-    has changed: a prefix is then known by it and a checksum. Without it every tensor of the prefix is hashed.
+    `base` is the fingerprint of the base weights, if the caller loaded them and only applied a strategy since. The prefix is
+    then identified by the fingerprint and checksums; without it every tensor of the prefix is hashed.
     """
     where = next(backbone.model.parameters()).device.type
     return {
@@ -97,9 +97,9 @@ def prefix_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str, base:
 
 
 def stored_dtype(backbone: Backbone, seam: Seam, *, bf16: bool) -> torch.dtype:
-    """The dtype that loses nothing: bf16 where what reads the seam casts to bf16 first.
+    """The dtype that stores features without loss: bf16 if the layer that reads the seam casts to bf16 anyway.
 
-    Quantised layers read the dtype that they compute in, which for 8 bits is that of their input.
+    4-bit layers cast to their compute dtype; 8-bit layers compute in their input's dtype.
     """
     if not bf16 or not seam.consumer_casts_input:
         return torch.float32
@@ -109,34 +109,34 @@ def stored_dtype(backbone: Backbone, seam: Seam, *, bf16: bool) -> torch.dtype:
 
 
 def _code_digest(kind: type[Backbone]) -> str:
-    """SHA-256 over the source of a backbone's classes: a corrected `stage` is another prefix."""
+    """SHA-256 over the source of a backbone's classes, so that a changed `forward_to` gets a new key."""
     whole = hashlib.sha256(importlib.metadata.version("medgraft").encode())
     for base in kind.__mro__[:-1]:
         whole.update(f"{base.__module__}.{base.__qualname__}".encode())
         try:
             whole.update(inspect.getsource(base).encode())
-        except (OSError, TypeError):  # typed into an interpreter, or built in
+        except (OSError, TypeError):  # defined interactively, or built in
             continue
     return whole.hexdigest()[:16]
 
 
 def _layers_digest(backbone: Backbone, seam: Seam) -> str:
-    """SHA-256 over the classes of the prefix's modules: kernels round in other places."""
+    """SHA-256 over the class names of the prefix's modules, because kernels round differently."""
     modules = (m for name, m in backbone.model.named_modules() if backbone.anatomy.part_of(name) in seam.prefix)
     names = sorted({f"{type(module).__module__}.{type(module).__qualname__}" for module in modules})
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def key_digest(key: dict[str, Any]) -> str:
-    """32 hex digits for a key."""
+    """A key's SHA-256, the first 32 hex digits."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _prefix_digest(backbone: Backbone, seam: Seam, base: str | None) -> str:
-    """SHA-256 over every tensor of the prefix as it is held, quantisation states included; or over what `base` makes of it.
+    """SHA-256 over all tensors of the prefix, quantisation states included; with `base`, over that and checksums.
 
-    Frozen weights follow from the checkpoint, how it is quantised, and what quantises it. That they do is checked, since
-    features of other weights would be wrong in silence: the checksums of all tensors are part of what is hashed.
+    Frozen weights are determined by the checkpoint, the quantisation settings and the bitsandbytes version. The hash also
+    covers checksums of all tensors, because features of changed weights would be silently wrong.
     """
     tensors = {
         name: value
@@ -149,7 +149,7 @@ def _prefix_digest(backbone: Backbone, seam: Seam, base: str | None) -> str:
 
 
 def _quantization(backbone: Backbone) -> str:
-    """How a model is held, and in whose quantisation; empty if it is not quantised."""
+    """A model's quantisation settings and bitsandbytes version; empty if it is not quantised."""
     config: Any = getattr(backbone.config, "quantization_config", None)
     if config is None and not quantized_modules(backbone.model):
         return ""

@@ -1,9 +1,9 @@
-"""The feature store: tensors by the content of their image, in safetensors shards that are written whole or not at all.
+"""The feature store: features by the digest of their image, in safetensors shards that are written atomically.
 
-A collection is a folder named after its key (see cut.py), with the key in `collection.json` for people. Each shard holds
-some dozen features under the digests of their images, and a checksum of each in its metadata. Any number of processes may
-read and write one collection: a shard appears under its own name only when it is complete, and two that hold the same
-image do no harm. What is damaged is found when it is opened or first read, put away, and computed again.
+A collection is a folder named after the digest of its key (see reusable_prefix.py), with the key in `collection.json` for
+people. A shard contains a few dozen features by their images' digests, and their checksums in its metadata. Any number of
+processes may read and write a collection: a shard gets its name only when complete, and an image may be in several shards.
+Damaged shards are detected when opened or first read, and renamed; their features are computed again.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from safetensors.torch import save_file
 from medgraft.features.reusable_prefix import key_digest
 from medgraft.file_index import cache_folder
 
-_COLLECTION = re.compile(r"[0-9a-f]{32}")  # what the store names its folders, and touches no other
+_COLLECTION = re.compile(r"[0-9a-f]{32}")  # names of the store's folders; all others are left alone
 _SHARD, _DAMAGED, _ABOUT = ".safetensors", ".damaged", "collection.json"
 _SHARD_BYTES = 64 << 20
-_SPARE_BYTES = 1 << 30  # of the disk that are left free
+_SPARE_BYTES = 1 << 30  # disk space to leave free
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class CollectionInfo:
 
 
 def store_folder() -> Path:
-    """Where collections lie: MEDGRAFT_FEATURES, or `features` in medgraft's cache."""
+    """The folder of all collections: MEDGRAFT_FEATURES, or `features` in medgraft's cache."""
     own = os.environ.get("MEDGRAFT_FEATURES")
     return Path(own) if own else cache_folder() / "features"
 
@@ -54,8 +54,8 @@ def store_folder() -> Path:
 class FeatureStore:
     """One collection, opened for reading and writing.
 
-    `max_bytes` is what the whole store may take on disk; what does not fit is not kept. After a failed write `problem`
-    says what happened, and nothing more is written.
+    `max_bytes` limits the size of the whole store on disk; features beyond it are dropped. After a failed write `problem`
+    holds the reason, and nothing more is written.
     """
 
     def __init__(self, key: dict[str, Any], *, max_bytes: int, root: Path | None = None):
@@ -63,25 +63,25 @@ class FeatureStore:
         self.root = root or store_folder()
         self.folder = self.root / key_digest(key)
         self.problem: str | None = None
-        self.written = 0  # features that this object has put on disk
+        self.written = 0  # features that this object has written
         self._max_bytes = max_bytes
         self._where: dict[str, Path] = {}  # digest -> shard
         self._files: dict[Path, Any] = {}  # open shards
         self._sums: dict[Path, dict[str, int]] = {}
         self._checked: set[str] = set()
-        self._waiting: dict[str, torch.Tensor] = {}
+        self._pending: dict[str, torch.Tensor] = {}
         self._known: set[Path] = set()
         self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files, which a worker process opens for itself."""
+        """State without the open files; a worker process opens its own."""
         return {**self.__dict__, "_files": {}}
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self._where or digest in self._waiting
+        return digest in self._where or digest in self._pending
 
     def refresh(self) -> None:
-        """See what other processes have written."""
+        """Look for shards that other processes have written."""
         if not self.folder.is_dir():
             return
         for path in sorted(self.folder.glob(f"*{_SHARD}")):
@@ -90,14 +90,14 @@ class FeatureStore:
                 self._open(path)
 
     def mark_used(self) -> None:
-        """Set the time of last use, which prune goes by."""
+        """Set the time of last use, which `prune` reads."""
         with contextlib.suppress(OSError):
             os.utime(self.folder)
 
     def get(self, digest: str) -> torch.Tensor | None:
-        """The feature [S, C] of an image, None if it is not there or was found damaged."""
-        if digest in self._waiting:
-            return self._waiting[digest]
+        """The feature [S, C] of an image; None if it is not stored or damaged."""
+        if digest in self._pending:
+            return self._pending[digest]
         shard = self._where.get(digest)
         if shard is None:
             return None
@@ -105,33 +105,33 @@ class FeatureStore:
             if shard not in self._files:
                 self._files[shard] = safe_open(shard, framework="pt")
             feature: torch.Tensor = self._files[shard].get_tensor(digest)
-        except OSError:  # the machine's trouble, not the shard's
+        except OSError:  # a disk error, which does not mean that the shard is damaged
             return None
         except SafetensorError:
-            self._put_away(shard)
+            self._set_aside(shard)
             return None
         if digest not in self._checked:
             if _checksum(feature) != self._sums[shard].get(digest):
-                self._put_away(shard)
+                self._set_aside(shard)
                 return None
             self._checked.add(digest)
         return feature
 
     def put(self, features: Mapping[str, torch.Tensor]) -> None:
-        """Keep features, which must not change afterwards; they are on disk after `flush`, or as soon as they fill a shard."""
+        """Add features, which must not change afterwards; they are written when they fill a shard, or by `flush`."""
         if self.problem is not None:
             return
         for digest, feature in features.items():
             if digest not in self:
-                self._waiting[digest] = feature.detach().to("cpu").contiguous()
-        if sum(feature.nbytes for feature in self._waiting.values()) >= _SHARD_BYTES:
+                self._pending[digest] = feature.detach().to("cpu").contiguous()
+        if sum(feature.nbytes for feature in self._pending.values()) >= _SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits as one shard."""
-        if not self._waiting or self.problem is not None:
+        """Write all pending features as one shard."""
+        if not self._pending or self.problem is not None:
             return
-        size = sum(feature.nbytes for feature in self._waiting.values())
+        size = sum(feature.nbytes for feature in self._pending.values())
         self.problem = self._refusal(size)
         if self.problem is None:
             try:
@@ -139,13 +139,13 @@ class FeatureStore:
             except OSError as error:
                 self.problem = f"Features cannot be written to {self.folder}: {error.strerror or error}."
         if self.problem is not None:
-            self._waiting.clear()
+            self._pending.clear()
 
     def _refusal(self, size: int) -> str | None:
         if sum(_bytes_below(folder) for folder in _collections_in(self.root)) + size > self._max_bytes:
             limit = self._max_bytes / 1e9
             return (
-                f"The feature store in {self.root} has reached features.max_gb={limit:g}; the rest is computed at each use. "
+                f"The feature store in {self.root} has reached features.max_gb={limit:g}; others are computed at each use. "
                 "Raise it, or make room with `medgraft features prune`."
             )
         if self._disk_free() < size + _SPARE_BYTES:
@@ -161,19 +161,19 @@ class FeatureStore:
         about = self.folder / _ABOUT
         if not about.exists():
             about.write_text(json.dumps(self.key, indent=1), encoding="utf-8")
-        sums = {digest: str(_checksum(feature)) for digest, feature in self._waiting.items()}
+        sums = {digest: str(_checksum(feature)) for digest, feature in self._pending.items()}
         final = self.folder / f"{uuid.uuid4().hex}{_SHARD}"
         temporary = final.with_suffix(".tmp")
         try:
-            save_file(self._waiting, temporary, metadata=sums)
+            save_file(self._pending, temporary, metadata=sums)
             temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
-        self.written += len(self._waiting)
+        self.written += len(self._pending)
         self._known.add(final)
-        self._checked.update(self._waiting)
+        self._checked.update(self._pending)
         self._open(final)
-        self._waiting.clear()
+        self._pending.clear()
 
     def _open(self, path: Path) -> None:
         try:
@@ -183,14 +183,14 @@ class FeatureStore:
         except OSError:
             return
         except (SafetensorError, ValueError):
-            self._put_away(path)
+            self._set_aside(path)
             return
         self._files[path], self._sums[path] = file, sums
         for digest in digests:
             self._where[digest] = path
 
-    def _put_away(self, path: Path) -> None:
-        """Forget a damaged shard and rename it, so that nobody reads it again."""
+    def _set_aside(self, path: Path) -> None:
+        """Forget a damaged shard and rename it, so that no process reads it again."""
         self._files.pop(path, None)
         self._where = {digest: shard for digest, shard in self._where.items() if shard != path}
         with contextlib.suppress(OSError):
@@ -198,7 +198,7 @@ class FeatureStore:
 
 
 def collections(root: Path | None = None) -> tuple[CollectionInfo, ...]:
-    """Every collection of the store, the last used first."""
+    """All collections of the store, most recently used first."""
     place = root or store_folder()
     found = []
     for folder in _collections_in(place):
@@ -214,29 +214,29 @@ def collections(root: Path | None = None) -> tuple[CollectionInfo, ...]:
 def prune(
     *, older_than_days: float | None = None, max_bytes: int | None = None, root: Path | None = None
 ) -> tuple[CollectionInfo, ...]:
-    """Delete collections not used for so long, then the longest unused until the rest fits; what was deleted."""
+    """Delete collections unused for `older_than_days`, then the least recently used above `max_bytes`; returns the deleted."""
     limit = float("inf") if older_than_days is None else older_than_days * 86400
     listed, now = collections(root), time.time()
-    gone = [info for info in listed if now - info.used >= limit]
-    kept = [info for info in listed if info not in gone]
-    while max_bytes is not None and kept and sum(info.bytes for info in kept) > max_bytes:
-        gone.append(kept.pop())
-    for info in gone:
+    deleted = [info for info in listed if now - info.used >= limit]
+    remaining = [info for info in listed if info not in deleted]
+    while max_bytes is not None and remaining and sum(info.bytes for info in remaining) > max_bytes:
+        deleted.append(remaining.pop())
+    for info in deleted:
         shutil.rmtree(info.folder, ignore_errors=True)  # another process may be removing it too
-    return tuple(gone)
+    return tuple(deleted)
 
 
 def _collections_in(root: Path) -> list[Path]:
-    """The folders of collections in `root`, which may be a folder that holds other things as well."""
+    """The folders of collections in `root`, which may contain other things as well."""
     return [path for path in root.iterdir() if path.is_dir() and _COLLECTION.fullmatch(path.name)] if root.is_dir() else []
 
 
 def verify(root: Path | None = None) -> tuple[tuple[Path, ...], int]:
-    """Read every feature of the store; (shards that are damaged and were put away, features that are sound)."""
+    """Read every feature of the store; returns (damaged shards, which were renamed, number of sound features)."""
     damaged, sound = [], 0
     for info in collections(root):
         store = FeatureStore(dict(info.key), max_bytes=0, root=info.folder.parent)
-        store.folder = info.folder  # also where the description was lost
+        store.folder = info.folder  # the key does not give it if collection.json was lost
         store.refresh()
         for digest in list(store._where):
             sound += store.get(digest) is not None

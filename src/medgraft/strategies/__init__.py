@@ -1,4 +1,4 @@
-"""What is trained: strategies, and applying them to a model."""
+"""Strategies: which parameters are trained, and how that is applied to a model."""
 
 from medgraft.strategies.base import PartPlan, Strategy
 from medgraft.strategies.lookup import get_strategy

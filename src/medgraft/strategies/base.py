@@ -1,4 +1,4 @@
-"""The algebra of strategies: for each part frozen, full or adapter, and how the base is held."""
+"""Strategies as data: each part is frozen, trained in full or given an adapter, on a base in full precision or quantised."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LINEAR_ROLES: tuple[Role, ...] = ("attn", "mlp", "cross", "proj")
 
 
 class PartPlan(StrictModel):
-    """What happens to one part. `roles` narrows full training or says where adapters go; `bias_only` trains biases."""
+    """How one part is trained. `roles` selects modules to train or adapt; `bias_only` trains their biases alone."""
 
     mode: Mode = Field(default="frozen", description="frozen, full (trained in place) or adapter (a PEFT method)")
     roles: tuple[Role, ...] | None = Field(default=None, description="only modules of these roles, such as attn,cross")
-    bias_only: bool = Field(default=False, description="full training of biases alone")
+    bias_only: bool = Field(default=False, description="with mode full: train only biases")
 
     @field_validator("roles", mode="before")
     @classmethod
@@ -33,35 +33,35 @@ FROZEN, FULL, ADAPTER = PartPlan(), PartPlan(mode="full"), PartPlan(mode="adapte
 
 
 class Strategy(StrictModel):
-    """What is trained, and how the frozen base is held.
+    """Which parts are trained and how, and the quantisation of the base model.
 
-    `method` is a PEFT type (`LORA`, `IA3`, ...) and `options` the fields of its config class, under PEFT's names.
-    `learning_rate` is the peak rate used unless the run names one. `compute_dtype` is that of 4-bit layers; `auto` is bf16
-    where the hardware has it, since emulating it took 25 times as long.
+    `method` is a PEFT type (`LORA`, `IA3`, ...) and `options` are fields of its config class. `learning_rate` is the peak
+    rate unless the run sets one. `compute_dtype` applies to 4-bit layers; `auto` is bf16 only where the hardware supports
+    it, since emulated bf16 took 25 times as long.
     """
 
-    vision: PartPlan = Field(default=FROZEN, description="what happens to the vision tower")
-    bridge: PartPlan = Field(default=FROZEN, description="what happens to what stands between vision tower and text model")
-    text: PartPlan = Field(default=FROZEN, description="what happens to the text model")
-    method: str = Field(default="LORA", description="the PEFT method of adapters, by PEFT's names")
+    vision: PartPlan = Field(default=FROZEN, description="how the vision tower is trained")
+    bridge: PartPlan = Field(default=FROZEN, description="how the modules between vision tower and text model are trained")
+    text: PartPlan = Field(default=FROZEN, description="how the text model is trained")
+    method: str = Field(default="LORA", description="the adapters' PEFT method, by PEFT's name")
     options: dict[str, JsonValue] = Field(
-        default_factory=dict, description="fields of the method's config in PEFT; each is a key of its own, such as strategy.r"
+        default_factory=dict, description="fields of the method's PEFT config; each is a key of its own, such as strategy.r"
     )
-    quantization: Quantization = Field(default="none", description="how the frozen base is loaded: none, int8, nf4 or fp4")
-    double_quantization: bool = Field(default=True, description="of 4-bit weights: their scales are quantised too")
+    quantization: Quantization = Field(default="none", description="how the base model is loaded: none, int8, nf4 or fp4")
+    double_quantization: bool = Field(default=True, description="quantise the scales of 4-bit weights too")
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        default="auto", description="of 4-bit layers; auto: bf16 where the hardware has it"
+        default="auto", description="dtype that 4-bit layers compute in; auto: bf16 where the hardware supports it"
     )
-    learning_rate: float = Field(default=5e-4, gt=0, description="peak rate, unless train.learning_rate is given")
+    learning_rate: float = Field(default=5e-4, gt=0, description="peak learning rate, unless train.learning_rate is set")
 
     def plan(self, part: Part) -> PartPlan:
-        """What happens to `part`."""
+        """The plan for `part`."""
         plan: PartPlan = getattr(self, part)
         return plan
 
     @property
     def plans(self) -> Mapping[Part, PartPlan]:
-        """What happens to each part."""
+        """The plan for each part."""
         return {part: self.plan(part) for part in PARTS}
 
     @property
@@ -71,14 +71,14 @@ class Strategy(StrictModel):
 
     @property
     def uses_adapter(self) -> bool:
-        """Whether any part carries a PEFT method."""
+        """Whether any part gets an adapter."""
         return any(plan.mode == "adapter" for plan in self.plans.values())
 
     def with_options(self, changes: Mapping[str, JsonValue]) -> Strategy:
         """A copy with `--set strategy.KEY=VALUE` applied.
 
-        KEY is a field of Strategy, a part (`vision=frozen`), a part's field (`text.roles=attn,cross`), or a field of the
-        PEFT method's config, which `get_strategy` checks.
+        KEY is a field of Strategy, a part (`vision=frozen`), a field of a part (`text.roles=attn,cross`), or a field of the
+        PEFT method's config; `get_strategy` checks the latter.
         """
         values = self.model_dump()
         for key, value in changes.items():

@@ -1,4 +1,4 @@
-"""A strategy by name, from the plugins or from PEFT's methods."""
+"""Look up a strategy by name, among the plugins' strategies and PEFT's methods."""
 
 from __future__ import annotations
 

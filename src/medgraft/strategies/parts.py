@@ -1,4 +1,4 @@
-"""Applying a strategy: adapters first, then what is trained in full, then proof that nothing else is."""
+"""Apply a strategy to a model: add adapters, unfreeze what is trained in full, and check that nothing else is trainable."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _WRAPPED = ("base_model.model.", "base_model.")
 
 @dataclass(frozen=True)
 class Applied:
-    """A model that a strategy was applied to. `model` is the PeftModel, or the bare model where no adapter is used.
+    """The result of applying a strategy. `model` is the PeftModel, or the backbone's model if there is no adapter.
 
-    `direct` names the parameters trained in place; `adapter_parameters` those that a PEFT method added.
+    `direct` are the names of parameters trained in place, `adapter_parameters` of those that PEFT added.
     """
 
     strategy: Strategy
@@ -35,20 +35,20 @@ class Applied:
     total_parameters: int
 
     def summary(self) -> str:
-        """One line: what is trained, where, and how much of the whole it is."""
+        """One line: how many parameters are trained, their share, adapted modules and quantisation."""
         share = 100 * self.trainable_parameters / max(self.total_parameters, 1)
         text = f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters trained ({share:.2f} %)"
         if self.matched_modules:
             text += f", {self.strategy.method} on {len(self.matched_modules)} modules"
         if self.quantized:
-            text += f", {len(self.quantized)} modules held in {self.strategy.quantization}"
+            text += f", {len(self.quantized)} modules quantised to {self.strategy.quantization}"
         return text
 
 
 def apply_strategy(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: str | None = None) -> Applied:
-    """Change `model` so that exactly what `strategy` says is trainable; `base` is written into PEFT's config.
+    """Change `model` so that exactly the parameters selected by `strategy` are trainable; `base` goes into PEFT's config.
 
-    Raises StrategyError if a plan names a part that the backbone lacks, matches nothing, or trains quantised weights.
+    StrategyError if the backbone has none of the trained parts, a plan matches nothing, or it would train quantised weights.
     """
     anatomy = anatomy.present(name for name, _ in model.named_parameters())
     _check_parts(anatomy, strategy)
@@ -107,24 +107,24 @@ def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: s
             ):
                 warnings.filterwarnings("ignore", message=f".*{expected}")
             peft_model = get_peft_model(model, config)
-    # what PEFT's methods raise, each in its own way, for layers that they cannot be put on
+    # PEFT's methods raise different exceptions for layers that they do not support
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
-        held = f" on a base held in {strategy.quantization}" if strategy.quantization != "none" else ""
-        raise ConfigError(f"PEFT method {strategy.method} cannot be applied{held}: {error}") from error
-    for written in peft_model.peft_config.values():  # PEFT puts in the path that the model was loaded from here
-        written.base_model_name_or_path = base
+        base_kind = f" to a base model in {strategy.quantization}" if strategy.quantization != "none" else ""
+        raise ConfigError(f"PEFT method {strategy.method} cannot be applied{base_kind}: {error}") from error
+    for adapter_config in peft_model.peft_config.values():  # PEFT wrote this machine's path of the model here
+        adapter_config.base_model_name_or_path = base
     return peft_model, tuple(peft_model.base_model.targeted_module_names)
 
 
 def _full_parameters(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters that are trained in place. A part without a match is an error, since it would train nothing."""
+    """The parameters that are trained in place; StrategyError for a part without a match."""
     for part in anatomy.parts:
         plan = strategy.plan(part)
         if plan.mode != "full":
             continue
         own = [(n, p) for n, p in model.named_parameters() if anatomy.part_of(n) == part and not lies_in(n, anatomy.never_run)]
         found = [(n, p) for n, p in own if _wanted(n, anatomy, plan)]
-        if not found and part != "bridge":  # which may be one linear layer, without norms for instance
+        if not found and part != "bridge":  # a bridge may be a single linear layer, for example without norms
             roles = f" of role {' or '.join(plan.roles)}" if plan.roles else ""
             kind = "biases" if plan.bias_only else "parameters"
             raise StrategyError(f"The strategy trains {kind}{roles} in part {part!r}, but it has none.")
@@ -147,7 +147,7 @@ def _check_scope(anatomy: Anatomy, strategy: Strategy, direct: tuple[str, ...], 
 
 
 def bare_name(name: str) -> str:
-    """A parameter's name in the backbone's own model, without what PEFT puts before it."""
+    """A parameter's name in the backbone's own model, without PEFT's prefix."""
     for prefix in _WRAPPED:
         if name.startswith(prefix):
             return name[len(prefix) :]

@@ -1,4 +1,4 @@
-"""PEFT's methods by name: their config classes, their fields, and where on an anatomy they go."""
+"""PEFT's methods by name: their config classes, options and target modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medgraft.errors import ConfigError, StrategyError, UnknownNameError, sugges
 from medgraft.strategies.base import ADAPTER, LINEAR_ROLES, PartPlan, Strategy
 from medgraft.types import ROLES, Anatomy, Role
 
-# methods whose config names target modules, but which do not train chosen linear layers of any model
+# methods with target_modules in their config that nevertheless cannot adapt arbitrary linear layers
 _UNSUITED = {
     "ADAPTION_PROMPT": "works on LLaMA's attention only",
     "FROD": "fails on layers that are not square in this version of PEFT",
@@ -33,7 +33,7 @@ def methods() -> tuple[str, ...]:
 
 
 def peft_strategy(name: str) -> Strategy:
-    """The strategy `peft:<METHOD>`: that method with PEFT's defaults on the linear layers of every part."""
+    """The strategy `peft:<METHOD>`: the method with PEFT's defaults on the linear layers of every part."""
     method = name.partition(":")[2].upper()
     if method in _UNSUITED:
         raise StrategyError(f"PEFT method {method} {_UNSUITED[method]}. Methods for linear layers: {', '.join(methods())}.")
@@ -48,9 +48,9 @@ def peft_strategy(name: str) -> Strategy:
 
 
 def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module, base: str | None) -> PeftConfig:
-    """The method's config, aimed at `anatomy`'s modules by one regular expression.
+    """The method's PEFT config, with target modules from `anatomy`.
 
-    It has no task type: BLIP's forward accepts none of PEFT's task wrappers.
+    It has no task type, because BLIP's forward does not accept the arguments of PEFT's task wrappers.
     """
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[_peft_type(strategy.method)]
     fields = _fields(config_class)
@@ -64,23 +64,23 @@ def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module, base: st
         raise StrategyError(
             f"The strategy's adapter matches no module of this backbone: {target!r}. Linear modules: {near[:300]}."
         )
-    # a role may be a whole container (embeddings), of which PEFT wants the layers by name
+    # if a role matches a container, such as embeddings, PEFT needs the names of its layers
     extra: dict[str, Any] = {"target_modules": target if matched == named else matched}
-    if "feedforward_modules" in fields:  # IA3 scales inputs there instead of outputs
+    if "feedforward_modules" in fields:  # there IA3 scales inputs instead of outputs
         mlp = _target(strategy, anatomy, ("mlp",))
         extra["feedforward_modules"] = mlp or []
     if "base_model_name_or_path" in fields:
         extra["base_model_name_or_path"] = base
     if strategy.method == "ADALORA" and "total_step" not in options:
-        extra["total_step"] = 10_000  # set to the run's own number of steps when training begins
+        extra["total_step"] = 10_000  # replaced by the run's number of steps when training begins
     try:
         return config_class(**extra, **options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"PEFT's {config_class.__name__} refuses these options {options}: {error}") from None
+        raise ConfigError(f"PEFT's {config_class.__name__} does not accept the options {options}: {error}") from None
 
 
 def _target(strategy: Strategy, anatomy: Anatomy, among: tuple[Role, ...]) -> str:
-    """One pattern for the modules that carry the adapter and whose role is one of `among`."""
+    """One regular expression for the modules that get the adapter and have a role in `among`."""
     patterns = []
     for part in anatomy.parts:
         plan = strategy.plan(part)
@@ -91,14 +91,14 @@ def _target(strategy: Strategy, anatomy: Anatomy, among: tuple[Role, ...]) -> st
 
 
 def check_options(strategy: Strategy) -> None:
-    """ConfigError for an option that the PEFT method does not have, UnknownNameError for a method that PEFT does not have."""
+    """Raise ConfigError for an option that the PEFT method lacks, and UnknownNameError for a method that PEFT lacks."""
     if not strategy.uses_adapter:
         return
     fields = _fields(PEFT_TYPE_TO_CONFIG_MAPPING[_peft_type(strategy.method)])
     for key in strategy.options:
         if key not in fields or key in _OURS:
             known = sorted(set(fields) - set(_OURS))
-            why = "is set by medgraft from the anatomy" if key in _OURS else "is no option of it"
+            why = "is set by medgraft from the anatomy" if key in _OURS else "is not one of its options"
             raise ConfigError(
                 f"PEFT method {strategy.method}: {key!r} {why}.{suggestion(key, [*known, *Strategy.model_fields])} "
                 f"Options: {', '.join(known)}."

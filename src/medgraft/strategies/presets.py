@@ -1,11 +1,11 @@
-"""The named strategies that come with medgraft: points of one algebra."""
+"""The strategies that come with medgraft."""
 
 from __future__ import annotations
 
 from medgraft.strategies.base import ADAPTER, FULL, PartPlan, Strategy
 
 ZERO_SHOT = Strategy()
-# Full fine-tuning, and the two halves of it that MedBLIP compares (arXiv 2505.14726, section 3).
+# Full fine-tuning, and the two variants that MedBLIP compares with it (arXiv 2505.14726, section 3).
 TRAINED_FULL = Strategy(vision=FULL, bridge=FULL, text=FULL, learning_rate=3e-4)
 ENCODER_FROZEN = Strategy(bridge=FULL, text=FULL, learning_rate=5e-4)
 DECODER_FROZEN = Strategy(vision=FULL, bridge=FULL, learning_rate=5e-4)
@@ -20,6 +20,6 @@ LORA_INT8 = LORA.model_copy(update={"quantization": "int8"})
 DORA = LORA.model_copy(update={"options": {**_LORA, "use_dora": True}})  # Liu et al. 2024, arXiv 2402.09353
 IA3 = Strategy(vision=ADAPTER, bridge=ADAPTER, text=ADAPTER, method="IA3", learning_rate=1e-2)  # Liu et al. 2022, 2205.05638
 
-# BitFit trains biases only (Ben Zaken et al. 2021, arXiv 2106.10199); norm tuning the normalisation layers (2312.11420).
+# BitFit trains only biases (Ben Zaken et al. 2021, arXiv 2106.10199), norm tuning only normalisation layers (2312.11420).
 BITFIT = Strategy(**{p: PartPlan(mode="full", bias_only=True) for p in ("vision", "bridge", "text")}, learning_rate=5e-3)
 NORM_TUNING = Strategy(**{p: PartPlan(mode="full", roles=("norm",)) for p in ("vision", "bridge", "text")}, learning_rate=5e-3)

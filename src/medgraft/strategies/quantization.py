@@ -1,4 +1,4 @@
-"""How a quantised base is asked for: bitsandbytes through transformers' own config."""
+"""Load the base model in 4 or 8 bits, by bitsandbytes through transformers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def quantization_config(strategy: Strategy, anatomy: Anatomy, never: Sequence[str]) -> BitsAndBytesConfig | None:
-    """The BitsAndBytesConfig for `strategy`, or None. `never` are patterns for modules that must stay as they are.
+    """The BitsAndBytesConfig for `strategy`, or None. Modules that match a pattern in `never` are not quantised.
 
-    Parts that are trained in full stay unquantised, since quantised weights cannot be trained.
+    Parts that are trained in full are not quantised either, since quantised weights cannot be trained.
     """
     if strategy.quantization == "none":
         return None
@@ -31,7 +31,7 @@ def quantization_config(strategy: Strategy, anatomy: Anatomy, never: Sequence[st
     skip = [*never, *(prefix for prefixes in full for prefix in prefixes)]
     if all(strategy.plan(part).mode == "full" for part in anatomy.parts):
         raise StrategyError(
-            f"quantization={strategy.quantization!r} has nothing to hold: every part is trained in full. "
+            f"quantization={strategy.quantization!r} has nothing to quantise: every part is trained in full. "
             "Freeze a part or give it an adapter."
         )
     if strategy.quantization == "int8":
@@ -56,26 +56,26 @@ def _compute_dtype(strategy: Strategy) -> torch.dtype:
 
 
 def check_quantized(model: nn.Module, anatomy: Anatomy, strategy: Strategy, never: Sequence[str]) -> None:
-    """StrategyError if a linear layer that `strategy` wants quantised was left as it was."""
-    held = set(quantized_modules(model))
+    """Raise StrategyError if a linear layer that `strategy` quantises was loaded unquantised."""
+    quantized = set(quantized_modules(model))
     for part in anatomy.parts:
         pattern = anatomy.pattern(part, LINEAR_ROLES)
         if strategy.quantization == "none" or strategy.plan(part).mode == "full" or not pattern:
             continue
         wanted = [n for n, m in model.named_modules() if re.fullmatch(pattern, n) and not any(m.children())]
-        left = [n for n in wanted if n not in held and not lies_in(n, never)]
+        left = [n for n in wanted if n not in quantized and not lies_in(n, never)]
         if left:
             raise StrategyError(
-                f"{len(left)} of {len(wanted)} linear layers of part {part!r} were not held in {strategy.quantization}, "
+                f"{len(left)} of {len(wanted)} linear layers of part {part!r} were not quantised to {strategy.quantization}, "
                 f"such as {left[0]}: this version of transformers or bitsandbytes skips them."
             )
 
 
 def keep_as_loaded(model: nn.Module) -> None:
-    """Have the 4-bit weights of a loaded `model` stay as they were loaded.
+    """Prevent bitsandbytes from repacking the 4-bit weights of a loaded `model`.
 
-    On a CPU bitsandbytes repacks them at the first inference and unpacks them with a loss when a state dict is taken, so that
-    saving an adapter would change its base. Not repacked they are also quicker for whole sequences.
+    On a CPU it repacks them at the first inference, and unpacking them for a state dict is lossy, so saving an adapter would
+    change its base. Without repacking, whole sequences are also faster.
     """
     for name in quantized_modules(model):
         module: Any = model.get_submodule(name)
@@ -84,7 +84,7 @@ def keep_as_loaded(model: nn.Module) -> None:
 
 
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:
-    """Names of the modules whose weights bitsandbytes holds."""
+    """Names of the modules that bitsandbytes quantised."""
     if not any(hasattr(p, "quant_state") or hasattr(p, "SCB") for p in model.parameters()):
         return ()
     from bitsandbytes.nn import Linear4bit, Linear8bitLt

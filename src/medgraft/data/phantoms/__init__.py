@@ -14,6 +14,7 @@ from pydantic import Field
 from medgraft.data.base import Dataset
 from medgraft.data.phantoms.writer import VERSION, read_facts, write_phantoms
 from medgraft.data.roco import Roco
+from medgraft.file_index import cache_folder
 from medgraft.types import Example
 
 __all__ = ["Phantoms", "write_phantoms"]
@@ -35,7 +36,7 @@ class Phantoms(Dataset):
 
 def _cached(count: int, seed: int) -> Path:
     """The cached folder of these phantoms; created elsewhere and moved into place, so it is always complete."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medgraft"
+    cache = cache_folder()
     folder = cache / f"phantoms-v{VERSION}-{count}-{seed}"
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
