@@ -79,12 +79,15 @@ def prepare_adapter(
 ) -> tuple[Backbone, nn.Module, Acceleration]:
     """As `prepare_model`, but `attach` adds trained weights to the base and returns the model.
 
-    `trained_with` names the kernels used in training; those that still exist are installed. None, if unknown, means "auto".
+    `trained_with` names the kernels used in training; those that still exist are installed. If it is unknown, or one of them
+    does not apply here because training ran on another kind of device, the kernels are those of "auto".
     """
-    known = {kernel.name for kernel in KERNELS}
-    kernels = wanted_kernels("auto" if trained_with is None else tuple(k for k in trained_with if k in known))
+    wanted_kernels("auto")  # raises before anything is loaded
     backbone = load_model(name, strategy, plugins=plugins)
     model = attach(backbone)
+    used = [kernel for kernel in KERNELS if trained_with is not None and kernel.name in trained_with]
+    same = trained_with is not None and all(kernel.applies(hardware.device(), dtype, backbone) for kernel in used)
+    kernels = wanted_kernels(tuple(kernel.name for kernel in used) if same else "auto")
     return backbone, model.eval(), accelerate(backbone, dtype=dtype, kernels=kernels)
 
 

@@ -11,7 +11,8 @@ from medgraft.benchmark.record import run_id
 from medgraft.benchmark.suite import expand
 from medgraft.config import RunConfig, SuiteConfig, run_config
 from medgraft.errors import ConfigError
-from medgraft.prepare import prepare
+from medgraft.prepare import prepare, prepare_adapter
+from medgraft.strategies import Strategy
 
 GRID = {"name": "x", "backbones": ["blip:y"], "strategies": ["lora"], "data": ["roco:z"]}
 
@@ -77,3 +78,19 @@ def test_a_setting_that_is_gone_may_stand_in_old_files_as_it_was():
 def test_kernels_have_one_name_each_and_say_what_they_do():
     names = [kernel.name for kernel in KERNELS]
     assert len(set(names)) == len(names) and all(kernel.summary for kernel in KERNELS)
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "installed"),
+    [
+        ((), ()),
+        (("sdpa", "gone"), ("sdpa",)),
+        (("sdpa", "causal_loss", "graphed_decoding"), ("sdpa", "self_attention", "packed_decoder")),
+    ],
+    ids=["none", "one that is gone", "those of a GPU"],
+)
+def test_an_adapter_from_another_kind_of_device_has_the_kernels_of_this_one(trained_with, installed, blip_folder, plugins):
+    *_, acceleration = prepare_adapter(
+        f"blip:{blip_folder}", Strategy(), lambda base: base.model, plugins=plugins, trained_with=trained_with
+    )
+    assert acceleration.installed == installed
