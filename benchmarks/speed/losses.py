@@ -13,7 +13,8 @@ import vl_convert
 
 def plot(record: dict[str, Any]) -> alt.Chart:
     """One small plot a strategy; the Trainer's losses as a line, medgraft's as points on it."""
-    both = {name: run for name, run in record["runs"].items() if "trainer_script" in run and not name.startswith("profile")}
+    sides, every = {"trainer_script", "medgraft_side"}, record["runs"].items()
+    both = {name: run for name, run in every if sides <= run.keys() and not name.startswith("profile")}
     runs = {name: run for name, run in both.items() if len(run["trainer_script"]["losses"]) > 1}
     rows = [
         {"strategy": name, "side": side, "step": step, "loss": loss}
