@@ -98,7 +98,7 @@ def test_a_plugin_adds_names(install, plugins):
         (BROKEN, "ImportError: no module named magic"),
         (MISSPELT, "medgraft_backbone"),
         (RAISES_LATE, "RuntimeError: half way"),
-        (WRONG_TYPE, "medgraft_metrics yields MetricSpec, but a str came: 'length'"),
+        (WRONG_TYPE, "medgraft_metrics must yield MetricSpec, not a str: 'length'"),
     ],
     ids=["import error", "misspelt hook", "raises half way", "wrong type"],
 )

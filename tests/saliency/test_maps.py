@@ -116,7 +116,7 @@ def test_layers_and_heads_can_be_chosen_and_average_to_the_default(blip):
         grid(layers=[7])
     with pytest.raises(ConfigError, match="no head -1"):
         grid(heads=[-1])
-    with pytest.raises(ConfigError, match="No layer is chosen"):
+    with pytest.raises(ConfigError, match="No layer is selected"):
         grid(layers=[])
     with pytest.raises(ConfigError, match="uses all layers"):
         grid(layers=[0], method="gradient")

@@ -154,7 +154,7 @@ class PluginManager:
                 for descriptor in given:
                     if not isinstance(descriptor, expected):
                         raise PluginError(
-                            f"{hook} yields {expected.__name__}, not a {type(descriptor).__name__}: {descriptor!r}"
+                            f"{hook} must yield {expected.__name__}, not a {type(descriptor).__name__}: {descriptor!r}"
                         )
                     if not isinstance(descriptor.name, str) or not descriptor.name:
                         raise PluginError(f"{hook} yields a descriptor whose name is {descriptor.name!r}")
