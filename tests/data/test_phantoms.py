@@ -129,10 +129,10 @@ def test_the_cache_is_made_once(tmp_path, monkeypatch, plugins):
     from medgraft.config import DataConfig
     from medgraft.data import load_data
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MEDGRAFT_CACHE", str(tmp_path))
     config = DataConfig(name="phantoms", options={"count": 10, "seed": 3})
     first = load_data(config, plugins=plugins)
     stamp = first.examples[0].image.stat().st_mtime_ns
     assert load_data(config, plugins=plugins).examples[0].image.stat().st_mtime_ns == stamp
     assert len(first.examples) == 10
-    assert [p.name for p in (tmp_path / "medgraft").iterdir()] == ["phantoms-v1-10-3"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["phantoms-v1-10-3"]

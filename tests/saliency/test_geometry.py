@@ -88,7 +88,7 @@ def test_images_a_pixel_wide_have_overlays(size):
 
 
 def test_sizes_that_do_not_tell_what_is_seen():
-    with pytest.raises(BackboneError, match="in `view`"):
+    with pytest.raises(BackboneError, match="override `visible_region`"):
         visible_rectangle({"size": {"longest_edge": 980}}, 10, 10)
 
 
