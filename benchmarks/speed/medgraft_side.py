@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import os
 import time
-from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import transformers
 from profiling import counted_kernels
+from sides import device_steps, main
 
 from medgraft import hardware
 from medgraft.adapter import load_base
@@ -24,16 +24,18 @@ from medgraft.types import Example
 
 
 @kept_heap()  # as medgraft's own runs are
-def main() -> None:
+def run(job: dict[str, Any]) -> dict[str, Any]:
     """Train, caption, tell."""
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     quiet_libraries()
+    if "features_folder" in job:  # where no other job left any
+        os.environ["MEDGRAFT_FEATURES"] = job["features_folder"]
     transformers.set_seed(job["seed"])
     plugins = PluginManager()
     config = RunConfig.model_validate(
         {
             "backbone": f"{job.get('backbone', 'blip')}:{job['model']}",
-            "strategy": job["strategy"], "data": {"name": "roco"}, "seed": job["seed"],
+            "strategy": job["strategy"], "strategy_options": job.get("strategy_options", {}),
+            "data": {"name": "roco"}, "seed": job["seed"],
             "features": {"enabled": job.get("features", True)},
             "train": {
                 "num_train_epochs": job["epochs"], "per_device_train_batch_size": job["batch_size"], "bf16": job["bf16"],
@@ -43,7 +45,7 @@ def main() -> None:
             },
         }
     )  # fmt: skip
-    strategy = get_strategy(config.strategy, plugins=plugins)
+    strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
     backbone = load_base(config.backbone, strategy, plugins=plugins)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy)
     if job["bf16"]:
@@ -52,8 +54,8 @@ def main() -> None:
     start = time.perf_counter()
     supply, _ = prepare_features(backbone, config, train, progress=False)
     built = time.perf_counter() - start
-    clock, kernels = Clock(), {}
-    with counted_kernels(kernels) if job.get("profile") else nullcontext():
+    clock, kernels, on_device = Clock(), {}, []
+    with counted_kernels(kernels) if job.get("profile") else device_steps(on_device):
         result = fit(
             backbone, applied, config, train, [], Path(job["out"]), clock, checkpoints=False, progress=False, supply=supply
         )
@@ -64,14 +66,14 @@ def main() -> None:
         start = time.perf_counter()
         said = caption_images(backbone, paths, options=options, batch_size=job["batch_size"], bf16=job["bf16"], supply=supply)
         seconds[number] = time.perf_counter() - start
-    told = {
-        "losses": result.losses, "step_seconds": result.step_seconds, "build_seconds": built, "caption_seconds": seconds[0],
-        "caption_again_seconds": seconds[1], "captions": said,
+    return {
+        "losses": result.losses, "step_seconds": result.step_seconds, "device_step_seconds": on_device, "build_seconds": built,
+        "caption_seconds": seconds[0], "caption_again_seconds": seconds[1], "captions": said,
         "peak_memory_bytes": hardware.peak_memory_bytes(), "kernels": kernels, "step_flops": result.step_flops,
         "allocator": hardware.allocator(),
+        "settings": config.model_dump(mode="json", include={"train", "features"}),
     }  # fmt: skip
-    print(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main()
+    main(run)

@@ -3,25 +3,25 @@
     python benchmarks/speed/trainer_script.py JOB.json
 
 JOB.json names the model folder, images with captions, strategy, batch size, epochs, precision and seed; a JSON object with
-the loss and seconds of every step, seconds to caption, and peak memory goes to stdout's last line. The script depends on
-transformers and peft alone. What tutorials forget and has to be right for a comparison of losses is right here: the decoder
-starts from [DEC], padding carries no label, and every image is decoded and resized anew in each epoch, as datasets'
-`with_transform` does.
+the loss and seconds of every step, seconds to caption, and peak memory goes to stdout's last line; see sides.py for `serve`.
+The script depends on transformers and peft alone, and computes on the GPU if there is one. What tutorials forget and has to
+be right for a comparison of losses is right here: the decoder starts from [DEC], padding carries no label, and every image is
+decoded and resized anew in each epoch, as datasets' `with_transform` does.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from PIL import Image
 from profiling import counted_kernels
+from sides import device, device_steps, main, peak_memory_bytes
 from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from trainer_qwen import QwenCaptions, load_qwen
 from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -87,13 +87,19 @@ def load_blip2(job):
 
 
 class Remembering(Trainer):
-    """The loss of every step is kept."""
+    """The loss of every step is kept, and the operations of the first one if they are to be counted."""
 
-    losses: list[float]
+    losses: list[torch.Tensor]
+    count_flops = False
+    flops = None
 
     def training_step(self, *words, **more):
-        loss = super().training_step(*words, **more)
-        self.losses.append(float(loss))
+        counter = FlopCounterMode(display=False) if self.count_flops and self.flops is None else None
+        with counter or nullcontext():
+            loss = super().training_step(*words, **more)
+        if counter is not None:
+            self.flops = counter.get_total_flops()
+        self.losses.append(loss.detach())
         return loss
 
 
@@ -112,14 +118,17 @@ class Watch(TrainerCallback):
         self.start = now
 
 
-def main() -> None:
+def run(job):
     """Train, caption, tell."""
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     set_seed(job["seed"])
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    processor = BlipImageProcessorPil.from_pretrained(job["model"])
-    blip2 = job.get("backbone") == "blip2"
-    model = load_blip2(job) if blip2 else load(job)
+    backbone = job.get("backbone", "blip")
+    model = {"blip": load, "blip2": load_blip2, "qwen-vl": load_qwen}[backbone](job)
+    if backbone == "qwen-vl":
+        dataset = QwenCaptions(job, tokenizer)
+    else:
+        processor = BlipImageProcessorPil.from_pretrained(job["model"])
+        dataset = Captions(job["train"], processor)
 
     def collate_blip2(rows):
         queries = [model.config.image_token_id] * model.config.num_query_tokens
@@ -143,47 +152,52 @@ def main() -> None:
         pixels = torch.stack([row["pixel_values"] for row in rows])
         return {"pixel_values": pixels, "labels": labels, **text}
 
+    on_cpu, workers = device().type == "cpu", job.get("workers", 0)
     arguments = TrainingArguments(
         output_dir=job["out"], per_device_train_batch_size=job["batch_size"], num_train_epochs=job["epochs"],
         learning_rate=job["learning_rate"], lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
-        bf16=job["bf16"], optim="adamw_torch", save_strategy="no", logging_strategy="no", report_to="none", use_cpu=True,
-        remove_unused_columns=False, label_names=["labels"], disable_tqdm=True, seed=job["seed"], data_seed=job["seed"],
-        dataloader_num_workers=0,
+        bf16=job["bf16"], optim="adamw_torch" if on_cpu else "adamw_torch_fused", save_strategy="no", logging_strategy="no",
+        report_to="none", use_cpu=on_cpu, remove_unused_columns=False, label_names=["labels"], disable_tqdm=True,
+        seed=job["seed"], data_seed=job["seed"], dataloader_num_workers=workers, dataloader_persistent_workers=workers > 0,
     )  # fmt: skip
+    collators = {"blip": collate, "blip2": collate_blip2, "qwen-vl": lambda rows: dataset.collate(rows)}
     watch = Watch()
-    kernels = {}
-    with counted_kernels(kernels) if job.get("profile") else nullcontext():
+    kernels, on_device = {}, []
+    with counted_kernels(kernels) if job.get("profile") else device_steps(on_device):
         trainer = Remembering(
             model=model,
             args=arguments,
-            train_dataset=Captions(job["train"], processor),
-            data_collator=collate_blip2 if blip2 else collate,
+            train_dataset=dataset,
+            data_collator=collators[backbone],
             callbacks=[watch],
         )
         trainer.losses = []
+        trainer.count_flops = job.get("count_flops", False)
         trainer.train()
-    seconds, captions = caption(trainer.model, job, processor, tokenizer) if job["test"] else (0.0, [])
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    told = {
-        "losses": trainer.losses, "step_seconds": watch.seconds, "build_seconds": 0.0, "caption_seconds": seconds,
-        "captions": captions, "peak_memory_bytes": int(peak.split()[1]) * 1024, "kernels": kernels,
+    seconds, captions = [0.0, 0.0], []
+    for number in range(job.get("caption_times", 1)) if job["test"] else ():
+        seconds[number], captions = caption(trainer.model, job, processor, tokenizer)
+    return {
+        "losses": [float(loss) for loss in trainer.losses], "step_seconds": watch.seconds, "device_step_seconds": on_device,
+        "build_seconds": 0.0, "caption_seconds": seconds[0], "caption_again_seconds": seconds[1], "captions": captions,
+        "peak_memory_bytes": peak_memory_bytes(), "kernels": kernels, "step_flops": trainer.flops,
     }  # fmt: skip
-    print(json.dumps(told))
 
 
 @torch.no_grad()
 def caption(model, job, processor, tokenizer):
     """Seconds for, and captions of, the test images."""
     model.eval()
+    where = model.device
     start, said = time.perf_counter(), []
     for first in range(0, len(job["test"]), job["batch_size"]):
         images = [Image.open(path).convert("RGB") for path in job["test"][first : first + job["batch_size"]]]
-        pixels = processor(images, return_tensors="pt")["pixel_values"]
-        with torch.autocast("cpu", torch.bfloat16, enabled=job["bf16"]):
+        pixels = processor(images, return_tensors="pt")["pixel_values"].to(where)
+        with torch.autocast(where.type, torch.bfloat16, enabled=job["bf16"]):
             ids = model.generate(pixel_values=pixels, max_new_tokens=job["max_new_tokens"])
         said += tokenizer.batch_decode(ids, skip_special_tokens=True)
     return time.perf_counter() - start, said
 
 
 if __name__ == "__main__":
-    main()
+    main(run)
