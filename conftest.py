@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["MEDGRAFT_DEVICE"] = "cpu"
+os.environ.setdefault("MEDGRAFT_DEVICE", "cpu")  # tests/gpu are run with "cuda"
 os.environ["MEDGRAFT_FEATURES"] = tempfile.mkdtemp(prefix="medgraft-features-")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker, and for the processes that it starts

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from medgraft import hardware
 
 _POWERCAP = Path("/sys/class/powercap")
 
@@ -45,14 +51,31 @@ def _is_package(zone: Path) -> bool:
         return False
 
 
-def _accelerators() -> dict[str, float]:
+@functools.cache
+def _handles() -> tuple[Any, ...]:
+    """NVML's handles of the accelerators that this process sees; none if it computes on the CPU."""
+    if not torch.cuda.is_available() or hardware.device().type != "cuda":
+        return ()
     try:
         import pynvml
     except ImportError:
-        return {}
+        return ()
+    names = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())]
     try:
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(pynvml.nvmlDeviceGetHandleByUUID(name) for name in names)
+    except pynvml.NVMLError:
+        return ()
+
+
+def _accelerators() -> dict[str, float]:
+    """Each accelerator's microjoules since its driver was loaded."""
+    handles = _handles()
+    if not handles:
+        return {}
+    import pynvml
+
+    try:
         return {f"gpu {i}": pynvml.nvmlDeviceGetTotalEnergyConsumption(h) * 1e3 for i, h in enumerate(handles)}
     except pynvml.NVMLError:
         return {}

@@ -40,6 +40,12 @@ def share(items: Sequence[T]) -> Sequence[T]:
     return items[state.process_index :: state.num_processes]
 
 
+def cores_per_process() -> int:
+    """How many cores this process has, shared evenly with those that accelerate or torchrun started on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def wait_for_everyone() -> None:
     """Wait until every process has come here."""
     _processes().wait_for_everyone()

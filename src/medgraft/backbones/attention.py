@@ -31,9 +31,16 @@ def attend(
     mask: torch.Tensor | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
+    *,
+    causal: bool = False,
 ) -> torch.Tensor:
-    """softmax(query key^T * scale + mask) value for [B, H, T, D] tensors, by the quicker of two equal computations."""
+    """softmax(query key^T * scale + mask) value for [B, H, T, D] tensors, by the quicker of two equal computations.
+
+    `causal`, for an accelerator, is a mask that leaves each position those up to itself, without a tensor.
+    """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if causal:
+        return scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scale)
     if mask is not None:
         mask = mask.to(device=query.device, dtype=query.dtype)
     if fused_is_quick(query):
@@ -51,6 +58,10 @@ def fused_is_quick(query: torch.Tensor) -> bool:
     """Whether torch's fused attention is the quickest: but for bf16 on a CPU, whose backward pass it is slow at."""
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16
     return not slow or (torch_forward_is_quick() and not torch.is_grad_enabled())
+
+
+class CausalMask:
+    """Stands in a mask's place: each position attends to those up to itself, computed without a tensor of masks."""
 
 
 class SdpaBlipAttention(BlipAttention):
@@ -76,7 +87,7 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
     def forward(  # transformers' signature
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | Packing | None = None,
+        attention_mask: torch.Tensor | Packing | CausalMask | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -88,10 +99,11 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
         batch, length, _ = hidden_states.shape
         query = self._heads(self.query(hidden_states))
         crossing = encoder_hidden_states is not None
-        mask = encoder_attention_mask if crossing else attention_mask
+        causal = isinstance(attention_mask, CausalMask)
+        mask = encoder_attention_mask if crossing else None if isinstance(attention_mask, CausalMask) else attention_mask
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, past_key_values)
         dropout = self.dropout.p if self.training else 0.0
-        context = attend(query, key, value, mask=mask, dropout=dropout)
+        context = attend(query, key, value, mask=mask, dropout=dropout, causal=causal)
         return context.transpose(1, 2).reshape(batch, length, self.all_head_size), None
 
     def _packed(self, words: torch.Tensor, images: torch.Tensor | None, packing: Packing) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 import transformers
 
-from medgraft.backbones.attention import eager_attention, takes_packed_words, use_sdpa
+from medgraft.backbones.attention import CausalMask, eager_attention, takes_packed_words, use_sdpa
 from medgraft.backbones.base import Backbone, TextBatch
 from medgraft.backbones.packing import IGNORED, WORDS_MULTIPLE, fill, pack
 from medgraft.backbones.perceptron import compute_activations_again
@@ -97,15 +97,34 @@ class BlipBackbone(Backbone):
         return output.loss, output.logits
 
     def loss(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
-        """See Backbone.loss: of packed words, and the output layer, a quarter of the decoder's work, at labels only."""
-        packed = features.device.type == "cpu" and takes_packed_words(self.model.text_decoder)
-        hidden, targets = self._packed(features, text) if packed else self._padded(features, text)
+        """See Backbone.loss: on a CPU of packed words, and the output layer, a quarter of the decoder's work, at labels only.
+
+        On an accelerator every position is computed: which of them have labels is known there, and asking would make the
+        host wait for it in each step.
+        """
+        smoothing = self.config.text_config.label_smoothing
+        switched = takes_packed_words(self.model.text_decoder)
+        if features.device.type != "cpu" and switched:
+            hidden, targets = self._at_every_position(features, text)
+            return word_loss(self.model.text_decoder.cls(hidden), targets, smoothing)
+        hidden, targets = self._packed(features, text) if switched else self._padded(features, text)
         wanted = (targets != IGNORED).nonzero()[:, 0]
         filler = -len(wanted) % self._multiple()  # of the first word once more, without a label
         logits = self.model.text_decoder.cls(hidden[fill(wanted, filler)])  # [labels and filler, V]
         labels = fill(targets[wanted], filler, IGNORED)
-        smoothing = self.config.text_config.label_smoothing
         return word_loss(logits, labels, smoothing)
+
+    def _at_every_position(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states [B T, C] and the labels that they predict [B T].
+
+        Padding is on the right, so that no label depends on it in a causal decoder, and needs no mask.
+        """
+        decoder = self.model.text_decoder.bert
+        hidden = decoder.encoder(
+            decoder.embeddings(text.input_ids), attention_mask=CausalMask(), encoder_hidden_states=features
+        ).last_hidden_state
+        targets = torch.cat([text.labels[:, 1:], torch.full_like(text.labels[:, :1], IGNORED)], dim=1)
+        return hidden.flatten(0, 1), targets.flatten()
 
     def _multiple(self) -> int:
         """To a multiple of what a row of words is filled up: see packing.py."""

@@ -1,8 +1,9 @@
-"""Cross-entropy over a vocabulary, a few rows at a time on a CPU.
+"""Cross-entropy over a vocabulary, a few rows at a time.
 
 torch holds the logits in fp32, their logarithms of softmax, and the gradient of both: for 192 words of BERT's vocabulary 94 MB
 beside the 12 MB of logits in bf16, in sizes that change from batch to batch. By rows they stay in the cache, and softmax is
-computed again going back: 7 ms for 10, both ways, on two threads of a Xeon.
+computed again going back: 7 ms for 10, both ways, on two threads of a Xeon. On an accelerator they are more, and memory
+is what is saved, at the peak of a step: 125 MB of logits in bf16 are kept for 2,048 positions, without 250 in fp32.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from torch.nn.functional import cross_entropy
 from medgraft.backbones.packing import IGNORED
 
 _VALUES = 1 << 18  # at a time: 1 MB in fp32
+_VALUES_ON_ACCELERATOR = 1 << 25  # 134 MB
 
 
 def word_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """Mean cross-entropy of `logits` [N, V] in fp32 over the `labels` [N] that are not IGNORED, a scalar."""
-    if logits.device.type != "cpu":
-        return cross_entropy(logits.float(), labels, label_smoothing=smoothing)
     loss: torch.Tensor = _WordLoss.apply(logits, labels, smoothing)  # type: ignore[no-untyped-call]
     return loss
 
@@ -47,12 +47,16 @@ class _WordLoss(torch.autograd.Function):
             if ctx.smoothing:
                 share -= ctx.smoothing / x.shape[1]
             share.scatter_add_(1, y.clamp(min=0)[:, None], share.new_full((len(y), 1), ctx.smoothing - 1))
-            torch.mul(share, torch.where(y == IGNORED, 0, scale)[:, None], out=share)
-            part.copy_(share)
+            factor = torch.where(y == IGNORED, 0, scale)[:, None]
+            if share.device.type == "cpu":
+                part.copy_(torch.mul(share, factor, out=share))
+            else:  # multiplied and rounded at once
+                torch.mul(share, factor, out=part)
         return result, None, None
 
 
 def _by_rows(logits: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """A few rows of `logits` [N, V] and of each of `others` [N, ...] at a time."""
-    count = max(1, _VALUES // logits.shape[1])
+    values = _VALUES if logits.device.type == "cpu" else _VALUES_ON_ACCELERATOR
+    count = max(1, values // logits.shape[1])
     return zip(*(torch.split(rows, count) for rows in (logits, *others)), strict=True)

@@ -89,6 +89,8 @@ def run_id(
     values = config.model_dump(mode="json")
     values["data"].pop("path")
     values.pop("features")  # they save time and change nothing but rounding
+    values.pop("acceleration")
+    values["train"]["dataloader_num_workers"] = 0  # so it stands in the ids of earlier records
     values["saliency"].pop("maps")  # for looking at
     values["backbone"] = values["backbone"].partition(":")[0]
     values["metrics"] = [_with_content(name) for name in values["metrics"]]

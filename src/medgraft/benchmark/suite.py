@@ -35,6 +35,7 @@ def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:
             "train": {**suite.train.model_dump(), **changes.get("train", {})},
             "generation": suite.generation,
             "features": suite.features,
+            "acceleration": suite.acceleration,
             "saliency": suite.saliency,
             "metrics": suite.metrics,
             "eval_split": suite.eval_split,

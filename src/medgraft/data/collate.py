@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import mmap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from medgraft.backbones import Backbone
 from medgraft.data.images import open_image
+from medgraft.data.levels import PixelLevels
 from medgraft.types import Example
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class CaptionPairs(TorchDataset[tuple[Example, str]]):
@@ -27,19 +34,82 @@ class CaptionPairs(TorchDataset[tuple[Example, str]]):
 
 
 class PixelCache:
-    """Images as model input, decoded and resized once and kept while they fit `limit_bytes`; the rest is made anew."""
+    """Images as model input, decoded and resized once and kept while they fit `limit_bytes`; the rest is made anew.
 
-    def __init__(self, backbone: Backbone, limit_bytes: int):
-        self._backbone = backbone
+    With `levels` a batch is of their uint8 levels instead of pixel values (see data/levels.py).
+    """
+
+    def __init__(self, backbone: Backbone, limit_bytes: int, levels: PixelLevels | None = None):
+        self._make: Callable[[Sequence[Image]], torch.Tensor] = levels.levels if levels else backbone.pixel_values
         self._room = limit_bytes
         self._kept: dict[Path, torch.Tensor] = {}
+        self._shared = _SharedImages({}, torch.empty(0), torch.empty(0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the memory that only forked processes share."""
+        return {**self.__dict__, "_shared": _SharedImages({}, torch.empty(0), torch.empty(0))}
+
+    def share(self, paths: Sequence[Path]) -> None:
+        """Set the cache's memory aside for the first of `paths`, to be filled and read by processes forked from this one.
+
+        A cache for each of them would have the images that came to it by chance, and of W processes find one in W.
+        """
+        unique = list(dict.fromkeys(paths))
+        if unique and self._room > 0:
+            image = self._make([open_image(unique[0])])[0]
+            chosen = unique[: self._room // image.nbytes]
+            if chosen:
+                self._shared = _SharedImages.of(chosen, image)
+        self._room = 0
 
     def batch(self, paths: Sequence[Path]) -> torch.Tensor:
         """The images as [B, 3, H, W]."""
-        new = [path for path in dict.fromkeys(paths) if path not in self._kept]
-        made = dict(zip(new, self._backbone.pixel_values([open_image(path) for path in new]), strict=True)) if new else {}
+        known = {path: image for path in dict.fromkeys(paths) if (image := self._find(path)) is not None}
+        new = [path for path in dict.fromkeys(paths) if path not in known]
+        made = dict(zip(new, self._make([open_image(path) for path in new]), strict=True)) if new else {}
         for path, pixels in made.items():
-            if pixels.nbytes <= self._room:
-                self._kept[path] = pixels.clone()
-                self._room -= pixels.nbytes
-        return torch.stack([made[path] if path in made else self._kept[path] for path in paths])
+            self._keep(path, pixels)
+        return torch.stack([made[path] if path in made else known[path] for path in paths])
+
+    def _find(self, path: Path) -> torch.Tensor | None:
+        shared = self._shared.get(path)
+        return shared if shared is not None else self._kept.get(path)
+
+    def _keep(self, path: Path, pixels: torch.Tensor) -> None:
+        if self._shared.put(path, pixels) or pixels.nbytes > self._room:
+            return
+        self._kept[path] = pixels.clone()
+        self._room -= pixels.nbytes
+
+
+@dataclass(frozen=True)
+class _SharedImages:
+    """Images [N, ...] in memory that forked processes share, the place of each, and which of them are there [N].
+
+    Two processes that make the same image write the same bytes, and each says that it is there after it has written them.
+    """
+
+    places: Mapping[Path, int]
+    images: torch.Tensor
+    there: torch.Tensor
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], like: torch.Tensor) -> _SharedImages:
+        """Room for images of `paths` that are of the shape and dtype of `like`; memory is taken as it is filled."""
+        images = torch.frombuffer(mmap.mmap(-1, len(paths) * like.nbytes), dtype=like.dtype).view(len(paths), *like.shape)
+        there = torch.frombuffer(mmap.mmap(-1, len(paths)), dtype=torch.uint8)
+        return cls({path: place for place, path in enumerate(paths)}, images, there)
+
+    def get(self, path: Path) -> torch.Tensor | None:
+        """The image, None if it is not there yet or has no place."""
+        place = self.places.get(path)
+        return self.images[place] if place is not None and self.there[place] else None
+
+    def put(self, path: Path, image: torch.Tensor) -> bool:
+        """Whether the image has a place, where it is now."""
+        place = self.places.get(path)
+        if place is None or image.shape != self.images.shape[1:]:
+            return False
+        self.images[place] = image
+        self.there[place] = 1
+        return True

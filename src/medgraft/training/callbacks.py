@@ -19,7 +19,7 @@ class CollectLosses(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.step_start = time.perf_counter()
+        self.trainer.timer.start()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -39,6 +39,7 @@ class Progress(TrainerCallback):
     def __init__(self, trainer: CaptionTrainer):
         self.trainer = trainer
         self.bar: tqdm[Any] | None = None
+        self.shown = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True)
@@ -46,7 +47,9 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.bar is not None
         self.bar.update(state.global_step - self.bar.n)
-        if state.global_step % 10 == 0:
+        on_cpu = args.device.type == "cpu"  # elsewhere the loss is waited for
+        if (state.global_step % 10 == 0) if on_cpu else (time.perf_counter() - self.shown > 2):
+            self.shown = time.perf_counter()
             self.bar.set_postfix(loss=f"{self.trainer.step_losses()[-1]:.3f}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from medgraft.backbones import Backbone, TextBatch
+from medgraft.data import levels
+from medgraft.features import ResidentFeatures
 from medgraft.strategies import Applied
 from medgraft.training.adalora import orthogonality
 from medgraft.types import Seam
@@ -18,17 +20,30 @@ class CaptioningModule(nn.Module):
     """Loss of captions given images.
 
     Frozen parts stay in eval mode; below a seam no graph is built if nothing trains there. `cut` is the seam at which
-    stored features come in.
+    stored features come in. `resident` are those that lie on the device, and `pixel_table` makes pixel values of images that
+    come as uint8 levels (data/levels.py).
     """
 
     accepts_loss_kwargs = True  # the Trainer then hands over the number of labels of the whole accumulated batch
 
-    def __init__(self, backbone: Backbone, applied: Applied, prompt: str = "", cut: Seam | None = None):
+    pixel_table: torch.Tensor | None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        applied: Applied,
+        prompt: str = "",
+        cut: Seam | None = None,
+        resident: ResidentFeatures | None = None,
+        pixel_table: torch.Tensor | None = None,
+    ):
         super().__init__()
         self.backbone = backbone
         self.applied = applied
         self.prompt = prompt
         self.cut = cut
+        self.resident = resident
+        self.register_buffer("pixel_table", pixel_table, persistent=False)
         self.model = applied.model
         trained = {backbone.anatomy.part_of(n) for n, p in backbone.model.named_parameters() if p.requires_grad}
         prefixes = [p for part in applied.frozen_parts for p in backbone.anatomy.parts[part].prefixes]
@@ -50,9 +65,14 @@ class CaptioningModule(nn.Module):
         pixel_values: torch.Tensor | None = None,  # [B - K, ...]
         features: torch.Tensor | None = None,  # [K, S, C] at the cut
         feature_rows: torch.Tensor | None = None,  # [K]
+        resident_rows: torch.Tensor | None = None,  # [B]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> dict[str, torch.Tensor]:
         """`loss`: mean over this batch's labels, or their sum over `num_items_in_batch` if that is given."""
+        if pixel_values is not None and self.pixel_table is not None and pixel_values.dtype == torch.uint8:
+            pixel_values = levels.pixel_values(pixel_values, self.pixel_table)
+        if resident_rows is not None and self.resident is not None:
+            features = self.resident.take(resident_rows)
         seen = self._features(pixel_values, features, feature_rows, input_ids.shape[0])
         loss = self.backbone.loss(seen, TextBatch(input_ids, attention_mask, labels))
         if num_items_in_batch is not None:
@@ -67,15 +87,16 @@ class CaptioningModule(nn.Module):
         """Features at the last seam for `count` rows, from stored ones at the cut and from pixels."""
         seams = self.backbone.seams
         cut = seams.index(self.cut) + 1 if self.cut is not None and stored is not None else 0
-        if stored is None or rows is None:
+        if stored is None:
             assert pixels is not None, "a batch without images"
             return self._stages(pixels, seams)
         if pixels is None:
             return self._stages(stored, seams[cut:])
+        assert rows is not None, "stored features and pixels, but not whose they are"
         computed = self._stages(pixels, seams[:cut])
         whole = computed.new_empty(count, *computed.shape[1:])
-        others = torch.ones(count, dtype=torch.bool, device=rows.device)
-        others[rows] = False
+        computed_rows = torch.ones(count, dtype=torch.int8, device=rows.device).index_fill(0, rows, 0)
+        others = computed_rows.argsort(descending=True, stable=True)[: len(computed)]  # where a mask would be waited for
         whole[rows], whole[others] = stored.to(whole.dtype), computed
         return self._stages(whole, seams[cut:])
 

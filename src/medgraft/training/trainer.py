@@ -10,32 +10,38 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import DistributedType
 from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer
 
 from medgraft import hardware
 from medgraft.backbones import Backbone, prompt_for
 from medgraft.config import RunConfig
-from medgraft.data.collate import CaptionPairs, PixelCache
+from medgraft.data.collate import CaptionPairs
 from medgraft.energy import EnergyMeter
 from medgraft.errors import ConfigError, TrainingError
 from medgraft.features import FeatureSupply
 from medgraft.heap import kept_heap
 from medgraft.strategies import Applied
 from medgraft.training.adalora import RankAllocation
+from medgraft.training.arguments import training_arguments, uses_bf16
+from medgraft.training.batches import prepare_batches, resident_features
 from medgraft.training.callbacks import CollectLosses, Progress
 from medgraft.training.clipping import clip_in_step, gradient_norm, takes_factor
 from medgraft.training.clock import Clock, Phase
-from medgraft.training.collator import Collator
 from medgraft.training.flops import flop_counter
+from medgraft.training.graphed_steps import GraphedSteps, graphed_steps
 from medgraft.training.module import CaptioningModule
 from medgraft.training.sampler import LengthSampler
+from medgraft.training.step_timer import StepTimer
 from medgraft.training.tied_embedding import tied_rows
+from medgraft.training.workers import forking, stop_workers
 from medgraft.types import Example
+
+__all__ = ["CaptionTrainer", "TrainResult", "fit", "uses_bf16"]
 
 _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
 
@@ -84,42 +90,52 @@ def fit(
         last = _last_checkpoint(folder) if resume else None
         if not resume:
             _remove(folder)
-        with tied_rows(backbone.model):
-            trainer.train(resume_from_checkpoint=last)
-        losses = trainer.step_losses()
+        try:
+            with tied_rows(backbone.model), forking(trainer.args.dataloader_num_workers):
+                trainer.train(resume_from_checkpoint=last)
+        finally:
+            trainer.release()
+        losses = trainer.step_losses()  # after which an accelerator has done all steps
+        trainer.energy.update()
         trainer.check_finite(losses)
         trainer.model.eval()
         with clock.phase("checkpoint"):
             _remove(folder)
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
-    return TrainResult(losses, tuple(trainer.step_seconds), evaluations, trainer.flops, None if last else trainer.energy.joules)
+    return TrainResult(losses, trainer.timer.seconds(), evaluations, trainer.flops, None if last else trainer.energy.joules)
 
 
 def _trainer(
     backbone: Backbone, applied: Applied, config: RunConfig, train: Sequence[Example], validation: Sequence[Example],
     folder: Path, clock: Clock, checkpoints: bool, supply: FeatureSupply | None,
 ) -> CaptionTrainer:  # fmt: skip
-    settings = config.train
-    prompt = prompt_for(backbone, settings.prompt)
-    pixels = PixelCache(backbone, int(settings.pixel_cache_gb * 1e9))
+    prompt = prompt_for(backbone, config.train.prompt)
+    with clock.phase("features"):
+        resident = resident_features(config, (*train, *validation), supply)
+    batches = prepare_batches(backbone, config, train, prompt, supply, resident)
     try:
-        arguments = _arguments(config, applied, folder, checkpoints, bool(validation))
+        arguments = training_arguments(
+            config, applied, folder, batches.workers, checkpoints=checkpoints, validate=bool(validation)
+        )
     except ValueError as error:
         raise ConfigError(f"Training options: {str(error).splitlines()[0]}") from None
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several devices take accelerate or torchrun, not DataParallel
     trainer = CaptionTrainer(
-        model=CaptioningModule(backbone, applied, prompt, supply.seam if supply else None),
+        model=CaptioningModule(backbone, applied, prompt, supply.seam if supply else None, resident, batches.pixel_table),
         args=arguments,
-        train_dataset=CaptionPairs(train),
+        train_dataset=batches.pairs,
         eval_dataset=CaptionPairs(validation) if validation else None,
-        data_collator=Collator(backbone, pixels, prompt, settings.max_text_tokens, supply),
+        data_collator=batches.collator,
         clock=clock,
     )
     if applied.strategy.method == "ADALORA" and applied.adapter_parameters:
         trainer.add_callback(RankAllocation(applied.model))
-    trainer.by_length = settings.group_by_length
+    trainer.cuda_graphs = config.acceleration.cuda_graphs
+    trainer.by_length = config.train.group_by_length
     trainer.counts_flops = not applied.quantized
-    trainer.identity = config.model_dump_json(exclude={"train": {"report_to", "dataloader_num_workers"}, "features": True})
+    trainer.identity = config.model_dump_json(
+        exclude={"train": {"report_to", "dataloader_num_workers"}, "features": True, "acceleration": True}
+    )
     return trainer
 
 
@@ -137,50 +153,6 @@ def _last_checkpoint(folder: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 
-def uses_bf16(config: RunConfig) -> bool:
-    """Whether this run computes under bf16 autocast on this machine."""
-    wanted = config.train.bf16
-    return hardware.bf16_supported(hardware.device().type) if wanted == "auto" else wanted
-
-
-def _arguments(config: RunConfig, applied: Applied, folder: Path, checkpoints: bool, validate: bool) -> TrainingArguments:
-    train = config.train
-    where = hardware.device().type
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=train.num_train_epochs,
-        max_steps=train.max_steps,
-        per_device_train_batch_size=train.per_device_train_batch_size,
-        per_device_eval_batch_size=train.per_device_eval_batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        activation_checkpointing=train.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        learning_rate=train.learning_rate or applied.strategy.learning_rate,
-        lr_scheduler_type=train.lr_scheduler_type,
-        warmup_steps=train.warmup_steps,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        optim=train.optim,
-        bf16=uses_bf16(config),
-        seed=config.seed,
-        data_seed=config.seed,
-        save_strategy="no" if not checkpoints else "steps" if train.save_steps else "epoch",
-        save_steps=train.save_steps or 500,
-        save_total_limit=train.save_total_limit,
-        eval_strategy="epoch" if train.eval_during_training and validate else "no",
-        prediction_loss_only=True,
-        dataloader_num_workers=train.dataloader_num_workers,
-        dataloader_pin_memory=where == "cuda",
-        use_cpu=where == "cpu",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=list(train.report_to) or "none",
-    )
-
-
 class CaptionTrainer(Trainer):
     """Checkpoints hold trained tensors only. Losses stay on the device until they are asked for."""
 
@@ -193,8 +165,11 @@ class CaptionTrainer(Trainer):
         self.counts_flops = False
         self.flops: int | None = None  # of the first batch
         self.energy = EnergyMeter()
-        self.step_seconds: list[float] = []
-        self.step_start = 0.0
+        self.cuda_graphs: bool | Literal["auto"] = "auto"
+        self._graphs: GraphedSteps | None = None
+        self._graphs_asked = False
+        self.timer = StepTimer(self.args.device)
+        self._energy_read = 0.0
         self._optimizing = ExitStack()
         self._losses: list[torch.Tensor | float] = []
         self._parts: list[torch.Tensor] = []  # losses of the micro-batches of the step under way
@@ -214,13 +189,21 @@ class CaptionTrainer(Trainer):
         counted = self.counts_flops and self.flops is None and not torch._C._autograd._profiler_enabled()  # it counts twice
         counter = flop_counter() if counted else None
         with self._phase("backward"), counter or nullcontext():  # of which the forward pass is a phase of its own
-            loss: torch.Tensor = super().training_step(*args, **kwargs)
+            replayed = self._replayed(*args, **kwargs) if counter is None else None
+            loss: torch.Tensor = super().training_step(*args, **kwargs) if replayed is None else replayed
         if counter is not None:
             self.flops = int(counter.get_total_flops())
         self._parts.append(loss)
         if loss.device.type == "cpu" or self.state.global_step % 50 == 0:
             self.check_finite([loss.item()])
         return loss
+
+    def _replayed(self, model: torch.nn.Module, inputs: Any, items: Any = None, **others: Any) -> torch.Tensor | None:
+        """The loss of a step that a CUDA graph has done, None where none can."""
+        if not self._graphs_asked:
+            self._graphs_asked = True
+            self._graphs = graphed_steps(self, self.cuda_graphs)
+        return self._graphs.step(inputs, others.get("num_items_in_batch", items)) if self._graphs else None
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, on the clock as the forward pass."""
@@ -256,18 +239,29 @@ class CaptionTrainer(Trainer):
 
     def end_step(self) -> None:
         """Add up the micro-batches of an optimiser step, and note its time."""
+        self.timer.lap()
         now = time.perf_counter()
-        self.step_seconds.append(now - self.step_start)
-        self.energy.update()
-        self.step_start = now
-        self._losses.append(torch.stack(self._parts).sum())
+        if self.args.device.type == "cpu" or now - self._energy_read > 1:  # asking takes as long as starting a step
+            self.energy.update()
+            self._energy_read = now
+        self._losses.append(torch.stack(self._parts).sum() if len(self._parts) > 1 else self._parts[0])
         self._parts.clear()
 
     def step_losses(self) -> tuple[float, ...]:
         """The loss of every optimiser step so far."""
-        losses = [float(loss) for loss in self._losses]
-        self._losses = list(losses)
-        return tuple(losses)
+        new = [loss for loss in self._losses if isinstance(loss, torch.Tensor)]
+        done = [loss for loss in self._losses if not isinstance(loss, torch.Tensor)]
+        self._losses = [*done, *(torch.stack(new).tolist() if new else ())]
+        return tuple(map(float, self._losses))
+
+    def release(self) -> None:
+        """End the processes that make batches, and free what lies on the device for training alone."""
+        if self._graphs is not None:
+            self._graphs.close()
+        self.model.resident = None
+        loaders = (getattr(self.callback_handler, f"{kind}_dataloader", None) for kind in ("train", "eval"))
+        for loader in (*loaders, *getattr(self, "_eval_dataloaders", {}).values()):
+            stop_workers(loader)
 
     def check_finite(self, losses: Sequence[float]) -> None:
         """TrainingError with what to try if a loss is NaN or infinite."""

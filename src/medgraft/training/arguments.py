@@ -1,0 +1,62 @@
+"""A run's settings as transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from medgraft import hardware
+from medgraft.config import RunConfig
+from medgraft.strategies import Applied
+from medgraft.training.workers import PREFETCH_FACTOR
+
+
+def uses_bf16(config: RunConfig) -> bool:
+    """Whether this run computes under bf16 autocast on this machine."""
+    wanted = config.train.bf16
+    return hardware.bf16_supported(hardware.device().type) if wanted == "auto" else wanted
+
+
+def training_arguments(
+    config: RunConfig, applied: Applied, folder: Path, workers: int, *, checkpoints: bool, validate: bool
+) -> TrainingArguments:
+    """TrainingArguments of a run whose batches `workers` processes make; ValueError as transformers raises it."""
+    train = config.train
+    where = hardware.device().type
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=train.num_train_epochs,
+        max_steps=train.max_steps,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        per_device_eval_batch_size=train.per_device_eval_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        activation_checkpointing=train.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        learning_rate=train.learning_rate or applied.strategy.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim=train.optim,
+        bf16=uses_bf16(config),
+        seed=config.seed,
+        data_seed=config.seed,
+        save_strategy="no" if not checkpoints else "steps" if train.save_steps else "epoch",
+        save_steps=train.save_steps or 500,
+        save_total_limit=train.save_total_limit,
+        eval_strategy="epoch" if train.eval_during_training and validate else "no",
+        prediction_loss_only=True,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
+        dataloader_prefetch_factor=PREFETCH_FACTOR if workers else None,
+        dataloader_pin_memory=where == "cuda",
+        accelerator_config={"non_blocking": where == "cuda"},
+        use_cpu=where == "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=list(train.report_to) or "none",
+    )
