@@ -12,7 +12,7 @@ SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
     "errors", "types", "quiet", "hardware", "heap", "energy", "linear_product", "projection", "config", "plugin",
-    "backbones", "strategies", "data", "features", "acceleration", "training", "adapter", "captioning", "metrics", "stats",
+    "backbones", "strategies", "data", "acceleration", "features", "training", "adapter", "captioning", "metrics", "stats",
     "saliency", "benchmark", "testing", "report", "worker", "api", "scaffold", "cli",
 ]  # fmt: skip
 

@@ -202,8 +202,15 @@ class Backbone(ABC):
         self, features: torch.Tensor, *, prompt: str = "", options: GenerationConfig = GenerationConfig()
     ) -> list[str]:
         """One caption for each row of `features`, without the prompt: greedy, or beam search with `num_beams` above 1."""
+        inputs = self.generation_inputs(len(features), features.device, prompt, options)
+        return self.captions(self.continuation(features, *inputs))
+
+    def generation_inputs(
+        self, rows: int, device: torch.device, prompt: str, options: GenerationConfig
+    ) -> tuple[torch.Tensor, transformers.GenerationConfig]:
+        """What `continuation` takes beside the features of so many images."""
         head = self.head(prompt)
-        input_ids = torch.tensor([head], dtype=torch.long, device=features.device).repeat(features.shape[0], 1)
+        input_ids = torch.tensor([head], dtype=torch.long, device=device).repeat(rows, 1)
         decoding = transformers.GenerationConfig(
             **options.model_dump(exclude={"max_new_tokens"}),
             max_new_tokens=max(min(options.max_new_tokens, self.positions - len(head)), 1),
@@ -211,8 +218,11 @@ class Backbone(ABC):
             eos_token_id=self.end_id,
             pad_token_id=self.pad_id,
         )
-        texts = self.tokenizer.batch_decode(self.continuation(features, input_ids, decoding), skip_special_tokens=True)
-        return [self.readable(text) for text in texts]
+        return input_ids, decoding
+
+    def captions(self, ids: torch.Tensor) -> list[str]:
+        """The tokens [B, N] of `continuation` as people write them."""
+        return [self.readable(text) for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     @abstractmethod
     def continuation(

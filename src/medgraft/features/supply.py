@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from medgraft.backbones import Backbone
+from medgraft.data.image_reader import ImageReader
 from medgraft.data.images import open_image
 from medgraft.features.cut import Cut, cut_key, find_cut, stored_dtype
 from medgraft.features.store import FeatureStore, image_digest
@@ -37,6 +36,11 @@ class FeatureSupply:
         """How many features were computed and kept."""
         return self.store.written
 
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self.backbone.model.parameters()).device
+        return device
+
     def digest(self, path: Path) -> str:
         """An image's digest, read once."""
         if path not in self._digests:
@@ -54,43 +58,43 @@ class FeatureSupply:
         self.found += len(unique) - len(lacking)
         bar = tqdm(total=len(lacking), desc="features", unit="image", disable=not progress or not lacking, dynamic_ncols=True)
         with bar:
-            for some, pixels in self._read_ahead([lacking[i : i + batch_size] for i in range(0, len(lacking), batch_size)]):
-                self._keep(some, self._compute(pixels))
+            reader = ImageReader(self.backbone, self._device)
+            for some, read in reader.ahead([lacking[i : i + batch_size] for i in range(0, len(lacking), batch_size)]):
+                self._keep(some, self._compute(reader.pixel_values(read)))
                 bar.update(len(some))
                 if self.store.problem is not None:
                     break
         self.store.flush()
 
-    def features(self, paths: Sequence[Path]) -> torch.Tensor:
-        """Features at the seam for a batch of images, [B, S, C], on the model's device; new ones are kept."""
+    def lacking(self, paths: Sequence[Path]) -> list[Path]:
+        """Those of a batch of images whose features are not stored."""
+        return [path for path in dict.fromkeys(paths) if self.digest(path) not in self.store]
+
+    def features(self, paths: Sequence[Path], ready: tuple[Sequence[Path], torch.Tensor] | None = None) -> torch.Tensor:
+        """Features at the seam for a batch of images, [B, S, C], on the model's device; new ones are kept.
+
+        `ready` are images that were lacking before, and their pixel values.
+        """
         known = {path: self.stored(path) for path in paths}
         lacking = [path for path, feature in known.items() if feature is None]
         if lacking:
-            features = self.compute(lacking)
+            paths_read, pixels = ready or ((), None)
+            features = self.compute(lacking) if pixels is None or list(paths_read) != lacking else self._compute(pixels)
             self._keep(lacking, features)
             known |= dict(zip(lacking, features, strict=True))
         self.found += len(known) - len(lacking)
-        where = next(self.backbone.model.parameters()).device
-        return torch.stack([feature.to(where) for path in paths if (feature := known[path]) is not None])
+        return torch.stack([feature.to(self._device) for path in paths if (feature := known[path]) is not None])
 
     def compute(self, paths: Sequence[Path]) -> torch.Tensor:
         """Features of images, without the store; called under the run's autocast."""
         return self._compute(self._pixels(paths))
-
-    def _read_ahead(self, batches: Sequence[Sequence[Path]]) -> Iterator[tuple[Sequence[Path], torch.Tensor]]:
-        """Each batch with its pixel values; the next one is decoded and resized in a thread meanwhile."""
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            coming = deque(reader.submit(self._pixels, batch) for batch in batches[:1])
-            for number, batch in enumerate(batches, start=1):
-                coming.extend(reader.submit(self._pixels, later) for later in batches[number : number + 1])
-                yield batch, coming.popleft().result()
 
     def _pixels(self, paths: Sequence[Path]) -> torch.Tensor:
         return self.backbone.pixel_values([open_image(path) for path in paths])
 
     @torch.no_grad()
     def _compute(self, pixels: torch.Tensor) -> torch.Tensor:
-        pixels = pixels.to(next(self.backbone.model.parameters()).device)
+        pixels = pixels.to(self._device)
         below = self.backbone.seams[: self.backbone.seams.index(self.seam) + 1]
         return self.backbone.through(below, pixels, prompt=self.prompt).to(self.dtype)
 
