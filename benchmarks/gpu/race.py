@@ -129,6 +129,7 @@ class Side:
         path.write_text(json.dumps(job), encoding="utf-8")
         before = self.ready(READY_SECONDS)
         if "error" in before:
+            self.stop()
             return before
         assert self.process is not None and self.process.stdin is not None
         with suppress(BrokenPipeError):  # if it ended meanwhile, which reading tells
