@@ -39,6 +39,7 @@ def _keeps_what_is_freed(environ):
     return subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=environ).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [True, False], ids=["the system's best", "glibc"])
 def test_what_a_run_frees_it_uses_again(library, bare, monkeypatch):
     if not library:

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import medgraft
 
 SOURCE = Path(medgraft.__file__).parent
@@ -52,6 +54,7 @@ def test_public_names_exist_and_are_sorted():
         assert getattr(medgraft, name)
 
 
+@pytest.mark.slow
 def test_public_names_are_not_hidden_by_modules():
     code = """
 import importlib, pkgutil, medgraft
@@ -62,6 +65,7 @@ print([name for name in medgraft.__all__ if type(getattr(medgraft, name)).__name
     assert _loads(code).splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_everything_is_imported_where_there_is_no_posix():
     """As on Windows, where the command line's help is shown too. Other packages have versions of their own for it."""
     code = """
@@ -84,6 +88,7 @@ main()
     assert "bench" in _loads(code)
 
 
+@pytest.mark.slow
 def test_the_fork_server_leaves_accelerators_asleep():
     """Their state does not survive a fork: without one nothing is asked of CUDA's runtime, with one nothing is imported."""
     code = """

@@ -46,6 +46,7 @@ def _both(backbone, generator, features, bf16=False, prompt="", new=20, **change
         return backbone.generate_ids(features, ids, decoding), generator(features, ids, decoding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("strategy", ["encoder-frozen", "lora", "qlora", "full"])
 @pytest.mark.parametrize("size", ["tiny", NANO])

@@ -40,6 +40,7 @@ def test_a_backbone_may_have_its_own_strategies():
     assert expand(suite)[-1].train.max_steps == 3
 
 
+@pytest.mark.slow
 def test_the_papers_plan_without_data_hub_or_key(no_keys, plugins):
     plan = dry_run_suite(load_suite(PAPER), plugins=plugins)
     assert [(run.backbone.partition(":")[0], run.strategy) for run in plan.runs] == [
@@ -96,6 +97,7 @@ def test_the_plan_counts_tries_and_timings(phantoms_folder, plugins):
     assert "Not counted: 3 trials of learning rates and 4 timings of steps." in dry_run_text(plan)
 
 
+@pytest.mark.slow
 def test_misspelt_names_end_the_plan(plugins):
     with pytest.raises(UnknownNameError, match="Did you mean 'lora'"):
         dry_run_suite(_suite(strategies=("lorra",)), plugins=plugins)

@@ -212,6 +212,7 @@ def start_script(tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_a_script_is_not_run_again_by_its_runs_and_passes_their_output_on(finished, start_script, tmp_path):
     suite, *_ = finished
     with start_script(suite.model_copy(update={"strategies": ("lora",), "overrides": {}})) as script:
@@ -224,6 +225,7 @@ def test_a_script_is_not_run_again_by_its_runs_and_passes_their_output_on(finish
     assert record.status == "ok"
 
 
+@pytest.mark.slow
 def test_a_run_does_not_outlive_who_asked_for_it(long_suite, start_script):
     with start_script(long_suite) as script:
         while "training" not in script.stderr.readline():

@@ -120,6 +120,7 @@ def test_a_tuned_suite_uses_what_it_chose_for_every_seed(done):
     assert len(list((out / "tuning/records").glob("*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_timing_repeats_are_interleaved_and_kept_apart(done):
     out, records, said = done
     first = next(record for record in records if record.strategy == "encoder-frozen")

@@ -91,6 +91,7 @@ def test_nothing_is_overwritten(tmp_path):
     assert (folder / "pyproject.toml").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_checking_a_plugin_that_is_not_there():
     done = subprocess.run(
         [sys.executable, "-m", "medgraft.cli.main", "check-plugin", "blip-nanoo"], capture_output=True, text=True

@@ -38,6 +38,7 @@ def test_backbones_with_strategies(name, strategy, tiny_folder):
         assert reason == "The strategy trains biases in part 'text', but it has none."
 
 
+@pytest.mark.slow
 def test_backbones_that_bring_their_weights_pass_as_they_are():
     everything = PluginManager()
     alone = [spec for spec, _ in everything.specs("backbone") if not spec.tiny and issubclass(spec.resolve(), Backbone)]

@@ -28,6 +28,7 @@ def _run(config, out, plugins, **options):
     return execute(config, out, plugins=plugins, evaluate=False, **options)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_records_every_step(blip_folder, phantoms_folder, tmp_path, plugins):
     config = _config(blip_folder, phantoms_folder, strategy="full", max_steps=25, learning_rate=3e-3)
     record = _run(config, tmp_path, plugins).record
@@ -39,6 +40,7 @@ def test_training_lowers_the_loss_and_records_every_step(blip_folder, phantoms_f
     assert not (tmp_path / ".medgraft-checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(blip_folder, phantoms_folder, tmp_path, plugins):
     config = _config(blip_folder, phantoms_folder)
     first, second = (_run(config, tmp_path / name, plugins).record for name in "ab")
@@ -93,6 +95,7 @@ def test_a_checkpoint_holds_trained_tensors_only(blip_folder, phantoms_folder, t
         trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
 
 
+@pytest.mark.slow
 def test_accumulated_small_batches_are_one_large_batch(blip_folder, phantoms_folder, tmp_path, plugins):
     large = _config(blip_folder, phantoms_folder, max_steps=3, per_device_train_batch_size=6)
     small = _config(blip_folder, phantoms_folder, max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=3)
@@ -116,6 +119,7 @@ def test_resuming_with_other_settings_is_refused(blip_folder, phantoms_folder, t
         _run(changed, tmp_path, plugins, resume=True)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(blip_folder, phantoms_folder, tmp_path, plugins):
     configs = [
         _config(blip_folder, phantoms_folder, "full", max_steps=3, gradient_checkpointing=on) for on in ("true", "false")
@@ -161,6 +165,7 @@ def test_without_training_images(blip_folder, tmp_path, phantoms_folder, plugins
         _run(config, tmp_path / "out", plugins)
 
 
+@pytest.mark.slow
 def test_adalora_moves_rank(blip_folder, phantoms_folder, tmp_path, plugins):
     config = run_config(
         backbone=f"blip:{blip_folder}", strategy="peft:ADALORA", data=f"roco:{phantoms_folder}", max_images=8,
