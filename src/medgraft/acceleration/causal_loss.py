@@ -16,8 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
+from medgraft.acceleration.blip_loss import all_attention_is, install_loss
 from medgraft.acceleration.packed_captions import IGNORED
-from medgraft.acceleration.swap import Undo, swap
+from medgraft.acceleration.swap import Undo
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.backbones.blip_sdpa import SdpaBlipTextSelfAttention
@@ -49,7 +50,7 @@ class CausalLoss:
     def __call__(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
         """See Backbone.loss."""
         decoder = self.backbone.model.text_decoder
-        if not _takes_causal_masks(decoder):
+        if not all_attention_is(decoder, CausalBlipTextSelfAttention):
             return type(self.backbone).loss(self.backbone, features, text)
         hidden = decoder.bert.encoder(
             decoder.bert.embeddings(text.input_ids), attention_mask=CausalMask(), encoder_hidden_states=features
@@ -94,24 +95,7 @@ def _by_rows(logits: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torc
     return zip(*(torch.split(rows, count) for rows in (logits, *others)), strict=True)
 
 
-def _takes_causal_masks(decoder: torch.nn.Module) -> bool:
-    """Whether every attention module accepts a CausalMask and none is in eager mode."""
-    modules = [module for module in decoder.modules() if isinstance(module, BlipTextSelfAttention)]
-    return all(isinstance(module, CausalBlipTextSelfAttention) and not module.eager for module in modules)
-
-
 def install(backbone: Backbone) -> Undo | None:
     """Install on a BLIP whose `loss` is not overridden; its decoder's attention is replaced too."""
-    if not isinstance(backbone, BlipBackbone) or type(backbone).loss is not BlipBackbone.loss:
-        return None
-    causal = CausalBlipTextSelfAttention
-    back = swap(backbone.model, {BlipTextSelfAttention: causal, SdpaBlipTextSelfAttention: causal})
-    if back is None or isinstance(backbone.__dict__.get("loss"), CausalLoss):
-        return back
-    backbone.loss = CausalLoss(backbone)  # type: ignore[method-assign]
-
-    def undo() -> None:
-        del backbone.loss
-        back()
-
-    return undo
+    replaced = (BlipTextSelfAttention, SdpaBlipTextSelfAttention)
+    return install_loss(backbone, CausalLoss, CausalBlipTextSelfAttention, replaced)

@@ -9,11 +9,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
+from medgraft.acceleration.blip_loss import all_attention_is, install_loss
 from medgraft.acceleration.cross_attention import absorbed_attention, saves_products
 from medgraft.acceleration.effective_weight import effective_weight
 from medgraft.acceleration.packed_captions import IGNORED, PackedBatch, fill, pack
 from medgraft.acceleration.self_attention import StepwiseBlipTextSelfAttention
-from medgraft.acceleration.swap import Undo, swap
+from medgraft.acceleration.swap import Undo
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.backbones.blip_sdpa import SdpaBlipTextSelfAttention
@@ -64,7 +65,7 @@ class PackedLoss:
     def __call__(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
         """See Backbone.loss."""
         decoder = self.backbone.model.text_decoder
-        if features.device.type != "cpu" or not _takes_packed(decoder):
+        if features.device.type != "cpu" or not all_attention_is(decoder, PackedBlipTextSelfAttention):
             return type(self.backbone).loss(self.backbone, features, text)
         multiple = _TOKENS_MULTIPLE if torch.is_autocast_enabled("cpu") else 1
         batch = pack(text, multiple)
@@ -81,25 +82,7 @@ class PackedLoss:
         return cross_entropy(logits.float(), fill(batch.targets[labelled], filler, IGNORED), label_smoothing=smoothing)
 
 
-def _takes_packed(decoder: torch.nn.Module) -> bool:
-    """Whether every attention module accepts a PackedBatch and none is in eager mode."""
-    modules = [module for module in decoder.modules() if isinstance(module, BlipTextSelfAttention)]
-    return all(isinstance(module, PackedBlipTextSelfAttention) and not module.eager for module in modules)
-
-
 def install(backbone: Backbone) -> Undo | None:
     """Install on a BLIP whose `loss` is not overridden; its decoder's attention is replaced too."""
-    if not isinstance(backbone, BlipBackbone) or type(backbone).loss is not BlipBackbone.loss:
-        return None
-    packed = PackedBlipTextSelfAttention
-    kinds = (BlipTextSelfAttention, SdpaBlipTextSelfAttention, StepwiseBlipTextSelfAttention)
-    back = swap(backbone.model, dict.fromkeys(kinds, packed))
-    if back is None or isinstance(backbone.__dict__.get("loss"), PackedLoss):
-        return back
-    backbone.loss = PackedLoss(backbone)  # type: ignore[method-assign]
-
-    def undo() -> None:
-        del backbone.loss
-        back()
-
-    return undo
+    replaced = (BlipTextSelfAttention, SdpaBlipTextSelfAttention, StepwiseBlipTextSelfAttention)
+    return install_loss(backbone, PackedLoss, PackedBlipTextSelfAttention, replaced)
