@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import torch
 from PIL.Image import Image
@@ -16,12 +15,13 @@ from medgraft.data import open_image
 from medgraft.data.image_reader import ImageReader, ReadImages
 from medgraft.features import CachedFeatures
 from medgraft.progress import progress_bar
+from medgraft.types import ImageSource
 
 
 @torch.no_grad()  # not inference_mode: parameters moved to a device within it could not be trained afterwards
 def caption_images(
     backbone: Backbone,
-    images: Sequence[Path | Image],
+    images: Sequence[ImageSource | Image],
     *,
     options: GenerationConfig = GenerationConfig(),
     prompt: str = "",
@@ -66,9 +66,11 @@ class _FeatureSource:
         self._reader = ImageReader(backbone, where) if where.type != "cpu" else None
         self._where = where
 
-    def read(self, batches: Sequence[Sequence[Path | Image]]) -> Generator[tuple[Sequence[Path | Image], ReadImages | None]]:
+    def read(
+        self, batches: Sequence[Sequence[ImageSource | Image]]
+    ) -> Generator[tuple[Sequence[ImageSource | Image], ReadImages | None]]:
         """Each batch with its images that were read ahead, or None if `features` has to read them itself."""
-        files = [[image for image in batch if isinstance(image, Path)] for batch in batches]
+        files = [[image for image in batch if isinstance(image, ImageSource)] for batch in batches]
         if self._reader is None or any(len(paths) < len(batch) for paths, batch in zip(files, batches, strict=True)):
             yield from ((batch, None) for batch in batches)
         elif self._cached is None:
@@ -76,12 +78,12 @@ class _FeatureSource:
         else:
             yield from self._reader.ahead(files, self._cached.lacking)
 
-    def features(self, images: Sequence[Path | Image], read: ReadImages | None) -> torch.Tensor:
+    def features(self, images: Sequence[ImageSource | Image], read: ReadImages | None) -> torch.Tensor:
         """Features [B, S, C] for the images of a batch."""
         backbone, ready = self._backbone, None
         if read is not None and read.values is not None and self._reader is not None:
             ready = read.paths, self._reader.pixel_values(read)
-        paths = [image for image in images if isinstance(image, Path)]
+        paths = [image for image in images if isinstance(image, ImageSource)]
         if self._cached is not None and len(paths) == len(images):
             above = backbone.seams[backbone.seams.index(self._cached.seam) + 1 :]
             return backbone.forward_through(above, self._cached.features(paths, ready), prompt=self._prompt)
@@ -89,6 +91,6 @@ class _FeatureSource:
         return backbone.encode(pixels, prompt=self._prompt)
 
 
-def opened(image: Path | Image) -> Image:
+def opened(image: ImageSource | Image) -> Image:
     """Open an image file; a PIL image is returned as it is."""
-    return open_image(image) if isinstance(image, Path) else image
+    return open_image(image) if isinstance(image, ImageSource) else image

@@ -22,6 +22,18 @@ class DataConfig(StrictModel):
     path: str | None = Field(default=None, description="the folder or file to read")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="options of the reader; each is a key of its own")
     max_images: int | None = Field(default=None, gt=0, description="use only the first max_images of each split")
+    root: str | None = Field(default=None, description="folder for image paths that are relative or absolute elsewhere")
+    window: str | None = Field(
+        default=None,
+        description="levels of 16-bit, float and DICOM images that become black and white; default: the file's own",
+    )
+    frame: int | None = Field(
+        default=None, ge=0, description="frame of multi-frame images, or slice of volumes; default: middle"
+    )
+    skip_bad_rows: bool = Field(default=False, description="leave out and list rows that cannot be read, instead of an error")
+    on_leak: Literal["error", "warn", "drop"] = Field(
+        default="warn", description="images, near-duplicates or groups in several splits: refuse, report, or drop from training"
+    )
 
     @classmethod
     def parse(cls, text: str) -> DataConfig:

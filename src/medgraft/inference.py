@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -19,6 +18,7 @@ from medgraft.features import CachedFeatures
 from medgraft.metrics.base import Array
 from medgraft.progress import progress_bar
 from medgraft.saliency import CaptionMaps, MapOptions, caption_maps
+from medgraft.types import ImageSource
 
 _MAPS_BATCH = 16  # upper limit, because attention weights need much memory
 
@@ -26,7 +26,7 @@ _MAPS_BATCH = 16  # upper limit, because attention weights need much memory
 class Captioner(Protocol):
     """The interface for captioning with a local model (`Inference`) or one behind an API (`RemoteInference`)."""
 
-    def caption(self, images: Sequence[Path | Image], generation: GenerationConfig = ...) -> list[str]:
+    def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = ...) -> list[str]:
         """One caption per image, in order; images are files or PIL images."""
 
     def usage(self) -> Usage | None:
@@ -43,7 +43,7 @@ class Inference:
     batch_size: int = 32
     features: CachedFeatures | None = None
 
-    def caption(self, images: Sequence[Path | Image], generation: GenerationConfig = GenerationConfig()) -> list[str]:
+    def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()) -> list[str]:
         """See Captioner."""
         return caption_images(
             self.backbone, images, options=generation, prompt=self.prompt, batch_size=self.batch_size, dtype=self.dtype,
@@ -54,7 +54,7 @@ class Inference:
         """See Captioner."""
 
     def maps(
-        self, images: Sequence[Path | Image], captions: Sequence[str], options: MapOptions = MapOptions()
+        self, images: Sequence[ImageSource | Image], captions: Sequence[str], options: MapOptions = MapOptions()
     ) -> Iterator[CaptionMaps]:
         """For each image, saliency maps of the words of its caption, computed by teacher forcing."""
         self.backbone.model.to(hardware.device()).eval()
@@ -67,7 +67,7 @@ class Inference:
             yield from found
 
     @torch.no_grad()
-    def log_likelihood(self, images: Sequence[Path | Image], caption: str) -> Array:
+    def log_likelihood(self, images: Sequence[ImageSource | Image], caption: str) -> Array:
         """The log-likelihood of `caption` for each image, averaged over its tokens: [images]."""
         backbone, where = self.backbone, hardware.device()
         backbone.model.to(where).eval()
@@ -90,7 +90,7 @@ class Inference:
         """A context manager for computing in `dtype`."""
         return hardware.autocast(hardware.device(), self.dtype == torch.bfloat16)
 
-    def pixel_values(self, images: Sequence[Path | Image]) -> torch.Tensor:
+    def pixel_values(self, images: Sequence[ImageSource | Image]) -> torch.Tensor:
         """Preprocess images, on the model's device."""
         return self.backbone.pixel_values(list(map(opened, images))).to(hardware.device())
 
@@ -103,7 +103,7 @@ class RemoteInference:
     prompt: str
     batch_size: int = 32
 
-    def caption(self, images: Sequence[Path | Image], generation: GenerationConfig = GenerationConfig()) -> list[str]:
+    def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()) -> list[str]:
         """See Captioner."""
         captions: list[str] = []
         batches = [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 Split = Literal["train", "validation", "test"]
 Part = Literal["vision", "bridge", "text"]
@@ -17,7 +17,31 @@ PARTS: tuple[Part, ...] = get_args(Part)
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image that is not simply a whole file: one of several in `path`, or a file with settings of how to read it.
+
+    `member` says which image of a parquet or arrow file or of a tar archive; its form belongs to the reader of that format.
+    `frame` chooses a frame of a multi-frame file or a slice of a volume, `window` how levels are mapped to 8 bits; None: the
+    file's own or the default. An image of a plain file without settings is its `Path` instead.
+    """
+
+    path: Path
+    member: str | None = None
+    frame: int | None = None
+    window: str | None = None
+
+    def __str__(self) -> str:
+        settings = {"frame": self.frame, "window": self.window}
+        parts = [self.member] if self.member is not None else []
+        parts += [f"{name} {value}" for name, value in settings.items() if value is not None]
+        return f"{self.path} ({', '.join(parts)})" if parts else str(self.path)
+
+
+ImageSource: TypeAlias = Path | ImagePart  # hashable, and what all functions take that read images of a data set
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One image with its reference captions; images of the same `group`, a patient or article, belong to the same split.
 
@@ -26,7 +50,7 @@ class Example:
     """
 
     id: str
-    image: Path
+    image: ImageSource
     captions: tuple[str, ...]
     split: Split
     group: str | None = None
@@ -126,17 +150,35 @@ class AttentionLayout:
 
 
 @dataclass(frozen=True)
+class BadRow:
+    """A row, line or entry of a data set's files that cannot be read: the file, where in it, and why."""
+
+    file: str
+    place: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.place}: {self.problem}"
+
+
+@dataclass(frozen=True)
 class DataReport:
-    """Problems found when reading a data set: images that are missing, cannot be decoded, or have no caption."""
+    """What reading a data set found: images missing, corrupt or without a caption, rows left out, and what was assumed.
+
+    `assumptions` are sentences about choices that the reader made by itself, such as a delimiter or a split by hash.
+    """
 
     missing: tuple[str, ...] = ()
     corrupt: tuple[str, ...] = ()
     uncaptioned: int = 0
+    bad_rows: tuple[BadRow, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{len(self.missing)} missing images"] if self.missing else []
         parts += [f"{len(self.corrupt)} corrupt images"] if self.corrupt else []
         parts += [f"{self.uncaptioned} images without caption"] if self.uncaptioned else []
+        parts += [f"{len(self.bad_rows)} bad rows left out"] if self.bad_rows else []
         return ", ".join(parts) or "all images are there"
 
 

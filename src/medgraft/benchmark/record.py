@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from medgraft.backbones import Usage
-from medgraft.config import SECTIONS, RunConfig
+from medgraft.config import SECTIONS, DataConfig, RunConfig
 from medgraft.errors import ConfigError
 from medgraft.hardware import Hardware
 from medgraft.strategies import Strategy
@@ -40,6 +40,7 @@ class LeftOut(StrictModel):
     missing: int = 0
     corrupt: int = 0
     uncaptioned: int = 0
+    bad_rows: int = 0
 
 
 class Tuning(StrictModel):
@@ -156,7 +157,9 @@ def run_id(
     `strategy` is the current definition of the strategy named in `config`, None if unknown.
     """
     values = config.model_dump(mode="json")
-    values["data"].pop("path")
+    data = {name: value for name, value in values["data"].items() if name not in ("path", "root")}
+    added = {name: DataConfig.model_fields[name].default for name in ("window", "frame", "skip_bad_rows", "on_leak")}
+    values["data"] = {name: value for name, value in data.items() if name not in added or value != added[name]}
     values["train"]["group_by_length"] = False  # a setting of earlier versions; keeps their ids valid
     values["train"]["dataloader_num_workers"] = 0  # the value in the ids of earlier records
     for name in ("features", "acceleration"):  # these change only speed and rounding

@@ -275,7 +275,12 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         adapter_bytes=adapter_bytes(outcome.package) if outcome.package else 0,
         **(evaluation.for_record() if evaluation else {}),
         images={split: len(data.split(split)) for split in SPLITS},
-        data_report=LeftOut(missing=len(report.missing), corrupt=len(report.corrupt), uncaptioned=report.uncaptioned),
+        data_report=LeftOut(
+            missing=len(report.missing),
+            corrupt=len(report.corrupt),
+            uncaptioned=report.uncaptioned,
+            bad_rows=len(report.bad_rows),
+        ),
         data_fingerprint=fingerprint,
         base_fingerprint=model.base_fingerprint,
         phase_seconds=dict(clock.seconds),

@@ -8,16 +8,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic import PrivateAttr
+
 from medgraft.config import DataConfig
 from medgraft.data.images import check_images, image_digests
+from medgraft.data.notes import ReadingNotes
 from medgraft.errors import DataError, PluginError
 from medgraft.plugin import PluginManager
 from medgraft.strict_model import StrictModel, validated
-from medgraft.types import SPLITS, CaptionData, DataReport, Example, Split
+from medgraft.types import SPLITS, CaptionData, DataReport, Example, ImageSource, Split
 
 
 class Dataset(StrictModel, ABC):
-    """Reads a data set; its fields are options. It lists every example; missing images are handled afterwards."""
+    """Reads a data set; its fields are options. It lists every example; missing images are handled afterwards.
+
+    `self.notes` takes what cannot be read and what had to be assumed.
+    """
+
+    _notes: ReadingNotes = PrivateAttr(default_factory=ReadingNotes)
+
+    @property
+    def notes(self) -> ReadingNotes:
+        """The notes of this reading."""
+        return self._notes
 
     @abstractmethod
     def read(self, path: Path | None) -> Iterable[Example]:
@@ -33,6 +46,7 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
     if not (isinstance(reader_class, type) and issubclass(reader_class, Dataset)):
         raise PluginError(f"Data set {config.name!r} is {reader_class!r}, not a subclass of medgraft.plugin_api.Dataset.")
     reader = validated(reader_class, config.options, f"Data {config.name}")
+    reader.notes.skip_bad_rows = config.skip_bad_rows
     path = Path(config.path).expanduser() if config.path else None
     if path is not None and not path.exists():
         raise DataError(f"There is no {path}, which data {config.name!r} should read. Check the path.")
@@ -49,13 +63,15 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
     if not listed:
         raise DataError(f"{config.name}:{where} has no images in {', '.join(sorted(wanted))}.")
     if not examples:
-        shown = next(iter(sorted(bad)), None)
+        shown = min(map(str, bad), default=None)
         found = f"{len(missing)} missing, {len(corrupt)} corrupt, such as {shown}" if bad else "none has a caption"
         raise DataError(f"{config.name}:{where} has no usable images: {found}.")
     report = DataReport(
         missing=tuple(sorted(str(path) for path in missing)),
         corrupt=tuple(sorted(str(path) for path in corrupt)),
         uncaptioned=len(listed) - len(captioned),
+        bad_rows=tuple(reader.notes.bad_rows),
+        assumptions=tuple(reader.notes.assumptions),
     )
     return CaptionData(config.name, examples, report)
 
@@ -80,10 +96,10 @@ def _check_ids(examples: list[Example], config: DataConfig) -> None:
         seen.add(key)
 
 
-def _usable(examples: list[Example], limit: int | None) -> tuple[tuple[Example, ...], set[Path], set[Path]]:
+def _usable(examples: list[Example], limit: int | None) -> tuple[tuple[Example, ...], set[ImageSource], set[ImageSource]]:
     """The first `limit` examples of each split whose image can be read, and the missing and corrupt images among them."""
-    missing: set[Path] = set()
-    corrupt: set[Path] = set()
+    missing: set[ImageSource] = set()
+    corrupt: set[ImageSource] = set()
     usable: list[Example] = []
     for split in SPLITS:
         left = [example for example in examples if example.split == split]

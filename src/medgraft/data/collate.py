@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from medgraft.backbones import Backbone
 from medgraft.data.images import open_image
 from medgraft.data.levels import PixelLevels
-from medgraft.types import Example
+from medgraft.types import Example, ImageSource
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,14 +41,14 @@ class PixelCache:
     def __init__(self, backbone: Backbone, limit_bytes: int, levels: PixelLevels | None = None):
         self._make: Callable[[Sequence[Image]], torch.Tensor] = levels.levels if levels else backbone.pixel_values
         self._free_bytes = limit_bytes
-        self._kept: dict[Path, torch.Tensor] = {}
+        self._kept: dict[ImageSource, torch.Tensor] = {}
         self._shared = _SharedImages({}, torch.empty(0), torch.empty(0))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the memory that only forked processes share."""
         return {**self.__dict__, "_shared": _SharedImages({}, torch.empty(0), torch.empty(0))}
 
-    def share(self, paths: Sequence[Path]) -> None:
+    def share(self, paths: Sequence[ImageSource]) -> None:
         """Set the cache's memory aside for the first of `paths`, to be filled and read by processes forked from this one.
 
         A cache for each of them would have the images that came to it by chance, and of W processes find one in W.
@@ -62,7 +61,7 @@ class PixelCache:
                 self._shared = _SharedImages.of(chosen, image)
         self._free_bytes = 0
 
-    def batch(self, paths: Sequence[Path]) -> torch.Tensor:
+    def batch(self, paths: Sequence[ImageSource]) -> torch.Tensor:
         """The images as [B, 3, H, W], or their levels."""
         known = {path: image for path in dict.fromkeys(paths) if (image := self._find(path)) is not None}
         new = [path for path in dict.fromkeys(paths) if path not in known]
@@ -71,11 +70,11 @@ class PixelCache:
             self._keep(path, pixels)
         return torch.stack([made[path] if path in made else known[path] for path in paths])
 
-    def _find(self, path: Path) -> torch.Tensor | None:
+    def _find(self, path: ImageSource) -> torch.Tensor | None:
         shared = self._shared.get(path)
         return shared if shared is not None else self._kept.get(path)
 
-    def _keep(self, path: Path, pixels: torch.Tensor) -> None:
+    def _keep(self, path: ImageSource, pixels: torch.Tensor) -> None:
         if self._shared.put(path, pixels) or pixels.nbytes > self._free_bytes:
             return
         self._kept[path] = pixels.clone()
@@ -89,23 +88,23 @@ class _SharedImages:
     Two processes that make the same image write the same bytes, and each says that it is there after it has written them.
     """
 
-    places: Mapping[Path, int]
+    places: Mapping[ImageSource, int]
     images: torch.Tensor
     there: torch.Tensor
 
     @classmethod
-    def of(cls, paths: Sequence[Path], like: torch.Tensor) -> _SharedImages:
+    def of(cls, paths: Sequence[ImageSource], like: torch.Tensor) -> _SharedImages:
         """Room for images of `paths` that are of the shape and dtype of `like`; memory is taken as it is filled."""
         images = torch.frombuffer(mmap.mmap(-1, len(paths) * like.nbytes), dtype=like.dtype).view(len(paths), *like.shape)
         there = torch.frombuffer(mmap.mmap(-1, len(paths)), dtype=torch.uint8)
         return cls({path: place for place, path in enumerate(paths)}, images, there)
 
-    def get(self, path: Path) -> torch.Tensor | None:
+    def get(self, path: ImageSource) -> torch.Tensor | None:
         """The image, None if it is not there yet or has no place."""
         place = self.places.get(path)
         return self.images[place] if place is not None and self.there[place] else None
 
-    def put(self, path: Path, image: torch.Tensor) -> bool:
+    def put(self, path: ImageSource, image: torch.Tensor) -> bool:
         """Whether the image has a place, where it is now."""
         place = self.places.get(path)
         if place is None or image.shape != self.images.shape[1:]:

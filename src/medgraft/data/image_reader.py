@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from medgraft.backbones import Backbone
 from medgraft.data import levels
 from medgraft.data.images import open_image
 from medgraft.data.read_ahead import read_ahead
+from medgraft.types import ImageSource
 
 _BATCHES_AHEAD = 3
 _MOST_THREADS = 8  # more would compete for the GIL with the thread that launches GPU work
@@ -28,7 +28,7 @@ _MOST_THREADS = 8  # more would compete for the GIL with the thread that launche
 class ReadImages:
     """Images of a batch as `ImageReader.pixel_values` takes them; no `values` if there are no `paths`."""
 
-    paths: Sequence[Path]
+    paths: Sequence[ImageSource]
     values: torch.Tensor | None
 
 
@@ -43,8 +43,10 @@ class ImageReader:
         self._table = self._levels.table.to(device) if self._levels else None
 
     def ahead(
-        self, batches: Sequence[Sequence[Path]], select: Callable[[Sequence[Path]], Sequence[Path]] = lambda paths: paths
-    ) -> Iterator[tuple[Sequence[Path], ReadImages]]:
+        self,
+        batches: Sequence[Sequence[ImageSource]],
+        select: Callable[[Sequence[ImageSource]], Sequence[ImageSource]] = lambda images: images,
+    ) -> Iterator[tuple[Sequence[ImageSource], ReadImages]]:
         """Each batch with those of its images that `select`, called in a thread, gives."""
         if self._threads == 1:
             yield from read_ahead(batches, lambda paths: self._read(map, select(paths)))
@@ -58,7 +60,7 @@ class ImageReader:
         values = read.values.to(self._device, non_blocking=read.values.is_pinned())
         return values if self._table is None else levels.pixel_values(values, self._table)
 
-    def _read(self, each: Callable[..., Iterator[Any]], paths: Sequence[Path]) -> ReadImages:
+    def _read(self, each: Callable[..., Iterator[Any]], paths: Sequence[ImageSource]) -> ReadImages:
         """In a thread; `each` is a `map`."""
         if not paths:
             return ReadImages(paths, None)

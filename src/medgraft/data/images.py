@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from medgraft.errors import DataError
 from medgraft.file_index import FileIndex, FileState, file_state
+from medgraft.types import ImageSource
 
 _UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 _QUIET_BELOW = 2000
@@ -35,10 +36,10 @@ class ImageFile:
     problem: str | None = None
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: ImageSource) -> Image.Image:
     """The image at `path` as RGB; 16-bit greyscale is scaled from its own minimum and maximum. DataError if unreadable."""
     try:
-        with Image.open(path) as file:
+        with Image.open(_file(path)) as file:
             image: Image.Image = file
             if image.mode.startswith(("I", "F")):
                 pixels = np.asarray(image, dtype=np.float32)
@@ -53,23 +54,24 @@ def open_image(path: Path) -> Image.Image:
         raise DataError(f"{path} cannot be read as an image: {error}") from None
 
 
-def check_images(paths: Sequence[Path]) -> tuple[set[Path], set[Path]]:
+def check_images(paths: Sequence[ImageSource]) -> tuple[set[ImageSource], set[ImageSource]]:
     """(missing, corrupt) among `paths`; every other image decodes completely."""
     found = inspect_images(paths)
     missing = {path for path, image in found.items() if image is None}
     return missing, {path for path, image in found.items() if image is not None and image.problem is not None}
 
 
-def inspect_images(paths: Sequence[Path]) -> dict[Path, ImageFile | None]:
+def inspect_images(paths: Sequence[ImageSource]) -> dict[ImageSource, ImageFile | None]:
     """The content of each of `paths`, None where there is no file; images known to the file index are not read.
 
     The index holds only valid images, since another version or plugin of Pillow may decode the others.
     """
     index = _index()
-    found: dict[Path, ImageFile | None] = {
-        path: ImageFile(known["sha256"], (known["width"], known["height"])) for path, known in index.find(paths).items()
+    files = [_file(path) for path in paths]
+    found: dict[ImageSource, ImageFile | None] = {
+        path: ImageFile(known["sha256"], (known["width"], known["height"])) for path, known in index.find(files).items()
     }
-    unknown = [path for path in dict.fromkeys(paths) if path not in found]
+    unknown = [path for path in dict.fromkeys(files) if path not in found]
     entries: dict[Path, tuple[FileState, dict[str, str | int]]] = {}
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         read = pool.map(_inspect, unknown)
@@ -85,17 +87,24 @@ def inspect_images(paths: Sequence[Path]) -> dict[Path, ImageFile | None]:
     return found
 
 
-def image_digests(paths: Sequence[Path]) -> dict[Path, str]:
+def image_digests(paths: Sequence[ImageSource]) -> dict[ImageSource, str]:
     """SHA-256 of each image file's bytes, in hex. DataError if a file cannot be read.
 
     Images known to the file index are not read.
     """
-    digests: dict[Path, str] = {path: known["sha256"] for path, known in _index().find(paths).items()}
-    unknown = [path for path in dict.fromkeys(paths) if path not in digests]
+    files = [_file(path) for path in paths]
+    digests: dict[ImageSource, str] = {path: known["sha256"] for path, known in _index().find(files).items()}
+    unknown = [path for path in dict.fromkeys(files) if path not in digests]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         read = pool.map(_read_digest, unknown)
         bar = tqdm(read, "hashing images", len(unknown), disable=len(unknown) < _QUIET_BELOW)
         return digests | dict(zip(unknown, bar, strict=True))
+
+
+def _file(image: ImageSource) -> Path:
+    if not isinstance(image, Path):
+        raise DataError(f"{image}: only whole image files can be read.")
+    return image
 
 
 def _index() -> FileIndex:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -14,7 +13,7 @@ from medgraft.data.images import image_digests, open_image
 from medgraft.features.reusable_prefix import ReusablePrefix, find_reusable_prefix, prefix_key, stored_dtype
 from medgraft.features.store import FeatureStore
 from medgraft.progress import progress_bar
-from medgraft.types import Seam
+from medgraft.types import ImageSource, Seam
 
 
 @dataclass
@@ -29,7 +28,7 @@ class CachedFeatures:
     found: int = 0
 
     def __post_init__(self) -> None:
-        self._digests: dict[Path, str] = {}
+        self._digests: dict[ImageSource, str] = {}
 
     @property
     def built(self) -> int:
@@ -41,20 +40,20 @@ class CachedFeatures:
         device: torch.device = next(self.backbone.model.parameters()).device
         return device
 
-    def image_digests(self, paths: Sequence[Path]) -> dict[Path, str]:
+    def image_digests(self, paths: Sequence[ImageSource]) -> dict[ImageSource, str]:
         """The digests of image files; each is looked up once."""
         self._digests |= image_digests([path for path in paths if path not in self._digests])
         return {path: self._digests[path] for path in paths}
 
-    def digest(self, path: Path) -> str:
+    def digest(self, path: ImageSource) -> str:
         """The digest of an image file."""
         return self.image_digests([path])[path]
 
-    def stored(self, path: Path) -> torch.Tensor | None:
+    def stored(self, path: ImageSource) -> torch.Tensor | None:
         """The stored feature [S, C] of an image, or None."""
         return self.store.get(self.image_digests([path])[path])
 
-    def build(self, paths: Sequence[Path], *, batch_size: int) -> None:
+    def build(self, paths: Sequence[ImageSource], *, batch_size: int) -> None:
         """Compute and store the features that the store lacks, until it is full."""
         unique = {digest: path for path, digest in self.image_digests(paths).items()}
         lacking = [path for digest, path in unique.items() if digest not in self.store]
@@ -68,12 +67,14 @@ class CachedFeatures:
                     break
         self.store.flush()
 
-    def lacking(self, paths: Sequence[Path]) -> list[Path]:
+    def lacking(self, paths: Sequence[ImageSource]) -> list[ImageSource]:
         """The images of a batch whose features are not stored."""
         digests = self.image_digests(paths)
         return [path for path in digests if digests[path] not in self.store]
 
-    def features(self, paths: Sequence[Path], ready: tuple[Sequence[Path], torch.Tensor] | None = None) -> torch.Tensor:
+    def features(
+        self, paths: Sequence[ImageSource], ready: tuple[Sequence[ImageSource], torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """Features [B, S, C] of a batch of images at the seam, on the model's device; missing ones are computed and stored.
 
         `ready` holds images that were lacking when the batch was read, and their pixel values.
@@ -88,11 +89,11 @@ class CachedFeatures:
         self.found += len(known) - len(lacking)
         return torch.stack([feature.to(self._device) for path in paths if (feature := known[path]) is not None])
 
-    def compute(self, paths: Sequence[Path]) -> torch.Tensor:
+    def compute(self, paths: Sequence[ImageSource]) -> torch.Tensor:
         """Compute features of images without the store; call it under the run's autocast."""
         return self._compute(self._pixels(paths))
 
-    def _pixels(self, paths: Sequence[Path]) -> torch.Tensor:
+    def _pixels(self, paths: Sequence[ImageSource]) -> torch.Tensor:
         return self.backbone.pixel_values([open_image(path) for path in paths])
 
     @torch.no_grad()
@@ -101,7 +102,7 @@ class CachedFeatures:
         below = self.backbone.seams[: self.backbone.seams.index(self.seam) + 1]
         return self.backbone.forward_through(below, pixels, prompt=self.prompt).to(self.dtype)
 
-    def _write(self, paths: Sequence[Path], features: torch.Tensor) -> None:
+    def _write(self, paths: Sequence[ImageSource], features: torch.Tensor) -> None:
         digests = self.image_digests(paths)
         on_cpu = features.detach().to("cpu")  # one copy for the whole batch
         self.store.put({digests[path]: feature for path, feature in zip(paths, on_cpu, strict=True)})

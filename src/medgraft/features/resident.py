@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from medgraft.features.cached import CachedFeatures
+from medgraft.types import ImageSource
 
 _AT_ONCE = 64  # features read and copied in one batch
 _AHEAD = 2  # batches read while one is copied
@@ -27,7 +27,7 @@ class ResidentFeatures:
     """Features `values` [N, S, C] on a device, and the row of each image file."""
 
     values: torch.Tensor
-    rows: Mapping[Path, int]
+    rows: Mapping[ImageSource, int]
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """Features [K, S, C] of `rows` [K], a tensor on the same device."""
@@ -42,7 +42,7 @@ def device_bytes(device: torch.device, limit_gb: float | Literal["auto"]) -> int
 
 
 def load_resident(
-    cached: CachedFeatures, paths: Sequence[Path], device: torch.device, max_bytes: int
+    cached: CachedFeatures, paths: Sequence[ImageSource], device: torch.device, max_bytes: int
 ) -> ResidentFeatures | None:
     """Load the stored features of `paths` to `device`; None if there are none or they exceed `max_bytes`.
 
@@ -65,11 +65,11 @@ def load_resident(
 
 
 def _read_ahead(
-    cached: CachedFeatures, paths: Sequence[Path], *, pinned: bool
-) -> Iterator[tuple[Sequence[Path], torch.Tensor]]:
+    cached: CachedFeatures, paths: Sequence[ImageSource], *, pinned: bool
+) -> Iterator[tuple[Sequence[ImageSource], torch.Tensor]]:
     """Batches of paths with their features [n, S, C]; a thread reads the next batches meanwhile."""
 
-    def read(batch: Sequence[Path]) -> tuple[Sequence[Path], torch.Tensor | None]:
+    def read(batch: Sequence[ImageSource]) -> tuple[Sequence[ImageSource], torch.Tensor | None]:
         found = [(path, feature) for path in batch if (feature := cached.stored(path)) is not None]  # None if damaged
         if not found:
             return [], None

@@ -49,7 +49,7 @@ def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: M
 
     def has_images() -> None:
         """Its images exist and open as RGB."""
-        found = [e.image for e in read() if e.image.exists()]
+        found = [e.image for e in read() if (e.image if isinstance(e.image, Path) else e.image.path).exists()]
         assert found, "no image file exists"
         image = open_image(found[0])
         assert isinstance(image, Image.Image) and image.mode == "RGB", f"{found[0]} is not an RGB image"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch.nn.functional import pad
@@ -12,7 +11,7 @@ from torch.nn.functional import pad
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.data.collate import PixelCache
 from medgraft.features import CachedFeatures
-from medgraft.types import Example
+from medgraft.types import Example, ImageSource
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Collator:
     prompt: str
     max_tokens: int
     cached: CachedFeatures | None = None
-    resident: Mapping[Path, int] = field(default_factory=dict)
+    resident: Mapping[ImageSource, int] = field(default_factory=dict)
     pad_to_multiple_of: int = 1
 
     def __call__(self, pairs: Sequence[tuple[Example, str]]) -> dict[str, torch.Tensor]:
