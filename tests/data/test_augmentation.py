@@ -214,7 +214,7 @@ def test_the_preset_fills_in_what_is_not_set():
         ("augmentation.crop=-0.1", "augmentation.crop: Input should be greater than or equal to 0"),
         ("augmentation.flip=true", "unknown key 'augmentation.flip'"),
         ("augmentation.preset=strong", "Input should be 'none' or 'radiology'"),
-        ("features.views=2", "features.views needs augmentation; add augmentation.preset=radiology, or leave it out"),
+        ("features.views=2", "^Run: features.views needs augmentation; add augmentation.preset=radiology, or leave it out"),
     ],
 )
 def test_what_is_out_of_bounds_is_refused(setting, problem):
