@@ -132,7 +132,7 @@ def test_without_augmentation_pairs_and_images_are_untouched():
     pairs = CaptionPairs(EXAMPLES, Views.of(config))
     pairs.begin_epoch(1)
     assert pairs[0] == (EXAMPLES[0], "one") and pairs[0][0] is EXAMPLES[0]
-    assert recurring_images(config, EXAMPLES) == [example.image for example in EXAMPLES]
+    assert list(recurring_images(config, EXAMPLES)) == [example.image for example in EXAMPLES]
 
 
 def test_views_are_new_in_every_epoch_for_every_caption_and_seed():
@@ -144,7 +144,7 @@ def test_views_are_new_in_every_epoch_for_every_caption_and_seed():
             images |= {pairs[i][0].image for i in range(3)}
     assert len(images) == 18 and not any(map(recurs, images))
     assert {without_view(image) for image in images} == {EXAMPLES[0].image, EXAMPLES[1].image}
-    assert recurring_images(_config("augmentation.noise=0.1"), EXAMPLES) == [Path("c.png")]  # which is not trained on
+    assert list(recurring_images(_config("augmentation.noise=0.1"), EXAMPLES)) == [Path("c.png")]  # which is not trained on
 
 
 def test_workers_that_outlive_an_epoch_see_the_next():
@@ -185,9 +185,9 @@ def test_fixed_views_take_turns():
     assert seen[0] == seen[2] and seen[1] == seen[3]
     assert all(first != second for first, second in zip(*seen[:2], strict=True))
     assert seen[0][0] != seen[0][1]  # two captions of one image
-    recurring = recurring_images(config, EXAMPLES)
+    recurring = list(recurring_images(config, EXAMPLES))
     assert set(recurring) == {*seen[0], *seen[1], Path("c.png")} and len(recurring) == 5 and all(map(recurs, recurring))
-    assert recurring == recurring_images(_config("augmentation.noise=0.1", "features.views=2", seed=5), EXAMPLES)
+    assert recurring == list(recurring_images(_config("augmentation.noise=0.1", "features.views=2", seed=5), EXAMPLES))
 
 
 def test_the_digest_of_a_view_has_number_and_settings_in_it():

@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,12 +97,11 @@ class Views:
         return _with_view(image, View(self.settings, (number,), fixed=True))
 
 
-def recurring_images(config: RunConfig, examples: Iterable[Example]) -> list[ImageSource]:
+def recurring_images(config: RunConfig, examples: Iterable[Example]) -> Iterator[ImageSource]:
     """The images that a run reads again in later epochs: of an augmented training image only its fixed views."""
     views = Views.of(config)
-    if views is None:
-        return [example.image for example in examples]
-    return [image for e in examples for image in (views.all_fixed(e.image) if e.split == "train" else [e.image])]
+    for example in examples:
+        yield from [example.image] if views is None or example.split != "train" else views.all_fixed(example.image)
 
 
 def _with_view(image: ImageSource, view: View) -> ImagePart:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -40,7 +41,7 @@ def resident_features(config: RunConfig, examples: Sequence[Example], cached: Ca
         return None
     device = hardware.device()
     max_bytes = device_bytes(device, config.features.device_gb)
-    return load_resident(cached, recurring_images(config, examples), device, max_bytes)
+    return load_resident(cached, list(recurring_images(config, examples)), device, max_bytes)
 
 
 def prepare_batches(
@@ -63,7 +64,7 @@ def prepare_batches(
     collator = Collator(backbone, pixels, prompt, config.train.max_text_tokens, cached, rows, multiple)
     workers = _workers(config, collator, pairs, device)
     if workers:
-        paths = recurring_images(config, [example for example, _ in pairs.pairs])
+        paths = recurring_images(config, train)
         pixels.share([path for path in paths if cached is None or cached.digest(path) not in cached.store])
     return Batches(pairs, collator, workers, resident, levels.table if levels else None)
 
@@ -72,8 +73,9 @@ def _workers(config: RunConfig, collator: Collator, pairs: CaptionPairs, device:
     wanted = config.train.dataloader_num_workers
     if wanted != "auto":
         return wanted
-    images = recurring_images(config, [example for example, _ in pairs.pairs])
-    if device.type == "cpu" or (images and all(image in collator.resident for image in images)):
+    # the first image too: if augmented anew in every epoch it is in no memory
+    images = chain([pairs[0][0].image], recurring_images(config, (example for example, _ in pairs.pairs)))
+    if device.type == "cpu" or all(image in collator.resident for image in images):
         return 0
     size = batch_bytes(collator([pairs[0]]), config.train.per_device_train_batch_size)
     return worker_count(device, size)

@@ -20,7 +20,7 @@ def build_features(cached: CachedFeatures, config: RunConfig, examples: Sequence
     where = hardware.device()
     cached.backbone.model.to(where).eval()
     with hardware.autocast(where, uses_bf16(config)):
-        paths = recurring_images(config, examples)
+        paths = list(recurring_images(config, examples))
         cached.build(hardware.share(paths), batch_size=config.train.per_device_train_batch_size)
     hardware.wait_for_everyone()
     cached.store.refresh()
