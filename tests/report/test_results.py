@@ -8,11 +8,11 @@ import re
 import pytest
 
 from medgraft.benchmark import Record, RunCaptions, write_record
-from medgraft.benchmark.captions import collapse, shuffled, write_captions
 from medgraft.cli.main import main
 from medgraft.config import RunConfig
 from medgraft.report import compare, html_report, read_results, rows, terminal
 from medgraft.report.charts import quality_against_time
+from medgraft.scoring import collapse, shuffled, write_captions
 
 WORDS = "chest ct mri of the brain showing a mass nodule effusion in left right lung kidney lobe with no bone".split()  # noqa: SIM905
 

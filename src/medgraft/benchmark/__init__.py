@@ -1,13 +1,13 @@
 """Runs, grids of runs, and their records."""
 
 from medgraft.benchmark.baselines import BASELINE
-from medgraft.benchmark.captions import RunCaptions, read_captions
 from medgraft.benchmark.dry_run import DryRun, dry_run_suite
 from medgraft.benchmark.plan import expand, plan, why_unsupported
 from medgraft.benchmark.record import Record, read_record, read_records, write_record
 from medgraft.benchmark.run import RunResult, execute
 from medgraft.benchmark.suite import run_suite
 from medgraft.benchmark.timing import StepTime, step_time
+from medgraft.scoring import RunCaptions, read_captions
 
 __all__ = [
     "BASELINE", "Record", "DryRun", "RunCaptions", "RunResult", "StepTime", "execute", "expand", "plan",

@@ -16,7 +16,7 @@ from medgraft.metrics import CaptionSet
 from medgraft.metrics.saliency_scores import SaliencyScores
 from medgraft.types import Example
 
-_FILE = "predictions.json"
+FILE = "predictions.json"
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,19 @@ def captions_of(
 def write_captions(captions: RunCaptions, folder: Path) -> None:
     """Write `predictions.json` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _FILE).write_text(json.dumps(_rounded(asdict(captions)), indent=0, ensure_ascii=False), encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(_rounded(asdict(captions)), indent=0, ensure_ascii=False), encoding="utf-8")
 
 
 def read_captions(folder: Path) -> RunCaptions | None:
     """The content of `predictions.json` in `folder`, None if there is no such file."""
     try:
-        content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        return captions_from(json.loads((folder / FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
+
+
+def captions_from(content: Mapping[str, Any]) -> RunCaptions:
+    """The captions that the content of `predictions.json` holds."""
     references = {key: tuple(texts) for key, texts in content["references"].items()}
     saliency = TypeAdapter(dict[str, SaliencyScores]).validate_python(content.get("saliency", content.get("looks", {})))
     concepts = {key: tuple(cuis) for key, cuis in content.get("concepts", {}).items()}
@@ -101,7 +105,12 @@ def shuffled(captions: RunCaptions, seed: int = 0) -> RunCaptions:
 
 
 def collapse(captions: RunCaptions) -> dict[str, float]:
-    """`distinct_share`: distinct captions per image; `most_frequent_share`: share of images with the most frequent caption."""
+    """`distinct_share`: distinct captions per image; `most_frequent_share`: share of images with the most frequent caption.
+
+    Empty for a single image, of which both would be 1.
+    """
     counts = Counter(captions.predictions.values())
     images = len(captions.predictions)
+    if images < 2:
+        return {}
     return {"distinct_share": len(counts) / images, "most_frequent_share": counts.most_common(1)[0][1] / images}
