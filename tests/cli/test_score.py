@@ -87,7 +87,9 @@ REFERENCES = {
     "lavis.json": [{"image": f"scan-{key}.png", "caption": texts, "image_id": key} for key, texts in GIVEN.items()],
     "lines.jsonl": _lines([{"id": key, "references": texts, "image": f"scan-{key}.png"} for key, texts in GIVEN.items()]),
     "rows.csv": _table([(key, text, f"x/scan-{key}.png") for key, text in PAIRS], ("id", "caption", "image")),
-    "with prediction.csv": _table([(key, "z", t, f"scan-{key}.png") for key, t in PAIRS], ("id", "prediction", "reference", "image")),
+    "both.csv": _table(
+        [(key, "z", text, f"scan-{key}.png") for key, text in PAIRS], ("id", "prediction", "reference", "image")
+    ),
 }  # fmt: skip
 
 
@@ -136,7 +138,7 @@ MORE = {**SAID, "x": "surplus"}
         (LESS, GIVEN, "1 of 3 ids, such as '2', has no prediction", 2),
         (MORE, GIVEN, "1 of 4 ids, such as 'x', has no reference", 3),
         ({**SAID, "2": None}, GIVEN, "1 of 3 ids, such as '2', has null as prediction", 2),
-        ([{**row, "caption": float("nan")} if row["image_id"] < 3 else row for row in RESULTS], GIVEN, "2 of 3 ids, such as", 1),
+        ([{**row, "caption": float("nan")} for row in RESULTS[:2]] + RESULTS[2:], GIVEN, "2 of 3 ids, such as", 1),
         ("id,caption\n1,nan\n2,normal\n30,x\n", GIVEN, "1 of 3 ids, such as '1', has null as prediction", 2),
         ({**SAID, "2": []}, GIVEN, "1 of 3 ids, such as '2', has null as prediction", 2),
         (SAID, {**GIVEN, "2": [None, " "]}, "1 of 3 ids, such as '2', has no text as reference", 2),
