@@ -109,7 +109,7 @@ def _json(text: str, path: Path) -> CaptionFile:
         raise ScoringError(f"{path}: {error}.") from None
     match content:
         case {"predictions": dict(), "references": dict()}:
-            run = captions_from(content)
+            run = captions_from(content, path)
             return CaptionFile(str(path), by_id(str(path), run.predictions).rows, run)
         case {"annotations": list(annotations)}:
             return CaptionFile(str(path), tuple(_coco(annotations, content.get("images"), path)))

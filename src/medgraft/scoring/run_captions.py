@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from medgraft.errors import ScoringError
 from medgraft.metrics import CaptionSet
 from medgraft.metrics.saliency_scores import SaliencyScores
 from medgraft.types import Example
@@ -71,20 +72,29 @@ def write_captions(captions: RunCaptions, folder: Path) -> None:
 
 
 def read_captions(folder: Path) -> RunCaptions | None:
-    """The content of `predictions.json` in `folder`, None if there is no such file."""
+    """The content of `predictions.json` in `folder`, None if there is no such file; ScoringError if it cannot be read."""
+    path = folder / FILE
     try:
-        return captions_from(json.loads((folder / FILE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError) as error:
+        raise ScoringError(f"{path} cannot be read: {error}") from None
+    return captions_from(content, path)
 
 
-def captions_from(content: Mapping[str, Any]) -> RunCaptions:
-    """The captions that the content of `predictions.json` holds."""
-    references = {key: tuple(texts) for key, texts in content["references"].items()}
-    saliency = TypeAdapter(dict[str, SaliencyScores]).validate_python(content.get("saliency", content.get("looks", {})))
-    concepts = {key: tuple(cuis) for key, cuis in content.get("concepts", {}).items()}
-    facts, groups = content.get("facts", {}), content.get("groups", {})
-    return RunCaptions(content["predictions"], references, groups, facts, saliency, concepts)
+def captions_from(content: Any, path: Path) -> RunCaptions:
+    """The captions in `content` of a `predictions.json`; ScoringError naming `path` if it is not in that form."""
+    try:
+        predictions = dict[str, str](content["predictions"])
+        references = {key: tuple(texts) for key, texts in content["references"].items()}
+        saliency = TypeAdapter(dict[str, SaliencyScores]).validate_python(content.get("saliency", content.get("looks", {})))
+        concepts = {key: tuple(cuis) for key, cuis in content.get("concepts", {}).items()}
+        if not predictions or predictions.keys() != references.keys():
+            raise ValueError(f"{len(predictions)} predictions and {len(references)} references")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ScoringError(f"{path} does not hold the captions of a run: {type(error).__name__} {error}") from None
+    return RunCaptions(predictions, references, content.get("groups", {}), content.get("facts", {}), saliency, concepts)
 
 
 def _rounded(value: Any) -> Any:
