@@ -133,7 +133,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
         ("caption x.jpg --adapter E", "is no medgraft adapter"),
         ("caption x.jpg --adapter A", "There is no image x.jpg"),
         ("caption TEXT --adapter A", "cannot be read as an image"),
-        ("score --predictions TEXT --references TEXT", "has no column of ids and captions"),
+        ("score --predictions TEXT --references TEXT", "holds no captions, neither as JSON nor as a table with a header"),
         ("score --predictions nope.json --references TEXT", "There is no file nope.json"),
         ("bench nope.toml", "There is no suite file nope.toml"),
         ("bench SUITE", "unknown key 'strategy'. Did you mean 'strategies'"),

@@ -57,7 +57,7 @@ def read_file(path: Path) -> CaptionFile:
     else:
         found = CaptionFile(str(path), tuple(_table(text, path)))
     if not found.rows:
-        raise ScoringError(f"{path} holds no captions.")
+        raise ScoringError(f"{path} holds no captions, neither as JSON nor as a table with a header.")
     return CaptionFile(found.name, found.rows, found.run, notes)
 
 
