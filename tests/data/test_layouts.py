@@ -218,3 +218,23 @@ def test_max_images_counts_usable_ones(tmp_path, plugins):
     data = load_data(DataConfig(name="roco", path=str(tmp_path), max_images=2), plugins=plugins)
     assert [e.id for e in data.examples] == ["R3", "R4"]
     assert len(data.report.missing) == 2
+
+
+def test_an_export_from_excel_needs_no_option(tmp_path, plugins):
+    for name in ("a.png", "b.png"):
+        _image(tmp_path / "bilder" / name)
+    rows = "image;caption;split\r\nbilder\\a.png;Ödem, links;train\r\nbilder\\b.png;;test\r\n"
+    (tmp_path / "t.csv").write_bytes(rows.encode("cp1252"))
+    data = _read(plugins, "csv", tmp_path / "t.csv")
+    assert [(e.id, e.captions, e.split) for e in data.examples] == [("bilder/a.png", ("Ödem, links",), "train")]
+    assert data.report.uncaptioned == 1
+    assert len(data.report.assumptions) == 3
+
+
+def test_data_root(tmp_path, plugins):
+    _image(tmp_path / "images/a.png")
+    (tmp_path / "t.csv").write_text("image,caption\n/gone/a.png,x\n")
+    config = DataConfig(name="csv", path=str(tmp_path / "t.csv"), root=str(tmp_path / "images"))
+    assert [e.image for e in load_data(config, plugins=plugins).examples] == [tmp_path / "images/a.png"]
+    with pytest.raises(DataError, match=r"data.root is .*nowhere, which is not a folder"):
+        load_data(config.model_copy(update={"root": str(tmp_path / "nowhere")}), plugins=plugins)

@@ -198,10 +198,10 @@ def _problem(names: list[str], cells: list[str], form: TableFormat) -> str | Non
     """What is wrong with the number of cells."""
     if len(cells) < len(names):
         return f"{len(cells)} cells where the header has {len(names)}; write the missing cells, empty if need be"
-    surplus = any(map(str.strip, cells[len(names) :]))
+    surplus = [cell for cell in map(str.strip, cells[len(names) :]) if cell]
     if surplus and not form.open_end:
         return (
-            f"{len(cells)} cells where the header has {len(names)}, the last {shown(cells[-1].strip())}; "
+            f"{len(cells)} cells where the header has {len(names)}, the last {shown(surplus[-1])}; "
             "a cell with the delimiter in it must stand between quotes"
         )
     if cells[: len(names)] == names:

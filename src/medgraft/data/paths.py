@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from medgraft.data.notes import RowError
-from medgraft.data.text import bare_text, kind, shown
+from medgraft.data.text import LONE_SURROGATE, bare_text, kind, shown
 
 
 def image_file(value: Any, folder: Path, root: Path | None) -> tuple[str, Path]:
@@ -40,7 +40,7 @@ def _name(value: Any) -> str:
     name = bare_text(value)
     if not name:
         raise RowError("no image is named")
-    if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
+    if "\0" in name or LONE_SURROGATE.search(name):
         raise RowError(f"the image {shown(value)} has a character that no path can have")
     scheme = re.match(r"(data:|[a-z][a-z0-9+.-]+://)", name, re.IGNORECASE)
     if scheme and scheme[1] != "file://":

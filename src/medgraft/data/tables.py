@@ -70,9 +70,10 @@ class Table(Dataset):
         columns = self._columns(path, names, rows)
         folder = path.parent / Path(self.images).expanduser()
         without_group = 0
+        notes = self.notes
         for row in rows:
-            with self.notes.row(path, row.place):
-                name, image = image_file(_cell(row, columns.image), folder, self.notes.root)
+            with notes.row(path, row.place):
+                name, image = image_file(_cell(row, columns.image), folder, notes.root)
                 captions = read_captions(_cell(row, columns.caption))
                 key = label(_cell(row, self.id), "id") if self.id else name
                 if key is None:
@@ -83,7 +84,7 @@ class Table(Dataset):
                 images.add(example, path, row.place, hashed=split is None)
                 without_group += bool(self.group) and group is None
         if without_group:
-            self.notes.assumed(f"{path.name}: {without_group} rows have no {self.group!r}; each image counts as a group.")
+            notes.assumed(f"{path.name}: {without_group} rows have no {self.group!r}; each image counts as a group.")
 
     def _columns(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> Columns:
         image = self._column(path, names, "image", _IMAGE_NAMES)

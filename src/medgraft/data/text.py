@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from medgraft.data.notes import ReadingNotes, RowError
 from medgraft.errors import DataError
 
 _NO_TEXT = frozenset({"", "nan", "NaN", "NAN", "NULL", "null", "None", "<NA>", "#N/A"})  # as pandas, R and databases write it
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")  # half of a letter, which no file or digest can hold
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
@@ -37,7 +39,7 @@ def read_captions(value: Any) -> tuple[str, ...]:
     if not isinstance(value, str):
         raise RowError(f"the caption is {kind(value)}; it must be a text or a list of texts")
     caption = clean_caption(bare_text(value))
-    if any("\ud800" <= letter <= "\udfff" for letter in caption):
+    if LONE_SURROGATE.search(caption):
         raise RowError(f"the caption {shown(value)} has half of a letter (a lone surrogate), which cannot be written")
     return (caption,) if caption else ()
 
