@@ -140,9 +140,10 @@ def _parsed(lines: list[str], skipped: int, delimiter: str, form: TableFormat) -
 def _rows(lines: list[str], skipped: int, delimiter: str, form: TableFormat, *, spaced: bool) -> _Table:
     table = _Table()
     limit = csv.field_size_limit(sum(map(len, lines)))  # csv keeps it for all; it is set back below
+    quoted = delimiter != "\t" or form.tabs_quote
     try:
         number = skipped
-        for line, end, cells in _records(lines, skipped, delimiter, quoted=delimiter != "\t" or form.tabs_quote, spaced=spaced):
+        for line, end, cells in _records(lines, skipped, delimiter, quoted=quoted, spaced=spaced):
             number += 1
             place = f"row {number}" if number == line + 1 else f"row {number} (line {line + 1})"
             if isinstance(cells, str):
@@ -154,7 +155,9 @@ def _rows(lines: list[str], skipped: int, delimiter: str, form: TableFormat, *, 
                 while table.names and not table.names[-1]:
                     table.names.pop()
             elif any(map(bare_text, cells)):
-                problem = _problem(table.names, cells, form) or _row_inside(lines[line + 1 : end], cells, delimiter)
+                problem = _problem(table.names, cells, form, quoted=quoted) or _row_inside(
+                    lines[line + 1 : end], cells, delimiter
+                )
                 if problem:
                     table.problems.append((place, problem))
                 else:
@@ -194,10 +197,13 @@ def _records(
             start = first + 1
 
 
-def _problem(names: list[str], cells: list[str], form: TableFormat) -> str | None:
+def _problem(names: list[str], cells: list[str], form: TableFormat, *, quoted: bool) -> str | None:
     """What is wrong with the number of cells."""
     if len(cells) < len(names):
-        return f"{len(cells)} cells where the header has {len(names)}; write the missing cells, empty if need be"
+        advice = "write the missing cells, empty if need be"
+        if not quoted and any('"' in (cell.strip()[:1], cell.strip()[-1:]) for cell in cells):
+            advice = "if quotes enclose cells of several lines, read the table as csv with data.delimiter=tab"
+        return f"{len(cells)} cells where the header has {len(names)}; {advice}"
     surplus = [cell for cell in map(str.strip, cells[len(names) :]) if cell]
     if surplus and not form.open_end:
         return (

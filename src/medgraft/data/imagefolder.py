@@ -15,12 +15,11 @@ from medgraft.data.delimited import Row
 from medgraft.data.examples import ExampleList
 from medgraft.data.json_lists import JsonlTable
 from medgraft.data.notes import RowError
+from medgraft.data.paths import IMAGE_SUFFIXES
 from medgraft.data.splits import split_in_name
 from medgraft.data.tables import CsvTable, Table
 from medgraft.errors import DataError
 from medgraft.types import SPLITS, Example, Split
-
-_IMAGES = {".bmp", ".dcm", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 class ImageFolder(Dataset):
@@ -60,12 +59,13 @@ class ImageFolder(Dataset):
 
     def _reader(self, table: Path) -> Table:
         kinds: dict[str, type[Table]] = {".csv": CsvTable, ".jsonl": JsonlTable, ".parquet": _ParquetTable}
-        reader = kinds[table.suffix](image="file_name", caption=self.caption)
+        asked = self.model_fields_set & {"caption"}  # else the column may have another usual name
+        reader = kinds[table.suffix].model_construct(_fields_set=asked, image="file_name", caption=self.caption)
         reader.use_notes(self.notes)
         return reader
 
     def _note_unnamed(self, path: Path, named: set[str]) -> None:
-        there = {os.path.normpath(str(file)) for file in path.rglob("[!.]*") if file.suffix.lower() in _IMAGES}
+        there = {os.path.normpath(str(file)) for file in path.rglob("[!.]*") if file.suffix.lower() in IMAGE_SUFFIXES}
         if unnamed := there - named:
             shown = Path(min(unnamed)).relative_to(path)
             self.notes.assumed(f"{len(unnamed)} images in {path.name} are left out, as no row names them, such as {shown}.")

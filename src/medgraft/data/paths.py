@@ -11,6 +11,8 @@ from urllib.request import url2pathname
 from medgraft.data.notes import RowError
 from medgraft.data.text import LONE_SURROGATE, bare_text, kind, shown
 
+IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
 
 def image_file(value: Any, folder: Path, root: Path | None) -> tuple[str, Path]:
     """The path that `value` writes, with `/` for the backslashes of Windows, and the file. RowError if it is no path.

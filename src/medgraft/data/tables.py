@@ -14,7 +14,7 @@ from medgraft.data.base import Dataset
 from medgraft.data.delimited import Row, TableFormat, read_delimited, require_unique
 from medgraft.data.examples import ExampleList
 from medgraft.data.notes import RowError
-from medgraft.data.paths import image_file
+from medgraft.data.paths import IMAGE_SUFFIXES, image_file
 from medgraft.data.splits import hashed_split, split_named
 from medgraft.data.text import kind, label, read_captions, shown
 from medgraft.errors import DataError, suggestion
@@ -87,6 +87,8 @@ class Table(Dataset):
             notes.assumed(f"{path.name}: {without_group} rows have no {self.group!r}; each image counts as a group.")
 
     def _columns(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> Columns:
+        if not names:
+            raise DataError(f"{path} has no rows that can be read.")
         image = self._column(path, names, "image", _IMAGE_NAMES)
         caption = self._column(path, names, "caption", _CAPTION_NAMES)
         for column in filter(None, (self.id, self.group, self.split)):
@@ -157,7 +159,7 @@ def _cell(row: Row, column: str) -> Any:
 def _named_split(row: Row, column: str | None) -> Split | None:
     if column is None:
         return None
-    value = _cell(row, column)
+    value = row.cells.get(column)
     split = split_named(value)
     if split is None:
         raise RowError(f"{shown(value) if isinstance(value, str) else kind(value)} is not a split; use {', '.join(SPLITS)}")
@@ -165,6 +167,8 @@ def _named_split(row: Row, column: str | None) -> Split | None:
 
 
 def _no_column(path: Path, column: str, names: Sequence[str]) -> str:
+    if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+        return f"{path} has no {column!r}, as its first row is {', '.join(names)!r}. The first row must name the columns."
     shown_names = ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:20])
     return (
         f"{path} has no {column!r}.{suggestion(column, names)} Columns: {shown_names or 'none'}. "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import codecs
+import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,12 @@ def bare_text(text: str) -> str:
 
 
 def read_captions(value: Any) -> tuple[str, ...]:
-    """The captions in a cell or JSON value: a text, a list of texts, or none. RowError for any other value."""
+    """The captions in a cell or JSON value: a text, a list of texts, or none. RowError for any other value.
+
+    A text may be such a list as Python or JSON writes it, as pandas does in CSV.
+    """
+    if isinstance(value, str) and re.fullmatch(r"\s*(\[.*\]|\{.*\})\s*", value, re.DOTALL):
+        value = _written_value(value.strip())
     if value is None:
         return ()
     if isinstance(value, list):
@@ -42,6 +50,17 @@ def read_captions(value: Any) -> tuple[str, ...]:
     if LONE_SURROGATE.search(caption):
         raise RowError(f"the caption {shown(value)} has half of a letter (a lone surrogate), which cannot be written")
     return (caption,) if caption else ()
+
+
+def _written_value(text: str) -> Any:
+    """The list or object that `text` writes; `text` itself if it writes none."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of backslashes that Python does not know
+                return parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
 
 
 def label(value: Any, what: str) -> str | None:
@@ -78,12 +97,15 @@ def shown(value: Any) -> str:
 
 def read_text(path: Path, notes: ReadingNotes, encoding: str | None = None) -> str:
     """A text file in UTF-8 or, with a byte order mark, UTF-16; else in cp1252, which is noted. DataError if it is none."""
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
     encoding = encoding or next((name for mark, name in _MARKS if content.startswith(mark)), None)
     if encoding is None and b"\0" in content:
         raise DataError(f"{path} is no text, since it has zero bytes. Save a workbook as CSV, and any text as UTF-8.")
     try:
-        return content.decode(encoding or "utf-8")
+        return content.decode(encoding or "utf-8").lstrip("\ufeff")
     except LookupError:
         raise DataError(f"{path}: there is no encoding {encoding!r}. Use a name such as utf-8, cp1252 or gb18030.") from None
     except UnicodeDecodeError as error:
