@@ -12,14 +12,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medgraft.data.delimited import Row
+from medgraft.data.notes import RowError
+from medgraft.data.text import bare_text, kind, read_captions
 from medgraft.errors import ScoringError
-from medgraft.scoring.files import CAPTIONS, IDS, CaptionFile, by_id, read_file
+from medgraft.scoring.files import IDS, PREDICTIONS, REFERENCES, CaptionFile, by_id, read_file
 from medgraft.scoring.run_captions import RunCaptions
-
-_PREDICTIONS = (
-    "prediction", "predictions", "predicted", "predicted_caption", "generated", "generated_caption", "hypothesis", *CAPTIONS,
-)  # fmt: skip
-_REFERENCES = ("reference", "references", "reference_caption", "ground_truth", "gt", "target", *CAPTIONS)
 
 Source = str | Path | Mapping[Any, Any]  # a file, or {id: caption or captions}
 Captions = dict[str, list[str | None]]  # by id; None for null and NaN
@@ -44,7 +42,7 @@ def pair(predictions: Source, references: Source | None, *, allow_missing: bool)
     if several := [key for key, texts in predicted.items() if len(texts) > 1]:
         raise ScoringError(f"{first.name}: {_count(several, predicted)} several predictions. Keep one for each id.")
     single = {key: texts[0] for key, texts in predicted.items() if texts and texts[0] is not None}
-    known = {key: kept for key, texts in given.items() if (kept := tuple(text for text in texts if text and text.strip()))}
+    known = {key: kept for key, texts in given.items() if (kept := tuple(text for text in texts if text))}
     common = [key for key in known if key in single]
     problems = [
         f"{name}: {_count(lacking, ids)} {what}"
@@ -63,7 +61,7 @@ def pair(predictions: Source, references: Source | None, *, allow_missing: bool)
     notes += [f"Left out: {problem}." for problem in problems]
     if blank := sum(len(texts) for texts in given.values()) - sum(len(texts) for texts in known.values()):
         notes.append(f"{second.name}: {blank} references are empty and were left out.")
-    if silent := [key for key in common if not single[key].strip()]:
+    if silent := [key for key in common if not single[key]]:
         notes.append(f"{first.name}: {_count(silent, common)} an empty prediction, which is scored as such.")
     captions = RunCaptions({key: single[key] for key in common}, {key: known[key] for key in common}, {}, {})
     return _with_run(captions, second.run or first.run), tuple(notes)
@@ -89,7 +87,7 @@ def _with_run(captions: RunCaptions, run: RunCaptions | None) -> RunCaptions:
 def _matched(first: CaptionFile, second: CaptionFile) -> tuple[Captions, Captions, list[str]]:
     """Predictions and references by the id columns that have ids in common, else by file names."""
     notes = [*first.notes, *second.notes]
-    ours, theirs = _by_id_column(first, _PREDICTIONS, notes), _by_id_column(second, _REFERENCES, notes)
+    ours, theirs = _by_id_column(first, PREDICTIONS, notes), _by_id_column(second, REFERENCES, notes)
     usual = next(iter(ours)), next(iter(theirs))
     keys: tuple[Callable[[str], str], ...] = (str, _file_name)
     for key, (a, b) in itertools.product(keys, itertools.product(ours, theirs)):
@@ -119,7 +117,7 @@ def _file_name(name: str) -> str:
 
 def _by_id_column(file: CaptionFile, captions: Sequence[str], notes: list[str]) -> dict[str, Captions]:
     """For each id column with an id in every row, in the order of IDS: the captions by id."""
-    columns = list(dict.fromkeys(name for _, row in file.rows for name in row))
+    columns = list(dict.fromkeys(name for row in file.rows for name in row.cells))
     found = [name for name in captions if name in columns]
     ids = [name for name in IDS if name in columns]
     if not found or not ids:
@@ -130,16 +128,16 @@ def _by_id_column(file: CaptionFile, captions: Sequence[str], notes: list[str]) 
         )
     if len(found) > 1:
         notes.append(f"{file.name}: column {found[0]!r} was taken, not {', '.join(map(repr, found[1:]))}.")
-    texts = [_texts(row.get(found[0]), f"{file.name}, {place}") for place, row in file.rows]
+    texts = [_captions(row, found[0], file.name) for row in file.rows]
     complete: dict[str, Captions] = {}
     for name in ids:
-        keys = [_id(row.get(name)) for _, row in file.rows]
+        keys = [_id(row.cells.get(name)) for row in file.rows]
         if None not in keys:
             by_key = complete.setdefault(name, {})
             for key, several in zip(keys, texts, strict=True):
                 by_key.setdefault(str(key), []).extend(several)
     if not complete:
-        lacking = [place for place, row in file.rows if _id(row.get(ids[0])) is None]
+        lacking = [row.place for row in file.rows if _id(row.cells.get(ids[0])) is None]
         raise ScoringError(f"{file.name}: {len(lacking)} of {len(file.rows)} rows have no {ids[0]}, such as {lacking[0]}.")
     return complete
 
@@ -154,20 +152,29 @@ def _id(value: Any) -> str | None:
     return re.sub(r"^(\d+)\.0$", r"\1", text) or None
 
 
-def _texts(value: Any, place: str) -> list[str | None]:
-    """The captions in a cell: a text, a list of them, or objects with `caption` as in pycocoevalcap."""
+def _captions(row: Row, column: str, file: str) -> list[str | None]:
+    try:
+        return _texts(row.cells.get(column))
+    except RowError as error:
+        raise ScoringError(f"{file}, {row.place}: {error}.") from None
+
+
+def _texts(value: Any) -> list[str | None]:
+    """The captions in a cell: a text, a list of them, or objects with `caption` as in pycocoevalcap; None where it is null."""
     match value:
         case None:
             return [None]
         case float() if math.isnan(value):
             return [None]
+        case str() if not value.strip():
+            return [""]
         case str():
-            return [None if value.strip().lower() == "nan" else value]
+            return list(read_captions(value)) if bare_text(value) else [None]
         case list() | tuple():
-            return [text for item in value for text in _texts(item, place)]
+            return [text for item in value for text in _texts(item)]
         case {"caption": caption}:
-            return _texts(caption, place)
-    raise ScoringError(f"{place} has {str(value)[:40]!r} as caption, which is {type(value).__name__} and no text.")
+            return _texts(caption)
+    raise RowError(f"the caption is {kind(value)}; it must be a text or a list of texts")
 
 
 def _count(some: Sequence[str], of: Collection[str]) -> str:
