@@ -73,8 +73,9 @@ def test_score(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps({"1": "a nodule in the left lung", "2": "normal"}))
     (tmp_path / "r.json").write_text(json.dumps({"1": ["a nodule in the left lung"], "2": ["no lesion", "normal"]}))
     done = _medgraft("score", "--predictions", tmp_path / "p.json", "--references", tmp_path / "r.json")
-    assert re.findall(r"^(\w+) +[\d.]+$", done.stdout, re.M) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
-    assert "rouge_l  1.000000" in done.stdout
+    names = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
+    assert re.findall(r"^(\w+) +[\d.]+  \[", done.stdout, re.M) == names
+    assert "rouge_l 1.0000" in done.stdout
 
 
 def test_phantoms(tmp_path):
@@ -132,7 +133,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
         ("caption x.jpg --adapter E", "is no medgraft adapter"),
         ("caption x.jpg --adapter A", "There is no image x.jpg"),
         ("caption TEXT --adapter A", "cannot be read as an image"),
-        ("score --predictions TEXT --references TEXT", "is not JSON"),
+        ("score --predictions TEXT --references TEXT", "holds no captions, neither as JSON nor as a table with a header"),
         ("score --predictions nope.json --references TEXT", "There is no file nope.json"),
         ("bench nope.toml", "There is no suite file nope.toml"),
         ("bench SUITE", "unknown key 'strategy'. Did you mean 'strategies'"),

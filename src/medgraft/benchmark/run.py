@@ -15,7 +15,6 @@ import torch
 from medgraft import hardware
 from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, save_weights
 from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
-from medgraft.benchmark.captions import write_captions
 from medgraft.benchmark.evaluation import Evaluation, score_captions
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, run_id, write_record
 from medgraft.clock import Clock
@@ -26,6 +25,7 @@ from medgraft.inference import Captioner, captioner_for
 from medgraft.plugin import PluginManager
 from medgraft.prepare import Prepared, prepare
 from medgraft.saliency import write_maps
+from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.training import Checkpoints, TrainResult, build_features, fit

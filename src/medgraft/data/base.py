@@ -32,6 +32,10 @@ class Dataset(StrictModel, ABC):
         """The notes of this reading."""
         return self._notes
 
+    def use_notes(self, notes: ReadingNotes) -> None:
+        """Note in `notes`, those of a reader that reads through this one."""
+        self._notes = notes
+
     @abstractmethod
     def read(self, path: Path | None) -> Iterable[Example]:
         """Every example; DataError if `path` is not in this format. Captions may be empty."""
@@ -47,6 +51,7 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
         raise PluginError(f"Data set {config.name!r} is {reader_class!r}, not a subclass of medgraft.plugin_api.Dataset.")
     reader = validated(reader_class, config.options, f"Data {config.name}")
     reader.notes.skip_bad_rows = config.skip_bad_rows
+    reader.notes.root = _root(config)
     path = Path(config.path).expanduser() if config.path else None
     if path is not None and not path.exists():
         raise DataError(f"There is no {path}, which data {config.name!r} should read. Check the path.")
@@ -85,6 +90,13 @@ def data_fingerprint(examples: Iterable[Example]) -> str:
         whole.update("\0".join((example.id, example.split, *example.captions)).encode())
         whole.update(bytes.fromhex(digests[example.image]))
     return whole.hexdigest()
+
+
+def _root(config: DataConfig) -> Path | None:
+    root = Path(config.root).expanduser() if config.root else None
+    if root is not None and not root.is_dir():
+        raise DataError(f"data.root is {root}, which is not a folder. Name the folder that image paths lie under.")
+    return root
 
 
 def _check_ids(examples: list[Example], config: DataConfig) -> None:
