@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+if TYPE_CHECKING:
+    from medgraft.augmentation_config import AugmentationConfig
 
 Split = Literal["train", "validation", "test"]
 Part = Literal["vision", "bridge", "text"]
@@ -18,18 +21,32 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """An augmented version of an image: `settings` say how much may change, `seed` decides what does.
+
+    A `fixed` view recurs in later epochs.
+    """
+
+    settings: AugmentationConfig = field(hash=False)
+    seed: tuple[int, ...]
+    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ImagePart:
     """An image that is not simply a whole file: one of several in `path`, or a file with settings of how to read it.
 
     `member` says which image of a parquet or arrow file or of a tar archive; its form belongs to the reader of that format.
     `frame` chooses a frame of a multi-frame file or a slice of a volume, `window` how levels are mapped to 8 bits; None: the
-    file's own or the default. An image of a plain file without settings is its `Path` instead.
+    file's own or the default. `view` is an augmented version, None the image itself. An image of a plain file without settings
+    is its `Path` instead.
     """
 
     path: Path
     member: str | None = None
     frame: int | None = None
     window: str | None = None
+    view: View | None = None
 
     def __str__(self) -> str:
         settings = {"frame": self.frame, "window": self.window}

@@ -165,6 +165,9 @@ def run_id(
     values["data"] = {name: value for name, value in data.items() if name not in added or value != added[name]}
     values["train"]["group_by_length"] = False  # a setting of earlier versions; keeps their ids valid
     values["train"]["dataloader_num_workers"] = 0  # the value in the ids of earlier records
+    values["augmentation"] = {**config.augmentation.changes(), "views": config.features.views}
+    if not config.augmentation.on:  # as in the ids of earlier records
+        values.pop("augmentation")
     for name in ("features", "acceleration"):  # these change only speed and rounding
         values.pop(name)
     values["saliency"].pop("maps")  # only for display

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from medgraft.backbones import Backbone
+from medgraft.data.augmentation import Views, recurs
 from medgraft.data.images import open_image
 from medgraft.data.levels import PixelLevels
 from medgraft.types import Example, ImageSource
@@ -20,21 +21,33 @@ if TYPE_CHECKING:
 
 
 class CaptionPairs(TorchDataset[tuple[Example, str]]):
-    """Every (image, caption) pair: an image with several captions occurs once for each."""
+    """Every (image, caption) pair: an image with several captions occurs once for each. With `views` images are augmented."""
 
-    def __init__(self, examples: Sequence[Example]):
+    def __init__(self, examples: Sequence[Example], views: Views | None = None):
         self.pairs = [(example, caption) for example in examples for caption in example.captions if caption]
+        self._views = views
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        if views is not None:
+            self._epoch.share_memory_()  # type: ignore[no-untyped-call] # workers outlive an epoch
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Example, str]:
-        return self.pairs[index]
+        example, caption = self.pairs[index]
+        if self._views is None:
+            return example, caption
+        return replace(example, image=self._views.view(example.image, int(self._epoch), index)), caption
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the epoch, counted from 0, which decides the views."""
+        self._epoch.fill_(epoch)
 
 
 class PixelCache:
     """Images as model input, decoded and resized once and kept while they fit `limit_bytes`; the rest is made anew.
 
+    Augmented images are kept if their views are fixed.
     With `levels` a batch holds uint8 levels, [B, H, W, 3], instead of pixel values (see data/levels.py).
     """
 
@@ -75,7 +88,7 @@ class PixelCache:
         return shared if shared is not None else self._kept.get(path)
 
     def _keep(self, path: ImageSource, pixels: torch.Tensor) -> None:
-        if self._shared.put(path, pixels) or pixels.nbytes > self._free_bytes:
+        if not recurs(path) or self._shared.put(path, pixels) or pixels.nbytes > self._free_bytes:
             return
         self._kept[path] = pixels.clone()
         self._free_bytes -= pixels.nbytes

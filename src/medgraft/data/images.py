@@ -15,9 +15,10 @@ import PIL
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from medgraft.data.augmentation import augmented, without_view
 from medgraft.errors import DataError
 from medgraft.file_index import FileIndex, FileState, file_state
-from medgraft.types import ImageSource
+from medgraft.types import ImagePart, ImageSource
 
 _UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 _QUIET_BELOW = 2000
@@ -38,6 +39,8 @@ class ImageFile:
 
 def open_image(path: ImageSource) -> Image.Image:
     """The image at `path` as RGB; 16-bit greyscale is scaled from its own minimum and maximum. DataError if unreadable."""
+    if isinstance(path, ImagePart) and path.view is not None:
+        return augmented(open_image(without_view(path)), path.view)
     try:
         with Image.open(_file(path)) as file:
             image: Image.Image = file

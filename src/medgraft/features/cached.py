@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from medgraft.backbones import Backbone
+from medgraft.data.augmentation import recurs, view_digest, without_view
 from medgraft.data.image_reader import ImageReader
 from medgraft.data.images import image_digests, open_image
 from medgraft.features.reusable_prefix import ReusablePrefix, find_reusable_prefix, prefix_key, stored_dtype
@@ -41,9 +42,10 @@ class CachedFeatures:
         return device
 
     def image_digests(self, paths: Sequence[ImageSource]) -> dict[ImageSource, str]:
-        """The digests of image files; each is looked up once."""
-        self._digests |= image_digests([path for path in paths if path not in self._digests])
-        return {path: self._digests[path] for path in paths}
+        """The digests of images, which are those of their files unless they are augmented; each file is looked up once."""
+        files = {path: without_view(path) for path in paths}
+        self._digests |= image_digests([file for file in files.values() if file not in self._digests])
+        return {path: view_digest(self._digests[file], path) for path, file in files.items()}
 
     def digest(self, path: ImageSource) -> str:
         """The digest of an image file."""
@@ -51,7 +53,7 @@ class CachedFeatures:
 
     def stored(self, path: ImageSource) -> torch.Tensor | None:
         """The stored feature [S, C] of an image, or None."""
-        return self.store.get(self.image_digests([path])[path])
+        return self.store.get(self.digest(path)) if recurs(path) else None
 
     def build(self, paths: Sequence[ImageSource], *, batch_size: int) -> None:
         """Compute and store the features that the store lacks, until it is full."""

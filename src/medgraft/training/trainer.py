@@ -117,7 +117,11 @@ def _trainer(
         trainer.add_callback(RankAllocation(applied.model))
     trainer.counts_flops = not applied.quantized
     trainer.identity = config.model_dump_json(
-        exclude={"train": {"report_to", "dataloader_num_workers"}, "features": True, "acceleration": True}
+        exclude={
+            "train": {"report_to", "dataloader_num_workers"},
+            "features": {"enabled", "max_gb", "device_gb"},
+            "acceleration": True,
+        }
     )
     return trainer
 
