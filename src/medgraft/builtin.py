@@ -64,6 +64,8 @@ def medgraft_datasets() -> Iterator[DatasetSpec]:
         ("jsonl", "one JSON object a line", "medgraft.data.json_lists:JsonlTable"),
         ("coco", "COCO captions JSON", "medgraft.data.coco:CocoCaptions"),
         ("imagefolder", "Hugging Face imagefolder (metadata.csv, .jsonl, .parquet)", "medgraft.data.imagefolder:ImageFolder"),
+        ("hf", "Hugging Face data set: hub id, save_to_disk folder, parquet, arrow", "medgraft.data.hub:HubDataset"),
+        ("webdataset", "tar archives of images with captions", "medgraft.data.webdataset:WebDataset"),
     ):
         yield DatasetSpec(name, summary, target)
 

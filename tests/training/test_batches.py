@@ -84,7 +84,7 @@ def test_features_that_are_too_large_stay_in_the_store(parts, phantoms_folder, b
     monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path))
     backbone, _, pairs = parts
     config = run_config(backbone=f"blip:{blip_folder}", strategy="encoder-frozen", data=f"roco:{phantoms_folder}")
-    examples = [example for example, _ in pairs.pairs]
+    examples = pairs.examples
     cached, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
     build_features(cached, config, examples[:5])
     paths, where = [example.image for example in examples], torch.device("cpu")
@@ -163,7 +163,7 @@ def test_workers_are_for_accelerators_and_as_many_as_their_batches_fit(parts, mo
     assert worker_count(torch.device("cuda"), 100_000) == 0
     backbone, _, pairs = parts
     config = run_config(backbone=f"blip:{blip_folder}", strategy="full", data=f"roco:{phantoms_folder}")
-    assert prepare_batches(backbone, config, [e for e, _ in pairs.pairs], "", None, None).workers == 0
+    assert prepare_batches(backbone, config, pairs.examples, "", None, None).workers == 0
 
 
 def test_a_collator_goes_to_a_worker_without_the_model(parts):

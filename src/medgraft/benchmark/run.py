@@ -133,8 +133,8 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
     cached = model.features
     with run.clock.phase("features"):
         if cached is not None and trains:
-            again = data.split("validation") if config.train.eval_during_training else ()
-            build_features(cached, config, (*data.split("train"), *again))
+            splits = SPLITS[:2] if config.train.eval_during_training else SPLITS[:1]
+            build_features(cached, config, data.split(*splits))
     built = f"; {cached.found} found, {cached.built} built" if cached and trains else ""
     _logger.info("features: %s%s", model.prefix, built)
     if cached is not None and cached.store.problem:
@@ -185,13 +185,13 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "settings": config.train.model_dump(mode="json"),
         "hardware": str(hardware.describe()),
     }
-    examples = (*data.split("train"), *data.split("validation"))
+    fingerprint = data_fingerprint(data.split("train", "validation"))
     return Manifest(
         backbone=config.backbone,
         base_fingerprint=model.base_fingerprint,
         strategy=config.strategy,
         strategy_settings=run.strategy,
-        data={"name": config.data.name, "options": config.data.options, "fingerprint": data_fingerprint(examples)},
+        data={"name": config.data.name, "options": config.data.options, "fingerprint": fingerprint},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
         bf16=model.dtype == torch.bfloat16,

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medgraft.data.notes import ReadingNotes
-from medgraft.types import SPLITS, Example, Split
+from medgraft.data.splits import note_hashed
+from medgraft.types import Example, Split
 
 
 @dataclass
@@ -57,11 +58,7 @@ class ExampleList:
 
     def examples(self, path: Path) -> Iterator[Example]:
         """The examples; how many were split by hash is noted for the data at `path`."""
-        if self._hashed.total():
-            counts = ", ".join(f"{self._hashed[split]} {split}" for split in SPLITS)
-            self.notes.assumed(
-                f"{path.name} names no splits, so its images were split 80/10/10 by a hash of their group or name: {counts}."
-            )
+        note_hashed(self.notes, path, self._hashed)
         yield from self._examples
 
     def _merge(self, index: int, example: Example, file: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 
-from medgraft.data.notes import RowError
-from medgraft.types import Split
+from medgraft.data.notes import ReadingNotes, RowError
+from medgraft.errors import DataError
+from medgraft.types import SPLITS, Split
 
 _NAMES: dict[str, Split] = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
@@ -28,7 +31,24 @@ def split_in_name(name: str) -> Split | None:
     return next(iter(found), None)
 
 
+def split_in_path(path: PurePath, file: Path) -> Split | None:
+    """The split that the last part of `path` says, else the folder above it, and so on; DataError for `file` if two."""
+    try:
+        return next((split for part in reversed(path.parts) if (split := split_in_name(part))), None)
+    except RowError as error:
+        raise DataError(f"{file}: {error}.") from None
+
+
 def hashed_split(key: str) -> Split:
     """80/10/10 by a hash of `key`, so that adding rows does not move old ones."""
     tenth = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10
     return "test" if tenth == 9 else "validation" if tenth == 8 else "train"
+
+
+def note_hashed(notes: ReadingNotes, path: Path, counts: Mapping[Split, int]) -> None:
+    """Note how many images of the data at `path` a hash put into each split, if it did."""
+    if any(counts.values()):
+        listed = ", ".join(f"{counts.get(split, 0)} {split}" for split in SPLITS)
+        notes.assumed(
+            f"{path.name} names no splits, so its images were split 80/10/10 by a hash of their group or name: {listed}."
+        )

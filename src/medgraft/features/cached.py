@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -15,6 +16,8 @@ from medgraft.features.reusable_prefix import ReusablePrefix, find_reusable_pref
 from medgraft.features.store import FeatureStore
 from medgraft.progress import progress_bar
 from medgraft.types import ImageSource, Seam
+
+_REMEMBERED = 10_000  # digests kept; of more images they come from the file index, a query a batch
 
 
 @dataclass
@@ -42,10 +45,15 @@ class CachedFeatures:
         return device
 
     def image_digests(self, paths: Sequence[ImageSource]) -> dict[ImageSource, str]:
-        """The digests of images, which are those of their files unless they are augmented; each file is looked up once."""
+        """The digests of images, which are those of their files unless they are augmented; the last ones are remembered."""
         files = {path: without_view(path) for path in paths}
-        self._digests |= image_digests([file for file in files.values() if file not in self._digests])
-        return {path: view_digest(self._digests[file], path) for path, file in files.items()}
+        found = {file: self._digests[file] for file in files.values() if file in self._digests}
+        new = image_digests([file for file in files.values() if file not in found])
+        if len(self._digests) + len(new) > _REMEMBERED:
+            self._digests.clear()
+        self._digests |= islice(new.items(), _REMEMBERED)
+        found |= new
+        return {path: view_digest(found[file], path) for path, file in files.items()}
 
     def digest(self, path: ImageSource) -> str:
         """The digest of an image file."""
@@ -57,9 +65,15 @@ class CachedFeatures:
 
     def build(self, paths: Sequence[ImageSource], *, batch_size: int) -> None:
         """Compute and store the features that the store lacks, until it is full."""
-        unique = {digest: path for path, digest in self.image_digests(paths).items()}
-        lacking = [path for digest, path in unique.items() if digest not in self.store]
-        self.found += len(unique) - len(lacking)
+        seen: set[str] = set()
+        lacking: list[ImageSource] = []
+        for start in range(0, len(paths), _REMEMBERED):
+            for path, digest in self.image_digests(paths[start : start + _REMEMBERED]).items():
+                if digest not in seen and digest not in self.store:
+                    lacking.append(path)
+                seen.add(digest)
+        self.found += len(seen) - len(lacking)
+        del seen
         with progress_bar(total=len(lacking), desc="features", unit="image") as bar:
             reader = ImageReader(self.backbone, self._device)
             for batch, read in reader.ahead([lacking[i : i + batch_size] for i in range(0, len(lacking), batch_size)]):

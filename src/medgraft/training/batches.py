@@ -65,7 +65,7 @@ def prepare_batches(
     workers = _workers(config, collator, pairs, device)
     if workers:
         paths = recurring_images(config, train)
-        pixels.share([path for path in paths if cached is None or cached.digest(path) not in cached.store])
+        pixels.share(path for path in paths if cached is None or cached.digest(path) not in cached.store)
     return Batches(pairs, collator, workers, resident, levels.table if levels else None)
 
 
@@ -74,7 +74,7 @@ def _workers(config: RunConfig, collator: Collator, pairs: CaptionPairs, device:
     if wanted != "auto":
         return wanted
     # the first image too: if augmented anew in every epoch it is in no memory
-    images = chain([pairs[0][0].image], recurring_images(config, (example for example, _ in pairs.pairs)))
+    images = chain([pairs[0][0].image], recurring_images(config, pairs.examples))
     if device.type == "cpu" or all(image in collator.resident for image in images):
         return 0
     size = batch_bytes(collator([pairs[0]]), config.train.per_device_train_batch_size)

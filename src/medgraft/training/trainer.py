@@ -98,7 +98,7 @@ def _trainer(
     train, validation = data.split("train"), data.split("validation")
     prompt = prompt_for(backbone, config.train.prompt)
     with clock.phase("features"):
-        resident = resident_features(config, (*train, *validation), cached)
+        resident = resident_features(config, data.split("train", "validation"), cached)
     batches = prepare_batches(backbone, config, train, prompt, cached, resident)
     try:
         arguments = training_arguments(config, applied, checkpoints, batches.workers, validate=bool(validation))
