@@ -263,6 +263,10 @@ def parse_overrides(overrides: Iterable[str], sections: tuple[str, ...] = RUN_SE
     for text in overrides:
         key, equals, value = text.partition("=")
         section, dot, name = key.strip().partition(".")
+        if equals and not dot and section in RunSettings.model_fields and section not in SECTIONS:
+            raise ConfigError(
+                f"--set {text!r}: {section} is in no section. Set it at the top of a suite's file, or in a RunConfig."
+            )
         if not equals or not dot or not name:
             raise ConfigError(f"--set {text!r} is not of the form SECTION.KEY=VALUE, such as strategy.r=8.")
         if section not in sections:

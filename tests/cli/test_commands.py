@@ -17,6 +17,16 @@ def _medgraft(*words, cwd=None):
     )
 
 
+@pytest.mark.slow
+def test_libraries_show_no_progress_bars_of_their_own(tmp_path):
+    assert _medgraft("tiny-models", tmp_path, "vit-gpt2").stderr == ""
+    code = "from medgraft.cli.main import main; main(['check-plugin', 'nope']); from transformers.utils import logging"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(logging.is_progress_bar_enabled())"], capture_output=True, text=True
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
 @pytest.fixture(scope="module")
 def adapter(blip_folder, phantoms_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("cli") / "adapter"
@@ -126,6 +136,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
         ("train --backbone blip:./nope --strategy lora --data roco:E --out O --set strategy.q=1", "'q' is not one of its"),
         ("train --backbone blip:B --strategy lora --data roco:D --out O --set train.epoch=1", "unknown key 'train.epoch'"),
         ("train --backbone blip:B --strategy lora --data roco:D --out O --set r=1", "is not of the form SECTION.KEY=VALUE"),
+        ("train --backbone blip:B --strategy lora --data roco:D --out O --set metrics=[]", "metrics is in no section"),
         ("train --backbone blip:B --strategy lora --data roco:D --out O --batch-size 0", "per_device_train_batch_size"),
         ("train --backbone blip:some/model --strategy lora --data roco:D --out O", "is neither a folder nor a model that the"),
         ("evaluate --adapter A --backbone blip:OTHER --data roco:D", "was trained on another base"),

@@ -18,7 +18,7 @@ from medgraft.errors import ConfigError
 from medgraft.hardware import Hardware
 from medgraft.strategies import Strategy
 from medgraft.strict_model import StrictModel
-from medgraft.types import Split
+from medgraft.types import DataReport, Split
 
 _logger = logging.getLogger(__name__)
 
@@ -38,12 +38,18 @@ class FeatureUse(StrictModel):
 
 
 class LeftOut(StrictModel):
-    """Images listed in the data set that were left out."""
+    """Numbers of images that the data set lists and that were left out, and of rows that could not be read."""
 
     missing: int = 0
     corrupt: int = 0
     uncaptioned: int = 0
     bad_rows: int = 0
+
+    @classmethod
+    def of(cls, report: DataReport) -> LeftOut:
+        """The numbers of a report."""
+        missing, corrupt, bad_rows = len(report.missing), len(report.corrupt), len(report.bad_rows)
+        return cls(missing=missing, corrupt=corrupt, uncaptioned=report.uncaptioned, bad_rows=bad_rows)
 
 
 class Tuning(StrictModel):

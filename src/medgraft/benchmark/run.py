@@ -254,7 +254,6 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
     config, clock, applied, evaluation = run.config, run.clock, model.applied, outcome.evaluation
     result = outcome.trained.result if outcome.trained else None
     steps = len(result.losses) if result else 0
-    report = data.report
     return Record(
         run_id=run_id(config, run.strategy, fingerprint, model.base_fingerprint, hardware.versions()),
         status="ok",
@@ -275,12 +274,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         adapter_bytes=adapter_bytes(outcome.package) if outcome.package else 0,
         **(evaluation.for_record() if evaluation else {}),
         images={split: len(data.split(split)) for split in SPLITS},
-        data_report=LeftOut(
-            missing=len(report.missing),
-            corrupt=len(report.corrupt),
-            uncaptioned=report.uncaptioned,
-            bad_rows=len(report.bad_rows),
-        ),
+        data_report=LeftOut.of(data.report),
         data_fingerprint=fingerprint,
         base_fingerprint=model.base_fingerprint,
         phase_seconds=dict(clock.seconds),
