@@ -130,7 +130,7 @@ def _own_levels(values: Values, header: Any) -> Levels | None:
     if tables := header.get("VOILUTSequence"):
         count, first, _ = tables[0].LUTDescriptor
         entries = _table_entries(tables[0].LUTData, count or 65536, header)
-        index = (np.nan_to_num(values) - first).clip(0, len(entries) - 1).astype(int)
+        index = (np.nan_to_num(values).astype(np.float64) - first).clip(0, len(entries) - 1).astype(int)
         return grey_levels(entries[index], (0, 2 ** int(entries.max()).bit_length() - 1))
     centers, widths = (np.atleast_1d(header.get(name) or []) for name in ("WindowCenter", "WindowWidth"))
     if not (centers.size and widths.size and float(widths[0]) > 0):

@@ -25,6 +25,7 @@ _TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 _UPPER_BITS_OF_16 = re.compile(r";16[BLN]")  # Pillow's name for a layout of colours of which it keeps the upper 8 bits
+_COLORS = ("RGB", "RGBA", "LA")
 _DARK = 32  # 12 bits in 16 stay below it
 
 
@@ -75,7 +76,7 @@ def _load(image: Image.Image, frame: int | None) -> str | None:
         except EOFError:
             raise ImageError(f"it has no frame {frame} (the first is 0)") from None
     several = frame is None and getattr(image, "is_animated", False)
-    in_part = not _is_deep(image) and any(_UPPER_BITS_OF_16.search(str(tile[3])) for tile in getattr(image, "tile", ()))
+    in_part = image.mode in _COLORS and any(_UPPER_BITS_OF_16.search(str(tile[3])) for tile in getattr(image, "tile", ()))
     image.load()
     if in_part and np.asarray(image.convert("RGB")).max() < _DARK:
         raise ImageError("its colours have 16 bits but use the lower ones only: save it with 8 bits or as 16-bit greyscale")
