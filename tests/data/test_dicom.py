@@ -75,6 +75,7 @@ def test_windows_of_ct(tmp_path, window, expected):
 
 @pytest.mark.parametrize("fields", [
     {"Modality": "MR"}, {"Modality": "CT"}, HU | {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, HU | {"Modality": "PT"},
+    HU | {"RescaleType": "US"},
 ])  # fmt: skip
 def test_all_but_ct_in_hounsfield_units_is_shown_by_percentiles(tmp_path, fields):
     path = _write(tmp_path / "a", np.arange(2000, dtype=np.uint16).reshape(40, 50), **fields)

@@ -141,8 +141,9 @@ def test_more_than_8_bits_without_contrast_are_a_problem(tmp_path, pixels):
 
 
 def test_a_window_that_shows_nothing_is_a_problem(tmp_path):
-    part = ImagePart(_save(tmp_path, np.arange(600, dtype=np.uint16).reshape(20, 30)), window="9000,10")
-    assert _problem(part) == "it has no contrast in window '9000,10'"
+    path = _save(tmp_path, np.arange(600, dtype=np.uint16).reshape(20, 30))
+    assert _problem(ImagePart(path, window="9000,10")) == "it has no contrast in window '9000,10'"
+    assert _problem(ImagePart(path, window="file")) == "it has no window of its own"
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "LA"])
@@ -168,7 +169,9 @@ def _clear(mode):
     (Image.fromarray(np.repeat([[200] * 10 + [7] * 10], 10, 0).astype(np.uint8)), {"transparency": 7}),
 ])  # fmt: skip
 def test_transparency_is_over_black(tmp_path, image, options):
-    opened = open_image(_save(tmp_path, image, **options))
+    path = _save(tmp_path, image, **options)
+    opened = open_image(path)
+    assert inspect_images([path])[path].note == "transparent parts are shown as black"
     assert min(opened.getpixel((2, 2))) >= 200 and opened.getpixel((15, 5)) == (0, 0, 0)
 
 

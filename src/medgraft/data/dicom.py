@@ -147,7 +147,8 @@ def _own_levels(values: Values, header: Any) -> Levels | None:
 def _default_levels(values: Values, header: Any) -> Iterator[Levels]:
     """Levels of an image whose file has no window: what is the use for its modality, then by percentiles."""
     rescaled = any(name in header for name in ("RescaleIntercept", "ModalityLUTSequence"))
-    if header.get("Modality") == "CT" and rescaled and "LOCALIZER" not in (header.get("ImageType") or ()):
+    in_hu = rescaled and (header.get("RescaleType") or "HU") == "HU" and "LOCALIZER" not in (header.get("ImageType") or ())
+    if header.get("Modality") == "CT" and in_hu:
         yield grey_levels(values, window_limits(values, "soft-tissue"))
     bits = int(header.get("BitsStored") or 16)
     if bits <= 8 and not rescaled and not header.get("PixelRepresentation"):

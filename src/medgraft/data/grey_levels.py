@@ -67,10 +67,12 @@ def has_contrast(levels: Levels) -> bool:
 
 
 def windowed(values: Values, window: str) -> Levels:
-    """`values` as `window` shows them. ImageError if that is a single level."""
+    """`values` as `window` shows them. ImageError if that is a single level, or for `file`, which is the caller's."""
+    if window == "file":
+        raise ImageError("it has no window of its own")
     levels = grey_levels(values, window_limits(values, window))
     if not has_contrast(levels):
-        raise ImageError("it has no contrast" if values.min() == values.max() else f"it has no contrast in window {window!r}")
+        raise ImageError("it has no contrast" + ("" if window in WINDOWS[:4] else f" in window {window!r}"))
     return levels
 
 

@@ -18,7 +18,7 @@ from medgraft.data.grey_levels import windowed
 NO_CONTRAST = "of one colour throughout"
 
 _FIRST_FRAME = "of several frames or pages the first is shown"
-_BACKGROUND = (0, 0, 0, 255)  # behind transparent pixels
+_OVER_BLACK = "transparent parts are shown as black"
 _HOLD_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # keys of an image's `info`
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,7 +34,12 @@ def read_picture(file: BinaryIO, frame: int | None, window: str) -> DecodedImage
     with _opened(file) as image:
         note = _load(image, frame)
         turn = _TURNS.get(_orientation(image))
-        rgb = Image.fromarray(windowed(np.asarray(image), window)).convert("RGB") if _is_deep(image) else _rgb(image)
+        if _is_deep(image):
+            rgb = Image.fromarray(windowed(np.asarray(image), window)).convert("RGB")
+        elif _is_clear_in_parts(image):
+            rgb, note = _over_black(image), note or _OVER_BLACK
+        else:
+            rgb = image.convert("RGB")
         rgb.info = {}  # comments in a file may name a person
         return DecodedImage(rgb if turn is None else rgb.transpose(turn), note)
 
@@ -98,12 +103,15 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        if rgba.getchannel("A").getextrema() not in ((255, 255), (0, 0)):  # a file that is clear throughout does not use alpha
-            return Image.alpha_composite(Image.new("RGBA", rgba.size, _BACKGROUND), rgba).convert("RGB")
-    return image.convert("RGB")
+def _is_clear_in_parts(image: Image.Image) -> bool:
+    """Whether it uses transparency; a file that is clear throughout does not."""
+    if not image.has_transparency_data:
+        return False
+    return image.convert("RGBA").getchannel("A").getextrema() not in ((255, 255), (0, 0))
+
+
+def _over_black(image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA")).convert("RGB")
 
 
 def _is_flat(image: Image.Image) -> bool:

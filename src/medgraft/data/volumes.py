@@ -91,11 +91,9 @@ def _levels(values: Values, header: Any, window: str) -> Levels:
         return np.stack([values[name] for name in "RGB"], axis=-1)
     if np.iscomplexobj(values):
         raise ImageError("its NIfTI values are complex numbers")
-    if window != "file":
-        return windowed(values, window)
     low, high = float(header["cal_min"]), float(header["cal_max"])
-    if not low < high:
-        raise ImageError("it has no window of its own")
+    if window != "file" or not low < high:
+        return windowed(values, window)
     levels = grey_levels(values, (low, high))
     if not has_contrast(levels):
         raise ImageError("it has no contrast in its own window")
