@@ -186,6 +186,7 @@ class BadRow:
 class DataReport:
     """What reading a data set found: images missing, corrupt or without a caption, rows left out, and what was assumed.
 
+    `corrupt` are the images that cannot be read, each as "path: reason".
     `assumptions` are sentences about choices that the reader made by itself, such as a delimiter or a split by hash.
     """
 
@@ -197,7 +198,7 @@ class DataReport:
 
     def __str__(self) -> str:
         parts = [f"{len(self.missing)} missing images"] if self.missing else []
-        parts += [f"{len(self.corrupt)} corrupt images"] if self.corrupt else []
+        parts += [f"{len(self.corrupt)} unreadable images"] if self.corrupt else []
         parts += [f"{self.uncaptioned} images without caption"] if self.uncaptioned else []
         parts += [f"{len(self.bad_rows)} bad rows left out"] if self.bad_rows else []
         return ", ".join(parts) or "all images are there"

@@ -6,7 +6,9 @@ import csv
 import hashlib
 from abc import ABC, abstractmethod
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,12 +17,13 @@ from tqdm import tqdm
 
 from medgraft.config import DataConfig
 from medgraft.data.example_table import ExampleTable
-from medgraft.data.images import check_images, image_digests
+from medgraft.data.grey_levels import check_window
+from medgraft.data.images import CheckedImages, check_images, image_digests
 from medgraft.data.notes import ReadingNotes
 from medgraft.errors import DataError, PluginError
 from medgraft.plugin import PluginManager
 from medgraft.strict_model import StrictModel, validated
-from medgraft.types import SPLITS, CaptionData, Chosen, DataReport, Example, ImageSource, Split
+from medgraft.types import SPLITS, CaptionData, Chosen, DataReport, Example, ImagePart, ImageSource, Split
 
 _CHUNK = 1000  # images checked or hashed at once
 
@@ -61,28 +64,34 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
     reader = validated(reader_class, config.options, f"Data {config.name}")
     reader.notes.skip_bad_rows = config.skip_bad_rows
     reader.notes.root = _root(config)
+    if config.window is not None:
+        check_window(config.window)
     path = Path(config.path).expanduser() if config.path else None
     if path is not None and not reader.takes_names and not path.exists():
         raise DataError(f"There is no {path}, which data {config.name!r} should read. Check the path.")
     wanted = set(splits)
     try:
-        listed = ExampleTable(example for example in reader.read(path) if example.split in wanted)
+        listed = ExampleTable(_with_settings(example, config) for example in reader.read(path) if example.split in wanted)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{config.name}:{config.path} is not UTF-8 text: {error}. Save it as UTF-8.") from None
     _check_ids(listed, config)
     captioned = _captioned(listed)
-    usable, missing, corrupt = _usable(listed, captioned, config.max_images)
-    bad = missing | corrupt
+    usable, checked = _usable(listed, captioned, config.max_images)
     where = config.path or "the default place"
     if not listed:
         raise DataError(f"{config.name}:{where} has no images in {', '.join(sorted(wanted))}.")
+    unreadable = sorted(f"{image}: {problem}" for image, problem in checked.unreadable.items())
+    missing = sorted(str(image) for image in checked.missing)
     if not usable:
-        shown = min(map(str, bad), default=None)
-        found = f"{len(missing)} missing, {len(corrupt)} corrupt, such as {shown}" if bad else "none has a caption"
+        bad = [*unreadable, *missing]
+        found = f"{len(missing)} missing, {len(unreadable)} unreadable, such as {bad[0]}" if bad else "none has a caption"
         raise DataError(f"{config.name}:{where} has no usable images: {found}.")
+    for note, count in Counter(checked.notes.values()).items():
+        shown = next(image for image, its_note in checked.notes.items() if its_note == note)
+        reader.notes.assumed(f"{count} images are read with a choice: {note}. Such as {shown}.")
     report = DataReport(
-        missing=tuple(sorted(str(path) for path in missing)),
-        corrupt=tuple(sorted(str(path) for path in corrupt)),
+        missing=tuple(missing),
+        corrupt=tuple(unreadable),
         uncaptioned=len(listed) - sum(map(len, captioned.values())),
         bad_rows=tuple(reader.notes.bad_rows),
         assumptions=tuple(reader.notes.assumptions),
@@ -136,10 +145,11 @@ def _captioned(examples: Sequence[Example]) -> dict[Split, array[int]]:
 
 def _usable(
     examples: Sequence[Example], captioned: Mapping[Split, array[int]], limit: int | None
-) -> tuple[array[int], set[ImageSource], set[ImageSource]]:
-    """The places of the first `limit` examples of each split with a usable image, and the missing and corrupt ones."""
+) -> tuple[array[int], CheckedImages]:
+    """The places of the first `limit` examples of each split with a usable image, and what the check of images found."""
     missing: set[ImageSource] = set()
-    corrupt: set[ImageSource] = set()
+    unreadable: dict[ImageSource, str] = {}
+    notes: dict[ImageSource, str] = {}
     usable = array("I")
     for split, places in captioned.items():
         left, good = places, 0
@@ -148,12 +158,15 @@ def _usable(
             now, left = left[:size], left[size:]
             for chunk in _chunks(now, f"checking {split} images"):
                 images = [examples[place].image for place in chunk]
-                absent, broken = check_images(images)
-                missing, corrupt = missing | absent, corrupt | broken
-                found = [place for place, image in zip(chunk, images, strict=True) if image not in absent | broken]
+                checked = check_images(images)
+                missing |= checked.missing
+                unreadable |= checked.unreadable
+                notes |= checked.notes
+                bad = checked.missing | checked.unreadable.keys()
+                found = [place for place, image in zip(chunk, images, strict=True) if image not in bad]
                 usable.extend(found)
                 good += len(found)
-    return usable, missing, corrupt
+    return usable, CheckedImages(frozenset(missing), unreadable, notes)
 
 
 def _chunks(places: Sequence[int], what: str) -> Iterator[Sequence[int]]:
@@ -163,3 +176,12 @@ def _chunks(places: Sequence[int], what: str) -> Iterator[Sequence[int]]:
             chunk = places[start : start + _CHUNK]
             yield chunk
             bar.update(len(chunk))
+
+
+def _with_settings(example: Example, config: DataConfig) -> Example:
+    """The example with the frame and window of the config, where its image has none of its own."""
+    if config.frame is None and config.window is None:
+        return example
+    part = example.image if isinstance(example.image, ImagePart) else ImagePart(example.image)
+    frame = config.frame if part.frame is None else part.frame
+    return replace(example, image=replace(part, frame=frame, window=part.window or config.window))
