@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import PrivateAttr
 
 from medgraft.config import DataConfig
 from medgraft.data.images import check_images, image_digests
+from medgraft.data.leaks import find_leaks
 from medgraft.data.notes import ReadingNotes
 from medgraft.errors import DataError, PluginError
 from medgraft.plugin import PluginManager
 from medgraft.strict_model import StrictModel, validated
-from medgraft.types import SPLITS, CaptionData, DataReport, Example, ImageSource, Split
+from medgraft.types import SPLITS, CaptionData, DataReport, Example, ImageSource, Leak, Split
+
+_logger = logging.getLogger(__name__)
 
 
 class Dataset(StrictModel, ABC):
     """Reads a data set; its fields are options. It lists every example; missing images are handled afterwards.
 
-    `self.notes` takes what cannot be read and what had to be assumed.
+    `self.notes` takes what cannot be read and what had to be assumed. `synthetic` images are drawn from templates, so that
+    different ones are alike: near-duplicates are not looked for.
     """
+
+    synthetic: ClassVar[bool] = False
 
     _notes: ReadingNotes = PrivateAttr(default_factory=ReadingNotes)
 
@@ -44,7 +53,7 @@ class Dataset(StrictModel, ABC):
 def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Split] = SPLITS) -> CaptionData:
     """Read a data set and leave out examples without a caption or a usable image; the report counts them.
 
-    Only `splits` are read; raises DataError if they have no images.
+    Only `splits` are read; raises DataError if they have no images. Leaks between them are handled as `config.on_leak` says.
     """
     reader_class = plugins.get("dataset", config.name)
     if not (isinstance(reader_class, type) and issubclass(reader_class, Dataset)):
@@ -71,14 +80,17 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
         shown = min(map(str, bad), default=None)
         found = f"{len(missing)} missing, {len(corrupt)} corrupt, such as {shown}" if bad else "none has a caption"
         raise DataError(f"{config.name}:{where} has no usable images: {found}.")
+    kept, leaks = _without_leaks(examples, config, reader) if len(wanted) > 1 else (examples, None)
     report = DataReport(
         missing=tuple(sorted(str(path) for path in missing)),
         corrupt=tuple(sorted(str(path) for path in corrupt)),
         uncaptioned=len(listed) - len(captioned),
         bad_rows=tuple(reader.notes.bad_rows),
         assumptions=tuple(reader.notes.assumptions),
+        leaks=leaks,
+        leaking=len(examples) - len(kept),
     )
-    return CaptionData(config.name, examples, report)
+    return CaptionData(config.name, kept, report)
 
 
 def data_fingerprint(examples: Iterable[Example]) -> str:
@@ -90,6 +102,30 @@ def data_fingerprint(examples: Iterable[Example]) -> str:
         whole.update("\0".join((example.id, example.split, *example.captions)).encode())
         whole.update(bytes.fromhex(digests[example.image]))
     return whole.hexdigest()
+
+
+def _without_leaks(
+    examples: tuple[Example, ...], config: DataConfig, reader: Dataset
+) -> tuple[tuple[Example, ...], tuple[Leak, ...]]:
+    """The examples that `config.on_leak` keeps, and the leaks between their splits."""
+    leaks = find_leaks(examples, near_duplicates=not reader.synthetic)
+    if not leaks.found:
+        return examples, ()
+    found = f"{config.name}:{config.path or ''}".rstrip(":") + f": the splits overlap: {'; '.join(map(str, leaks.found))}."
+    if config.on_leak == "error":
+        raise DataError(f"{found} Split by patient or article, or set data.on_leak=drop to leave them out of training.")
+    if config.on_leak == "warn":
+        _warn_once(f"{found} Scores on such images are too good: data.on_leak=drop leaves them out of training.")
+        return examples, leaks.found
+    kept = tuple(example for example in examples if (example.split, example.id) not in leaks.leaking)
+    if not any(example.split == "train" for example in kept) and any(example.split == "train" for example in examples):
+        raise DataError(f"{found} Without such images nothing is left to train on. Split by patient or article.")
+    return kept, leaks.found
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _logger.warning("%s", text)
 
 
 def _root(config: DataConfig) -> Path | None:
