@@ -16,7 +16,6 @@ different patients is at twice the last limit.
 from __future__ import annotations
 
 import base64
-import functools
 import itertools
 import os
 from collections import defaultdict
@@ -93,10 +92,10 @@ def find_leaks(examples: Sequence[Example], *, near_duplicates: bool = True) -> 
 
 
 def _same(later: Sequence[str | None], earlier: Sequence[str | None]) -> Pairs:
-    """Pairs of rows with the same key: each row that has a counterpart is in one pair at least."""
+    """Pairs of rows with the same key, None and blank aside: each row that has a counterpart is in one pair at least."""
     first_later, first_earlier = ({key: row for row, key in reversed(list(enumerate(keys)))} for keys in (later, earlier))
-    pairs = [(row, first_earlier[key]) for row, key in enumerate(later) if key is not None and key in first_earlier]
-    pairs += [(first_later[key], row) for row, key in enumerate(earlier) if key is not None and key in first_later]
+    pairs = [(row, first_earlier[key]) for row, key in enumerate(later) if key and key in first_earlier]
+    pairs += [(first_later[key], row) for row, key in enumerate(earlier) if key and key in first_later]
     return np.array(sorted(set(pairs)), dtype=np.intp).reshape(-1, 2)
 
 
@@ -151,7 +150,7 @@ def _unexplained(images: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float
     shares = []
     for explaining, explained in ((images, others), (others, images)):
         pixels = explaining.astype(np.float32)
-        down, right = np.gradient(pixels, axis=(1, 2))
+        down, right = (np.gradient(pixels, axis=axis) for axis in (1, 2))
         parts = (pixels, pixels**2 / 255, down, right, down * centred[:, None], right * centred)
         terms = np.stack([part[:, inner, inner].reshape(len(pixels), -1) for part in parts], axis=1)  # [N, 6, P]
         wanted = explained[:, inner, inner].reshape(len(pixels), -1).astype(np.float32)
@@ -190,24 +189,23 @@ def _details(thumbnails: Thumbnails) -> NDArray[np.float32]:
 def _thumbnails(images: Sequence[ImageSource], side: int) -> Thumbnails:
     """A thumbnail of `side` pixels of every image; those in the file index are not computed."""
     index = FileIndex(f"thumbnail 1, Pillow {PIL.__version__}", cache_folder() / "thumbnails")  # an index has one kind a file
+    files, keys = [_file(image) for image in images], [_key(image, side) for image in images]
     rows_of: dict[Path, list[int]] = defaultdict(list)
-    for row, image in enumerate(images):
-        rows_of[_file(image)].append(row)
-    files, found = list(rows_of), np.empty((len(images), side * side), dtype=np.uint8)
+    for row, file in enumerate(files):
+        rows_of[file].append(row)
+    distinct, found = list(rows_of), np.empty((len(images), side * side), dtype=np.uint8)
     bar = tqdm(total=len(images), desc="comparing images", disable=len(images) < _QUIET_BELOW)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool, bar:
-        for chunk in (files[i : i + _AT_ONCE] for i in range(0, len(files), _AT_ONCE)):
+        for chunk in (distinct[i : i + _AT_ONCE] for i in range(0, len(distinct), _AT_ONCE)):
             known: dict[Path, dict[str, str]] = index.find(chunk)
             rows = [row for file in chunk for row in rows_of[file]]
-            missing = [file for file in chunk if any(_key(images[row], side) not in known.get(file, {}) for row in rows_of[file])]
-            states = {file: file_state(file) for file in missing}
-            unknown = [row for file in missing for row in rows_of[file]]
-            for row, made in zip(unknown, pool.map(functools.partial(_read, side=side), [images[row] for row in unknown]), strict=True):
-                known.setdefault(_file(images[row]), {})[_key(images[row], side)] = base64.b64encode(made).decode()
+            unknown = [row for row in rows if keys[row] not in known.get(files[row], {})]
+            states = {file: file_state(file) for file in dict.fromkeys(files[row] for row in unknown)}
+            for row, made in zip(unknown, pool.map(lambda row: _read(images[row], side), unknown), strict=True):
+                known.setdefault(files[row], {})[keys[row]] = base64.b64encode(made).decode()
             index.enter({file: (state, known[file]) for file, state in states.items() if state is not None})
-            for file in chunk:
-                for row in rows_of[file]:
-                    found[row] = np.frombuffer(base64.b64decode(known[file][_key(images[row], side)]), dtype=np.uint8)
+            for row in rows:
+                found[row] = np.frombuffer(base64.b64decode(known[files[row]][keys[row]]), dtype=np.uint8)
             bar.update(len(rows))
     return found.reshape(-1, side, side)
 
