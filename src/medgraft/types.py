@@ -205,6 +205,14 @@ class DataReport:
         parts += [f"{self.leaking} leaking images dropped"] if self.leaking else []
         return ", ".join(parts) or "all images are there"
 
+    def sentences(self) -> list[str]:
+        """For users: what was left out, by kind with an example, and what was assumed."""
+        listed = {"missing": self.missing, "corrupt": self.corrupt, "bad rows": self.bad_rows}
+        left_out = [f"{len(items):,} {kind}, such as {items[0]}" for kind, items in listed.items() if items]
+        left_out += [f"{self.uncaptioned:,} without a caption"] if self.uncaptioned else []
+        left_out += [f"{self.leaking:,} of which a later split has the like"] if self.leaking else []
+        return ([f"Left out: {'; '.join(left_out)}."] if left_out else []) + list(self.assumptions)
+
     def left_out(self) -> dict[str, list[str] | int]:
         """What was left out, by kind: the names where they are known, else the number."""
         return {

@@ -17,7 +17,7 @@ from medgraft.errors import ConfigError
 from medgraft.hardware import Hardware
 from medgraft.strategies import Strategy
 from medgraft.strict_model import StrictModel
-from medgraft.types import Split
+from medgraft.types import Leak, Split
 
 RECORD = "record.json"  # in the folder of a single run
 
@@ -35,12 +35,13 @@ class FeatureUse(StrictModel):
 
 
 class LeftOut(StrictModel):
-    """Images listed in the data set that were left out."""
+    """Images listed in the data set that were left out; `leaking` ones because a later split has their like."""
 
     missing: int = 0
     corrupt: int = 0
     uncaptioned: int = 0
     bad_rows: int = 0
+    leaking: int = 0
 
 
 class Tuning(StrictModel):
@@ -61,7 +62,8 @@ class Record(StrictModel):
     forward, backward and optimiser, with the rest as `train`. `time_to_first_step` runs from the start of the run to the end of
     its first optimiser step. `acceleration` names the installed kernels. `intervals` are the 95 % intervals of `metrics` over
     groups of test images, `signatures` the metrics' settings, `unavailable` the reasons why metrics are missing, `collapse`
-    signs of captions that ignore the image (see medgraft.benchmark.evaluation).
+    signs of captions that ignore the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids;
+    None if they are unknown.
     `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
     products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
     the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. A failed run has an
@@ -98,6 +100,7 @@ class Record(StrictModel):
     unavailable: dict[str, str] | None = None
     images: dict[Split, int] | None = None
     data_report: LeftOut | None = None
+    leaks: tuple[Leak, ...] | None = None
     data_fingerprint: str | None = None
     base_fingerprint: str | None = None
     phase_seconds: dict[str, float] | None = None
