@@ -17,7 +17,7 @@ from medgraft.errors import ConfigError
 from medgraft.hardware import Hardware
 from medgraft.strategies import Strategy
 from medgraft.strict_model import StrictModel
-from medgraft.types import Leak, Split
+from medgraft.types import DataReport, Leak, Split
 
 RECORD = "record.json"  # in the folder of a single run
 
@@ -42,6 +42,14 @@ class LeftOut(StrictModel):
     uncaptioned: int = 0
     bad_rows: int = 0
     leaking: int = 0
+
+    @classmethod
+    def of(cls, report: DataReport) -> LeftOut:
+        """The counts of a report."""
+        return cls(
+            missing=len(report.missing), corrupt=len(report.corrupt), uncaptioned=report.uncaptioned,
+            bad_rows=len(report.bad_rows), leaking=report.leaking,
+        )  # fmt: skip
 
 
 class Tuning(StrictModel):

@@ -188,16 +188,13 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "hardware": str(hardware.describe()),
     }
     examples = (*data.split("train"), *data.split("validation"))
+    read_by = config.data.model_dump(mode="json", exclude={"path", "root"}, exclude_defaults=True)
     return Manifest(
         backbone=config.backbone,
         base_fingerprint=model.base_fingerprint,
         strategy=config.strategy,
         strategy_settings=run.strategy,
-        data={
-            "options": {},
-            **config.data.model_dump(mode="json", exclude={"path", "root"}, exclude_defaults=True),
-            "fingerprint": data_fingerprint(examples),
-        },
+        data={"options": {}, **read_by, "fingerprint": data_fingerprint(examples)},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
         bf16=model.dtype == torch.bfloat16,
@@ -260,7 +257,6 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
     config, clock, applied, evaluation = run.config, run.clock, model.applied, outcome.evaluation
     result = outcome.trained.result if outcome.trained else None
     steps = len(result.losses) if result else 0
-    report = data.report
     return Record(
         run_id=run_id(config, run.strategy, fingerprint, model.base_fingerprint, hardware.versions()),
         status="ok",
@@ -281,14 +277,8 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         adapter_bytes=adapter_bytes(outcome.package) if outcome.package else 0,
         **(evaluation.for_record() if evaluation else {}),
         images={split: len(data.split(split)) for split in SPLITS},
-        data_report=LeftOut(
-            missing=len(report.missing),
-            corrupt=len(report.corrupt),
-            uncaptioned=report.uncaptioned,
-            bad_rows=len(report.bad_rows),
-            leaking=report.leaking,
-        ),
-        leaks=None if report.leaks is None else tuple(replace(leak, example=None) for leak in report.leaks),
+        data_report=LeftOut.of(data.report),
+        leaks=None if data.report.leaks is None else tuple(replace(leak, example=None) for leak in data.report.leaks),
         data_fingerprint=fingerprint,
         base_fingerprint=model.base_fingerprint,
         phase_seconds=dict(clock.seconds),
