@@ -185,9 +185,7 @@ def test_leaks_are_told_in_every_form(tmp_path, plugins):
     record = record.model_copy(update={"leaks": leaks, "data_report": LeftOut(leaking=5)})
     write_record(record, tmp_path / "records")
     assert read_records(tmp_path)[0].leaks == leaks
-    said = (
-        "The splits overlap: 3 images of test with a near-duplicate in train; 1 image of test with an image of their group"
-    )
+    said = "The splits overlap: 3 images of test with a near-duplicate in train; 1 image of test with an image of their group"
     groups = read_results(tmp_path, plugins=plugins)
     assert said in html_report("t", read_records(tmp_path), groups, tmp_path, plugins=plugins)
     table = rows(read_records(tmp_path), groups)
