@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from medgraft.benchmark import dry_run_suite, expand
 from medgraft.benchmark.estimate import measured_flops
@@ -135,3 +136,16 @@ def test_every_backbone_side_by_side(tmp_path):
     assert [record["status"] for record in records] == ["ok"] * 11
     assert {record["backbone"] for record in records} == set(load_suite(ROOT / "benchmarks/suites/all-models.toml").backbones)
     assert [r["usage"]["requests"] for r in records if r["usage"]] == [7, 7]
+
+
+def test_the_plan_tells_leaks_and_does_not_ask_for_another_folder(tmp_path, plugins):
+    for name in ("a", "b"):
+        Image.linear_gradient("L").save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text("image,caption,split\na.png,one,train\nb.png,two,test\ngone.png,three,test\n")
+    data = {"name": "csv", "path": str(tmp_path / "t.csv"), "options": {"split": "split"}}
+    text = " ".join(dry_run_text(dry_run_suite(_suite(data=[data]), plugins=plugins)).split())
+    assert "Overlap: 1 image of test with a byte-equal image in train (such as 'b.png' and 'a.png')." in text
+    assert "Left out: 1 missing, such as" in text
+    plan = dry_run_suite(_suite(data=[data | {"on_leak": "error"}]), plugins=plugins)
+    (line,) = [line for line in plan.missing if "the splits overlap" in line]
+    assert line.endswith("or set data.on_leak=drop to leave them out of training.")

@@ -47,6 +47,7 @@ class RunEstimate:
 class DryRun:
     """The plan of a suite; each line of `missing` names one thing that prevents runs.
 
+    `images` counts them by data set and split; `notes` has sentences on what is left out, assumed, or leaks between splits.
     `trials` counts the runs that choose learning rates, `timings` those that only time steps; neither is in `runs`.
     """
 
@@ -54,6 +55,7 @@ class DryRun:
     hardware: Hardware
     flops_per_second: float
     images: Mapping[str, Mapping[str, int] | None]
+    notes: Mapping[str, tuple[str, ...]]
     weights: tuple[Weights, ...]
     runs: tuple[RunEstimate, ...]
     left_out: Mapping[str, str]
@@ -88,13 +90,16 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
             missing[str(error)] = None
         except MedgraftError as error:
             missing[f"{config.backbone}: {error}"] = None
-    counts: dict[str, dict[str, int] | None] = {
-        f"{c.name}:{c.path or ''}".rstrip(":"): None if d is None else {str(s): len(d.split(s)) for s in SPLITS}
-        for c, d in zip(suite.data, data.values(), strict=True)
+    named = {f"{c.name}:{c.path or ''}".rstrip(":"): d for c, d in zip(suite.data, data.values(), strict=True)}
+    counts = {name: None if d is None else {str(s): len(d.split(s)) for s in SPLITS} for name, d in named.items()}
+    notes = {
+        name: (*d.report.sentences(), *(f"Overlap: {leak}." for leak in d.report.leaks or ()))
+        for name, d in named.items()
+        if d is not None
     }
     rows = sum(run.seed == suite.seeds[0] and bool(run.trainable_parameters) for run in runs)
     return DryRun(
-        suite.name, hardware.describe(), speed, counts, tuple(weights.values()), tuple(runs), left_out, tuple(missing),
+        suite.name, hardware.describe(), speed, counts, notes, tuple(weights.values()), tuple(runs), left_out, tuple(missing),
         trials=rows * len(suite.tuning.factors) if suite.tuning else 0,
         timings=rows * suite.timing.repeats if suite.timing else 0,
     )  # fmt: skip
@@ -106,7 +111,8 @@ def _data(config: DataConfig, plugins: PluginManager, missing: dict[str, None]) 
     except UnknownNameError:
         raise
     except MedgraftError as error:
-        missing[f"{error} Give the data's folder with --set data.path=FOLDER."] = None
+        found = config.path is not None and Path(config.path).expanduser().exists()
+        missing[str(error) if found else f"{error} Give the data's folder with --set data.path=FOLDER."] = None
         return None
 
 

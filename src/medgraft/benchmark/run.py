@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from medgraft import hardware
-from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, save_weights
+from medgraft.adapter import MANIFEST, Manifest, TrainedOn, adapter_bytes, finish_package, in_place_digests, save_weights
 from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
 from medgraft.benchmark.evaluation import Evaluation, score_captions
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, run_id, write_record
@@ -125,6 +125,8 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
         model = prepare(config, plugins=run.plugins, strategy=strategy)
     counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
     _logger.info("%s: %s (%s)", data.name, counts, data.report)
+    for sentence in data.report.sentences():
+        _logger.info("%s", sentence)
     trains = model.applied is not None and strategy.trains
     done = f"{config.strategy}: {model.applied.summary()}" if model.applied and trains else "zero-shot: nothing is trained"
     _logger.info("%s", done)
@@ -165,7 +167,7 @@ def _package(run: _Run, data: CaptionData, model: Prepared, trained: _Trained | 
     if trained is None or model.applied is None or not hardware.is_main_process():
         return None
     with run.clock.phase("package"):
-        files = save_weights(run.out, model.applied, trained.base)
+        files = (*save_weights(run.out, model.applied, trained.base), TrainedOn.of(data.split("train")).write(run.out))
         return finish_package(run.out, _manifest(run, data, model, trained.result), files)
 
 
@@ -186,12 +188,13 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "hardware": str(hardware.describe()),
     }
     fingerprint = data_fingerprint(data.split("train", "validation"))
+    read_by = config.data.model_dump(mode="json", exclude={"path", "root"}, exclude_defaults=True)
     return Manifest(
         backbone=config.backbone,
         base_fingerprint=model.base_fingerprint,
         strategy=config.strategy,
         strategy_settings=run.strategy,
-        data={"name": config.data.name, "options": config.data.options, "fingerprint": fingerprint},
+        data={"options": {}, **read_by, "fingerprint": fingerprint},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
         bf16=model.dtype == torch.bfloat16,
@@ -275,6 +278,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         **(evaluation.for_record() if evaluation else {}),
         images={split: len(data.split(split)) for split in SPLITS},
         data_report=LeftOut.of(data.report),
+        leaks=None if data.report.leaks is None else tuple(replace(leak, example=None) for leak in data.report.leaks),
         data_fingerprint=fingerprint,
         base_fingerprint=model.base_fingerprint,
         phase_seconds=dict(clock.seconds),

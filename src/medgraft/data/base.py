@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,11 +22,14 @@ from medgraft.config import DataConfig
 from medgraft.data.example_table import ExampleTable
 from medgraft.data.grey_levels import check_window
 from medgraft.data.images import CheckedImages, check_images, image_digests
+from medgraft.data.leaks import find_leaks
 from medgraft.data.notes import ReadingNotes
 from medgraft.errors import DataError, PluginError
 from medgraft.plugin import PluginManager
 from medgraft.strict_model import StrictModel, validated
-from medgraft.types import SPLITS, CaptionData, Chosen, DataReport, Example, ImagePart, ImageSource, Split
+from medgraft.types import SPLITS, CaptionData, Chosen, DataReport, Example, ImagePart, ImageSource, Leak, Split
+
+_logger = logging.getLogger(__name__)
 
 _CHUNK = 1000  # images checked or hashed at once
 
@@ -32,10 +38,12 @@ class Dataset(StrictModel, ABC):
     """Reads a data set; its fields are options. It lists every example; missing images are handled afterwards.
 
     `self.notes` takes what cannot be read and what had to be assumed. With `takes_names` a path need not be a file or folder
-    that exists: it may be a pattern, or a name on a hub.
+    that exists: it may be a pattern, or a name on a hub. `synthetic` images are drawn from templates, so that different ones
+    are alike: near-duplicates are not looked for.
     """
 
     takes_names: ClassVar[bool] = False
+    synthetic: ClassVar[bool] = False
 
     _notes: ReadingNotes = PrivateAttr(default_factory=ReadingNotes)
 
@@ -56,7 +64,7 @@ class Dataset(StrictModel, ABC):
 def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Split] = SPLITS) -> CaptionData:
     """Read a data set and leave out examples without a caption or a usable image; the report counts them.
 
-    Only `splits` are read; raises DataError if they have no images.
+    Only `splits` are read; raises DataError if they have no images. Leaks between them are handled as `config.on_leak` says.
     """
     reader_class = plugins.get("dataset", config.name)
     if not (isinstance(reader_class, type) and issubclass(reader_class, Dataset)):
@@ -89,14 +97,18 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
     for note, count in Counter(checked.notes.values()).items():
         shown = next(image for image, its_note in checked.notes.items() if its_note == note)
         reader.notes.assumed(f"{count} images are read with a choice: {note}. Such as {shown}.")
+    chosen = Chosen(listed, usable)
+    kept, leaks = _without_leaks(chosen, config, reader) if len(wanted) > 1 else (chosen, None)
     report = DataReport(
         missing=tuple(missing),
         corrupt=tuple(unreadable),
         uncaptioned=len(listed) - sum(map(len, captioned.values())),
         bad_rows=tuple(reader.notes.bad_rows),
         assumptions=tuple(reader.notes.assumptions),
+        leaks=leaks,
+        leaking=len(chosen) - len(kept),
     )
-    return CaptionData(config.name, Chosen(listed, usable), report)
+    return CaptionData(config.name, kept, report)
 
 
 def data_fingerprint(examples: Sequence[Example]) -> str:
@@ -114,6 +126,29 @@ def data_fingerprint(examples: Sequence[Example]) -> str:
             whole.update("\0".join((example.id, example.split, *example.captions)).encode())
             whole.update(bytes.fromhex(digests[example.image]))
     return whole.hexdigest()
+
+
+def _without_leaks(examples: Chosen[Example], config: DataConfig, reader: Dataset) -> tuple[Chosen[Example], tuple[Leak, ...]]:
+    """The examples that `config.on_leak` keeps, and the leaks between their splits."""
+    leaks = find_leaks(examples, near_duplicates=not reader.synthetic)
+    if not leaks.found:
+        return examples, ()
+    found = f"{config.name}:{config.path or ''}".rstrip(":") + f": the splits overlap: {'; '.join(map(str, leaks.found))}."
+    if config.on_leak == "error":
+        raise DataError(f"{found} Split by patient or article, or set data.on_leak=drop to leave them out of training.")
+    if config.on_leak == "warn":
+        _warn_once(f"{found} Scores on such images are too good: data.on_leak=drop leaves them out of training.")
+        return examples, leaks.found
+    stays = [(example.split, example.id) not in leaks.leaking for example in examples]
+    kept = Chosen(examples.items, array("I", compress(examples.places, stays)))
+    if not any(example.split == "train" for example in kept) and any(example.split == "train" for example in examples):
+        raise DataError(f"{found} Without such images nothing is left to train on. Split by patient or article.")
+    return kept, leaks.found
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _logger.warning("%s", text)
 
 
 def _root(config: DataConfig) -> Path | None:

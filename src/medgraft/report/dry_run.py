@@ -33,6 +33,7 @@ def _machine(plan: DryRun) -> str:
     for name, counts in plan.images.items():
         found = "not found" if counts is None else ", ".join(f"{n:,} {split}" for split, n in counts.items() if n)
         lines.append(f"{name}: {found}")
+        lines += map(_item, plan.notes.get(name, ()))
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from medgraft.errors import MedgraftError
 from medgraft.plugin import PluginManager
 from medgraft.report.charts import learning_curves, quality_against_time, where_the_time_went
 from medgraft.report.pages import jpeg_uri, render_page
-from medgraft.report.results import ALPHA, Entry, Group
+from medgraft.report.results import ALPHA, Entry, Group, leak_notes
 from medgraft.saliency import COLOURS, read_maps
 
 _SCORE = "cider"
@@ -208,6 +208,7 @@ def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
     if lacking:
         caveats.append(f"Runs without captions that can be read, which are not in the comparison: {', '.join(lacking)}.")
     for group in groups:
+        caveats += [f"{group.data}: {text}" for text in leak_notes(record for e in group.entries for record in e.records)]
         single = [entry.name for entry in group.entries if len(entry.records) == 1 and entry.backbone != BASELINE]
         if single:
             caveats.append(f"{group.data}: one seed only, so differences may come from the seed: {', '.join(single)}.")
