@@ -1,0 +1,98 @@
+"""Statistics of images, and a few of them as a model sees them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from PIL import Image
+
+from medgraft.backbones import Backbone
+from medgraft.data.images import image_kind, inspect_images, open_image
+from medgraft.data.levels import pixel_levels
+from medgraft.inspection.captions import percentiles
+from medgraft.inspection.result import ImageStatistics
+from medgraft.types import SPLITS, CaptionData, Example, ImageSource
+
+T = TypeVar("T")
+
+_AT_ONCE = 1000
+_SAMPLE = 1000  # images whose format and mode are read
+_SHEET = 48
+_SIDES = (128, 256, 512, 1024, 2048)  # px
+_FREQUENT = 6
+
+
+@dataclass(frozen=True)
+class SheetImage:
+    """An image of the contact sheet: what is stored, and the `picture` that the model sees."""
+
+    example: Example
+    size: tuple[int, int]
+    format: str
+    mode: str
+    picture: Image.Image
+
+
+def image_statistics(examples: Sequence[Example]) -> ImageStatistics:
+    """Statistics of the images of `examples`, of which there is one at least and all can be read."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for start in range(0, len(examples), _AT_ONCE):
+        images = [example.image for example in examples[start : start + _AT_ONCE]]
+        found = inspect_images(images)
+        sizes.update(file.size for image in images if (file := found[image]) is not None and file.size is not None)
+    widths, heights = zip(*sizes.elements(), strict=True)
+    sides = Counter(_side(max(size)) for size in sizes.elements())
+    kinds = [image_kind(example.image) for example in evenly(examples, _SAMPLE)]
+    return ImageStatistics(
+        images=sizes.total(),
+        width=percentiles(widths),
+        height=percentiles(heights),
+        longest_side={name: sides[name] for name in map(_side, (*_SIDES, _SIDES[-1] + 1))},
+        frequent={f"{width} x {height}": count for (width, height), count in sizes.most_common(_FREQUENT)},
+        sample=len(kinds),
+        formats=dict(Counter(format for format, _ in kinds).most_common()),
+        modes=dict(Counter(mode for _, mode in kinds).most_common()),
+    )
+
+
+def contact_sheet(data: CaptionData, backbone: Backbone | None) -> tuple[SheetImage, ...]:
+    """Up to 48 images spread over the data, the same number of each split where it has as many."""
+    view = ModelView(backbone)
+    chosen: list[Example] = []
+    splits = sorted((data.split(split) for split in SPLITS if data.split(split)), key=len)
+    for number, examples in enumerate(splits):
+        chosen += evenly(examples, (_SHEET - len(chosen)) // (len(splits) - number))
+    chosen.sort(key=lambda example: SPLITS.index(example.split))
+    found = inspect_images([example.image for example in chosen])
+    sheet = []
+    for example in chosen:
+        file = found[example.image]
+        if file is not None and file.size is not None:
+            sheet.append(SheetImage(example, file.size, *image_kind(example.image), view.picture(example.image)))
+    return tuple(sheet)
+
+
+class ModelView:
+    """Images after a backbone's image processor, without normalisation; as they are read if it makes something else of them."""
+
+    def __init__(self, backbone: Backbone | None):
+        self._levels = pixel_levels(backbone) if backbone is not None else None
+
+    def picture(self, image: ImageSource) -> Image.Image:
+        """What the model sees of `image`."""
+        opened = open_image(image)
+        return opened if self._levels is None else Image.fromarray(self._levels.levels([opened])[0].numpy())
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """Up to `count` items, spread evenly."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
+def _side(pixels: int) -> str:
+    limit = next((side for side in _SIDES if pixels <= side), None)
+    return f"above {_SIDES[-1]}" if limit is None else f"up to {limit}"
