@@ -14,7 +14,7 @@ from medgraft.data.images import image_kind, inspect_images, open_image
 from medgraft.data.levels import pixel_levels
 from medgraft.inspection.captions import percentiles
 from medgraft.inspection.result import ImageStatistics
-from medgraft.types import SPLITS, CaptionData, Example, ImageSource
+from medgraft.types import SPLITS, CaptionData, Example, ImageSource, Leak
 
 T = TypeVar("T")
 
@@ -23,6 +23,7 @@ _SAMPLE = 1000  # images whose format and mode are read
 _SHEET = 48
 _SIDES = (128, 256, 512, 1024, 2048)  # px
 _FREQUENT = 6
+_PAIRS = 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,15 @@ class SheetImage:
     format: str
     mode: str
     picture: Image.Image
+
+
+@dataclass(frozen=True)
+class LeakingPair:
+    """An image of a later split and its counterpart in an earlier one, as the model sees them."""
+
+    leak: Leak
+    ids: tuple[str, str]
+    pictures: tuple[Image.Image, Image.Image]
 
 
 def image_statistics(examples: Sequence[Example]) -> ImageStatistics:
@@ -58,9 +68,8 @@ def image_statistics(examples: Sequence[Example]) -> ImageStatistics:
     )
 
 
-def contact_sheet(data: CaptionData, backbone: Backbone | None) -> tuple[SheetImage, ...]:
+def contact_sheet(data: CaptionData, view: ModelView) -> tuple[SheetImage, ...]:
     """Up to 48 images spread over the data, the same number of each split where it has as many."""
-    view = ModelView(backbone)
     chosen: list[Example] = []
     splits = sorted((data.split(split) for split in SPLITS if data.split(split)), key=len)
     for number, examples in enumerate(splits):
@@ -75,11 +84,29 @@ def contact_sheet(data: CaptionData, backbone: Backbone | None) -> tuple[SheetIm
     return tuple(sheet)
 
 
+def leaking_pairs(data: CaptionData, view: ModelView) -> tuple[LeakingPair, ...]:
+    """A few pairs of each leak, but for images that `data.on_leak=drop` has left out."""
+    shown = [(leak, ids) for leak in data.report.leaks or () for ids in leak.examples[:_PAIRS]]
+    wanted = {key for leak, (one, other) in shown for key in ((leak.split, one), (leak.other, other))}
+    images = {key: example.image for example in data.examples if wanted and (key := (example.split, example.id)) in wanted}
+    pairs = []
+    for leak, ids in shown:
+        found = images.get((leak.split, ids[0])), images.get((leak.other, ids[1]))
+        if found[0] is not None and found[1] is not None:
+            pairs.append(LeakingPair(leak, ids, (view.picture(found[0]), view.picture(found[1]))))
+    return tuple(pairs)
+
+
 class ModelView:
-    """Images after a backbone's image processor, without normalisation; as they are read if it makes something else of them."""
+    """Images after a backbone's image processor, without normalisation, or as they are read."""
 
     def __init__(self, backbone: Backbone | None):
         self._levels = pixel_levels(backbone) if backbone is not None else None
+
+    @property
+    def as_read(self) -> bool:
+        """Whether pictures are the images as they are read."""
+        return self._levels is None
 
     def picture(self, image: ImageSource) -> Image.Image:
         """What the model sees of `image`."""

@@ -12,7 +12,7 @@ from medgraft.config import RunConfig
 from medgraft.data import load_data
 from medgraft.errors import DataError
 from medgraft.inspection.captions import caption_statistics
-from medgraft.inspection.images import LeakingPair, SheetImage, contact_sheet, image_statistics, leaking_pairs
+from medgraft.inspection.images import LeakingPair, ModelView, SheetImage, contact_sheet, image_statistics, leaking_pairs
 from medgraft.inspection.problems import reading_problems, split_problems, text_problems
 from medgraft.inspection.result import Inspection, SplitCounts
 from medgraft.plugin import PluginManager
@@ -22,9 +22,13 @@ from medgraft.types import SPLITS, CaptionData, DataReport, Example
 
 @dataclass(frozen=True)
 class InspectedData:
-    """An inspection, with images for its page: a contact sheet and examples of leaks."""
+    """An inspection, with images for its page: a contact sheet and examples of leaks.
+
+    `as_read`: they are shown as they are read, since the backbone makes no picture of them.
+    """
 
     inspection: Inspection
+    as_read: bool
     sheet: tuple[SheetImage, ...] = ()
     pairs: tuple[LeakingPair, ...] = ()
 
@@ -49,6 +53,7 @@ def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
     problems = list(reading_problems(data.report, reading.unusable, config))
     refusal = reading.refusal
     text: TextStatistics | None = None
+    references: GenerationStatistics | None = None
     if data.examples:
         missing_splits = list(split_problems(data, config))
         problems += missing_splits
@@ -66,8 +71,10 @@ def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
         images=image_statistics(data.examples) if data.examples else None,
         captions=caption_statistics(data.examples) if data.examples else None,
         text=text,
+        references=references,
     )
-    return InspectedData(inspection, contact_sheet(data, backbone), leaking_pairs(data, backbone))
+    view = ModelView(backbone)
+    return InspectedData(inspection, view.as_read, contact_sheet(data, view), leaking_pairs(data, view))
 
 
 def _read(config: RunConfig, plugins: PluginManager) -> _Reading:

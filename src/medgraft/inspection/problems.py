@@ -21,7 +21,7 @@ _ON_LEAK = {
 def reading_problems(report: DataReport, unreadable: str | None, config: RunConfig) -> Iterator[Problem]:
     """Problems of the files; `unreadable` is why nothing can be used, even without the bad rows."""
     if unreadable is not None:
-        yield Problem(kind="unusable", count=1, refused=True, what=unreadable, run="A run ends with this message.")
+        yield Problem(kind="unusable", count=None, refused=True, what=unreadable, run="A run ends with this message.")
     if rows := report.bad_rows:
         skipped = config.data.skip_bad_rows
         run = "A run refuses them. Correct them, or leave them out with --set data.skip_bad_rows=true."
@@ -69,13 +69,13 @@ def text_problems(text: TextStatistics, references: GenerationStatistics) -> Ite
     if text.unknown_share > UNKNOWN_SHARE:
         what = f"{text.unknown_share:.1%} of the captions' tokens are unknown to the tokenizer."
         yield Problem(
-            kind="unknown_tokens", count=text.unknown_tokens, refused=False, what=what,
+            kind="unknown_tokens", count=None, refused=False, what=what,
             run="A run warns; the model can neither learn nor write them. Choose a backbone that knows the language.",
             items=tuple(f"{word}: {count:,}" for word, count in text.unknown.items()),
         )  # fmt: skip
     if references.has_long_references:
         run = "A run cuts captions off at this length. Raise generation.max_new_tokens."
-        yield Problem(kind="long_references", count=1, refused=False, what=references.references(), run=run)
+        yield Problem(kind="long_references", count=None, refused=False, what=references.references(), run=run)
 
 
 def _count(number: int, noun: str) -> str:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from medgraft.strict_model import StrictModel
-from medgraft.text_statistics import TextStatistics
+from medgraft.text_statistics import GenerationStatistics, TextStatistics
 from medgraft.types import Split
 
 
 class Problem(StrictModel):
     """What a run refuses, leaves out or warns of: `what` says and counts it, `run` says what a run does and what to do.
 
-    `items` are all cases, such as rows with their reasons.
+    `items` are the cases, such as rows with their reasons. `count` is None where `what` has a share.
     """
 
     kind: str
-    count: int
+    count: int | None
     refused: bool
     what: str
     run: str
@@ -73,7 +73,7 @@ class Inspection(StrictModel):
     """What a data set holds. `refusal` is the message with which a run that trains on it ends, None if it does not.
 
     The rest is what can be read without the bad rows; statistics are None where nothing can be. `text` is in tokens of the
-    backbone, None for models behind an API.
+    backbone, and `references` has the captions of the evaluated split; both are None for models behind an API.
     """
 
     data: str
@@ -85,3 +85,4 @@ class Inspection(StrictModel):
     images: ImageStatistics | None
     captions: CaptionStatistics | None
     text: TextStatistics | None
+    references: GenerationStatistics | None
