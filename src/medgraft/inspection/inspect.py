@@ -9,15 +9,14 @@ from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_
 from medgraft.backbones.loading import read_config
 from medgraft.captioning import Generated, token_limit
 from medgraft.config import RunConfig
-from medgraft.data import load_data
-from medgraft.errors import DataError
+from medgraft.data import RefusedDataError, load_data
 from medgraft.inspection.captions import caption_statistics
 from medgraft.inspection.images import LeakingPair, ModelView, SheetImage, contact_sheet, image_statistics, leaking_pairs
 from medgraft.inspection.problems import reading_problems, split_problems, text_problems
 from medgraft.inspection.result import Inspection, SplitCounts
 from medgraft.plugin import PluginManager
 from medgraft.text_statistics import GenerationStatistics, TextStatistics, generation_statistics, text_statistics
-from medgraft.types import SPLITS, CaptionData, DataReport, Example
+from medgraft.types import SPLITS, CaptionData, Example
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,13 @@ def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
 def _read(config: RunConfig, plugins: PluginManager) -> _Reading:
     try:
         return _Reading(load_data(config.data, plugins=plugins))
-    except DataError as error:
+    except RefusedDataError as error:
         refusal = str(error)
     changes = {"skip_bad_rows": True} | ({"on_leak": "warn"} if config.data.on_leak == "error" else {})
     try:
         return _Reading(load_data(config.data.model_copy(update=changes), plugins=plugins), refusal)
-    except DataError as error:
-        return _Reading(CaptionData(config.data.name, (), error.report or DataReport()), refusal, str(error))
+    except RefusedDataError as error:
+        return _Reading(CaptionData(config.data.name, (), error.report), refusal, str(error))
 
 
 def _without_weights(name: str, plugins: PluginManager) -> Backbone | None:
