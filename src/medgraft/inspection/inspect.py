@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, prompt_for
-from medgraft.backbones.loading import read_config
+from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, load_without_weights, prompt_for
 from medgraft.captioning import Generated, token_limit
 from medgraft.config import RunConfig
-from medgraft.data import RefusedDataError, load_data
 from medgraft.inspection.captions import caption_statistics
 from medgraft.inspection.images import LeakingPair, ModelView, SheetImage, contact_sheet, image_statistics, leaking_pairs
 from medgraft.inspection.problems import reading_problems, split_problems, text_problems
+from medgraft.inspection.reading import read
 from medgraft.inspection.result import Inspection, SplitCounts
 from medgraft.plugin import PluginManager
 from medgraft.text_statistics import GenerationStatistics, TextStatistics, generation_statistics, text_statistics
@@ -32,32 +31,24 @@ class InspectedData:
     pairs: tuple[LeakingPair, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """`refusal` is why a run refuses the data, `unusable` why nothing can be used even without the bad rows."""
-
-    data: CaptionData
-    refusal: str | None = None
-    unusable: str | None = None
-
-
 def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
     """What a run with `config` finds in its data. No weights are loaded.
 
     Data that a run refuses are read again without what makes it refuse them, so that the result has all of that.
     """
-    backbone = _without_weights(config.backbone, plugins)
-    reading = _read(config, plugins)
-    data = reading.data
-    problems = list(reading_problems(data.report, reading.unusable, config))
-    refusal = reading.refusal
+    captioner, _ = get_captioner(config.backbone, plugins=plugins)
+    remote = issubclass(captioner, RemoteCaptioner)
+    backbone = None if remote else load_without_weights(config.backbone, plugins=plugins)
+    reading = read(config.data, plugins=plugins)
+    data, refusal, examples = reading.data, reading.refusal, reading.data.examples
     text: TextStatistics | None = None
     references: GenerationStatistics | None = None
-    if data.examples:
-        missing_splits = list(split_problems(data, config))
-        problems += missing_splits
-        refusal = refusal or next((problem.what for problem in missing_splits if problem.refused), None)
-    if data.examples and backbone is not None:
+    problems = list(reading_problems(reading, config.data))
+    if examples:
+        without_images = list(split_problems(data, config.eval_split))
+        problems += without_images
+        refusal = refusal or next((problem.what for problem in without_images if problem.refused), None)
+    if examples and backbone is not None:
         text, references = _text(backbone, data, config)
         problems += text_problems(text, references)
     inspection = Inspection(
@@ -67,33 +58,15 @@ def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
         problems=tuple(problems),
         assumptions=data.report.assumptions,
         splits={split: _counts(data.split(split)) for split in SPLITS},
-        images=image_statistics(data.examples) if data.examples else None,
-        captions=caption_statistics(data.examples) if data.examples else None,
+        images=image_statistics(examples) if reading.has_images else None,
+        captions=caption_statistics(examples) if examples else None,
         text=text,
         references=references,
     )
     view = ModelView(backbone)
+    if not reading.has_images:
+        return InspectedData(inspection, view.as_read)
     return InspectedData(inspection, view.as_read, contact_sheet(data, view), leaking_pairs(data, view))
-
-
-def _read(config: RunConfig, plugins: PluginManager) -> _Reading:
-    try:
-        return _Reading(load_data(config.data, plugins=plugins))
-    except RefusedDataError as error:
-        refusal = str(error)
-    changes = {"skip_bad_rows": True} | ({"on_leak": "warn"} if config.data.on_leak == "error" else {})
-    try:
-        return _Reading(load_data(config.data.model_copy(update=changes), plugins=plugins), refusal)
-    except RefusedDataError as error:
-        return _Reading(CaptionData(config.data.name, (), error.report), refusal, str(error))
-
-
-def _without_weights(name: str, plugins: PluginManager) -> Backbone | None:
-    """The backbone's tokenizer and image processor around a model without weights; None if it is behind an API."""
-    captioner, source = get_captioner(name, plugins=plugins)
-    if issubclass(captioner, RemoteCaptioner):
-        return None
-    return captioner.from_model(source, captioner.meta_model(read_config(source, captioner.model_types)))
 
 
 def _text(backbone: Backbone, data: CaptionData, config: RunConfig) -> tuple[TextStatistics, GenerationStatistics]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medgraft.config import RunConfig
+from medgraft.config import DataConfig
+from medgraft.inspection.reading import Reading
 from medgraft.inspection.result import Problem
 from medgraft.text_statistics import UNKNOWN_SHARE, GenerationStatistics, TextStatistics
-from medgraft.types import CaptionData, DataReport
+from medgraft.types import CaptionData, Split
 
 _LEFT_OUT = "A run leaves them out and counts them."
 _LEAK_SETTINGS = "data.on_leak=drop leaves such images out of training, data.on_leak=error refuses the data."
@@ -18,12 +19,14 @@ _ON_LEAK = {
 }
 
 
-def reading_problems(report: DataReport, unreadable: str | None, config: RunConfig) -> Iterator[Problem]:
-    """Problems of the files; `unreadable` is why nothing can be used, even without the bad rows."""
-    if unreadable is not None:
-        yield Problem(kind="unusable", count=None, refused=True, what=unreadable, run="A run ends with this message.")
+def reading_problems(reading: Reading, config: DataConfig) -> Iterator[Problem]:
+    """Problems of the files."""
+    report = reading.data.report
+    if reading.unusable not in (None, reading.refusal):
+        run = "A run refuses this too, once the bad rows are left out."
+        yield Problem(kind="unusable", count=None, refused=True, what=str(reading.unusable), run=run)
     if rows := report.bad_rows:
-        skipped = config.data.skip_bad_rows
+        skipped = config.skip_bad_rows
         run = "A run refuses them. Correct them, or leave them out with --set data.skip_bad_rows=true."
         yield Problem(
             kind="bad_rows", count=len(rows), refused=not skipped, what=f"{_count(len(rows), 'row')} cannot be read.",
@@ -40,23 +43,23 @@ def reading_problems(report: DataReport, unreadable: str | None, config: RunConf
         what = f"{_count(report.uncaptioned, 'image')} without a caption."
         yield Problem(kind="uncaptioned", count=report.uncaptioned, refused=False, what=what, run=_LEFT_OUT)
     for leak in report.leaks or ():
-        refused = config.data.on_leak == "error"
+        refused = config.on_leak == "error"
         yield Problem(
-            kind=leak.kind, count=leak.images, refused=refused, what=f"{leak}.", run=_ON_LEAK[config.data.on_leak],
+            kind=leak.kind, count=leak.images, refused=refused, what=f"{leak}.", run=_ON_LEAK[config.on_leak],
             items=tuple(f"{one} and {other}" for one, other in leak.examples),
         )  # fmt: skip
 
 
-def split_problems(data: CaptionData, config: RunConfig) -> Iterator[Problem]:
+def split_problems(data: CaptionData, evaluated: Split) -> Iterator[Problem]:
     """Splits that a run needs and that have no images."""
     if not data.split("train"):
         yield Problem(
             kind="no_training", count=0, refused=True, what="No images to train on.",
             run="A run that trains refuses the data. `medgraft evaluate` and the strategy zero-shot use other splits.",
         )  # fmt: skip
-    if not data.split(config.eval_split):
+    if not data.split(evaluated):
         run = "A run trains and scores nothing; zero-shot is refused. Name another split with --set eval_split."
-        yield Problem(kind="no_evaluation", count=0, refused=False, what=f"No images in {config.eval_split}.", run=run)
+        yield Problem(kind="no_evaluation", count=0, refused=False, what=f"No images in {evaluated}.", run=run)
 
 
 def text_problems(text: TextStatistics, references: GenerationStatistics) -> Iterator[Problem]:
@@ -67,12 +70,8 @@ def text_problems(text: TextStatistics, references: GenerationStatistics) -> Ite
         run = f"A run warns and trains on their beginnings, without an end token. {advice}"
         yield Problem(kind="truncated", count=text.longer, refused=False, what=text.lengths(), run=run)
     if text.unknown_share > UNKNOWN_SHARE:
-        what = f"{text.unknown_share:.1%} of the captions' tokens are unknown to the tokenizer."
-        yield Problem(
-            kind="unknown_tokens", count=None, refused=False, what=what,
-            run="A run warns; the model can neither learn nor write them. Choose a backbone that knows the language.",
-            items=tuple(f"{word}: {count:,}" for word, count in text.unknown.items()),
-        )  # fmt: skip
+        run = "A run warns and trains on them. Choose a backbone that knows the language."
+        yield Problem(kind="unknown_tokens", count=None, refused=False, what=text.warnings()[-1], run=run)
     if references.has_long_references:
         run = "A run cuts captions off at this length. Raise generation.max_new_tokens."
         yield Problem(kind="long_references", count=None, refused=False, what=references.references(), run=run)

@@ -13,7 +13,7 @@ from medgraft.report.results import Group, read_results
 from medgraft.report.table import Row, as_csv, as_json, markdown, rows, terminal
 
 __all__ = [
-    "Group", "Row", "as_csv", "as_json", "attention_markdown", "compare", "data_page", "data_text", "example_captions", "explanation_page",
-    "html_report", "markdown",
+    "Group", "Row", "as_csv", "as_json", "attention_markdown", "compare", "data_page", "data_text", "example_captions",
+    "explanation_page", "html_report", "markdown",
     "peft_results", "read_results", "dry_run_text", "rows", "terminal", "write_peft_results",
 ]  # fmt: skip

@@ -13,7 +13,8 @@ _ITEMS = 500  # of a problem; JSON has all
 _CAPTION = 160  # characters below an image
 _MODES = {
     "1": "black and white", "L": "8-bit grey", "LA": "grey with transparency", "P": "palette", "RGB": "colour",
-    "RGBA": "colour with transparency", "CMYK": "colours for print", "I;16": "16-bit grey", "I": "32-bit grey", "F": "float grey",
+    "RGBA": "colour with transparency", "CMYK": "colours for print", "I;16": "16-bit grey", "I": "32-bit grey",
+    "F": "float grey",
 }  # fmt: skip
 
 

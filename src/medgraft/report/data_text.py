@@ -38,7 +38,8 @@ def _images(images: ImageStatistics) -> str:
     width, height = images.width, images.height
     of = f" (of a sample of {images.sample:,})" if images.sample < images.images else ""
     lines = [
-        f"width {width[0]:,} to {width[100]:,}, median {width[50]:,}; height {height[0]:,} to {height[100]:,}, median {height[50]:,}",
+        f"width {width[0]:,} to {width[100]:,}, median {width[50]:,}",
+        f"height {height[0]:,} to {height[100]:,}, median {height[50]:,}",
         f"formats{of}: {_counts(images.formats)}",
         f"modes{of}: {_counts(images.modes)}",
     ]
