@@ -47,13 +47,15 @@ class LeakingPair:
     pictures: tuple[Image.Image, Image.Image]
 
 
-def image_statistics(examples: Sequence[Example]) -> ImageStatistics:
-    """Statistics of the images of `examples`, of which there is one at least and all can be read."""
+def image_statistics(examples: Sequence[Example]) -> ImageStatistics | None:
+    """Statistics of the images of `examples`; None if none can be read, else all can."""
     sizes: Counter[tuple[int, int]] = Counter()
     for start in range(0, len(examples), _AT_ONCE):
         images = [example.image for example in examples[start : start + _AT_ONCE]]
         found = inspect_images(images)
         sizes.update(file.size for image in images if (file := found[image]) is not None and file.size is not None)
+    if not sizes:
+        return None
     widths, heights = zip(*sizes.elements(), strict=True)
     sides = Counter(_side(max(size)) for size in sizes.elements())
     kinds = [image_kind(example.image) for example in evenly(examples, _SAMPLE)]

@@ -58,14 +58,12 @@ def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
         problems=tuple(problems),
         assumptions=data.report.assumptions,
         splits={split: _counts(data.split(split)) for split in SPLITS},
-        images=image_statistics(examples) if reading.has_images else None,
+        images=image_statistics(examples),
         captions=caption_statistics(examples) if examples else None,
         text=text,
         references=references,
     )
     view = ModelView(backbone)
-    if not reading.has_images:
-        return InspectedData(inspection, view.as_read)
     return InspectedData(inspection, view.as_read, contact_sheet(data, view), leaking_pairs(data, view))
 
 

@@ -22,9 +22,9 @@ _ON_LEAK = {
 def reading_problems(reading: Reading, config: DataConfig) -> Iterator[Problem]:
     """Problems of the files."""
     report = reading.data.report
-    if reading.unusable not in (None, reading.refusal):
+    if reading.second_refusal not in (None, reading.refusal):
         run = "A run refuses this too, once the bad rows are left out."
-        yield Problem(kind="unusable", count=None, refused=True, what=str(reading.unusable), run=run)
+        yield Problem(kind="refused", count=None, refused=True, what=str(reading.second_refusal), run=run)
     if rows := report.bad_rows:
         skipped = config.skip_bad_rows
         run = "A run refuses them. Correct them, or leave them out with --set data.skip_bad_rows=true."

@@ -12,29 +12,23 @@ from medgraft.types import CaptionData
 
 @dataclass(frozen=True)
 class Reading:
-    """What can be read. `refusal` is the message with which a run refuses the data.
+    """What can be read of data. `refusal` is the message with which a run refuses them; None if it does not.
 
-    `unusable` is the message of a second reading without bad rows, if that is refused too; then no image can be used.
+    `second_refusal` is the message with which it refuses them once the bad rows are left out.
     """
 
     data: CaptionData
     refusal: str | None = None
-    unusable: str | None = None
-
-    @property
-    def has_images(self) -> bool:
-        """Whether the images of `data` can be used."""
-        return self.unusable is None
+    second_refusal: str | None = None
 
 
 def read(config: DataConfig, *, plugins: PluginManager) -> Reading:
-    """Read the data. DataError if there is nothing at the path."""
+    """Read the data, without the bad rows if a run refuses them. DataError if there is nothing at the path."""
     try:
         return Reading(load_data(config, plugins=plugins))
     except RefusedDataError as error:
         refusal = str(error)
-    lenient = {"skip_bad_rows": True, "on_leak": "warn" if config.on_leak == "error" else config.on_leak}
     try:
-        return Reading(load_data(config.model_copy(update=lenient), plugins=plugins), refusal)
+        return Reading(load_data(config.model_copy(update={"skip_bad_rows": True}), plugins=plugins), refusal)
     except RefusedDataError as error:
         return Reading(error.data, refusal, str(error))
