@@ -46,6 +46,7 @@ _LIMIT = 0.2  # of the unexplained share
 _DETAIL_SIDE, _DETAIL_LIMIT = 64, 0.3
 _FLATTEST = 4.0  # grey levels: images with less contrast are like each other by nature
 _AT_ONCE = 2000
+_EXAMPLES = 8  # of a leak
 _QUIET_BELOW = 2000
 
 Thumbnails = NDArray[np.uint8]  # [N, 20, 20]
@@ -84,9 +85,9 @@ def find_leaks(examples: Sequence[Example], *, near_duplicates: bool = True) -> 
         group = _same([e.group for e in later], [e.group for e in earlier])
         for kind, pairs in (("byte_equal", equal), ("near_duplicate", near), ("group", group)):
             if len(pairs):
-                a, b = pairs[0]
-                images = len(np.unique(pairs[:, 0]))
-                found.append(Leak(kind, split, other, images, (later[a].id, earlier[b].id)))  # type: ignore[arg-type]
+                images, first = np.unique(pairs[:, 0], return_index=True)
+                examples = tuple((later[a].id, earlier[b].id) for a, b in pairs[first[:_EXAMPLES]])
+                found.append(Leak(kind, split, other, len(images), examples))  # type: ignore[arg-type]
                 leaking |= {(other, earlier[row].id) for row in np.unique(pairs[:, 1])}
     return Leaks(tuple(found), frozenset(leaking))
 
