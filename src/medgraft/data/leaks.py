@@ -46,6 +46,7 @@ _LIMIT = 0.2  # of the unexplained share
 _DETAIL_SIDE, _DETAIL_LIMIT = 64, 0.3
 _FLATTEST = 4.0  # grey levels: images with less contrast are like each other by nature
 _AT_ONCE = 2000
+_JPEG = b"\xff\xd8\xff"
 _EXAMPLES = 8  # of a leak
 _QUIET_BELOW = 2000
 
@@ -222,10 +223,12 @@ def _key(image: ImageSource, side: int) -> str:
 
 def _read(image: ImageSource, side: int) -> bytes:
     if isinstance(image, Path):
-        with Image.open(image) as file:
-            if file.format == "JPEG":
-                file.draft("L", (4 * side, 4 * side))  # decodes it at a fraction of its size
-                return _shrunk(ImageOps.exif_transpose(file), side)
+        with image.open("rb") as file:
+            if file.read(len(_JPEG)) == _JPEG:
+                file.seek(0)
+                picture = Image.open(file)
+                picture.draft("L", (4 * side, 4 * side))  # decodes it at a fraction of its size
+                return _shrunk(ImageOps.exif_transpose(picture), side)
     return _shrunk(open_image(image), side)
 
 

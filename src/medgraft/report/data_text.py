@@ -15,8 +15,8 @@ _ITEMS = 5  # of a problem; the page and JSON have more
 def data_text(found: Inspection) -> str:
     """Splits, images, captions, assumptions, and what a run does about each problem."""
     blocks = [f"{found.data}, for {found.backbone}"]
-    if found.images and found.captions:
-        blocks += [_splits(found), _images(found.images), _captions(found.captions, found)]
+    if found.captions:
+        blocks += [_splits(found), *([_images(found.images)] if found.images else []), _captions(found.captions, found)]
     if found.assumptions:
         blocks.append("Assumed\n" + "\n".join(map(_item, found.assumptions)))
     if found.problems:
