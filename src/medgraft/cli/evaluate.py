@@ -48,8 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
         content = {"images": len(result.predictions), "split": arguments.split, "metrics": result.metrics}
         content |= {"intervals": {name: (i.low, i.high) for name, i in result.intervals.items()}, "collapse": result.collapse}
         content["unavailable"] = result.scores.unavailable
+        content["generated"] = result.generated.model_dump() if result.generated else None
         print(json.dumps(content, indent=2))
     else:
         print(f"{len(result.predictions)} images of {arguments.split}")
+        if result.generated:
+            print(result.generated)
         print_scores(result.metrics, result.intervals, result.scores.unavailable)
     return 0
