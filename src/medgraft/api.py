@@ -81,7 +81,7 @@ def caption(
     """One caption for each image file, from an adapter (an object or its folder) or a backbone without one."""
     with progress_bars(progress):
         model, own = _captioner(adapter, backbone, plugins)
-        return model.caption([Path(image) for image in images], generation or own)
+        return model.caption([Path(image) for image in images], generation or own).captions
 
 
 def explain(
@@ -104,7 +104,7 @@ def explain(
             raise BackboneError("A model behind an API returns no attention weights, so it cannot be explained.")
         attention_layout_of(model.backbone, maps.method)  # fail before generating a caption
         shown = opened(Path(image))
-        text = caption or model.caption([Path(image)], generation or own)[0]
+        text = caption or model.caption([Path(image)], generation or own).captions[0]
         (found,) = model.maps([shown], [text], maps)
     if not found.words:
         raise BackboneError(f"The caption of {image} is {text!r}: there are no words to explain. Give one with --caption.")
@@ -135,8 +135,8 @@ def evaluate(
         read = load_data(config, plugins=manager, splits=(split,))
         examples = read.split(split)
         seen = seen_in_training(loaded, config, examples) if loaded else None
-        captions = model.caption([example.image for example in examples], generation or own)
-        found = score_captions(model, examples, captions, settings, plugins=manager, clock=Clock())
+        generated = model.caption([example.image for example in examples], generation or own)
+        found = score_captions(model, examples, generated, settings, plugins=manager, clock=Clock())
         return replace(found, data_report=read.report, seen_in_training=seen)
 
 

@@ -98,6 +98,26 @@ def test_the_plan_counts_tries_and_timings(phantoms_folder, plugins):
     assert "Not counted: 3 trials of learning rates and 4 timings of steps." in dry_run_text(plan)
 
 
+def test_the_plan_tells_what_captions_are_truncated_and_unknown(blip_folder, tmp_path, plugins):
+    rows = ["a.png,a mass.,train", f"a.png,{'mass ' * 40},train", "a.png,肺炎。,train"]
+    rows.append("b.png,a mass in the left lung.,test")
+    (tmp_path / "t.csv").write_text("\n".join(["image,caption,split", *rows]), encoding="utf-8")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "b.png")
+    name, data = f"blip:{blip_folder}", f"csv:{tmp_path / 't.csv'}"
+    suite = _suite(
+        backbones=(name,), strategies=("zero-shot", "lora"), data=data, train={"max_text_tokens": 20},
+        generation={"max_new_tokens": 6},
+    )  # fmt: skip
+    plan = dry_run_suite(suite, plugins=plugins)
+    (lines,) = plan.text.values()
+    assert list(plan.text) == [f"{name} on {data}"]
+    assert lines[0].startswith("1 of 3 training captions are longer than 20 tokens (train.max_text_tokens) and are truncated")
+    assert "unknown to the tokenizer" in lines[1] and "肺 (1)" in lines[1]
+    assert lines[2] == "100% of the references are longer than 6 tokens (generation.max_new_tokens), the median is 7."
+    assert "1 of 3 training captions are longer" in " ".join(dry_run_text(plan).split())
+
+
 @pytest.mark.slow
 def test_misspelt_names_end_the_plan(plugins):
     with pytest.raises(UnknownNameError, match="Did you mean 'lora'"):

@@ -278,8 +278,8 @@ def test_pillows_limit_of_pixels_applies(tmp_path, monkeypatch):
 
 def test_a_container_that_no_reader_knows_has_its_reason(tmp_path):
     part = ImagePart(_save(tmp_path, _scene()), member="0")
-    assert "images inside such a file cannot be read" in inspect_images([part])[part].problem
-    with pytest.raises(DataError, match=r"image\.png \(0\): images inside"):
+    assert "@OFFSET+SIZE" in inspect_images([part])[part].problem
+    with pytest.raises(DataError, match=r"image\.png \(0\): the member"):
         open_image(part)
 
 

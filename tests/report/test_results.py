@@ -1,6 +1,7 @@
 """Results read from disk: intervals, ties, comparisons, and the page."""
 
 import csv
+import html
 import itertools
 import json
 import re
@@ -14,6 +15,7 @@ from medgraft.config import RunConfig
 from medgraft.report import compare, html_report, markdown, read_results, rows, terminal
 from medgraft.report.charts import quality_against_time
 from medgraft.scoring import collapse, shuffled, write_captions
+from medgraft.text_statistics import GenerationStatistics, TextStatistics
 from medgraft.types import Leak
 
 WORDS = "chest ct mri of the brain showing a mass nodule effusion in left right lung kidney lobe with no bone".split()  # noqa: SIM905
@@ -223,6 +225,34 @@ def test_the_page_works_in_a_browser(results, plugins, browser):
     assert said["after"] == "page 1 of 1, 1 images"
     assert said["charts"] == "3"
     assert said["words"] == "0"  # there are no maps
+
+
+def test_truncated_unknown_and_cut_off_captions_stand_below_the_table_and_in_the_page(results, plugins):
+    out, records = results
+    text = TextStatistics(
+        captions=600, longer=12, max_text_tokens=128, max_positions=512, percentiles={50: 26, 99: 140, 100: 603},
+        unknown_share=0.25, unknown={"肺": 3},
+    )  # fmt: skip
+    for record, cut_off in zip(records, (0, 10, 20), strict=True):
+        generated = GenerationStatistics(
+            captions=40, cut_off=cut_off, max_new_tokens=96, references_longer=0.3, references_median=80
+        )
+        write_record(record.model_copy(update={"text": text, "generated": generated}), out / "records")
+    records, groups = read_records(out), read_results(out, plugins=plugins)
+    table = rows(records, groups)
+    notes = [
+        "12 of 600 training captions are longer than 128 tokens (train.max_text_tokens) and are truncated; the median is 26, "
+        "the 99th percentile 140, the longest 603 tokens.",
+        "unknown to the tokenizer: the model can neither learn nor write them; the most frequent: 肺 (3).",
+        "30% of the references are longer than 96 tokens (generation.max_new_tokens), the median is 80.",
+    ]
+    page = html.unescape(html_report("results", records, groups, out, plugins=plugins))
+    for shown in (" ".join(terminal(table).split()), markdown(table), page):
+        assert [shown.count(note) for note in notes] == [1, 1, 1]
+        for share in ("two 25%", "poor 50%"):
+            assert share in shown.split("cut off at generation.max_new_tokens: ")[1].split(".")[0]
+        assert "one 0%" not in shown
+    assert {row.strategy: row.cut_off for row in table} == {"one": 0.0, "two": 0.25, "poor": 0.5}
 
 
 def test_report_writes_the_page_and_the_table(results, capsys):

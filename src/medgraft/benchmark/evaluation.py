@@ -10,6 +10,7 @@ from typing import Any
 from medgraft import hardware
 from medgraft.adapter import LoadedAdapter, SeenInTraining
 from medgraft.benchmark.saliency import SaliencyResult, score_saliency
+from medgraft.captioning import Generated
 from medgraft.clock import Clock
 from medgraft.config import SALIENCY_METRICS, DataConfig, GenerationConfig, RunSettings
 from medgraft.errors import DataError
@@ -18,6 +19,7 @@ from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
 from medgraft.scoring import RunCaptions, captions_of, collapse, shuffled
 from medgraft.stats import Interval, score_intervals
+from medgraft.text_statistics import GenerationStatistics, generation_statistics
 from medgraft.types import DataReport, Example
 
 _logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ class Evaluation:
 
     `collapse` holds the shares of `captions.collapse` and, as `shuffled_NAME`, every score with each caption moved to another
     image. `maps` are packed attention maps by image id. `peak_memory_bytes` covers training and captioning, without maps.
+    `generated` tells how many captions were cut off; None for captions that no model generated.
     `medgraft.evaluate` adds the report of its data, and how many images the adapter was trained on (None if that is unknown).
     """
 
@@ -38,6 +41,7 @@ class Evaluation:
     collapse: Mapping[str, float]
     maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
+    generated: GenerationStatistics | None = None
     data_report: DataReport = field(default_factory=DataReport)
     seen_in_training: SeenInTraining | None = None
 
@@ -59,6 +63,7 @@ class Evaluation:
             "collapse": dict(self.collapse),
             "signatures": dict(self.scores.signatures),
             "unavailable": dict(self.scores.unavailable),
+            "generated": self.generated,
         }
 
     @property
@@ -70,22 +75,30 @@ class Evaluation:
 def score_captions(
     captioner: Captioner,
     examples: Sequence[Example],
-    captions: Sequence[str],
+    generated: Generated,
     settings: RunSettings,
     *,
     plugins: PluginManager,
     clock: Clock,
 ) -> Evaluation:
-    """Scores of `captions`, which `captioner` generated for `examples`, and the saliency scores that `settings` ask for."""
+    """Scores of what `captioner` generated for `examples`, and the saliency scores that `settings` ask for.
+
+    Logs a warning if captions were cut off.
+    """
+    captions = generated.captions
     peak = hardware.peak_memory_bytes()
     with clock.phase("saliency"):
         saliency, obstacle = _saliency(captioner, examples, captions, settings)
     with clock.phase("scoring"):
         found = evaluated(captions_of(examples, captions, saliency.scores), metrics=settings.metrics, plugins=plugins)
+        backbone = captioner.backbone if isinstance(captioner, Inference) else None
+        statistics = generation_statistics(backbone, examples, generated)
+    for warning in statistics.warnings():
+        _logger.warning("%s", warning)
     reasons = dict(found.scores.unavailable)
     reasons |= {name: obstacle for name in SALIENCY_METRICS if name in settings.metrics and obstacle}
     scores = replace(found.scores, unavailable=reasons)
-    return replace(found, maps=saliency.maps, scores=scores, peak_memory_bytes=peak)
+    return replace(found, maps=saliency.maps, scores=scores, peak_memory_bytes=peak, generated=statistics)
 
 
 def _saliency(

@@ -18,6 +18,7 @@ from medgraft.errors import ConfigError
 from medgraft.hardware import Hardware
 from medgraft.strategies import Strategy
 from medgraft.strict_model import StrictModel
+from medgraft.text_statistics import GenerationStatistics, TextStatistics
 from medgraft.types import DataReport, Leak, Split
 
 _logger = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ class Record(StrictModel):
     its first optimiser step. `acceleration` names the installed kernels. `intervals` are the 95 % intervals of `metrics` over
     groups of test images, `signatures` the metrics' settings, `unavailable` the reasons why metrics are missing, `collapse`
     signs of captions that ignore the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids;
-    None if they are unknown.
+    None if they are unknown. `text` tells which captions training truncated and which tokens are unknown, `generated` which
+    captions were cut off.
     `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
     products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
     the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. A failed run has an
@@ -115,6 +117,8 @@ class Record(StrictModel):
     images: dict[Split, int] | None = None
     data_report: LeftOut | None = None
     leaks: tuple[Leak, ...] | None = None
+    text: TextStatistics | None = None
+    generated: GenerationStatistics | None = None
     data_fingerprint: str | None = None
     base_fingerprint: str | None = None
     phase_seconds: dict[str, float] | None = None

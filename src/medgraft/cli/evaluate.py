@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         content = {"images": len(result.predictions), "split": arguments.split, "metrics": result.metrics}
         content |= {"intervals": {name: (i.low, i.high) for name, i in result.intervals.items()}, "collapse": result.collapse}
-        content |= {"unavailable": result.scores.unavailable}
-        content |= {"left_out": report.left_out(), "assumptions": report.assumptions}
+        content |= {"unavailable": result.scores.unavailable, "left_out": report.left_out(), "assumptions": report.assumptions}
         content |= {"seen_in_training": asdict(seen) if seen else None}
+        content |= {"generated": result.generated.model_dump() if result.generated else None}
         print(json.dumps(content, indent=2))
     else:
         print(f"{len(result.predictions)} images of {arguments.split}")
@@ -59,5 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(sentence)
         if adapter is not None:
             print(seen or "What the adapter was trained on is not known: its package does not tell.")
+        if result.generated:
+            print(result.generated)
         print_scores(result.metrics, result.intervals, result.scores.unavailable)
     return 0

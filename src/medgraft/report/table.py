@@ -14,6 +14,7 @@ from typing import Any
 
 from medgraft.benchmark import BASELINE, Record
 from medgraft.report.results import Entry, Group, leak_notes
+from medgraft.report.text_notes import cut_off_note, cut_off_share, text_notes
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Row:
     often attention at the finding's words points at the finding (`pointing_finding`), with its interval and two controls.
     `step` is a step's median seconds with quartiles; `disturbed` means that other work ran on the machine. `tuning_seconds` is
     the time of the search for the learning rate, which `training_seconds` excludes. `leaks` says how the splits overlap.
+    `cut_off` is the share of generated captions that reached `generation.max_new_tokens`, `text_notes` are warnings about
+    captions' lengths and unknown tokens.
     """
 
     backbone: str
@@ -51,6 +54,8 @@ class Row:
     peak_memory_bytes: float | None
     adapter_bytes: float | None
     leaks: str | None
+    cut_off: float | None = None
+    text_notes: tuple[str, ...] = ()
 
 
 def _count(value: float) -> str:
@@ -160,6 +165,8 @@ def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], don
         peak_memory_bytes=mean(r.peak_memory_bytes for r in done),
         adapter_bytes=mean(r.adapter_bytes for r in done),
         leaks=" ".join(leak_notes(done)) or None,
+        cut_off=cut_off_share(done),
+        text_notes=tuple(text_notes(done)),
     )
 
 
@@ -200,6 +207,8 @@ def _notes(group: Sequence[Row]) -> list[str]:
     notes += dict.fromkeys(row.leaks for row in group if row.leaks)
     if disturbed := [row.strategy for row in group if row.disturbed]:
         notes.append(f"Other work disturbed the timing of: {', '.join(disturbed)}.")
+    notes += dict.fromkeys(note for row in group for note in row.text_notes)
+    notes += cut_off_note({row.strategy: row.cut_off for row in group})
     if failed := [f"{row.strategy} ({row.failed} of {row.failed + row.seeds})" for row in group if row.failed]:
         notes.append(f"Failed runs: {', '.join(failed)}; see `error` in their records.")
     return notes
