@@ -59,7 +59,7 @@ def dicom_mode(file: BinaryIO) -> str:
 
     fields = ["PhotometricInterpretation", "BitsStored"]
     header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=fields)
-    return f"{header.get('PhotometricInterpretation')}, {header.get('BitsStored')} bits"
+    return f"{header.get('PhotometricInterpretation')} {header.get('BitsStored')}-bit"
 
 
 def _shown(header: Any, frame: int | None, window: str) -> DecodedImage:

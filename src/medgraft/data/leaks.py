@@ -87,8 +87,8 @@ def find_leaks(examples: Sequence[Example], *, near_duplicates: bool = True) -> 
         for kind, pairs in (("byte_equal", equal), ("near_duplicate", near), ("group", group)):
             if len(pairs):
                 images, first = np.unique(pairs[:, 0], return_index=True)
-                examples = tuple((later[a].id, earlier[b].id) for a, b in pairs[first[:_EXAMPLES]])
-                found.append(Leak(kind, split, other, len(images), examples))  # type: ignore[arg-type]
+                shown = tuple((later[a].id, earlier[b].id) for a, b in pairs[first[:_EXAMPLES]])
+                found.append(Leak(kind, split, other, len(images), shown))  # type: ignore[arg-type]
                 leaking |= {(other, earlier[row].id) for row in np.unique(pairs[:, 1])}
     return Leaks(tuple(found), frozenset(leaking))
 

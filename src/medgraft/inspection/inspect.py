@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medgraft.backbones import Backbone, RemoteCaptioner, get_captioner, load_without_weights, prompt_for
-from medgraft.captioning import Generated, token_limit
+from medgraft.backbones import RemoteCaptioner, get_captioner, load_without_weights
 from medgraft.config import RunConfig
 from medgraft.inspection.captions import caption_statistics
 from medgraft.inspection.images import LeakingPair, ModelView, SheetImage, contact_sheet, image_statistics, leaking_pairs
@@ -14,8 +13,8 @@ from medgraft.inspection.problems import reading_problems, split_problems, text_
 from medgraft.inspection.reading import read
 from medgraft.inspection.result import Inspection, SplitCounts
 from medgraft.plugin import PluginManager
-from medgraft.text_statistics import GenerationStatistics, TextStatistics, generation_statistics, text_statistics
-from medgraft.types import SPLITS, CaptionData, Example
+from medgraft.text_statistics import GenerationStatistics, TextStatistics, planned_statistics
+from medgraft.types import SPLITS, Example
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
         problems += without_images
         refusal = refusal or next((problem.what for problem in without_images if problem.refused), None)
     if examples and backbone is not None:
-        text, references = _text(backbone, data, config)
+        text, references = planned_statistics(config, backbone, data.split("train"), data.split(config.eval_split))
         problems += text_problems(text, references)
     inspection = Inspection(
         data=f"{config.data.name}:{config.data.path or ''}".rstrip(":"),
@@ -65,14 +64,6 @@ def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
     )
     view = ModelView(backbone)
     return InspectedData(inspection, view.as_read, contact_sheet(data, view), leaking_pairs(data, view))
-
-
-def _text(backbone: Backbone, data: CaptionData, config: RunConfig) -> tuple[TextStatistics, GenerationStatistics]:
-    prompt, evaluated = prompt_for(backbone, config.train.prompt), data.split(config.eval_split)
-    limit = config.train.max_text_tokens
-    text = text_statistics(backbone, data.split("train"), evaluated, prompt=prompt, max_text_tokens=limit)
-    generated = Generated([], None, token_limit(backbone, prompt, config.generation))
-    return text, generation_statistics(backbone, evaluated, generated)
 
 
 def _counts(examples: Sequence[Example]) -> SplitCounts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from medgraft.config import DataConfig
 from medgraft.inspection.reading import Reading
@@ -10,7 +11,7 @@ from medgraft.inspection.result import Problem
 from medgraft.text_statistics import UNKNOWN_SHARE, GenerationStatistics, TextStatistics
 from medgraft.types import CaptionData, Split
 
-_LEFT_OUT = "A run leaves them out and counts them."
+_LEFT_OUT = "A run leaves such out, and counts them."
 _LEAK_SETTINGS = "data.on_leak=drop leaves such images out of training, data.on_leak=error refuses the data."
 _ON_LEAK = {
     "warn": f"A run warns, and scores on these images are too good. {_LEAK_SETTINGS}",
@@ -45,7 +46,7 @@ def reading_problems(reading: Reading, config: DataConfig) -> Iterator[Problem]:
     for leak in report.leaks or ():
         refused = config.on_leak == "error"
         yield Problem(
-            kind=leak.kind, count=leak.images, refused=refused, what=f"{leak}.", run=_ON_LEAK[config.on_leak],
+            kind=leak.kind, count=leak.images, refused=refused, what=f"{replace(leak, examples=())}.", run=_ON_LEAK[config.on_leak],
             items=tuple(f"{one} and {other}" for one, other in leak.examples),
         )  # fmt: skip
 
