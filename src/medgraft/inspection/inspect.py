@@ -54,7 +54,7 @@ def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
         data=f"{config.data.name}:{config.data.path or ''}".rstrip(":"),
         backbone=config.backbone,
         refusal=refusal,
-        problems=tuple(problems),
+        problems=tuple(sorted(problems, key=lambda problem: not problem.refused)),
         assumptions=data.report.assumptions,
         splits={split: _counts(data.split(split)) for split in SPLITS},
         images=image_statistics(examples),

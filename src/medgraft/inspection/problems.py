@@ -56,7 +56,7 @@ def split_problems(data: CaptionData, evaluated: Split) -> Iterator[Problem]:
     if not data.split("train"):
         yield Problem(
             kind="no_training", count=0, refused=True, what="No images to train on.",
-            run="A run that trains refuses the data. `medgraft evaluate` and the strategy zero-shot use other splits.",
+            run="A run that trains refuses the data. medgraft evaluate and the strategy zero-shot use other splits.",
         )  # fmt: skip
     if not data.split(evaluated):
         run = "A run trains and scores nothing; zero-shot is refused. Name another split with --set eval_split."

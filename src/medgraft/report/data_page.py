@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from medgraft.inspection import InspectedData
@@ -41,7 +42,7 @@ def data_page(inspected: InspectedData) -> str:
         ],
         pairs=[
             {
-                "text": str(pair.leak),
+                "text": str(replace(pair.leak, examples=())),
                 "images": [
                     {"id": key, "split": split, "picture": _uri(picture)}
                     for key, split, picture in zip(pair.ids, (pair.leak.split, pair.leak.other), pair.pictures, strict=True)
