@@ -22,10 +22,10 @@ _HEAD = """# Settings
 
 Made by `python docs/make_settings.py` from the code that checks settings; a test fails when this page is out of date.
 
-Every key is set on the command line as `--set SECTION.KEY=VALUE`, or in a suite's TOML file as a table `[SECTION]`. There,
-settings of single strategies are `[overrides.NAME.strategy]` and `[overrides.NAME.train]`. Values are JSON where they parse as
-JSON, else text: `train.bf16=false`, `tuning.factors=[0.3,1,3]`, `train.lr_scheduler_type=linear`. An unknown key or a wrong
-value is an error that lists every problem.
+Every key is set on the command line as `--set SECTION.KEY=VALUE`, or in a suite's TOML file as a table `[SECTION]`. In a suite,
+`[overrides.NAME.strategy]` and `[overrides.NAME.train]` hold settings of the strategy NAME alone. A value is read as JSON if
+it is valid JSON, else as text: `train.bf16=false`, `tuning.factors=[0.3,1,3]`, `train.lr_scheduler_type=linear`. An unknown
+key or a wrong value is an error that lists every problem.
 """
 _STRATEGY = """Start from a preset (`medgraft list` shows them) or `peft:<METHOD>`, and change it: `strategy.vision=frozen` sets
 the mode of a part, `strategy.text.roles=attn,cross` one of its fields. Any other key goes to the PEFT method's config, under
@@ -62,8 +62,8 @@ def page() -> str:
     own = {name: field for name, field in SuiteConfig.model_fields.items() if not _is_section(field)}
     own = dict(sorted(own.items(), key=lambda item: item[0] in RunSettings.model_fields))  # a suite's own keys first
     parts.append(
-        "## Suite files\n\nThe keys at the top of a suite's TOML file, besides the sections above; "
-        f"[quickstart](../benchmarks/suites/quickstart.toml) is an example.\n\n{_table(_row(n, f) for n, f in own.items())}"
+        "## Suite files\n\nThe keys at the top of a suite's TOML file, besides the sections above; `--set` does not set them. "
+        f"Example: [quickstart](../benchmarks/suites/quickstart.toml).\n\n{_table(_row(n, f) for n, f in own.items())}"
     )
     return "\n".join([*parts, _ENVIRONMENT])
 

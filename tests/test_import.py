@@ -14,10 +14,10 @@ import medgraft
 SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
-    "errors", "types", "progress", "quiet", "hardware", "environment", "seeds", "clock", "energy", "file_index",
-    "strict_model", "config",
+    "errors", "strict_model", "augmentation_config", "types", "progress", "quiet", "hardware", "environment", "seeds", "clock",
+    "energy", "file_index", "config",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "prepare", "training",
-    "adapter", "captioning", "metrics", "stats", "saliency", "inference", "benchmark",
+    "adapter", "captioning", "metrics", "stats", "scoring", "saliency", "inference", "benchmark",
     "fork_server", "testing", "plugin_api", "report", "api",
     "scaffold", "cli",
 ]  # fmt: skip

@@ -14,11 +14,12 @@ from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, StrategySpec,
 if TYPE_CHECKING:
     from medgraft.api import caption, evaluate, explain, load_adapter, load_backbone, run_suite, train
     from medgraft.config import run_config
+    from medgraft.scoring import score
 
 __version__ = "0.1.0"
 
 _LAZY = dict.fromkeys(("caption", "evaluate", "explain", "load_adapter", "load_backbone", "run_suite", "train"), "api")
-_LAZY["run_config"] = "config"
+_LAZY |= {"run_config": "config", "score": "scoring"}
 
 __all__ = [
     "BackboneSpec",
@@ -34,6 +35,7 @@ __all__ = [
     "load_backbone",
     "run_config",
     "run_suite",
+    "score",
     "train",
 ]
 

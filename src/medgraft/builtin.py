@@ -58,11 +58,14 @@ def medgraft_datasets() -> Iterator[DatasetSpec]:
         ("roco-kaggle", "ROCO as on Kaggle (all_data/)", "medgraft.data.roco:KaggleRoco"),
         ("rocov2", "ROCOv2 folder (train_captions.csv, train_images/)", "medgraft.data.roco:Rocov2"),
         ("imageclef", "ImageCLEFmedical caption files of 2022 to 2024", "medgraft.data.roco:ImageClef"),
-        ("csv", "comma-separated table with named columns", "medgraft.data.tables:CsvTable"),
+        ("csv", "table with named columns, separated by commas or semicolons", "medgraft.data.tables:CsvTable"),
         ("tsv", "tab-separated table with named columns", "medgraft.data.tables:TsvTable"),
-        ("jsonl", "one JSON object a line", "medgraft.data.tables:JsonlTable"),
+        ("json", "JSON array, lists by split, or conversations", "medgraft.data.json_lists:JsonTable"),
+        ("jsonl", "one JSON object a line", "medgraft.data.json_lists:JsonlTable"),
         ("coco", "COCO captions JSON", "medgraft.data.coco:CocoCaptions"),
-        ("imagefolder", "Hugging Face imagefolder (metadata.csv or .jsonl)", "medgraft.data.tables:ImageFolder"),
+        ("imagefolder", "Hugging Face imagefolder (metadata.csv, .jsonl, .parquet)", "medgraft.data.imagefolder:ImageFolder"),
+        ("hf", "Hugging Face data set: hub id, save_to_disk folder, parquet, arrow", "medgraft.data.hub:HubDataset"),
+        ("webdataset", "tar archives of images with captions", "medgraft.data.webdataset:WebDataset"),
     ):
         yield DatasetSpec(name, summary, target)
 

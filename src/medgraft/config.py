@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
+from medgraft.augmentation_config import AugmentationConfig
 from medgraft.errors import ConfigError, suggestion
 from medgraft.strict_model import StrictModel, validated
 from medgraft.types import Split
@@ -104,6 +105,7 @@ class FeaturesConfig(StrictModel):
     device_gb: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         default="auto", description="GPU memory for training features; auto: 40 % of its free memory"
     )
+    views: int = Field(default=0, ge=0, description="fixed augmented views of each training image; 0: new ones in every epoch")
 
 
 class AccelerationConfig(StrictModel):
@@ -131,12 +133,19 @@ class RunSettings(StrictModel):
     """Settings shared by runs and suites. A new section is one field here; `--set`, suites and records then support it."""
 
     train: TrainConfig = TrainConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     generation: GenerationConfig = GenerationConfig()
     features: FeaturesConfig = FeaturesConfig()
     acceleration: AccelerationConfig = AccelerationConfig()
     saliency: SaliencyConfig = SaliencyConfig()
     metrics: tuple[str, ...] = Field(default=METRICS, description="metrics to compute")
     eval_split: Split = Field(default="test", description="the split to caption and score")
+
+    @model_validator(mode="after")
+    def _views_are_augmented(self) -> Self:
+        if self.features.views and not self.augmentation.on:
+            raise ValueError("features.views needs augmentation; add augmentation.preset=radiology, or leave it out")
+        return self
 
 
 class RunConfig(RunSettings):
@@ -254,6 +263,10 @@ def parse_overrides(overrides: Iterable[str], sections: tuple[str, ...] = RUN_SE
     for text in overrides:
         key, equals, value = text.partition("=")
         section, dot, name = key.strip().partition(".")
+        if equals and not dot and section in RunSettings.model_fields and section not in SECTIONS:
+            raise ConfigError(
+                f"--set {text!r}: {section} is in no section. Set it at the top of a suite's file, or in a RunConfig."
+            )
         if not equals or not dot or not name:
             raise ConfigError(f"--set {text!r} is not of the form SECTION.KEY=VALUE, such as strategy.r=8.")
         if section not in sections:

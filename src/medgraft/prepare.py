@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -52,6 +52,8 @@ def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy) ->
     backbone, applied, acceleration = prepare_model(config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels)
     base = backbone.fingerprint(backbone.source)
     features, prefix = _open_features(backbone, config, dtype, base)
+    if features is not None and strategy.trains and config.augmentation.on:
+        prefix = replace(prefix, reason=f"{prefix.reason}; {_views(config.features.views)}")
     return Prepared(backbone, applied, acceleration, base, features, prefix, dtype)
 
 
@@ -119,6 +121,13 @@ def uses_bf16(config: RunConfig) -> bool:
 def compute_dtype(config: RunConfig) -> torch.dtype:
     """The dtype that a run computes in on this machine."""
     return torch.bfloat16 if uses_bf16(config) else torch.float32
+
+
+def _views(fixed: int) -> str:
+    """What stored features mean for a run whose training images are augmented."""
+    if fixed:
+        return f"{fixed} augmented views of each training image are stored"
+    return "not for training images, which are augmented anew in every epoch (features.views=K stores K views of each)"
 
 
 def _open_features(

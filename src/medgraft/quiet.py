@@ -11,7 +11,7 @@ import warnings
 def quiet_libraries() -> None:
     """Silence libraries in this process. The command line and a run's process call this, the library never does.
 
-    Works before transformers is imported, without importing it, and again after.
+    Does not import transformers, which is silenced only if it was imported before: call this again after importing it.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # suggests a kernel that it would download
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")  # at every layer and step

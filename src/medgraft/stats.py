@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 from scipy.stats import t as student_t
 
-from medgraft.metrics import Measured
+from medgraft.metrics import Measured, Scores
 from medgraft.metrics.base import Array
 
 RESAMPLES = 1000
@@ -143,6 +143,19 @@ class Resampling:
         rest_b = [np.full(len(self._swaps), m.scores[name]) for m in theirs[paired:]]
         differences = np.abs(np.mean([*scores_a, *rest_a], axis=0) - np.mean([*scores_b, *rest_b], axis=0))
         return float((np.sum(differences >= found - 1e-12) + 1) / (len(differences) + 1))
+
+
+def score_intervals(scores: Scores, groups: Sequence[str | None]) -> dict[str, Interval]:
+    """95 % intervals of the scores that measure every image; none if all images are of one group."""
+    resampling = Resampling(groups)
+    if resampling.groups == 1:
+        return {}
+    return {
+        name: interval
+        for measured in scores.measured.values()
+        for name, interval in resampling.intervals(measured).items()
+        if name in scores.values
+    }
 
 
 def bca(value: float, draws: Array, left_out: Array, level: float = LEVEL) -> Interval:

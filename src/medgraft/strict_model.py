@@ -33,7 +33,8 @@ def _problems(model: type[BaseModel], error: ValidationError) -> Iterable[str]:
             known = _fields_at(model, problem["loc"][:-1])
             yield f"unknown key {where!r}.{suggestion(str(problem['loc'][-1]), known) or ' Known: ' + ', '.join(known)}"
         else:
-            yield f"{where}: {problem['msg']}"
+            message = problem["msg"].removeprefix("Value error, ")
+            yield f"{where}: {message}" if where else message
 
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, get_args, overload
+
+if TYPE_CHECKING:
+    from medgraft.augmentation_config import AugmentationConfig
+
+T = TypeVar("T")
 
 Split = Literal["train", "validation", "test"]
 Part = Literal["vision", "bridge", "text"]
@@ -18,18 +25,32 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """An augmented version of an image: `settings` say how much may change, `seed` decides what does.
+
+    A `fixed` view recurs in later epochs.
+    """
+
+    settings: AugmentationConfig = field(hash=False)
+    seed: tuple[int, ...]
+    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ImagePart:
     """An image that is not simply a whole file: one of several in `path`, or a file with settings of how to read it.
 
     `member` says which image of a parquet or arrow file or of a tar archive; its form belongs to the reader of that format.
     `frame` chooses a frame of a multi-frame file or a slice of a volume, `window` how levels are mapped to 8 bits; None: the
-    file's own or the default. An image of a plain file without settings is its `Path` instead.
+    file's own or the default. `view` is an augmented version, None the image itself. An image of a plain file without settings
+    is its `Path` instead.
     """
 
     path: Path
     member: str | None = None
     frame: int | None = None
     window: str | None = None
+    view: View | None = None
 
     def __str__(self) -> str:
         settings = {"frame": self.frame, "window": self.window}
@@ -183,13 +204,43 @@ class DataReport:
 
 
 @dataclass(frozen=True)
+class Chosen(Sequence[T], Generic[T]):
+    """Those of `items` at `places`, in that order; an item is taken from `items` each time that it is asked for."""
+
+    items: Sequence[T]
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        if isinstance(index, slice):
+            return tuple(self.items[place] for place in self.places[index])
+        return self.items[self.places[index]]
+
+
+@dataclass(frozen=True)
 class CaptionData:
-    """A data set: its examples, and a report of the images that were skipped."""
+    """A data set: its examples, which may be made anew at each access, and a report of the images that were skipped."""
 
     name: str
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     report: DataReport = field(default_factory=DataReport)
 
-    def split(self, split: Split) -> tuple[Example, ...]:
-        """The examples of one split, in the data set's order."""
-        return tuple(example for example in self.examples if example.split == split)
+    def split(self, *splits: Split) -> Sequence[Example]:
+        """The examples of one split, in the data set's order, or those of several, one split after the other."""
+        places = array("I")
+        for split in splits:
+            places += self._places[split]
+        return Chosen(self.examples, places)
+
+    @cached_property
+    def _places(self) -> dict[Split, array[int]]:
+        places: dict[Split, array[int]] = {split: array("I") for split in SPLITS}
+        for place, example in enumerate(self.examples):
+            places[example.split].append(place)
+        return places

@@ -17,6 +17,16 @@ def _medgraft(*words, cwd=None):
     )
 
 
+@pytest.mark.slow
+def test_libraries_show_no_progress_bars_of_their_own(tmp_path):
+    assert _medgraft("tiny-models", tmp_path, "vit-gpt2").stderr == ""
+    code = "from medgraft.cli.main import main; main(['check-plugin', 'nope']); from transformers.utils import logging"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(logging.is_progress_bar_enabled())"], capture_output=True, text=True
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
 @pytest.fixture(scope="module")
 def adapter(blip_folder, phantoms_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("cli") / "adapter"
@@ -73,8 +83,9 @@ def test_score(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps({"1": "a nodule in the left lung", "2": "normal"}))
     (tmp_path / "r.json").write_text(json.dumps({"1": ["a nodule in the left lung"], "2": ["no lesion", "normal"]}))
     done = _medgraft("score", "--predictions", tmp_path / "p.json", "--references", tmp_path / "r.json")
-    assert re.findall(r"^(\w+) +[\d.]+$", done.stdout, re.M) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
-    assert "rouge_l  1.000000" in done.stdout
+    names = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
+    assert re.findall(r"^(\w+) +[\d.]+  \[", done.stdout, re.M) == names
+    assert "rouge_l 1.0000" in done.stdout
 
 
 def test_phantoms(tmp_path):
@@ -125,6 +136,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
         ("train --backbone blip:./nope --strategy lora --data roco:E --out O --set strategy.q=1", "'q' is not one of its"),
         ("train --backbone blip:B --strategy lora --data roco:D --out O --set train.epoch=1", "unknown key 'train.epoch'"),
         ("train --backbone blip:B --strategy lora --data roco:D --out O --set r=1", "is not of the form SECTION.KEY=VALUE"),
+        ("train --backbone blip:B --strategy lora --data roco:D --out O --set metrics=[]", "metrics is in no section"),
         ("train --backbone blip:B --strategy lora --data roco:D --out O --batch-size 0", "per_device_train_batch_size"),
         ("train --backbone blip:some/model --strategy lora --data roco:D --out O", "is neither a folder nor a model that the"),
         ("evaluate --adapter A --backbone blip:OTHER --data roco:D", "was trained on another base"),
@@ -132,7 +144,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
         ("caption x.jpg --adapter E", "is no medgraft adapter"),
         ("caption x.jpg --adapter A", "There is no image x.jpg"),
         ("caption TEXT --adapter A", "cannot be read as an image"),
-        ("score --predictions TEXT --references TEXT", "is not JSON"),
+        ("score --predictions TEXT --references TEXT", "holds no captions, neither as JSON nor as a table with a header"),
         ("score --predictions nope.json --references TEXT", "There is no file nope.json"),
         ("bench nope.toml", "There is no suite file nope.toml"),
         ("bench SUITE", "unknown key 'strategy'. Did you mean 'strategies'"),

@@ -163,8 +163,8 @@ def test_real_radiographs(shared_data, plugins):
             r"has no 'image'.*Columns: file, text. Set the column names with --set data",
         ),
         ("csv", "image,caption,part\na.png,x,oops\n", {"split": "part"}, "'oops' is not a split"),
-        ("jsonl", "{broken", {}, "line 1 is not JSON"),
-        ("coco", "{}", {}, "is not COCO captions JSON: KeyError 'images'"),
+        ("jsonl", "{broken", {}, "line 1: it is not JSON"),
+        ("coco", "{}", {}, "is not COCO captions JSON: it has no list 'images'"),
     ],
 )
 def test_bad_files(tmp_path, plugins, name, content, options, message):
@@ -220,10 +220,21 @@ def test_max_images_counts_usable_ones(tmp_path, plugins):
     assert len(data.report.missing) == 2
 
 
-def test_text_that_is_not_utf8_and_null_captions(tmp_path, plugins):
-    _image(tmp_path / "a.png")
-    (tmp_path / "t.csv").write_bytes("image,caption\na.png,œdème\n".encode("cp1252"))
-    with pytest.raises(DataError, match="is not UTF-8 text: "):
-        _read(plugins, "csv", tmp_path / "t.csv")
-    (tmp_path / "t.jsonl").write_text('{"image": "a.png", "caption": "x"}\n{"image": "b.png", "caption": null}\n')
-    assert _read(plugins, "jsonl", tmp_path / "t.jsonl").report.uncaptioned == 1
+def test_an_export_from_excel_needs_no_option(tmp_path, plugins):
+    for name in ("a.png", "b.png"):
+        _image(tmp_path / "bilder" / name)
+    rows = "image;caption;split\r\nbilder\\a.png;Ödem, links;train\r\nbilder\\b.png;;test\r\n"
+    (tmp_path / "t.csv").write_bytes(rows.encode("cp1252"))
+    data = _read(plugins, "csv", tmp_path / "t.csv")
+    assert [(e.id, e.captions, e.split) for e in data.examples] == [("bilder/a.png", ("Ödem, links",), "train")]
+    assert data.report.uncaptioned == 1
+    assert len(data.report.assumptions) == 3
+
+
+def test_data_root(tmp_path, plugins):
+    _image(tmp_path / "images/a.png")
+    (tmp_path / "t.csv").write_text("image,caption\n/gone/a.png,x\n")
+    config = DataConfig(name="csv", path=str(tmp_path / "t.csv"), root=str(tmp_path / "images"))
+    assert [e.image for e in load_data(config, plugins=plugins).examples] == [tmp_path / "images/a.png"]
+    with pytest.raises(DataError, match=r"data.root is .*nowhere, which is not a folder"):
+        load_data(config.model_copy(update={"root": str(tmp_path / "nowhere")}), plugins=plugins)

@@ -41,3 +41,8 @@ def test_what_is_missing_is_said(name, reason, plugins):
         get_metric(name, plugins).measure(CaptionSet(("a",), (("b",),)))
     found = measure(CaptionSet(("a",), (("b",),)), metrics=[name, "rouge_l"], plugins=plugins)
     assert reason in found.unavailable[name] and "rouge_l" in found.values
+
+
+def test_one_reference_has_no_idf_weights():
+    with pytest.raises(UnavailableError, match="every token is in all references"):
+        bertscore(["a nodule"], [["a nodule"]], MODEL)

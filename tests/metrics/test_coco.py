@@ -9,11 +9,12 @@ import pytest
 from captions import perturbed, roco_captions
 
 from medgraft.errors import ScoringError
-from medgraft.metrics import score
+from medgraft.metrics import CaptionSet, UnavailableError
 from medgraft.metrics.bleu import Bleu, bleu
 from medgraft.metrics.cider import Cider, cider
 from medgraft.metrics.ptb import tokenize, tokenize_lines
 from medgraft.metrics.rouge_l import RougeL, rouge_l
+from medgraft.scoring import score
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden/coco_scores.json").read_text())
 
@@ -47,7 +48,7 @@ def test_several_references_score_as_in_pycocoevalcap(shared_data):
 def test_the_evaluate_modules_give_the_same_numbers(plugins):
     predictions = {"a": "a nodule in the left lung.", "b": "normal brain."}
     references = {"a": ["a small nodule in the left lung."], "b": ["normal brain.", "no lesion."]}
-    together = score(predictions, references, metrics=("bleu", "rouge_l", "cider"), plugins=plugins)
+    together = score(predictions, references, plugins=plugins).metrics
     said, meant = list(predictions.values()), list(references.values())
     assert together == pytest.approx(_scores(said, meant))
     for metric in (Bleu, RougeL, Cider):
@@ -101,10 +102,30 @@ def test_a_closing_letter_depends_on_the_next_line():
     assert tokenize_lines(["ratio of B to A.", "CT scan"])[0][-1] == "a."
 
 
-def test_what_cannot_be_scored(plugins):
-    with pytest.raises(ScoringError, match="1 ids have no reference, such as 'b'"):
-        score({"a": "x", "b": "y"}, {"a": ["x"]}, metrics=("bleu",), plugins=plugins)
-    with pytest.raises(ScoringError, match="1 ids have no prediction, such as 'c'"):
-        score({"a": "x"}, {"a": ["x"], "c": ["y"]}, metrics=("bleu",), plugins=plugins)
+@pytest.mark.parametrize(
+    ("references", "reason"),
+    [
+        ([["the left lung"]], "there is only one image"),
+        ([["the left lung", "a mass"]], "there is only one image"),
+        ([["the left lung"]] * 3, "all images have the same words in their references"),
+        ([["."], ["..."]], "all images have the same words"),  # no words at all
+    ],
+)
+def test_cider_without_weights_is_undefined(references, reason):
+    with pytest.raises(UnavailableError, match=reason):
+        Cider().measure(CaptionSet(tuple(texts[0] for texts in references), tuple(map(tuple, references))))
+
+
+def test_cider_that_is_0_for_wrong_captions_is_0():
+    assert Cider().measure(CaptionSet(("x", ""), (("heart",), ("liver",)))).scores == {"cider": 0.0}
+
+
+def test_empty_captions_score_0():
+    assert all(value < 1e-6 for value in bleu(["", ""], [["a b"], ["c"]]).values())
+    assert rouge_l(["", "c"], [["a b"], ["c"]]) == [0.0, 1.0]
+    assert cider(["", "c"], [["a b"], ["c"]]) == [0.0, pytest.approx(2.5)]
+
+
+def test_what_cannot_be_scored():
     with pytest.raises(ScoringError, match="has no reference"):
         bleu(["x"], [[]])

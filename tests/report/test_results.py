@@ -8,11 +8,11 @@ import re
 import pytest
 
 from medgraft.benchmark import Record, RunCaptions, write_record
-from medgraft.benchmark.captions import collapse, shuffled, write_captions
 from medgraft.cli.main import main
 from medgraft.config import RunConfig
 from medgraft.report import compare, html_report, read_results, rows, terminal
 from medgraft.report.charts import quality_against_time
+from medgraft.scoring import collapse, shuffled, write_captions
 
 WORDS = "chest ct mri of the brain showing a mass nodule effusion in left right lung kidney lobe with no bone".split()  # noqa: SIM905
 
@@ -120,7 +120,66 @@ def test_compare_refuses_other_images(results, tmp_path, capsys):
     assert main(["compare", str(out), str(tmp_path / "other")]) == 2
     assert "have no run in common" in capsys.readouterr().err
     assert main(["compare", str(out), str(out), "--score", "ciderr"]) == 2
-    assert "No run has a score named ciderr." in capsys.readouterr().err
+    assert "No run has a score named ciderr. Did you mean 'cider'" in capsys.readouterr().err
+    assert main(["compare", str(out), str(out), "--score", "cider", "--score", "rouge"]) == 2
+    assert "No run has a score named rouge." in capsys.readouterr().err
+
+
+def test_broken_records_and_captions_are_listed_and_the_others_shown(results, capsys, tmp_path):
+    out, records = results
+    newer = json.loads(records[0].model_dump_json()) | {"schema_version": 99, "run_id": "newer"}
+    (out / "records/newer.json").write_text(json.dumps(newer))
+    (out / "records/cut.json").write_text('{"run_id": "x", ')
+    (out / "records/utf16.json").write_bytes("{}".encode("utf-16"))
+    (out / "runs/poor-0/predictions.json").write_text('{"predictions": {"a": "b"}}')
+    assert main(["report", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "one" in printed.out and "two" in printed.out
+    lines = printed.err.splitlines()
+    assert len(lines) == 4 and all(line.startswith("left out: ") for line in lines)
+    for name, reason in (
+        ("newer.json", "schema version 99, this medgraft reads up to 2; install a newer"), ("cut.json", "Invalid JSON"),
+        ("utf16.json", "is not a medgraft record"), ("predictions.json", "does not hold the captions of a run"),
+    ):  # fmt: skip
+        assert [line for line in lines if name in line and reason in line], name
+    assert main(["report", str(out), "--format", "html", "-q"]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "schema version 99" in page and "not in the comparison: b poor seed 0" in page
+    capsys.readouterr()
+    _write(tmp_path / "later", "one", 8)
+    assert main(["compare", str(out), str(tmp_path / "later")]) == 1
+    printed = capsys.readouterr()
+    assert "worse     b one on csv" in printed.out
+    assert f"only in {out}: b two on csv" in printed.err and printed.err.count("left out") == 4
+
+
+@pytest.mark.parametrize("command", ["report DIR", "compare DIR DIR"])
+def test_what_holds_no_results_is_one_clear_line(command, tmp_path, capsys):
+    made = {name: tmp_path / name for name in ("empty", "broken", "run", "file.json")}
+    (made["empty"] / "records").mkdir(parents=True)
+    (made["broken"] / "records").mkdir(parents=True)
+    (made["broken"] / "records/a.json").write_text("[]")
+    (made["run"]).mkdir()
+    (made["run"] / "record.json").write_text('{"schema_version": "3", "config": {}}')
+    made["file.json"].write_text("{}")
+    for name, message in (
+        ("empty", "holds no records. `medgraft bench SUITE"), ("broken", "a.json is not a medgraft record: "),
+        ("run", "schema version 3, this medgraft reads up to 2"), ("file.json", "is a file. Name the folder"),
+        ("nowhere", "There is no folder"),
+    ):  # fmt: skip
+        assert main([word.replace("DIR", str(tmp_path / name)) for word in command.split()]) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err and printed.err.count("\n") == 1 and printed.out == "", name
+
+
+def test_one_image_is_reported_without_cider_and_not_compared(tmp_path, capsys):
+    _write(tmp_path, "one", 1, images=1)
+    for form in ("text", "html", "json"):
+        assert main(["report", str(tmp_path), "--format", form]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path), str(tmp_path), "--score", "rouge_l"]) == 2
+    assert "all test images are of one group" in capsys.readouterr().err
+    assert collapse(RunCaptions({"a": "b"}, {"a": ("b",)}, {}, {})) == {}
 
 
 def test_the_page_needs_nothing_else(results, plugins):

@@ -1,5 +1,7 @@
 """Every built-in backbone x strategy through the conformance kit, on small random models of each real architecture."""
 
+from dataclasses import replace
+
 import pytest
 
 from medgraft.backbones import Backbone
@@ -78,10 +80,18 @@ def test_the_kit_finds_what_is_wrong(tiny_folder):
     assert "Loads in eval mode" not in said  # what is right is not listed
 
 
+def test_the_kit_says_where_a_layer_without_a_role_belongs(tiny_folder):
+    class Unnamed(VisionEncoderDecoderBackbone):
+        anatomy = replace(VisionEncoderDecoderBackbone.anatomy, never_run=())
+
+    with pytest.raises(ConformanceError, match=r"1 of \d+ linear layers have no role, such as encoder\.pooler.*never_run"):
+        check_backbone(Unnamed, tiny_folder("vit-gpt2")[1])
+
+
 def test_the_kit_finds_a_strategy_that_cannot_work(tiny_folder):
     backbone, folder = tiny_folder("vit-gpt2")
     hopeless = Strategy(text=PartPlan(mode="full", roles=("norm",)), learning_rate=1e-30)
-    with pytest.raises(ConformanceError, match="trained tensors did not change"):
+    with pytest.raises(ConformanceError, match=r"trained tensors did not change.*never_run or no_gradient"):
         check_strategy(hopeless, f"{backbone}:{folder}", plugins=MANAGER)
 
 

@@ -40,6 +40,7 @@ def run(blip_folder, phantoms_folder, tmp_path, plugins):
         data = CaptionData("phantoms", tuple([e for e in Roco().read(phantoms_folder) if e.split == "train"][:16]))
         if model.features is not None:
             build_features(model.features, config, data.examples)
+        losses.model = model
         checkpoints = Checkpoints(tmp_path / "out", written=False)
         return fit(model.backbone, model.applied, config, data, checkpoints, Clock(), model.features).losses
 
@@ -83,7 +84,7 @@ def test_features_that_are_too_large_stay_in_the_store(parts, phantoms_folder, b
     monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path))
     backbone, _, pairs = parts
     config = run_config(backbone=f"blip:{blip_folder}", strategy="encoder-frozen", data=f"roco:{phantoms_folder}")
-    examples = [example for example, _ in pairs.pairs]
+    examples = pairs.examples
     cached, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
     build_features(cached, config, examples[:5])
     paths, where = [example.image for example in examples], torch.device("cpu")
@@ -116,6 +117,43 @@ def test_workers_give_the_same_losses(run):
     assert run("lora", "train.dataloader_num_workers=2") == run("lora", "train.dataloader_num_workers=0")
 
 
+AUGMENTED = "augmentation.preset=radiology"
+
+
+def test_augmented_images_are_the_same_in_workers_and_the_epochs_are_counted(run, monkeypatch):
+    epochs, begin_epoch = [], CaptionPairs.begin_epoch
+    monkeypatch.setattr(CaptionPairs, "begin_epoch", lambda pairs, epoch: (epochs.append(epoch), begin_epoch(pairs, epoch)))
+    augmented = run("lora", AUGMENTED)
+    assert epochs == [0, 1]
+    assert augmented == run("lora", AUGMENTED, "train.dataloader_num_workers=2") != run("lora")
+
+
+def test_the_store_steps_aside_for_augmented_images_and_says_so(run, logged):
+    with logged() as lines:
+        losses = run("encoder-frozen", AUGMENTED)
+    assert "augmentation: rotation 10, crop 0.1, contrast 0.2, brightness 0.1, noise 0.02" in lines
+    assert (run.model.features.found, run.model.features.built) == (0, 0)
+    assert "augmented anew in every epoch (features.views=K stores K views of each)" in str(run.model.prefix)
+    assert losses == run("encoder-frozen", AUGMENTED, "features.enabled=false")
+
+
+def test_fixed_views_from_the_store_give_the_losses_of_computed_ones(run):
+    fixed = ("encoder-frozen", AUGMENTED, "features.views=2")
+    computed = run(*fixed, "features.enabled=false")
+    stored = run(*fixed, "features.device_gb=0", "train.dataloader_num_workers=2")
+    assert run.model.features.found + run.model.features.built == 32
+    assert "2 augmented views of each training image are stored" in str(run.model.prefix)
+    assert stored == pytest.approx(computed, rel=1e-6)
+    assert run(*fixed, "features.device_gb=1") == stored
+
+
+def test_a_flip_warns_once(run, logged):
+    with logged() as lines:
+        run("encoder-frozen", "augmentation.horizontal_flip=true", "train.max_steps=1")
+    (line,) = (line for line in lines if "horizontal_flip swaps left and right" in line)
+    assert " of 16 training captions say left or right" in line
+
+
 def test_workers_are_for_accelerators_and_as_many_as_their_batches_fit(parts, monkeypatch, blip_folder, phantoms_folder):
     monkeypatch.setattr("medgraft.hardware.cores_per_process", lambda: 16)
     assert worker_count(torch.device("cpu"), 1000) == 0
@@ -125,7 +163,7 @@ def test_workers_are_for_accelerators_and_as_many_as_their_batches_fit(parts, mo
     assert worker_count(torch.device("cuda"), 100_000) == 0
     backbone, _, pairs = parts
     config = run_config(backbone=f"blip:{blip_folder}", strategy="full", data=f"roco:{phantoms_folder}")
-    assert prepare_batches(backbone, config, [e for e, _ in pairs.pairs], "", None, None).workers == 0
+    assert prepare_batches(backbone, config, pairs.examples, "", None, None).workers == 0
 
 
 def test_a_collator_goes_to_a_worker_without_the_model(parts):

@@ -16,11 +16,11 @@ from medgraft.training import CaptioningModule
 from medgraft.training.trainer import CaptionTrainer
 
 
-def _config(blip_folder, phantoms_folder, strategy="lora", **train):
+def _config(blip_folder, phantoms_folder, strategy="lora", augmentation="none", **train):
     settings = {"max_steps": 6, "per_device_train_batch_size": 4, "bf16": "false", **train}
     return run_config(
         backbone=f"blip:{blip_folder}", strategy=strategy, data=f"roco:{phantoms_folder}", max_images=12,
-        overrides=[f"train.{key}={value}" for key, value in settings.items()],
+        overrides=[f"augmentation.preset={augmentation}", *(f"train.{key}={value}" for key, value in settings.items())],
     )  # fmt: skip
 
 
@@ -51,8 +51,11 @@ def test_the_same_seed_gives_the_same_run(blip_folder, phantoms_folder, tmp_path
 
 
 @pytest.mark.slow
-def test_resuming_ends_where_an_uninterrupted_run_ends(blip_folder, phantoms_folder, tmp_path, plugins, monkeypatch):
-    config = _config(blip_folder, phantoms_folder, max_steps=8, save_steps=3)
+@pytest.mark.parametrize(("save_steps", "augmentation"), [(3, "none"), (4, "radiology")])  # after and within an epoch
+def test_resuming_ends_where_an_uninterrupted_run_ends(
+    save_steps, augmentation, blip_folder, phantoms_folder, tmp_path, plugins, monkeypatch
+):
+    config = _config(blip_folder, phantoms_folder, augmentation=augmentation, max_steps=8, save_steps=save_steps)
     whole = _run(config, tmp_path / "whole", plugins).record
 
     class PowerCutError(Exception):
@@ -68,7 +71,7 @@ def test_resuming_ends_where_an_uninterrupted_run_ends(blip_folder, phantoms_fol
     monkeypatch.setattr(CaptionTrainer, "training_step", cut_off)
     with pytest.raises(PowerCutError):
         _run(config, tmp_path / "cut", plugins)
-    assert (tmp_path / "cut/.medgraft-checkpoints/checkpoint-3/trained.safetensors").is_file()
+    assert (tmp_path / f"cut/.medgraft-checkpoints/checkpoint-{save_steps}/trained.safetensors").is_file()
     monkeypatch.setattr(CaptionTrainer, "training_step", ordinary)
     resumed = _run(config, tmp_path / "cut", plugins, resume=True).record
     assert resumed.train_loss == whole.train_loss

@@ -1,16 +1,17 @@
 """Runs, grids of runs, and their records."""
 
 from medgraft.benchmark.baselines import BASELINE
-from medgraft.benchmark.captions import RunCaptions, read_captions
 from medgraft.benchmark.dry_run import DryRun, dry_run_suite
 from medgraft.benchmark.plan import expand, plan, why_unsupported
-from medgraft.benchmark.record import Record, read_record, read_records, write_record
+from medgraft.benchmark.record import Record, read_record, read_records, unreadable_records, write_record
 from medgraft.benchmark.run import RunResult, execute
 from medgraft.benchmark.suite import run_suite
 from medgraft.benchmark.timing import StepTime, step_time
+from medgraft.scoring import RunCaptions, read_captions
 
 __all__ = [
     "BASELINE", "Record", "DryRun", "RunCaptions", "RunResult", "StepTime", "execute", "expand", "plan",
     "read_captions",
-    "read_record", "read_records", "dry_run_suite", "run_suite", "step_time", "why_unsupported", "write_record",
+    "read_record", "read_records", "dry_run_suite", "run_suite", "step_time",
+    "unreadable_records", "why_unsupported", "write_record",
 ]  # fmt: skip

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from medgraft import hardware
-from medgraft.benchmark.captions import captions_of, write_captions
 from medgraft.benchmark.evaluation import evaluated
 from medgraft.benchmark.record import Record, read_record, run_id, write_record
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.plugin import PluginManager
+from medgraft.scoring import captions_of, write_captions
 from medgraft.types import SPLITS, CaptionData
 
 BASELINE = "baseline"  # the backbone's name in a baseline's record

@@ -9,14 +9,14 @@ from typing import Any
 
 from medgraft import hardware
 from medgraft.adapter import LoadedAdapter
-from medgraft.benchmark.captions import RunCaptions, captions_of, collapse, shuffled
 from medgraft.benchmark.saliency import SaliencyResult, score_saliency
 from medgraft.clock import Clock
 from medgraft.config import SALIENCY_METRICS, GenerationConfig, RunSettings
 from medgraft.inference import Captioner, Inference
 from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
-from medgraft.stats import Interval, Resampling
+from medgraft.scoring import RunCaptions, captions_of, collapse, shuffled
+from medgraft.stats import Interval, score_intervals
 from medgraft.types import Example
 
 _logger = logging.getLogger(__name__)
@@ -104,13 +104,7 @@ def _saliency(
 def evaluated(captions: RunCaptions, *, metrics: tuple[str, ...], plugins: PluginManager) -> Evaluation:
     """Scores of `captions`, with 95 % intervals over groups for metrics that measure every image."""
     scores = measure(captions.caption_set(), metrics=metrics, plugins=plugins)
-    resampling = Resampling(captions.group_names())
-    intervals = {
-        name: interval
-        for measured in scores.measured.values()
-        for name, interval in resampling.intervals(measured).items()
-        if name in scores.values
-    }
+    intervals = score_intervals(scores, captions.group_names())
     signs = collapse(captions)
     if len(captions.ids) > 1:
         others = measure(shuffled(captions).caption_set(), metrics=metrics, plugins=plugins).values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -17,7 +18,9 @@ from medgraft.errors import ConfigError
 from medgraft.hardware import Hardware
 from medgraft.strategies import Strategy
 from medgraft.strict_model import StrictModel
-from medgraft.types import Split
+from medgraft.types import DataReport, Split
+
+_logger = logging.getLogger(__name__)
 
 RECORD = "record.json"  # in the folder of a single run
 
@@ -35,12 +38,18 @@ class FeatureUse(StrictModel):
 
 
 class LeftOut(StrictModel):
-    """Images listed in the data set that were left out."""
+    """Numbers of images that the data set lists and that were left out, and of rows that could not be read."""
 
     missing: int = 0
     corrupt: int = 0
     uncaptioned: int = 0
     bad_rows: int = 0
+
+    @classmethod
+    def of(cls, report: DataReport) -> LeftOut:
+        """The numbers of a report."""
+        missing, corrupt, bad_rows = len(report.missing), len(report.corrupt), len(report.bad_rows)
+        return cls(missing=missing, corrupt=corrupt, uncaptioned=report.uncaptioned, bad_rows=bad_rows)
 
 
 class Tuning(StrictModel):
@@ -121,7 +130,7 @@ class Record(StrictModel):
         if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
             return values
         written = values.get("schema_version", 1)
-        if written > SCHEMA_VERSION:
+        if not isinstance(written, int) or written > SCHEMA_VERSION:
             raise ValueError(f"schema version {written}, this medgraft reads up to {SCHEMA_VERSION}; install a newer medgraft")
         config, removed = _without_removed(values["config"])
         removed = {**values.get("removed_settings", {}), **removed}
@@ -162,6 +171,9 @@ def run_id(
     values["data"] = {name: value for name, value in data.items() if name not in added or value != added[name]}
     values["train"]["group_by_length"] = False  # a setting of earlier versions; keeps their ids valid
     values["train"]["dataloader_num_workers"] = 0  # the value in the ids of earlier records
+    values["augmentation"] = {**config.augmentation.changes(), "views": config.features.views}
+    if not config.augmentation.on:  # as in the ids of earlier records
+        values.pop("augmentation")
     for name in ("features", "acceleration"):  # these change only speed and rounding
         values.pop(name)
     values["saliency"].pop("maps")  # only for display
@@ -196,20 +208,47 @@ def read_record(path: Path) -> Record:
     """Read a record from a file; ConfigError if the file is not a record."""
     try:
         return Record.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, OSError) as error:
-        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        why = f"{where}: {first['msg']}" if where else first["msg"]
         raise ConfigError(f"{path} is not a medgraft record: {why}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a medgraft record: {error}") from None
 
 
 def read_records(folder: Path) -> tuple[Record, ...]:
-    """The records of a `medgraft bench` folder or of a single run, sorted by backbone, data, strategy and seed."""
-    inner = folder / "records"
-    source = inner if inner.is_dir() else folder
-    if source == folder and (folder / RECORD).is_file():
+    """The records of a `medgraft bench` folder or of a single run, sorted by backbone, data, strategy and seed.
+
+    Files that are no record are left out with a warning each; ConfigError if there is no record.
+    """
+    if (folder / RECORD).is_file() and not (folder / "records").is_dir():
         return (read_record(folder / RECORD),)
-    if not source.is_dir():
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file. Name the folder that `medgraft bench` or `medgraft train` wrote.")
+    if not folder.is_dir():
         raise ConfigError(f"There is no folder {folder} with records. `medgraft bench SUITE --out {folder}` makes one.")
-    records = [read_record(path) for path in sorted(source.glob("*.json"))]
+    records, problems = _read_all(folder)
     if not records:
-        raise ConfigError(f"{source} holds no records. `medgraft bench SUITE --out {folder}` makes them.")
+        found = f": {problems[0]}" if problems else f". `medgraft bench SUITE --out {folder}` makes them."
+        raise ConfigError(f"{folder} holds no records{found}")
+    for problem in problems:
+        _logger.warning("left out: %s", problem)
     return tuple(sorted(records, key=lambda r: (r.backbone, r.data, r.strategy, r.seed)))
+
+
+def unreadable_records(folder: Path) -> tuple[str, ...]:
+    """For each file among the records of a `medgraft bench` folder that is no record, which and why."""
+    return tuple(_read_all(folder)[1])
+
+
+def _read_all(folder: Path) -> tuple[list[Record], list[str]]:
+    """The records, and why the other files are none."""
+    inner = folder / "records"
+    records, problems = [], []
+    for path in sorted((inner if inner.is_dir() else folder).glob("*.json")):
+        try:
+            records.append(read_record(path))
+        except ConfigError as error:
+            problems.append(str(error))
+    return records, problems

@@ -15,7 +15,6 @@ import torch
 from medgraft import hardware
 from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, save_weights
 from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
-from medgraft.benchmark.captions import write_captions
 from medgraft.benchmark.evaluation import Evaluation, score_captions
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, run_id, write_record
 from medgraft.clock import Clock
@@ -26,6 +25,7 @@ from medgraft.inference import Captioner, captioner_for
 from medgraft.plugin import PluginManager
 from medgraft.prepare import Prepared, prepare
 from medgraft.saliency import write_maps
+from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.training import Checkpoints, TrainResult, build_features, fit
@@ -133,8 +133,8 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
     cached = model.features
     with run.clock.phase("features"):
         if cached is not None and trains:
-            again = data.split("validation") if config.train.eval_during_training else ()
-            build_features(cached, config, (*data.split("train"), *again))
+            splits = SPLITS[:2] if config.train.eval_during_training else SPLITS[:1]
+            build_features(cached, config, data.split(*splits))
     built = f"; {cached.found} found, {cached.built} built" if cached and trains else ""
     _logger.info("features: %s%s", model.prefix, built)
     if cached is not None and cached.store.problem:
@@ -185,13 +185,13 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "settings": config.train.model_dump(mode="json"),
         "hardware": str(hardware.describe()),
     }
-    examples = (*data.split("train"), *data.split("validation"))
+    fingerprint = data_fingerprint(data.split("train", "validation"))
     return Manifest(
         backbone=config.backbone,
         base_fingerprint=model.base_fingerprint,
         strategy=config.strategy,
         strategy_settings=run.strategy,
-        data={"name": config.data.name, "options": config.data.options, "fingerprint": data_fingerprint(examples)},
+        data={"name": config.data.name, "options": config.data.options, "fingerprint": fingerprint},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
         bf16=model.dtype == torch.bfloat16,
@@ -254,7 +254,6 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
     config, clock, applied, evaluation = run.config, run.clock, model.applied, outcome.evaluation
     result = outcome.trained.result if outcome.trained else None
     steps = len(result.losses) if result else 0
-    report = data.report
     return Record(
         run_id=run_id(config, run.strategy, fingerprint, model.base_fingerprint, hardware.versions()),
         status="ok",
@@ -275,12 +274,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         adapter_bytes=adapter_bytes(outcome.package) if outcome.package else 0,
         **(evaluation.for_record() if evaluation else {}),
         images={split: len(data.split(split)) for split in SPLITS},
-        data_report=LeftOut(
-            missing=len(report.missing),
-            corrupt=len(report.corrupt),
-            uncaptioned=report.uncaptioned,
-            bad_rows=len(report.bad_rows),
-        ),
+        data_report=LeftOut.of(data.report),
         data_fingerprint=fingerprint,
         base_fingerprint=model.base_fingerprint,
         phase_seconds=dict(clock.seconds),

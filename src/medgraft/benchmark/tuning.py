@@ -38,7 +38,9 @@ def choose(records: Sequence[Record], tuning: TuningConfig) -> Tuning | None:
     """
     if lacking := [r for r in records if r.status == "ok" and tuning.score not in (r.metrics or {})]:
         available = ", ".join(sorted(lacking[0].metrics or {})) or "none, as there are no validation images"
-        raise ConfigError(f"tuning.score is {tuning.score!r}, which the trials do not have. Available: {available}.")
+        reason = (lacking[0].unavailable or {}).get(tuning.score)
+        why = f" ({reason})" if reason else ""
+        raise ConfigError(f"tuning.score is {tuning.score!r}, which the trials do not have{why}. Available: {available}.")
     tried = []
     for record in records:
         rate, score = record.config.train.learning_rate, (record.metrics or {}).get(tuning.score)

@@ -27,10 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft.config import data_config
     from medgraft.plugin import PluginManager
     from medgraft.quiet import quiet_libraries
-
-    quiet_libraries()
     from medgraft.testing import plugin_findings
 
+    quiet_libraries()  # again, since medgraft.testing imports transformers
     data = data_config(arguments.data, arguments.overrides, None) if arguments.data else None
     findings = []
     for finding in plugin_findings(

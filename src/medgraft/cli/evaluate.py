@@ -29,7 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     from medgraft import api
     from medgraft.cli.models import generation, load_model
-    from medgraft.config import CONTROLS, data_config
+    from medgraft.cli.scores import print_scores
+    from medgraft.config import data_config
 
     data = data_config(arguments.data, arguments.overrides, arguments.max_images)
     adapter, backbone = load_model(arguments)
@@ -46,13 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         content = {"images": len(result.predictions), "split": arguments.split, "metrics": result.metrics}
         content |= {"intervals": {name: (i.low, i.high) for name, i in result.intervals.items()}, "collapse": result.collapse}
+        content["unavailable"] = result.scores.unavailable
         print(json.dumps(content, indent=2))
     else:
         print(f"{len(result.predictions)} images of {arguments.split}")
-        shown = {name: value for name, value in result.metrics.items() if not name.endswith(CONTROLS)}
-        width = max(map(len, shown), default=0)
-        for name, value in shown.items():
-            interval = result.intervals.get(name)
-            print(f"{name:<{width}} {value:.4f}" + (f"  [{interval.low:.4f}, {interval.high:.4f}]" if interval else ""))
-        print("In brackets: 95 % intervals for other test images of the same kind.")
+        print_scores(result.metrics, result.intervals, result.scores.unavailable)
     return 0

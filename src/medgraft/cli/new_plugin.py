@@ -26,5 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = new_plugin(arguments.name, arguments.kind, arguments.out)
     for path in sorted(folder.rglob("*.*")):
         print(path)
+    if arguments.kind == "backbone":
+        print("\nIt is a backbone for LLaVA under your name: replace its classes by those of your model.")
     print(f"\nInstall it:  pip install -e {folder}\nCheck it:    medgraft check-plugin {arguments.name}")
     return 0

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         out = out or arguments.folder / "peft-results"
         print(f"{write_peft_results(records, out, plugins=manager)} files written to {out}")
         return 0
-    results = read_results(arguments.folder, plugins=manager)
+    results = read_results(arguments.folder, plugins=manager, records=records)
     if arguments.format == "html":
         out = out or arguments.folder / "report.html"
         text = html_report(arguments.folder.resolve().name, records, results, arguments.folder, plugins=manager)

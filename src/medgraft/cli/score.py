@@ -3,56 +3,79 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medgraft.cli.options import add_json
-from medgraft.errors import ScoringError
+from medgraft.errors import ConfigError, ScoringError
+
+if TYPE_CHECKING:
+    from medgraft.scoring import CaptionScores
 
 NAME = "score"
-SUMMARY = "score captions in a JSON file against references in another"
-EXAMPLE = "medgraft score --predictions predictions.json --references references.json"
+SUMMARY = "score captions in a file against references in another: COCO, JSON, JSON lines, CSV, or a run's captions"
+EXAMPLE = "medgraft score --predictions results.json --references captions_val.json --metrics cider,bleu --out each.csv"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
-    parser.add_argument("--predictions", type=Path, required=True, metavar="P.json", help="{id: caption}")
-    parser.add_argument("--references", type=Path, required=True, metavar="R.json", help="{id: [captions]}")
+    parser.add_argument(
+        "--predictions", type=Path, required=True, metavar="P",
+        help="file with an id and a caption each: {id: caption}, COCO results, JSON lines, CSV; or a run's folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--references", type=Path, metavar="R", help="the same with one or more captions each; a run's folder has its own"
+    )
+    parser.add_argument("--metrics", default="bleu,rouge_l,cider", metavar="A,B", help="see `medgraft list metrics`")
+    parser.add_argument("--allow-missing", action="store_true", help="score only ids with a prediction and a reference")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the scores of each image: .csv or .jsonl")
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
-    predictions = _read(arguments.predictions, "{id: caption}")
-    references = _read(arguments.references, "{id: [captions]}")
-    for key, value in predictions.items():
-        if not isinstance(value, str):
-            raise ScoringError(f"{arguments.predictions}: {key!r} is not a caption but {type(value).__name__}.")
-    for key, value in references.items():
-        texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise ScoringError(f"{arguments.references}: {key!r} is not a list of captions.")
-        references[key] = texts
-    from medgraft.metrics import score
-    from medgraft.plugin import PluginManager
+    out = arguments.out
+    if out and out.suffix not in (".csv", ".jsonl"):
+        raise ConfigError(f"--out {out} should be a file that ends in .csv or .jsonl.")
+    metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
+    if not metrics:
+        raise ConfigError("--metrics names no metric. `medgraft list metrics` shows all.")
+    from medgraft.cli.scores import print_scores
+    from medgraft.scoring import score
 
-    numbers = score(predictions, references, metrics=("bleu", "rouge_l", "cider"), plugins=PluginManager.from_environment())
+    found = score(arguments.predictions, arguments.references, metrics=metrics, allow_missing=arguments.allow_missing)
+    if not found.metrics:
+        raise ScoringError("; ".join(f"{name}: {reason}" for name, reason in found.unavailable.items()))
+    if out:
+        _write(found, out)
+    images = len(found.captions.ids)
     if arguments.json:
-        print(json.dumps(numbers, indent=2))
-    else:
-        for name, value in numbers.items():
-            print(f"{name:<8} {value:.6f}")
+        content = {"images": images, "metrics": found.metrics, "unavailable": found.unavailable, "notes": found.notes}
+        content |= {"intervals": {name: (i.low, i.high) for name, i in found.intervals.items()}}
+        print(json.dumps(content | {"signatures": found.scores.signatures}, indent=2, ensure_ascii=False))
+        return 0
+    references = sum(map(len, found.captions.references.values()))
+    print(f"{images} images, {references} references")
+    for note in found.notes:
+        print(note)
+    print_scores(found.metrics, found.intervals, found.unavailable)
     return 0
 
 
-def _read(path: Path, form: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ScoringError(f"There is no file {path}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ScoringError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict) or not content:
-        raise ScoringError(f"{path} is not a JSON object of the form {form}.")
-    return content
+def _write(found: CaptionScores, path: Path) -> None:
+    """One row for each image: id, prediction, references and its scores, empty or null where it has none."""
+    rows: list[dict[str, Any]] = []
+    for i, key in enumerate(found.captions.ids):
+        scores = {name: float(values[i]) if math.isfinite(values[i]) else None for name, values in found.per_image.items()}
+        rows.append({"id": key, "prediction": found.captions.predictions[key]} | scores)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)

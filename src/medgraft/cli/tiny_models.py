@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
+    import transformers  # noqa: F401 - writing a model imports it, and only what is imported can be silenced
+
     quiet_libraries()
     specs = [spec for spec, _ in PluginManager.from_environment().specs("backbone") if isinstance(spec, BackboneSpec)]
     known = [name for spec in specs for name in spec.tiny]

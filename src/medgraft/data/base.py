@@ -5,25 +5,34 @@ from __future__ import annotations
 import csv
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import PrivateAttr
+from tqdm import tqdm
 
 from medgraft.config import DataConfig
+from medgraft.data.example_table import ExampleTable
 from medgraft.data.images import check_images, image_digests
 from medgraft.data.notes import ReadingNotes
 from medgraft.errors import DataError, PluginError
 from medgraft.plugin import PluginManager
 from medgraft.strict_model import StrictModel, validated
-from medgraft.types import SPLITS, CaptionData, DataReport, Example, ImageSource, Split
+from medgraft.types import SPLITS, CaptionData, Chosen, DataReport, Example, ImageSource, Split
+
+_CHUNK = 1000  # images checked or hashed at once
 
 
 class Dataset(StrictModel, ABC):
     """Reads a data set; its fields are options. It lists every example; missing images are handled afterwards.
 
-    `self.notes` takes what cannot be read and what had to be assumed.
+    `self.notes` takes what cannot be read and what had to be assumed. With `takes_names` a path need not be a file or folder
+    that exists: it may be a pattern, or a name on a hub.
     """
+
+    takes_names: ClassVar[bool] = False
 
     _notes: ReadingNotes = PrivateAttr(default_factory=ReadingNotes)
 
@@ -31,6 +40,10 @@ class Dataset(StrictModel, ABC):
     def notes(self) -> ReadingNotes:
         """The notes of this reading."""
         return self._notes
+
+    def use_notes(self, notes: ReadingNotes) -> None:
+        """Note in `notes`, those of a reader that reads through this one."""
+        self._notes = notes
 
     @abstractmethod
     def read(self, path: Path | None) -> Iterable[Example]:
@@ -47,47 +60,63 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
         raise PluginError(f"Data set {config.name!r} is {reader_class!r}, not a subclass of medgraft.plugin_api.Dataset.")
     reader = validated(reader_class, config.options, f"Data {config.name}")
     reader.notes.skip_bad_rows = config.skip_bad_rows
+    reader.notes.root = _root(config)
     path = Path(config.path).expanduser() if config.path else None
-    if path is not None and not path.exists():
+    if path is not None and not reader.takes_names and not path.exists():
         raise DataError(f"There is no {path}, which data {config.name!r} should read. Check the path.")
     wanted = set(splits)
     try:
-        listed = [example for example in reader.read(path) if example.split in wanted]
+        listed = ExampleTable(example for example in reader.read(path) if example.split in wanted)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{config.name}:{config.path} is not UTF-8 text: {error}. Save it as UTF-8.") from None
     _check_ids(listed, config)
-    captioned = [example for example in listed if any(caption.strip() for caption in example.captions)]
-    examples, missing, corrupt = _usable(captioned, config.max_images)
+    captioned = _captioned(listed)
+    usable, missing, corrupt = _usable(listed, captioned, config.max_images)
     bad = missing | corrupt
     where = config.path or "the default place"
     if not listed:
         raise DataError(f"{config.name}:{where} has no images in {', '.join(sorted(wanted))}.")
-    if not examples:
+    if not usable:
         shown = min(map(str, bad), default=None)
         found = f"{len(missing)} missing, {len(corrupt)} corrupt, such as {shown}" if bad else "none has a caption"
         raise DataError(f"{config.name}:{where} has no usable images: {found}.")
     report = DataReport(
         missing=tuple(sorted(str(path) for path in missing)),
         corrupt=tuple(sorted(str(path) for path in corrupt)),
-        uncaptioned=len(listed) - len(captioned),
+        uncaptioned=len(listed) - sum(map(len, captioned.values())),
         bad_rows=tuple(reader.notes.bad_rows),
         assumptions=tuple(reader.notes.assumptions),
     )
-    return CaptionData(config.name, examples, report)
+    return CaptionData(config.name, Chosen(listed, usable), report)
 
 
-def data_fingerprint(examples: Iterable[Example]) -> str:
+def data_fingerprint(examples: Sequence[Example]) -> str:
     """SHA-256 over ids, splits, captions and image bytes; it does not depend on the data's location."""
-    ordered = sorted(examples, key=lambda e: (e.split, e.id))
-    digests = image_digests([example.image for example in ordered])
+    ids: dict[Split, list[tuple[str, int]]] = {split: [] for split in sorted(SPLITS)}
+    for place, example in enumerate(examples):
+        ids[example.split].append((example.id, place))
+    order = array("I", (place for listed in ids.values() for _, place in sorted(listed)))
+    del ids
     whole = hashlib.sha256()
-    for example in ordered:
-        whole.update("\0".join((example.id, example.split, *example.captions)).encode())
-        whole.update(bytes.fromhex(digests[example.image]))
+    for places in _chunks(order, "hashing images"):
+        chunk = [examples[place] for place in places]
+        digests = image_digests([example.image for example in chunk])
+        for example in chunk:
+            whole.update("\0".join((example.id, example.split, *example.captions)).encode())
+            whole.update(bytes.fromhex(digests[example.image]))
     return whole.hexdigest()
 
 
-def _check_ids(examples: list[Example], config: DataConfig) -> None:
+def _root(config: DataConfig) -> Path | None:
+    root = Path(config.root).expanduser() if config.root else None
+    if root is not None and not root.is_dir():
+        raise DataError(f"data.root is {root}, which is not a folder. Name the folder that image paths lie under.")
+    return root
+
+
+def _check_ids(examples: Sequence[Example], config: DataConfig) -> None:
+    if len({hash((example.split, example.id)) for example in examples}) == len(examples):
+        return  # the usual case, in less memory
     seen: set[tuple[str, str]] = set()
     for example in examples:
         key = (example.split, example.id)
@@ -96,19 +125,41 @@ def _check_ids(examples: list[Example], config: DataConfig) -> None:
         seen.add(key)
 
 
-def _usable(examples: list[Example], limit: int | None) -> tuple[tuple[Example, ...], set[ImageSource], set[ImageSource]]:
-    """The first `limit` examples of each split whose image can be read, and the missing and corrupt images among them."""
+def _captioned(examples: Sequence[Example]) -> dict[Split, array[int]]:
+    """The places of the examples with a caption, by split."""
+    places: dict[Split, array[int]] = {split: array("I") for split in SPLITS}
+    for place, example in enumerate(examples):
+        if any(caption.strip() for caption in example.captions):
+            places[example.split].append(place)
+    return places
+
+
+def _usable(
+    examples: Sequence[Example], captioned: Mapping[Split, array[int]], limit: int | None
+) -> tuple[array[int], set[ImageSource], set[ImageSource]]:
+    """The places of the first `limit` examples of each split with a usable image, and the missing and corrupt ones."""
     missing: set[ImageSource] = set()
     corrupt: set[ImageSource] = set()
-    usable: list[Example] = []
-    for split in SPLITS:
-        left = [example for example in examples if example.split == split]
-        good: list[Example] = []
-        while left and (limit is None or len(good) < limit):
-            size = len(left) if limit is None else limit - len(good)
-            chunk, left = left[:size], left[size:]
-            absent, broken = check_images([example.image for example in chunk])
-            missing, corrupt = missing | absent, corrupt | broken
-            good += [example for example in chunk if example.image not in absent | broken]
-        usable += good
-    return tuple(usable), missing, corrupt
+    usable = array("I")
+    for split, places in captioned.items():
+        left, good = places, 0
+        while left and (limit is None or good < limit):
+            size = len(left) if limit is None else limit - good
+            now, left = left[:size], left[size:]
+            for chunk in _chunks(now, f"checking {split} images"):
+                images = [examples[place].image for place in chunk]
+                absent, broken = check_images(images)
+                missing, corrupt = missing | absent, corrupt | broken
+                found = [place for place, image in zip(chunk, images, strict=True) if image not in absent | broken]
+                usable.extend(found)
+                good += len(found)
+    return usable, missing, corrupt
+
+
+def _chunks(places: Sequence[int], what: str) -> Iterator[Sequence[int]]:
+    """`places` in pieces, as their images are held in memory meanwhile, with a progress bar if there are many."""
+    with tqdm(desc=what, total=len(places), disable=len(places) <= 2 * _CHUNK) as bar:
+        for start in range(0, len(places), _CHUNK):
+            chunk = places[start : start + _CHUNK]
+            yield chunk
+            bar.update(len(chunk))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from medgraft.backbones import Backbone
+from medgraft.data.augmentation import Views, recurs
 from medgraft.data.images import open_image
 from medgraft.data.levels import PixelLevels
 from medgraft.types import Example, ImageSource
@@ -20,21 +23,39 @@ if TYPE_CHECKING:
 
 
 class CaptionPairs(TorchDataset[tuple[Example, str]]):
-    """Every (image, caption) pair: an image with several captions occurs once for each."""
+    """Every (image, caption) pair: an image with several captions occurs once for each. With `views` images are augmented."""
 
-    def __init__(self, examples: Sequence[Example]):
-        self.pairs = [(example, caption) for example in examples for caption in example.captions if caption]
+    def __init__(self, examples: Sequence[Example], views: Views | None = None):
+        self.examples = examples
+        self._places, self._captions = array("I"), array("I")  # of each pair: which example, and which of its captions
+        for place, example in enumerate(examples):
+            chosen = [number for number, caption in enumerate(example.captions) if caption]
+            self._places.extend([place] * len(chosen))
+            self._captions.extend(chosen)
+        self._views = views
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        if views is not None:
+            self._epoch.share_memory_()  # type: ignore[no-untyped-call] # workers outlive an epoch
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> tuple[Example, str]:
-        return self.pairs[index]
+        example = self.examples[self._places[index]]
+        caption = example.captions[self._captions[index]]
+        if self._views is None:
+            return example, caption
+        return replace(example, image=self._views.view(example.image, int(self._epoch), index)), caption
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the epoch, counted from 0, which decides the views."""
+        self._epoch.fill_(epoch)
 
 
 class PixelCache:
     """Images as model input, decoded and resized once and kept while they fit `limit_bytes`; the rest is made anew.
 
+    Augmented images are kept if their views are fixed.
     With `levels` a batch holds uint8 levels, [B, H, W, 3], instead of pixel values (see data/levels.py).
     """
 
@@ -48,15 +69,17 @@ class PixelCache:
         """Without the memory that only forked processes share."""
         return {**self.__dict__, "_shared": _SharedImages({}, torch.empty(0), torch.empty(0))}
 
-    def share(self, paths: Sequence[ImageSource]) -> None:
+    def share(self, paths: Iterable[ImageSource]) -> None:
         """Set the cache's memory aside for the first of `paths`, to be filled and read by processes forked from this one.
 
         A cache for each of them would have the images that came to it by chance, and of W processes find one in W.
         """
-        unique = list(dict.fromkeys(paths))
-        if unique and self._free_bytes > 0:
-            image = self._make([open_image(unique[0])])[0]
-            chosen = unique[: self._free_bytes // image.nbytes]
+        left = iter(paths)
+        first = next(left, None)
+        if first is not None and self._free_bytes > 0:
+            image = self._make([open_image(first)])[0]
+            count = self._free_bytes // image.nbytes
+            chosen = list(dict.fromkeys(islice(chain([first], left), count)))
             if chosen:
                 self._shared = _SharedImages.of(chosen, image)
         self._free_bytes = 0
@@ -75,7 +98,7 @@ class PixelCache:
         return shared if shared is not None else self._kept.get(path)
 
     def _keep(self, path: ImageSource, pixels: torch.Tensor) -> None:
-        if self._shared.put(path, pixels) or pixels.nbytes > self._free_bytes:
+        if not recurs(path) or self._shared.put(path, pixels) or pixels.nbytes > self._free_bytes:
             return
         self._kept[path] = pixels.clone()
         self._free_bytes -= pixels.nbytes

@@ -15,9 +15,11 @@ import PIL
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from medgraft.data.augmentation import augmented, without_view
+from medgraft.data.members import member_bytes
 from medgraft.errors import DataError
 from medgraft.file_index import FileIndex, FileState, file_state
-from medgraft.types import ImageSource
+from medgraft.types import ImagePart, ImageSource
 
 _UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 _QUIET_BELOW = 2000
@@ -38,8 +40,10 @@ class ImageFile:
 
 def open_image(path: ImageSource) -> Image.Image:
     """The image at `path` as RGB; 16-bit greyscale is scaled from its own minimum and maximum. DataError if unreadable."""
+    if isinstance(path, ImagePart) and path.view is not None:
+        return augmented(open_image(without_view(path)), path.view)
     try:
-        with Image.open(_file(path)) as file:
+        with Image.open(path if isinstance(path, Path) else io.BytesIO(_content(path))) as file:
             image: Image.Image = file
             if image.mode.startswith(("I", "F")):
                 pixels = np.asarray(image, dtype=np.float32)
@@ -67,18 +71,18 @@ def inspect_images(paths: Sequence[ImageSource]) -> dict[ImageSource, ImageFile 
     The index holds only valid images, since another version or plugin of Pillow may decode the others.
     """
     index = _index()
-    files = [_file(path) for path in paths]
+    files = [path for path in paths if isinstance(path, Path)]
     found: dict[ImageSource, ImageFile | None] = {
         path: ImageFile(known["sha256"], (known["width"], known["height"])) for path, known in index.find(files).items()
     }
-    unknown = [path for path in dict.fromkeys(files) if path not in found]
+    unknown = [path for path in dict.fromkeys(paths) if path not in found]
     entries: dict[Path, tuple[FileState, dict[str, str | int]]] = {}
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         read = pool.map(_inspect, unknown)
         quiet = len(unknown) < _QUIET_BELOW
         for path, (image, state) in zip(unknown, tqdm(read, "checking images", len(unknown), disable=quiet), strict=True):
             found[path] = image
-            if image is not None and image.sha256 and image.size and state is not None:
+            if isinstance(path, Path) and image is not None and image.sha256 and image.size and state is not None:
                 entries[path] = state, {"sha256": image.sha256, "width": image.size[0], "height": image.size[1]}
             if len(entries) >= _ENTERED_AT_ONCE:
                 index.enter(entries)
@@ -92,32 +96,32 @@ def image_digests(paths: Sequence[ImageSource]) -> dict[ImageSource, str]:
 
     Images known to the file index are not read.
     """
-    files = [_file(path) for path in paths]
+    files = [path for path in paths if isinstance(path, Path)]
     digests: dict[ImageSource, str] = {path: known["sha256"] for path, known in _index().find(files).items()}
-    unknown = [path for path in dict.fromkeys(files) if path not in digests]
+    unknown = [path for path in dict.fromkeys(paths) if path not in digests]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         read = pool.map(_read_digest, unknown)
         bar = tqdm(read, "hashing images", len(unknown), disable=len(unknown) < _QUIET_BELOW)
         return digests | dict(zip(unknown, bar, strict=True))
 
 
-def _file(image: ImageSource) -> Path:
-    if not isinstance(image, Path):
-        raise DataError(f"{image}: only whole image files can be read.")
-    return image
+def _content(image: ImageSource) -> bytes:
+    """The encoded image."""
+    return image.read_bytes() if isinstance(image, Path) else member_bytes(image)
 
 
 def _index() -> FileIndex:
     return FileIndex(f"image 1, Pillow {PIL.__version__}")
 
 
-def _inspect(path: Path) -> tuple[ImageFile | None, FileState | None]:
+def _inspect(image_source: ImageSource) -> tuple[ImageFile | None, FileState | None]:
     """The content of an image file, and the file's state from before it was read."""
+    path = image_source if isinstance(image_source, Path) else image_source.path
     state = file_state(path)
     if state is None or not path.is_file():
         return None, None
     try:
-        content = path.read_bytes()
+        content = _content(image_source)
     except OSError as error:  # a disk or permission error
         return ImageFile(None, None, str(error)), None
     digest = hashlib.sha256(content).hexdigest()
@@ -133,8 +137,8 @@ def _inspect(path: Path) -> tuple[ImageFile | None, FileState | None]:
     return ImageFile(digest, size), state
 
 
-def _read_digest(path: Path) -> str:
+def _read_digest(path: ImageSource) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(_content(path)).hexdigest()
     except OSError as error:
         raise DataError(f"The image {path} cannot be read: {error.strerror or error}.") from None

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
 from medgraft.data.base import Dataset
-from medgraft.data.text import clean_caption
+from medgraft.data.delimited import Row, TableFormat, read_delimited, require_unique
+from medgraft.data.examples import ExampleList
+from medgraft.data.notes import ReadingNotes, RowError
+from medgraft.data.text import bare_text, read_captions, read_text, shown
 from medgraft.errors import DataError
 from medgraft.types import SPLITS, Example, Split
 
 Subset = Literal["radiology", "non-radiology", "all"]
 _SUFFIXES = (".jpg", ".jpeg", ".png")
+ValueT = TypeVar("ValueT")
 
 
 class Roco(Dataset):
@@ -40,23 +43,41 @@ class Roco(Dataset):
             raise DataError(
                 f"{root} is not in ROCO v1 layout: no {{train,validation,test}}/{subsets[0]}/captions.txt is there."
             )
-        groups = read_groups(root / self.groups, self.group_column) if self.groups else {}
+        groups = read_groups(root / self.groups, self.group_column, self.notes) if self.groups else {}
+        examples = ExampleList(self.notes)
         for split, folder in present:
-            yield from self._folder(split, folder, groups)
+            self._add(examples, split, folder, groups)
+        found = list(examples.examples(root))
+        if self.groups and (without := sum(example.id not in groups for example in found)):
+            self.notes.assumed(f"{self.groups} has no group for {without} of {len(found)} images.")
+        yield from found
 
-    def _folder(self, split: Split, folder: Path, groups: Mapping[str, str]) -> Iterator[Example]:
-        names = _article_images(folder / "licences.txt")
-        concepts = _concepts(folder / "cuis.txt")
-        for line in _lines(folder / "captions.txt"):
-            key, tab, caption = line.partition("\t")
-            if not tab:
-                raise DataError(f"{folder / 'captions.txt'}: the line {line[:60]!r} has no tab.")
-            name = names.get(key)
-            image = folder / "images" / f"{key}.jpg"
-            if name and not image.exists() and (folder / "images" / name).exists():
-                image = folder / "images" / name
-            group = groups.get(key) or (name.partition("_")[0] if name else None)
-            yield Example(key, image, (clean_caption(caption),), split, group, concepts=concepts.get(key))
+    def _add(self, examples: ExampleList, split: Split, folder: Path, groups: Mapping[str, str]) -> None:
+        names = _mapping(folder / "licences.txt", "roco_id", "pmc_id", self.notes)
+        concepts = self._concepts(folder / "cuis.txt")
+        table = folder / "captions.txt"
+        for place, line in _lines(table, self.notes):
+            with self.notes.row(table, place):
+                key, tab, caption = line.partition("\t")
+                key = bare_text(key)
+                if not tab or not key:
+                    raise RowError(f"{shown(line)} is no line of the form ID, tab, caption")
+                name = names.get(key)
+                image = folder / "images" / f"{key}.jpg"
+                if name and not image.exists() and (folder / "images" / name).exists():
+                    image = folder / "images" / name
+                group = groups.get(key) or (name.partition("_")[0] if name else None)
+                example = Example(key, image, read_captions(caption), split, group, concepts=concepts.get(key))
+                examples.add(example, table, place)
+
+    def _concepts(self, path: Path) -> dict[str, tuple[str, ...]]:
+        """Id -> CUIs from lines of tab-separated fields; the second field is empty."""
+        found: dict[str, tuple[str, ...]] = {}
+        for place, line in _lines(path, self.notes) if path.is_file() else ():
+            key, *fields = line.split("\t")
+            with self.notes.row(path, place):
+                _put(found, bare_text(key), tuple(cui for field in fields if (cui := field.strip())))
+        return found
 
 
 class KaggleRoco(Dataset):
@@ -70,6 +91,7 @@ class KaggleRoco(Dataset):
         root = root / "all_data" if (root / "all_data").is_dir() else root
         subsets = ("radiology", "non-radiology") if self.subset == "all" else (self.subset,)
         found = False
+        examples = ExampleList(self.notes)
         stems: tuple[tuple[Split, str], ...] = (("train", "traindata"), ("validation", "valdata"), ("test", "testdata"))
         for split, stem in stems:
             for subset in subsets:
@@ -79,11 +101,13 @@ class KaggleRoco(Dataset):
                     continue
                 found = True
                 images = root / split / subset / "images"
-                for row in read_table(table, ("id", "name", "caption")):
-                    by_name = images / row["name"]
-                    image = by_name if by_name.exists() else images / f"{row['id']}.jpg"
-                    group = row["name"].partition("_")[0] or None
-                    yield Example(row["id"], image, (clean_caption(row["caption"]),), split, group)
+                for row in read_table(table, ("id", "name", "caption"), self.notes):
+                    with self.notes.row(table, row.place):
+                        key, name = _id(row), bare_text(row.cells["name"])
+                        image = images / name if name and (images / name).exists() else images / f"{key}.jpg"
+                        group = name.partition("_")[0] or None
+                        examples.add(Example(key, image, read_captions(row.cells["caption"]), split, group), table, row.place)
+        yield from examples.examples(root)
         if not found:
             raise DataError(f"{root} is not Kaggle's ROCO: no {{train,validation,test}}/{subsets[0]}/traindata.csv is there.")
 
@@ -91,23 +115,24 @@ class KaggleRoco(Dataset):
 class Rocov2(Dataset):
     """ROCOv2: `{train,valid,test}_captions.csv` (`ID,Caption`) and `{train,valid,test}_images/`, possibly nested once more.
 
-    Concepts come from `{train,valid,test}_concepts.csv` (`ID,CUIs`, separated by `;`) if present.
+    Concepts come from `{train,valid,test}_concepts.csv` (`ID,CUIs`) if present: separated by `;`, `,` or spaces, or a list as
+    JSON or Python writes it.
     """
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
         root = require_folder(path, "rocov2", "the folder that contains train_captions.csv")
         found = False
+        examples = ExampleList(self.notes)
         stems: tuple[tuple[Split, str], ...] = (("train", "train"), ("validation", "valid"), ("test", "test"))
         for split, stem in stems:
             table = root / f"{stem}_captions.csv"
             if table.is_file():
                 found = True
-                listed = root / f"{stem}_concepts.csv"
-                rows = read_table(listed, ("id", "cuis")) if listed.is_file() else ()
-                concepts = {row["id"]: tuple(cui for cui in row["cuis"].split(";") if cui) for row in rows}
-                for example in caption_rows(table, image_folder(root, stem), split):
-                    yield replace(example, concepts=concepts.get(example.id))
+                cuis = _mapping(root / f"{stem}_concepts.csv", "id", "cuis", self.notes)
+                concepts = {key: tuple(filter(None, re.split(r"[;,\s\[\]'\"]+", text))) for key, text in cuis.items()}
+                add_captions(examples, table, image_folder(root, stem), split, concepts)
+        yield from examples.examples(root)
         if not found:
             raise DataError(f"{root} is not ROCOv2: no {{train,valid,test}}_captions.csv is there.")
 
@@ -129,6 +154,7 @@ class ImageClef(Dataset):
         """See Dataset.read."""
         root = require_folder(path, "imageclef", "the folder that contains the caption files")
         found = False
+        examples = ExampleList(self.notes)
         places: tuple[tuple[Split, str, str], ...] = (
             ("train", self.train, self.train_images),
             ("validation", self.validation, self.validation_images),
@@ -137,35 +163,37 @@ class ImageClef(Dataset):
         for split, name, images in places:
             if (root / name).is_file():
                 found = True
-                yield from caption_rows(root / name, image_folder(root, images), split)
+                add_captions(examples, root / name, image_folder(root, images), split)
+        yield from examples.examples(root)
         if not found:
             raise DataError(
                 f"{root} holds none of {self.train}, {self.validation}, {self.test}; name them with --set data.train=..."
             )
 
 
-def caption_rows(table: Path, images: Path, split: Split) -> Iterator[Example]:
-    """Examples from a two-column caption table whose ids are file names, with or without extension."""
-    for row in read_table(table, ("id", "caption")):
-        yield Example(row["id"], find_image(images, row["id"]), (clean_caption(row["caption"]),), split)
+def add_captions(
+    examples: ExampleList, table: Path, images: Path, split: Split, concepts: Mapping[str, tuple[str, ...]] | None = None
+) -> None:
+    """Add a two-column caption table whose ids are file names, with or without extension."""
+    for row in read_table(table, ("id", "caption"), examples.notes):
+        with examples.notes.row(table, row.place):
+            key = _id(row)
+            known = (concepts or {}).get(key)
+            example = Example(key, find_image(images, key), read_captions(row.cells["caption"]), split, concepts=known)
+            examples.add(example, table, row.place)
 
 
-def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Rows of a CSV or TSV (by its header line) with lower-cased column names; DataError if a column is missing."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        tabbed = "\t" in header
-        rows = csv.reader(file, delimiter="\t" if tabbed else ",", quoting=csv.QUOTE_NONE if tabbed else csv.QUOTE_MINIMAL)
-        names = [name.strip().lower() for name in next(rows, [])]
-        absent = [column for column in columns if column not in names]
-        if absent:
-            raise DataError(f"{path} has no column {', '.join(absent)}; its columns are {', '.join(names) or 'none'}.")
-        for number, row in enumerate(rows, start=2):
-            if row and len(row) < len(names):
-                raise DataError(f"{path}, row {number}: {len(row)} fields where the header has {len(names)}.")
-            if row:
-                yield dict(zip(names, row, strict=False))
+def read_table(
+    path: Path, columns: tuple[str, ...], notes: ReadingNotes, form: TableFormat = TableFormat(usual=",\t")
+) -> list[Row]:
+    """Rows of a CSV or TSV with lower-cased column names; DataError if a column is missing."""
+    names, rows = read_delimited(path, columns, notes, form)
+    names = [name.lower() for name in names]
+    absent = [column for column in columns if column not in names]
+    if absent:
+        raise DataError(f"{path} has no column {', '.join(absent)}; its columns are {', '.join(names) or 'none'}.")
+    require_unique(path, names, columns)
+    return [Row(row.place, {name.lower(): cell for name, cell in row.cells.items()}) for row in rows]
 
 
 def image_folder(root: Path, stem: str) -> Path:
@@ -191,27 +219,36 @@ def require_folder(path: Path | None, name: str, what: str) -> Path:
     return path
 
 
-def read_groups(path: Path, column: str) -> dict[str, str]:
+def read_groups(path: Path, column: str, notes: ReadingNotes) -> dict[str, str]:
     """Id -> group from a CSV with an `id` column."""
     if not path.is_file():
         raise DataError(f"There is no groups file {path}.")
-    return {row["id"]: row[column.lower()] for row in read_table(path, ("id", column.lower()))}
+    return {key: group for key, group in _mapping(path, "id", column.lower(), notes).items() if group}
 
 
-def _concepts(path: Path) -> dict[str, tuple[str, ...]]:
-    """Id -> CUIs from lines of tab-separated fields; the second field is empty."""
-    if not path.is_file():
-        return {}
-    lines = (line.split("\t") for line in _lines(path))
-    return {key: tuple(cui for field in fields if (cui := field.strip())) for key, *fields in lines}
+def _mapping(path: Path, key: str, value: str, notes: ReadingNotes) -> dict[str, str]:
+    """One column by another, empty if there is no file; an id with two values is a bad row."""
+    found: dict[str, str] = {}
+    form = TableFormat(usual=",\t", open_end=value == "cuis")
+    for row in read_table(path, (key, value), notes, form) if path.is_file() else ():
+        with notes.row(path, row.place):
+            _put(found, bare_text(row.cells[key]), bare_text(row.cells[value]))
+    return found
 
 
-def _article_images(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    return {row["roco_id"]: row["pmc_id"] for row in read_table(path, ("roco_id", "pmc_id"))}
+def _put(found: dict[str, ValueT], key: str, value: ValueT) -> None:
+    if found.setdefault(key, value) != value:
+        raise RowError(f"the id {key!r} stood before with another value; keep one of the two rows")
 
 
-def _lines(path: Path) -> Iterable[str]:
+def _id(row: Row) -> str:
+    key = bare_text(row.cells["id"])
+    if not key:
+        raise RowError("there is no id")
+    return key
+
+
+def _lines(path: Path, notes: ReadingNotes) -> Iterator[tuple[str, str]]:
     # splitlines() would also split at U+2028, U+0085 and the like, which occur inside captions
-    return (line for line in path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n") if line.strip())
+    lines = read_text(path, notes).replace("\r\n", "\n").split("\n")
+    return ((f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip())

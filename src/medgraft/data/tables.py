@@ -1,136 +1,176 @@
-"""Readers of tables with an image and a caption column, and of Hugging Face's imagefolder."""
+"""Readers of tables with an image and a caption column."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from medgraft.data.base import Dataset
-from medgraft.data.text import clean_caption
+from medgraft.data.delimited import Row, TableFormat, read_delimited, require_unique
+from medgraft.data.examples import ExampleList
+from medgraft.data.notes import RowError
+from medgraft.data.paths import IMAGE_SUFFIXES, image_file
+from medgraft.data.splits import hashed_split, split_named
+from medgraft.data.text import kind, label, read_captions, shown
 from medgraft.errors import DataError, suggestion
 from medgraft.types import SPLITS, Example, Split
 
-_SPLIT_NAMES: dict[str, Split] = {
-    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
-    "dev": "validation", "test": "test", "testing": "test",
-}  # fmt: skip
+# what the columns are called where the default names are not there
+_IMAGE_NAMES = ("image", "image_path", "img_path", "image_file", "file_name", "filename", "images")
+_CAPTION_NAMES = ("caption", "captions", "text", "report")
+
+SplitOf = Callable[[Path, Split | None], Split | None]
 
 
-class _Table(Dataset):
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are read; `split` is None if there is none."""
+
+    image: str
+    caption: str
+    split: str | None
+
+
+class Table(Dataset):
     """One row per image and caption; rows with the same image make one image with several captions.
 
-    `split` names a column with train/validation/test; without it images are split 80/10/10 by a hash of their group, or of
-    their name if there are no groups. `images` is the folder of relative image paths, by default the table's.
+    `split` names a column with train/validation/test. Without it a column called `split` is used if it has names of splits;
+    else images are split 80/10/10 by a hash of their group, or of their name if there are no groups. `images` is the folder of
+    relative image paths, by default the table's. A column that was not named and is not there is looked for by other usual
+    names. The notes have all that was assumed.
     """
 
     image: str = Field(default="image", description="column of image paths")
     caption: str = Field(default="caption", description="column of captions")
     id: str | None = Field(default=None, description="column of ids; the image's path if not given")
     group: str | None = Field(default=None, description="column of patients or articles, each of which stays in one split")
-    split: str | None = Field(default=None, description="column of splits; 80/10/10 by group if not given")
+    split: str | None = Field(default=None, description="column of splits; if there is none, 80/10/10 by group")
     images: str = Field(default=".", description="folder of the images, relative to the table")
 
     @abstractmethod
-    def _rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        """Every row, by column name."""
+    def load(self, path: Path) -> tuple[list[str], list[Row]]:
+        """The column names and the rows of the table; bad rows are noted."""
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
         if path is None or not path.is_file():
-            raise DataError(f"{path or 'No path'}: a table is needed: write csv:FILE, tsv:FILE or jsonl:FILE.")
-        merged: dict[str, tuple[dict[str, Any], list[str]]] = {}
-        for number, row in enumerate(self._rows(path), start=1):
-            for column in filter(None, (self.image, self.caption, self.id, self.group, self.split)):
-                if column not in row or (row[column] is None and column != self.caption):
-                    raise DataError(
-                        f"{path}, row {number} has no {column!r}.{suggestion(column, row)} "
-                        f"Columns: {', '.join(map(str, row))}. Set the column names with --set data.image=... data.caption=..."
-                    )
-            value = row[self.caption] or ""
-            captions = value if isinstance(value, list) else [value]
-            merged.setdefault(str(row[self.image]), (row, []))[1].extend(clean_caption(str(c)) for c in captions)
-        for name, (row, captions) in merged.items():
-            group = str(row[self.group]) if self.group else None
-            split = _named_split(str(row[self.split]), path) if self.split else hashed_split(group or name)
-            image = Path(self.images).expanduser() / name
-            yield Example(str(row[self.id]) if self.id else name, path.parent / image, tuple(captions), split, group)
+            raise DataError(f"{path or 'No path'}: a table is needed: write csv:FILE, tsv:FILE, json:FILE or jsonl:FILE.")
+        images = ExampleList(self.notes, merge=True, one_id=True)
+        self.add_rows(images, path)
+        yield from images.examples(path)
+
+    def add_rows(self, images: ExampleList, path: Path, split_of: SplitOf = lambda image, named: named) -> None:
+        """Add the table's rows to `images`; `split_of` gives the split of an image whose row names this one or none."""
+        names, rows = self.load(path)
+        columns = self._columns(path, names, rows)
+        folder = path.parent / Path(self.images).expanduser()
+        without_group = 0
+        notes = self.notes
+        for row in rows:
+            with notes.row(path, row.place):
+                name, image = image_file(_cell(row, columns.image), folder, notes.root)
+                captions = read_captions(_cell(row, columns.caption))
+                key = label(_cell(row, self.id), "id") if self.id else name
+                if key is None:
+                    raise RowError(f"the column {self.id!r} has no id")
+                group = label(_cell(row, self.group), "group") if self.group else None
+                split = split_of(image, _named_split(row, columns.split))
+                example = Example(key, image, captions, split or hashed_split(group or name), group)
+                images.add(example, path, row.place, hashed=split is None)
+                without_group += bool(self.group) and group is None
+        if without_group:
+            notes.assumed(f"{path.name}: {without_group} rows have no {self.group!r}; each image counts as a group.")
+
+    def _columns(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> Columns:
+        if not names:
+            raise DataError(f"{path} has no rows that can be read.")
+        image = self._column(path, names, "image", _IMAGE_NAMES)
+        caption = self._column(path, names, "caption", _CAPTION_NAMES)
+        for column in filter(None, (self.id, self.group, self.split)):
+            if column not in names:
+                raise DataError(_no_column(path, column, names))
+        split = self.split or self._unnamed_split(path, names, rows)
+        require_unique(path, names, [name for name in (image, caption, self.id, self.group, split) if name])
+        return Columns(image, caption, split)
+
+    def _column(self, path: Path, names: Sequence[str], what: str, usual: Sequence[str]) -> str:
+        """The image or caption column: the one asked for, or the only one with a usual name."""
+        asked: str = getattr(self, what).strip()
+        if asked in names:
+            return asked
+        found = list(dict.fromkeys(name for name in names if name.casefold() in usual))
+        if what in self.model_fields_set or len(found) != 1:
+            raise DataError(_no_column(path, asked, names))
+        self.notes.assumed(f"{path.name} has no column {asked!r}; its column {found[0]!r} was read as the {what}.")
+        return found[0]
+
+    def _unnamed_split(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> str | None:
+        """A column called `split`, if any of its values names one; a row whose value does not is then a bad row."""
+        column = next((name for name in names if name.casefold() == "split"), None)
+        if column is None:
+            return None
+        values = [row.cells.get(column) for row in rows]
+        if any(map(split_named, values)):
+            self.notes.assumed(f"{path.name}: splits are those in its column {column!r}.")
+            return column
+        example = next((f", such as {shown(value)}," for value in values if value), "")
+        self.notes.assumed(f"{path.name}: the column {column!r} is not used, as its values{example} are no names of splits.")
+        return None
 
 
-class CsvTable(_Table):
-    """A comma-separated table with a header."""
+class CsvTable(Table):
+    """A table with a header, by commas; semicolons and tabs are found from the header. Quotes enclose cells.
 
-    def _rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file)
+    Text is UTF-8, UTF-16 with a byte order mark, or else cp1252.
+    """
 
+    delimiter: str | None = Field(
+        default=None, description="comma, semicolon, tab or a character between cells; found from the header if not given"
+    )
+    encoding: str | None = Field(default=None, description="encoding of the text, such as gb18030; UTF-8 or else cp1252")
 
-class TsvTable(_Table):
-    """A tab-separated table with a header; quotes are ordinary characters."""
+    def load(self, path: Path) -> tuple[list[str], list[Row]]:
+        """See Table.load."""
+        known = (*_IMAGE_NAMES, *_CAPTION_NAMES, self.image, self.caption, self.id, self.group, self.split)
+        return read_delimited(path, [name for name in known if name], self.notes, self._format())
 
-    def _rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
-class JsonlTable(_Table):
-    """One JSON object a line; the caption may be a list of texts."""
-
-    def _rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number} is not a JSON object.")
-            yield row
+    def _format(self) -> TableFormat:
+        return TableFormat(self.delimiter, self.encoding, usual=",", tabs_quote=True)
 
 
-class ImageFolder(Dataset):
-    """Hugging Face's imagefolder: `metadata.csv` or `metadata.jsonl` with `file_name`, in the folder or in each split's."""
+class TsvTable(CsvTable):
+    """A table with a header, by tabs; quotes are ordinary characters, unless commas or semicolons separate the cells."""
 
-    caption: str = Field(default="text", description="column of captions")
-    format: Literal["auto", "csv", "jsonl"] = Field(default="auto", description="which metadata file; auto: whichever is there")
-
-    def read(self, path: Path | None) -> Iterator[Example]:
-        """See Dataset.read."""
-        if path is None or not path.is_dir():
-            raise DataError(f"{path or 'No path'}: imagefolder needs a folder with metadata.csv or metadata.jsonl.")
-        folders = [(split, path / name) for name, split in _SPLIT_NAMES.items() if (path / name).is_dir()]
-        found: list[tuple[Split | None, Path]]
-        found = [(split, table) for split, folder in folders if (table := self._table(folder))]
-        if not found and (table := self._table(path)):
-            found = [(None, table)]
-        if not found:
-            raise DataError(f"{path} holds no metadata.csv or metadata.jsonl, nor do its train/, validation/ or test/ folders.")
-        for split, table in found:
-            kind = CsvTable if table.suffix == ".csv" else JsonlTable
-            reader = kind(image="file_name", caption=self.caption)
-            for example in reader.read(table):
-                yield Example(example.id, example.image, example.captions, split or example.split, example.group)
-
-    def _table(self, folder: Path) -> Path | None:
-        kinds = ("csv", "jsonl") if self.format == "auto" else (self.format,)
-        return next((p for kind in kinds if (p := folder / f"metadata.{kind}").is_file()), None)
+    def _format(self) -> TableFormat:
+        return TableFormat(self.delimiter, self.encoding, usual="\t")
 
 
-def hashed_split(key: str) -> Split:
-    """80/10/10 by a hash of `key`, so that adding rows does not move old ones."""
-    tenth = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10
-    return "test" if tenth == 9 else "validation" if tenth == 8 else "train"
+def _cell(row: Row, column: str) -> Any:
+    if column not in row.cells:
+        raise RowError(f"there is no {column!r}; write it, as null if there is none")
+    return row.cells[column]
 
 
-def _named_split(value: str, path: Path) -> Split:
-    split = _SPLIT_NAMES.get(value.strip().lower())
+def _named_split(row: Row, column: str | None) -> Split | None:
+    if column is None:
+        return None
+    value = row.cells.get(column)
+    split = split_named(value)
     if split is None:
-        raise DataError(f"{path}: {value!r} is not a split; use {', '.join(SPLITS)}.")
+        raise RowError(f"{shown(value) if isinstance(value, str) else kind(value)} is not a split; use {', '.join(SPLITS)}")
     return split
+
+
+def _no_column(path: Path, column: str, names: Sequence[str]) -> str:
+    if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+        return f"{path} has no {column!r}, as its first row is {', '.join(names)!r}. The first row must name the columns."
+    shown_names = ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:20])
+    return (
+        f"{path} has no {column!r}.{suggestion(column, names)} Columns: {shown_names or 'none'}. "
+        "Set the column names with --set data.image=... data.caption=..."
+    )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
 from medgraft.backbones import Backbone
+from medgraft.data.augmentation import recurs, view_digest, without_view
 from medgraft.data.image_reader import ImageReader
 from medgraft.data.images import image_digests, open_image
 from medgraft.features.reusable_prefix import ReusablePrefix, find_reusable_prefix, prefix_key, stored_dtype
 from medgraft.features.store import FeatureStore
 from medgraft.progress import progress_bar
 from medgraft.types import ImageSource, Seam
+
+_REMEMBERED = 10_000  # digests kept; of more images they come from the file index, a query a batch
 
 
 @dataclass
@@ -41,9 +45,15 @@ class CachedFeatures:
         return device
 
     def image_digests(self, paths: Sequence[ImageSource]) -> dict[ImageSource, str]:
-        """The digests of image files; each is looked up once."""
-        self._digests |= image_digests([path for path in paths if path not in self._digests])
-        return {path: self._digests[path] for path in paths}
+        """The digests of images, which are those of their files unless they are augmented; the last ones are remembered."""
+        files = {path: without_view(path) for path in paths}
+        found = {file: self._digests[file] for file in files.values() if file in self._digests}
+        new = image_digests([file for file in files.values() if file not in found])
+        if len(self._digests) + len(new) > _REMEMBERED:
+            self._digests.clear()
+        self._digests |= islice(new.items(), _REMEMBERED)
+        found |= new
+        return {path: view_digest(found[file], path) for path, file in files.items()}
 
     def digest(self, path: ImageSource) -> str:
         """The digest of an image file."""
@@ -51,13 +61,19 @@ class CachedFeatures:
 
     def stored(self, path: ImageSource) -> torch.Tensor | None:
         """The stored feature [S, C] of an image, or None."""
-        return self.store.get(self.image_digests([path])[path])
+        return self.store.get(self.digest(path)) if recurs(path) else None
 
     def build(self, paths: Sequence[ImageSource], *, batch_size: int) -> None:
         """Compute and store the features that the store lacks, until it is full."""
-        unique = {digest: path for path, digest in self.image_digests(paths).items()}
-        lacking = [path for digest, path in unique.items() if digest not in self.store]
-        self.found += len(unique) - len(lacking)
+        seen: set[str] = set()
+        lacking: list[ImageSource] = []
+        for start in range(0, len(paths), _REMEMBERED):
+            for path, digest in self.image_digests(paths[start : start + _REMEMBERED]).items():
+                if digest not in seen and digest not in self.store:
+                    lacking.append(path)
+                seen.add(digest)
+        self.found += len(seen) - len(lacking)
+        del seen
         with progress_bar(total=len(lacking), desc="features", unit="image") as bar:
             reader = ImageReader(self.backbone, self._device)
             for batch, read in reader.ahead([lacking[i : i + batch_size] for i in range(0, len(lacking), batch_size)]):

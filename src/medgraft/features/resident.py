@@ -48,10 +48,10 @@ def load_resident(
 
     Images whose features are not stored get no row. Images with the same content share a row.
     """
-    digests = {cached.digest(path): path for path in paths if cached.digest(path) in cached.store} if max_bytes else {}
-    if not digests:
+    digests = cached.image_digests(paths) if max_bytes else {}
+    unique = list({digest: path for path, digest in digests.items() if digest in cached.store}.values())
+    if not unique:
         return None
-    unique = list(digests.values())
     first = cached.stored(unique[0])
     if first is None or first.nbytes * len(unique) > max_bytes:
         return None
@@ -60,8 +60,8 @@ def load_resident(
     for batch, features in _read_ahead(cached, unique, pinned=device.type == "cuda"):
         values[len(rows) : len(rows) + len(batch)].copy_(features, non_blocking=True)
         for path in batch:
-            rows[cached.digest(path)] = len(rows)
-    return ResidentFeatures(values, {path: rows[d] for path in paths if (d := cached.digest(path)) in rows})
+            rows[digests[path]] = len(rows)
+    return ResidentFeatures(values, {path: rows[digest] for path, digest in digests.items() if digest in rows})
 
 
 def _read_ahead(

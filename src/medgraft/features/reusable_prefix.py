@@ -37,8 +37,8 @@ class ReusablePrefix:
 def find_reusable_prefix(backbone: Backbone) -> ReusablePrefix:
     """The highest seam below which the model in its current state trains nothing and is deterministic.
 
-    A prefix is reusable if it contains no trained parameter, no PEFT layer, and no dropout in training mode. Images are
-    never augmented at random, so they need no check.
+    A prefix is reusable if it contains no trained parameter, no PEFT layer, and no dropout in training mode. Whether images
+    are augmented is of no concern here: features are stored by the digest of a view.
     """
     best: Seam | None = None
     obstacle = ""

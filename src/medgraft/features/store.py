@@ -67,8 +67,7 @@ class FeatureStore:
         self._max_bytes = max_bytes
         self._where: dict[str, Path] = {}  # digest -> shard
         self._files: dict[Path, Any] = {}  # open shards
-        self._sums: dict[Path, dict[str, int]] = {}
-        self._checked: set[str] = set()
+        self._sums: dict[Path, dict[str, int]] = {}  # of features not checked yet
         self._pending: dict[str, torch.Tensor] = {}
         self._known: set[Path] = set()
         self.refresh()
@@ -110,11 +109,11 @@ class FeatureStore:
         except SafetensorError:
             self._set_aside(shard)
             return None
-        if digest not in self._checked:
-            if _checksum(feature) != self._sums[shard].get(digest):
+        if digest in self._sums[shard]:
+            if _checksum(feature) != self._sums[shard][digest]:
                 self._set_aside(shard)
                 return None
-            self._checked.add(digest)
+            del self._sums[shard][digest]
         return feature
 
     def put(self, features: Mapping[str, torch.Tensor]) -> None:
@@ -171,22 +170,23 @@ class FeatureStore:
             temporary.unlink(missing_ok=True)
         self.written += len(self._pending)
         self._known.add(final)
-        self._checked.update(self._pending)
         self._open(final)
+        self._sums[final] = {}
         self._pending.clear()
 
     def _open(self, path: Path) -> None:
         try:
             file: Any = safe_open(path, framework="pt")
             sums = {digest: int(value) for digest, value in (file.metadata() or {}).items()}
-            digests: list[str] = list(file.keys())
+            if sums.keys() != set(file.keys()):
+                raise ValueError("every feature has a checksum")
         except OSError:
             return
         except (SafetensorError, ValueError):
             self._set_aside(path)
             return
         self._files[path], self._sums[path] = file, sums
-        for digest in digests:
+        for digest in sums:  # the same text objects, of which there are many
             self._where[digest] = path
 
     def _set_aside(self, path: Path) -> None:

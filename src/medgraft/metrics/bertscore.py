@@ -18,6 +18,7 @@ from medgraft.metrics.imageclef import preprocess
 
 _LAYERS = {"microsoft/deberta-xlarge-mnli": 40}
 _BATCH = 64
+_UNSEEN = -1  # stands for tokens that are in no reference
 
 Embedded = tuple[torch.Tensor, torch.Tensor]  # unit vectors [T, C] and idf weights [T]; empty for a text without tokens
 
@@ -27,11 +28,13 @@ def bertscore(
 ) -> list[float]:
     """F1 of each prediction, the best over its references; idf is computed over all references.
 
-    UnavailableError if the model cannot be loaded.
+    UnavailableError if the model cannot be loaded, or if every token is in all references, so that all weights are 0.
     """
     tokenizer, model = _load(source, layer)
     ids = {text: _tokens(text, tokenizer) for text in {*predictions, *(text for texts in references for text in texts)}}
     idf = _idf([ids[text] for texts in references for text in texts])
+    if not any(weight for token, weight in idf.items() if token != _UNSEEN):
+        raise UnavailableError("all its idf weights are 0, as every token is in all references; score more images together")
     embedded = _embed(ids, tokenizer, model, idf)
     return [
         max(_f1(embedded[prediction], embedded[text]) for text in texts)
@@ -44,9 +47,12 @@ def _load(source: str, layer: int | None) -> tuple[Any, Any]:
 
     try:
         tokenizer, model = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise UnavailableError(f"the model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
-    layers = model.encoder.layer
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnavailableError(f"the model {source} cannot be loaded: {reason}") from error
+    layers = getattr(getattr(model, "encoder", None), "layer", None)
+    if layers is None:
+        raise UnavailableError(f"the model {source} is a {type(model).__name__}, which has no layers as BERT has them")
     wanted = layer or _LAYERS.get(source, len(layers))
     if not 0 < wanted <= len(layers):
         raise UnavailableError(f"the model {source} has {len(layers)} layers, not {wanted}")
@@ -63,7 +69,7 @@ def _idf(documents: Sequence[Sequence[int]]) -> Mapping[int, float]:
     """log((N + 1) / (n + 1)) of every token in n of N documents; special tokens occur in all and have weight 0."""
     counts = Counter(token for document in documents for token in set(document))
     return {token: math.log((len(documents) + 1) / (count + 1)) for token, count in counts.items()} | {
-        -1: math.log(len(documents) + 1)  # for tokens that occur in none
+        _UNSEEN: math.log(len(documents) + 1)
     }
 
 
@@ -78,7 +84,7 @@ def _embed(ids: Mapping[str, list[int]], tokenizer: Any, model: Any, idf: Mappin
         hidden = model(**batch).last_hidden_state  # [B, T, C]
         for text, states in zip(some, hidden, strict=True):
             length = len(ids[text])
-            weights = torch.tensor([idf.get(token, idf[-1]) for token in ids[text]])
+            weights = torch.tensor([idf.get(token, idf[_UNSEEN]) for token in ids[text]])
             if length <= special:
                 weights = weights[:0]
             found[text] = torch.nn.functional.normalize(states[: len(weights)], dim=-1), weights

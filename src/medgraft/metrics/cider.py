@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, means
+from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, means
 from medgraft.metrics.coco import TOKENIZER, Ngrams, ngrams, tokenize_pairs
 
 _SIGMA = 6.0
+
+Pairs = list[tuple[Ngrams, list[Ngrams]]]
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,22 @@ def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> li
     The cosine is damped by the difference in bigram count. Document frequencies come from `references`, so the score depends
     on the evaluated set.
     """
+    pairs, idf = _weighed(predictions, references)
+    return _scores(pairs, idf)
+
+
+def _weighed(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Pairs, dict[tuple[str, ...], float]]:
+    """n-grams of each prediction with those of its references, and the idf weight of every n-gram of the references."""
     pairs = [(ngrams(words), [ngrams(line) for line in lines]) for words, lines in tokenize_pairs(predictions, references)]
     frequency: Counter[tuple[str, ...]] = Counter()
     for _, several in pairs:
         frequency.update(set().union(*several))
     log_images = math.log(len(pairs))
-    idf = {gram: log_images - math.log(count) for gram, count in frequency.items()}
+    return pairs, {gram: log_images - math.log(count) for gram, count in frequency.items()}
+
+
+def _scores(pairs: Pairs, idf: dict[tuple[str, ...], float]) -> list[float]:
+    log_images = math.log(len(pairs))
     scores = []
     for prediction, several in pairs:
         vector = _vector(prediction, idf, log_images)
@@ -61,7 +73,10 @@ def _similarity(a: _Vector, b: _Vector) -> float:
 
 
 class Cider(CaptionMetric):
-    """`cider`, the mean over images, between 0 and 10. Resampling images leaves document frequencies unchanged."""
+    """`cider`, the mean over images, between 0 and 10; unavailable if every word is in the references of all images.
+
+    Resampling images leaves document frequencies unchanged.
+    """
 
     summary = cider.__doc__ or ""
     citation = "Vedantam et al. 2015, CIDEr. pycocoevalcap's rules (CIDEr-D)."
@@ -69,4 +84,8 @@ class Cider(CaptionMetric):
 
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
-        return means({"cider": cider(captions.predictions, captions.references)})
+        pairs, idf = _weighed(captions.predictions, captions.references)
+        if not any(idf.values()):
+            why = "there is only one image" if len(pairs) == 1 else "all images have the same words in their references"
+            raise UnavailableError(f"all its weights are 0, as {why}; CIDEr weighs words by how few of the images have them")
+        return means({"cider": _scores(pairs, idf)})

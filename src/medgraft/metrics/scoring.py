@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medgraft.errors import PluginError, ScoringError
+from medgraft.errors import ConfigError, PluginError
 from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError
 from medgraft.plugin import PluginManager
 
@@ -24,37 +25,13 @@ class Scores:
     unavailable: Mapping[str, str]
 
 
-def score(
-    predictions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
-    *,
-    metrics: Iterable[str],
-    plugins: PluginManager,
-) -> dict[str, float]:
-    """Every score of `metrics` for captions by id; ScoringError if an id lacks its reference or prediction."""
-    for what, ids in (
-        ("reference", set(predictions) - set(references)),
-        ("prediction", set(references) - set(predictions)),
-    ):
-        if ids:
-            raise ScoringError(f"{len(ids)} ids have no {what}, such as {min(ids)!r}. Both files must have the same ids.")
-    order = sorted(predictions)
-    captions = CaptionSet(tuple(predictions[key] for key in order), tuple(tuple(references[key]) for key in order))
-    found = measure(captions, metrics=metrics, plugins=plugins)
-    if found.unavailable:
-        name, reason = next(iter(found.unavailable.items()))
-        raise ScoringError(f"{name}: {reason}")
-    return dict(found.values)
-
-
 def measure(captions: CaptionSet, *, metrics: Iterable[str], plugins: PluginManager) -> Scores:
     """All scores of `metrics` for `captions`; a metric that lacks something is left out with the reason."""
     values: dict[str, float] = {}
     measured: dict[str, Measured] = {}
     signatures: dict[str, str] = {}
     unavailable: dict[str, str] = {}
-    for name in metrics:
-        metric = get_metric(name, plugins)
+    for name, metric in {name: get_metric(name, plugins) for name in metrics}.items():
         try:
             result = _result(metric, captions, name, measured, signatures)
         except UnavailableError as error:
@@ -68,9 +45,11 @@ def measure(captions: CaptionSet, *, metrics: Iterable[str], plugins: PluginMana
 
 
 def get_metric(text: str, plugins: PluginManager) -> Any:
-    """The metric `NAME`, or `NAME:SOURCE` for one that takes a model or file."""
+    """The metric `NAME`, or `NAME:SOURCE` for one that takes a model or file as its first parameter."""
     name, _, source = text.partition(":")
     metric = plugins.get("metric", name)
+    if source and next(iter(inspect.signature(metric).parameters.values())).name in ("config_name", "args"):
+        raise ConfigError(f"Metric {text!r}: {name!r} takes no model or file. Write {name}.")
     return metric(source) if source else metric()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ import numpy as np
 
 from medgraft.benchmark import RunCaptions, read_captions
 from medgraft.config import METRICS
-from medgraft.errors import ConfigError
+from medgraft.errors import ConfigError, suggestion
 from medgraft.metrics import LESS_IS_BETTER, Measured
 from medgraft.plugin import PluginManager
 from medgraft.report.results import ALPHA, measured_scores, read_results
 from medgraft.stats import Difference, Resampling, holm
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ def compare(before: Path, after: Path, *, scores: Sequence[str], plugins: Plugin
     if len(first) == len(second) == 1:  # two single runs are compared whatever their settings
         second = {next(iter(first)): next(iter(second.values()))}
     common = [name for name in first if name in second]
+    for folder, alone in ((before, [n for n in first if n not in second]), (after, [n for n in second if n not in first])):
+        if common and alone:
+            _logger.warning("only in %s: %s", folder, ", ".join(alone))
     if not common:
         raise ConfigError(f"{before} and {after} have no run in common: {', '.join(first)} and {', '.join(second)}.")
     found: dict[str, tuple[str, str, float, float, Difference]] = {}
@@ -47,13 +53,17 @@ def compare(before: Path, after: Path, *, scores: Sequence[str], plugins: Plugin
         if a[0].ids != b[0].ids or a[0].references != b[0].references:
             raise ConfigError(f"{name}: {before} and {after} were scored on different images or references.")
         resampling = Resampling(a[0].group_names())
+        if resampling.groups == 1:
+            raise ConfigError(f"{name}: all test images are of one group (patient or article), too few to compare.")
         for score in scores:
             ours, theirs = [m[score] for m in b[1] if score in m], [m[score] for m in a[1] if score in m]
             if ours and theirs:
                 old, new = (float(np.mean([m.scores[score] for m in side])) for side in (theirs, ours))
                 found[f"{name}\n{score}"] = (name, score, old, new, resampling.difference(ours, theirs, score))
-    if not found:
-        raise ConfigError(f"No run has a score named {' or '.join(scores)}.")
+    for score in scores:
+        if not any(score == values[1] for values in found.values()):
+            known = {key for name in common for side in (first, second) for m in side[name][1] for key in m}
+            raise ConfigError(f"No run has a score named {score}.{suggestion(score, sorted(known))}")
     corrected = holm({key: difference.p for key, (*_, difference) in found.items()})
     return tuple(
         Change(*values, corrected[key], _verdict(values[1], values[-1], corrected[key])) for key, values in found.items()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import vl_convert
 
-from medgraft.benchmark import BASELINE, Record
+from medgraft.benchmark import BASELINE, Record, unreadable_records
 from medgraft.config import CONTROLS, RunConfig
 from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError
@@ -42,7 +42,7 @@ def html_report(title: str, records: Sequence[Record], groups: Sequence[Group], 
         sections=sections,
         failed=[record for record in records if record.status == "failed"],
         provenance=_provenance(records),
-        caveats=_caveats(records, groups),
+        caveats=[*_caveats(records, groups), *(f"Left out: {problem}." for problem in unreadable_records(folder))],
         vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
     )
 
@@ -203,6 +203,10 @@ def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
         "Intervals (95 %) show how a score would vary with other test images of the same kind, resampled by patient or article "
         "where groups are known. They do not cover other hospitals, other data sets or other decoding settings.",
     ]
+    grouped = {record.run_id for group in groups for entry in group.entries for record in entry.records}
+    lacking = [f"{r.backbone} {r.strategy} seed {r.seed}" for r in records if r.status == "ok" and r.run_id not in grouped]
+    if lacking:
+        caveats.append(f"Runs without captions that can be read, which are not in the comparison: {', '.join(lacking)}.")
     for group in groups:
         single = [entry.name for entry in group.entries if len(entry.records) == 1 and entry.backbone != BASELINE]
         if single:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from medgraft.benchmark import BASELINE, Record, RunCaptions, StepTime, read_captions, read_records, step_time
+from medgraft.errors import ScoringError
 from medgraft.metrics import LESS_IS_BETTER, Measured, measure
 from medgraft.plugin import PluginManager
 from medgraft.stats import Difference, Interval, Resampling, bca, frontier, holm
+
+_logger = logging.getLogger(__name__)
 
 ALPHA = 0.05
 
@@ -109,12 +113,20 @@ class Group:
         return {best} | {name for pair, (_, p) in pairs.items() if best in pair and p >= ALPHA for name in pair}
 
 
-def read_results(folder: Path, *, plugins: PluginManager) -> tuple[Group, ...]:
-    """Groups of all successful runs with captions in a folder of `medgraft bench`."""
-    records = [record for record in read_records(folder) if record.status == "ok"]
-    runs = [
-        (record, captions) for record in records if (captions := read_captions(folder / (record.adapter or ""))) is not None
-    ]
+def read_results(folder: Path, *, plugins: PluginManager, records: Sequence[Record] | None = None) -> tuple[Group, ...]:
+    """Groups of all successful runs with captions in a folder of `medgraft bench`; `records` are its records if read already.
+
+    Captions that cannot be read are left out with a warning.
+    """
+    runs = []
+    for record in read_records(folder) if records is None else records:
+        try:
+            captions = read_captions(folder / (record.adapter or "")) if record.status == "ok" else None
+        except ScoringError as error:
+            _logger.warning("left out: %s", error)
+            continue
+        if captions is not None:
+            runs.append((record, captions))
     return groups(runs, folder, plugins=plugins)
 
 

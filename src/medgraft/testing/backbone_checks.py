@@ -108,7 +108,10 @@ class _Checks:
         anatomy = self.backbone.anatomy
         linear = [n for n, m in self.backbone.model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
         lost = [name for name in linear if anatomy.role_of(name) is None and not lies_in(name, anatomy.never_run)]
-        assert not lost, f"{len(lost)} of {len(linear)} linear layers have no role, such as {lost[0]}"
+        assert not lost, (
+            f"{len(lost)} of {len(linear)} linear layers have no role, such as {lost[0]}. Add it to a role of its part, "
+            "or to the anatomy's never_run if captioning does not use it"
+        )
         for part in ("vision", "text"):
             roles = {anatomy.role_of(name) for name in linear if anatomy.part_of(name) == part}
             assert {"attn", "mlp"} <= roles, f"part {part!r} has roles {sorted(map(str, roles))} and lacks attn or mlp"

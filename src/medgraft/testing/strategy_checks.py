@@ -97,7 +97,10 @@ class _Checks:
         assert not moved - trainable, f"{sorted(moved - trainable)[0]} is frozen but changed"
         still = sorted(trainable - moved)
         odd = [n for n in still if not lies_in(bare_name(n.removeprefix("model.")), backbone.anatomy.no_gradient)]
-        assert not odd, f"{len(odd)} of {len(trainable)} trained tensors did not change: {odd[:3]}"
+        assert not odd, (
+            f"{len(odd)} of {len(trainable)} trained tensors did not change: {odd[:3]}. "
+            "Modules that the loss does not depend on belong into the anatomy's never_run or no_gradient"
+        )
         loss = self._loss(module)
         assert loss < start, f"the loss does not fall: {start} before {STEPS} steps, {loss} after them"
 

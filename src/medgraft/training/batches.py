@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
 from medgraft import hardware
 from medgraft.backbones import Backbone
 from medgraft.config import RunConfig
+from medgraft.data.augmentation import Views, flip_warning, recurring_images
 from medgraft.data.collate import CaptionPairs, PixelCache
 from medgraft.data.levels import pixel_levels
 from medgraft.features import CachedFeatures, ResidentFeatures, device_bytes, load_resident
@@ -17,6 +20,7 @@ from medgraft.training.collator import Collator
 from medgraft.training.workers import batch_bytes, worker_count
 from medgraft.types import Example
 
+_logger = logging.getLogger(__name__)
 _TOKENS_MULTIPLE = 16  # caption lengths are padded to this on an NVIDIA GPU: fewer distinct lengths, and faster matrix products
 
 
@@ -37,7 +41,7 @@ def resident_features(config: RunConfig, examples: Sequence[Example], cached: Ca
         return None
     device = hardware.device()
     max_bytes = device_bytes(device, config.features.device_gb)
-    return load_resident(cached, [example.image for example in examples], device, max_bytes)
+    return load_resident(cached, list(recurring_images(config, examples)), device, max_bytes)
 
 
 def prepare_batches(
@@ -48,16 +52,20 @@ def prepare_batches(
     cached: CachedFeatures | None,
     resident: ResidentFeatures | None,
 ) -> Batches:
-    """Batches of `train`; with workers, the pixel cache is in memory that they share."""
-    device, pairs = hardware.device(), CaptionPairs(train)
+    """Batches of `train`; with workers, the pixel cache is in memory that they share. Logs how images are augmented."""
+    if config.augmentation.on:
+        _logger.info("augmentation: %s", config.augmentation)
+    if config.augmentation.horizontal_flip:
+        _logger.warning("%s", flip_warning(train))
+    device, pairs = hardware.device(), CaptionPairs(train, Views.of(config))
     levels = pixel_levels(backbone) if device.type != "cpu" else None
     pixels = PixelCache(backbone, int(config.train.pixel_cache_gb * 1e9), levels)
     rows, multiple = resident.rows if resident else {}, _TOKENS_MULTIPLE if device.type == "cuda" else 1
     collator = Collator(backbone, pixels, prompt, config.train.max_text_tokens, cached, rows, multiple)
     workers = _workers(config, collator, pairs, device)
     if workers:
-        paths = [example.image for example, _ in pairs.pairs]
-        pixels.share([path for path in paths if cached is None or cached.digest(path) not in cached.store])
+        paths = recurring_images(config, train)
+        pixels.share(path for path in paths if cached is None or cached.digest(path) not in cached.store)
     return Batches(pairs, collator, workers, resident, levels.table if levels else None)
 
 
@@ -65,7 +73,9 @@ def _workers(config: RunConfig, collator: Collator, pairs: CaptionPairs, device:
     wanted = config.train.dataloader_num_workers
     if wanted != "auto":
         return wanted
-    if device.type == "cpu" or all(example.image in collator.resident for example, _ in pairs.pairs):
+    # the first image too: if augmented anew in every epoch it is in no memory
+    images = chain([pairs[0][0].image], recurring_images(config, pairs.examples))
+    if device.type == "cpu" or all(image in collator.resident for image in images):
         return 0
     size = batch_bytes(collator([pairs[0]]), config.train.per_device_train_batch_size)
     return worker_count(device, size)

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 
 class CollectLosses(TrainerCallback):
-    """Tells the trainer when each step, and the optimiser's work in it, begins and ends."""
+    """Tells the trainer when each step, and the optimiser's work in it, begins and ends, and the data set which epoch it is."""
 
     def __init__(self, trainer: CaptionTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.timer.start()
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.train_dataset.begin_epoch(int(state.epoch or 0))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -39,6 +39,8 @@ class Collator:
         paths = [example.image for example, _ in pairs]
         if all(path in self.resident for path in paths):
             return batch | {"feature_rows": torch.tensor([self.resident[path] for path in paths])}
+        if self.cached:
+            self.cached.image_digests(paths)  # looks all of them up at once
         stored = [self.cached.stored(path) if self.cached else None for path in paths]
         rows = [row for row, feature in enumerate(stored) if feature is not None]
         if rows:

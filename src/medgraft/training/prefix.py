@@ -6,17 +6,21 @@ from collections.abc import Sequence
 
 from medgraft import hardware
 from medgraft.config import RunConfig
+from medgraft.data.augmentation import recurring_images
 from medgraft.features import CachedFeatures
 from medgraft.prepare import uses_bf16
 from medgraft.types import Example
 
 
 def build_features(cached: CachedFeatures, config: RunConfig, examples: Sequence[Example]) -> None:
-    """Compute and store the missing features of `examples`, as far as the store's limit allows."""
+    """Compute and store the missing features of `examples`, as far as the store's limit allows.
+
+    Augmented training images have features if their views are fixed.
+    """
     where = hardware.device()
     cached.backbone.model.to(where).eval()
     with hardware.autocast(where, uses_bf16(config)):
-        paths = [example.image for example in examples]
+        paths = list(recurring_images(config, examples))
         cached.build(hardware.share(paths), batch_size=config.train.per_device_train_batch_size)
     hardware.wait_for_everyone()
     cached.store.refresh()

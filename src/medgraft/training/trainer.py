@@ -98,7 +98,7 @@ def _trainer(
     train, validation = data.split("train"), data.split("validation")
     prompt = prompt_for(backbone, config.train.prompt)
     with clock.phase("features"):
-        resident = resident_features(config, (*train, *validation), cached)
+        resident = resident_features(config, data.split("train", "validation"), cached)
     batches = prepare_batches(backbone, config, train, prompt, cached, resident)
     try:
         arguments = training_arguments(config, applied, checkpoints, batches.workers, validate=bool(validation))
@@ -117,7 +117,11 @@ def _trainer(
         trainer.add_callback(RankAllocation(applied.model))
     trainer.counts_flops = not applied.quantized
     trainer.identity = config.model_dump_json(
-        exclude={"train": {"report_to", "dataloader_num_workers"}, "features": True, "acceleration": True}
+        exclude={
+            "train": {"report_to", "dataloader_num_workers"},
+            "features": {"enabled", "max_gb", "device_gb"},
+            "acceleration": True,
+        }
     )
     return trainer
 

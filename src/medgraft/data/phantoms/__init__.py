@@ -29,7 +29,9 @@ class Phantoms(Dataset):
         """See Dataset.read."""
         folder = path or _cached(self.count, self.seed)
         facts = read_facts(folder)
-        for example in Roco(groups="patients.csv", group_column="patient").read(folder):
+        reader = Roco(groups="patients.csv", group_column="patient")
+        reader.use_notes(self.notes)
+        for example in reader.read(folder):
             yield replace(example, facts=facts.get(example.id))
 
 

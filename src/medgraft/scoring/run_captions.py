@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from medgraft.errors import ScoringError
 from medgraft.metrics import CaptionSet
 from medgraft.metrics.saliency_scores import SaliencyScores
 from medgraft.types import Example
 
-_FILE = "predictions.json"
+FILE = "predictions.json"
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,33 @@ def captions_of(
 def write_captions(captions: RunCaptions, folder: Path) -> None:
     """Write `predictions.json` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _FILE).write_text(json.dumps(_rounded(asdict(captions)), indent=0, ensure_ascii=False), encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(_rounded(asdict(captions)), indent=0, ensure_ascii=False), encoding="utf-8")
 
 
 def read_captions(folder: Path) -> RunCaptions | None:
-    """The content of `predictions.json` in `folder`, None if there is no such file."""
+    """The content of `predictions.json` in `folder`, None if there is no such file; ScoringError if it cannot be read."""
+    path = folder / FILE
     try:
-        content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    references = {key: tuple(texts) for key, texts in content["references"].items()}
-    saliency = TypeAdapter(dict[str, SaliencyScores]).validate_python(content.get("saliency", content.get("looks", {})))
-    concepts = {key: tuple(cuis) for key, cuis in content.get("concepts", {}).items()}
-    facts, groups = content.get("facts", {}), content.get("groups", {})
-    return RunCaptions(content["predictions"], references, groups, facts, saliency, concepts)
+    except (OSError, ValueError) as error:
+        raise ScoringError(f"{path} cannot be read: {error}") from None
+    return captions_from(content, path)
+
+
+def captions_from(content: Any, path: Path) -> RunCaptions:
+    """The captions in `content` of a `predictions.json`; ScoringError naming `path` if it is not in that form."""
+    try:
+        predictions = dict[str, str](content["predictions"])
+        references = {key: tuple(texts) for key, texts in content["references"].items()}
+        saliency = TypeAdapter(dict[str, SaliencyScores]).validate_python(content.get("saliency", content.get("looks", {})))
+        concepts = {key: tuple(cuis) for key, cuis in content.get("concepts", {}).items()}
+        if not predictions or predictions.keys() != references.keys():
+            raise ValueError(f"{len(predictions)} predictions and {len(references)} references")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ScoringError(f"{path} does not hold the captions of a run: {type(error).__name__} {error}") from None
+    return RunCaptions(predictions, references, content.get("groups", {}), content.get("facts", {}), saliency, concepts)
 
 
 def _rounded(value: Any) -> Any:
@@ -101,7 +115,12 @@ def shuffled(captions: RunCaptions, seed: int = 0) -> RunCaptions:
 
 
 def collapse(captions: RunCaptions) -> dict[str, float]:
-    """`distinct_share`: distinct captions per image; `most_frequent_share`: share of images with the most frequent caption."""
+    """`distinct_share`: distinct captions per image; `most_frequent_share`: share of images with the most frequent caption.
+
+    Empty for a single image, of which both would be 1.
+    """
     counts = Counter(captions.predictions.values())
     images = len(captions.predictions)
+    if images < 2:
+        return {}
     return {"distinct_share": len(counts) / images, "most_frequent_share": counts.most_common(1)[0][1] / images}

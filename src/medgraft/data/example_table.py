@@ -1,0 +1,66 @@
+"""Many examples in little memory."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from medgraft.types import Example, ImagePart
+
+
+class ExampleTable(Sequence[Example]):
+    """Examples as lines of JSON in one block of memory; an `Example` is made each time that one is asked for.
+
+    So an image takes about the bytes of its texts, and processes forked from this one share them, as no object in the block has
+    a reference count that would be written to.
+    """
+
+    def __init__(self, examples: Iterable[Example] = ()):
+        self._lines = bytearray()
+        self._ends = array("Q")
+        self._folders: dict[str, int] = {}
+        self._parents: list[Path] = []
+        self._facts: dict[int, Mapping[str, Any]] = {}  # as they are: a plugin's need not be JSON
+        for example in examples:
+            self.append(example)
+
+    def append(self, example: Example) -> None:
+        """Add an example at the end."""
+        image = example.image
+        part = (image.member, image.frame, image.window) if isinstance(image, ImagePart) else None
+        path = image.path if isinstance(image, ImagePart) else image
+        folder = self._folders.setdefault(str(path.parent), len(self._parents))
+        if folder == len(self._parents):
+            self._parents.append(path.parent)
+        if example.facts is not None:
+            self._facts[len(self._ends)] = example.facts
+        values = example.id, folder, path.name, part, example.captions, example.split, example.group, example.concepts
+        self._lines += json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._lines))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Example, ...]: ...
+    def __getitem__(self, index: int | slice) -> Example | tuple[Example, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        place = range(len(self))[index]
+        line = self._lines[self._ends[place - 1] if place else 0 : self._ends[place]].decode("utf-8", "surrogatepass")
+        key, folder, name, part, captions, split, group, concepts = json.loads(line)
+        path = self._parents[folder] / name
+        return Example(
+            key,
+            path if part is None else ImagePart(path, *part),
+            tuple(captions),
+            split,
+            group,
+            self._facts.get(place),
+            None if concepts is None else tuple(concepts),
+        )
