@@ -23,6 +23,7 @@ from medgraft.config import run_config
 from medgraft.data.images import ImageFile, image_digests, inspect_images
 from medgraft.errors import DataError
 from medgraft.file_index import FileIndex, cache_folder, file_state
+from medgraft.types import ImagePart
 
 _OPENED: list[Path] | None = None
 
@@ -63,7 +64,7 @@ def images(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(3):
-        Image.new("RGB", (20 + number, 10), (number, 0, 0)).save(folder / f"{number}.png")
+        Image.linear_gradient("L").resize((20 + number, 10)).save(folder / f"{number}.png")
     (folder / "3.png").write_text("no image")
     return sorted(folder.iterdir())
 
@@ -78,7 +79,7 @@ def test_images_are_read_once(index_folder, images):
         assert image_digests(images[:3]) == {path: first[path].sha256 for path in images[:3]}
     assert read == [images[3]]  # what cannot be decoded is tried again
     assert first[images[1]].size == (21, 10) and first[images[1]].problem is None
-    assert first[images[3]].problem == "Pillow does not recognise its format" and first[absent] is None
+    assert first[images[3]].problem == "it is text, not an image" and first[absent] is None
 
 
 def test_links_and_relative_paths_are_the_same_file(index_folder, images, monkeypatch):
@@ -160,6 +161,18 @@ def test_an_image_that_is_gone_is_an_error(index_folder, images):
     assert inspect_images(images[:1]) == {images[0]: None}
     with pytest.raises(DataError, match=r"The image .*0\.png cannot be read: No such file"):
         image_digests(images)
+
+
+def test_parts_of_a_file_have_entries_of_their_own(index_folder, images):
+    index, parts = FileIndex("test"), [images[0], *(ImagePart(images[0], frame=n) for n in range(2))]
+    index.enter({part: (file_state(images[0]), number) for number, part in enumerate(parts)})
+    assert index.find([*parts, ImagePart(images[0], window="full")]) == {part: number for number, part in enumerate(parts)}
+    digests = image_digests([*parts, ImagePart(images[0], window="full"), ImagePart(images[0])])
+    assert len(set(digests.values())) == 4  # a part without settings is the file
+    assert inspect_images(parts[:2])[parts[1]].sha256 == digests[parts[1]]
+    time.sleep(0.02)
+    images[0].write_bytes(images[0].read_bytes())
+    assert index.find(parts) == {}
 
 
 _ENTER_ALL = """
@@ -280,14 +293,15 @@ def _listed(index_folder):
     connection = sqlite3.connect(index_folder / module._NAME)
     rows = connection.execute("SELECT path FROM files").fetchall()
     connection.close()
-    return sorted(Path(os.fsdecode(path)).name for (path,) in rows)
+    return sorted(Path(os.fsdecode(path.partition(b"\0")[0])).name for (path,) in rows)
 
 
 def test_files_that_are_gone_are_forgotten_after_a_month(index_folder, images, monkeypatch):
     inspect_images(images[:2])
+    inspect_images([ImagePart(images[0], frame=0)])
     images[0].unlink()
     inspect_images(images)
-    assert _listed(index_folder) == ["0.png", "1.png", "2.png"]
+    assert _listed(index_folder) == ["0.png", "0.png", "1.png", "2.png"]
     now = time.time
     monkeypatch.setattr(module.time, "time", lambda: now() + 31 * 86400)
     images[1].touch()

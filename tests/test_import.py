@@ -17,7 +17,7 @@ CHAIN = [
     "errors", "strict_model", "augmentation_config", "types", "progress", "quiet", "hardware", "environment", "seeds", "clock",
     "energy", "file_index", "config",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "prepare", "training",
-    "adapter", "captioning", "metrics", "stats", "scoring", "saliency", "inference", "benchmark",
+    "adapter", "captioning", "text_statistics", "metrics", "stats", "scoring", "saliency", "inference", "benchmark",
     "fork_server", "testing", "plugin_api", "report", "api",
     "scaffold", "cli",
 ]  # fmt: skip

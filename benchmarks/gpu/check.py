@@ -274,7 +274,8 @@ class Checker:
         seconds, said = {}, {}
         for kind, source in (("computed", None), ("stored", cached)):
             start = time.perf_counter()
-            said[kind] = captioner_for(model.backbone, prompt=None, dtype=model.dtype, features=source).caption(paths, options)
+            captioner = captioner_for(model.backbone, prompt=None, dtype=model.dtype, features=source)
+            said[kind] = captioner.caption(paths, options).captions
             seconds[kind] = time.perf_counter() - start
         same = sum(a == b for a, b in zip(said["computed"], said["stored"], strict=True))
         text = f"{same} of {len(paths)} captions the same, {len(set(said['stored']))} distinct; "

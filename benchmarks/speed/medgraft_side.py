@@ -64,7 +64,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         options = GenerationConfig(max_new_tokens=job["max_new_tokens"])
         paths = [Path(path) for path in job["test"]]
         start = time.perf_counter()
-        said = model.caption(paths, options)
+        said = model.caption(paths, options).captions
         seconds[number] = time.perf_counter() - start
     return {
         "losses": result.losses, "step_seconds": result.step_seconds, "device_step_seconds": on_device, "build_seconds": built,

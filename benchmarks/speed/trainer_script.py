@@ -132,8 +132,8 @@ def run(job):
 
     def collate_blip2(rows):
         queries = [model.config.image_token_id] * model.config.num_query_tokens
-        room = job["max_text_tokens"] - 1
-        texts = [[*tokenizer(row["caption"])["input_ids"][:room], tokenizer.eos_token_id] for row in rows]
+        limit = job["max_text_tokens"]
+        texts = [[*tokenizer(row["caption"])["input_ids"], tokenizer.eos_token_id][:limit] for row in rows]
         longest = max(map(len, texts))
         padding = [longest - len(ids) for ids in texts]
         start = len(queries) + 1  # of what is to be said, after the special token

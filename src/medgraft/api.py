@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import AnyBackbone
 from medgraft.benchmark import Record, execute
 from medgraft.benchmark import run_suite as run_suite_runs
-from medgraft.benchmark.evaluation import Evaluation, generation_of, score_captions
+from medgraft.benchmark.evaluation import Evaluation, generation_of, score_captions, seen_in_training
 from medgraft.captioning import opened
 from medgraft.clock import Clock
 from medgraft.config import (
@@ -80,7 +81,7 @@ def caption(
     """One caption for each image file, from an adapter (an object or its folder) or a backbone without one."""
     with progress_bars(progress):
         model, own = _captioner(adapter, backbone, plugins)
-        return model.caption([Path(image) for image in images], generation or own)
+        return model.caption([Path(image) for image in images], generation or own).captions
 
 
 def explain(
@@ -103,7 +104,7 @@ def explain(
             raise BackboneError("A model behind an API returns no attention weights, so it cannot be explained.")
         attention_layout_of(model.backbone, maps.method)  # fail before generating a caption
         shown = opened(Path(image))
-        text = caption or model.caption([Path(image)], generation or own)[0]
+        text = caption or model.caption([Path(image)], generation or own).captions[0]
         (found,) = model.maps([shown], [text], maps)
     if not found.words:
         raise BackboneError(f"The caption of {image} is {text!r}: there are no words to explain. Give one with --caption.")
@@ -120,15 +121,23 @@ def evaluate(
     generation: GenerationConfig | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Caption a split of `NAME[:PATH]` and score the captions."""
+    """Caption a split of `NAME[:PATH]` and score the captions.
+
+    Warns if the adapter was trained on some of the images, or on others of the same patients or articles; DataError if
+    `data.on_leak` is "error".
+    """
     manager = PluginManager.from_environment()
     config = data if isinstance(data, DataConfig) else DataConfig.parse(data)
     settings = RunSettings(metrics=metrics, saliency=SaliencyConfig(maps=0))
     with progress_bars(progress):
-        model, own = _captioner(adapter, backbone, manager)
-        examples = load_data(config, plugins=manager, splits=(split,)).split(split)
-        captions = model.caption([example.image for example in examples], generation or own)
-        return score_captions(model, examples, captions, settings, plugins=manager, clock=Clock())
+        loaded = _loaded(adapter, backbone, manager)
+        model, own = _captioner(loaded, backbone, manager)
+        read = load_data(config, plugins=manager, splits=(split,))
+        examples = read.split(split)
+        seen = seen_in_training(loaded, config, examples) if loaded else None
+        generated = model.caption([example.image for example in examples], generation or own)
+        found = score_captions(model, examples, generated, settings, plugins=manager, clock=Clock())
+        return replace(found, data_report=read.report, seen_in_training=seen)
 
 
 def run_suite(
@@ -145,15 +154,22 @@ def run_suite(
         return run_suite_runs(config, Path(out), plugins=plugins or PluginManager.from_environment())
 
 
+def _loaded(
+    adapter: LoadedAdapter | str | Path | None, backbone: AnyBackbone | str | None, plugins: PluginManager | None
+) -> LoadedAdapter | None:
+    if not isinstance(adapter, str | Path):
+        return adapter
+    return load_adapter(adapter, backbone=backbone if isinstance(backbone, str) else None, plugins=plugins)
+
+
 def _captioner(
     adapter: LoadedAdapter | str | Path | None, backbone: AnyBackbone | str | None, plugins: PluginManager | None
 ) -> tuple[Captioner, GenerationConfig]:
     """The model ready for use, and the generation settings that it was evaluated with."""
-    if isinstance(adapter, str | Path):
-        adapter = load_adapter(adapter, backbone=backbone if isinstance(backbone, str) else None, plugins=plugins)
-    elif adapter is None and backbone is None:
+    adapter = _loaded(adapter, backbone, plugins)
+    if adapter is None and backbone is None:
         raise ConfigError("Name an adapter or a backbone.")
-    elif adapter is None and isinstance(backbone, str):
+    if adapter is None and isinstance(backbone, str):
         backbone = load_backbone(backbone, plugins=plugins)
     bf16 = hardware.bf16_supported(hardware.device().type)
     if adapter is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 
 import torch
 from PIL.Image import Image
@@ -18,6 +19,15 @@ from medgraft.progress import progress_bar
 from medgraft.types import ImageSource
 
 
+@dataclass(frozen=True)
+class Generated:
+    """Captions, and how many of them reached `max_new_tokens` without an end token; None if an API does not say."""
+
+    captions: list[str]
+    cut_off: int | None
+    max_new_tokens: int
+
+
 @torch.no_grad()  # not inference_mode: parameters moved to a device within it could not be trained afterwards
 def caption_images(
     backbone: Backbone,
@@ -28,7 +38,7 @@ def caption_images(
     batch_size: int = 32,
     dtype: torch.dtype = torch.float32,
     cached: CachedFeatures | None = None,
-) -> list[str]:
+) -> Generated:
     """One caption per image, in order; images are files or PIL images. `backbone` may have an adapter.
 
     Computes in `dtype` by autocast. Features of files are read from and stored in `cached`, if given.
@@ -37,6 +47,7 @@ def caption_images(
     backbone.model.to(where).eval()
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     captions: list[str] = []
+    cut_off, limit = 0, token_limit(backbone, prompt, options)
     source, ids = _FeatureSource(backbone, where, prompt, cached), None
     with (
         progress_bar(total=len(batches), desc="captioning", unit="batch") as bar,
@@ -50,12 +61,19 @@ def caption_images(
                 if ids is not None:
                     captions += backbone.captions(ids)  # decode the previous batch while a GPU computes features
                 ids = generate_ids(features, *inputs).cpu()
+            if ids.shape[1] >= limit:
+                cut_off += int((ids != backbone.end_id).all(1).sum())
             bar.update()
     if ids is not None:
         captions += backbone.captions(ids)
     if cached is not None:
         cached.store.flush()
-    return captions
+    return Generated(captions, cut_off, limit)
+
+
+def token_limit(backbone: Backbone, prompt: str, options: GenerationConfig) -> int:
+    """`options.max_new_tokens`, or as many tokens as the model takes after the prompt if those are fewer."""
+    return int(backbone.generation_inputs(1, torch.device("cpu"), prompt, options)[1].max_new_tokens)
 
 
 class _FeatureSource:

@@ -26,10 +26,13 @@ class DataConfig(StrictModel):
     root: str | None = Field(default=None, description="folder for image paths that are relative or absolute elsewhere")
     window: str | None = Field(
         default=None,
-        description="levels of 16-bit, float and DICOM images that become black and white; default: the file's own",
+        description="how images of more than 8 bits become grey levels: `auto`, `file`, `full`, `percentile`, `soft-tissue`, "
+        "`mediastinum`, `lung`, `bone`, `brain` or CENTER,WIDTH; default: auto",
     )
     frame: int | None = Field(
-        default=None, ge=0, description="frame of multi-frame images, or slice of volumes; default: middle"
+        default=None,
+        ge=0,
+        description="frame or page of an image, or slice of a volume, from 0; default: middle of DICOM and NIfTI, else first",
     )
     skip_bad_rows: bool = Field(default=False, description="leave out and list rows that cannot be read, instead of an error")
     on_leak: Literal["error", "warn", "drop"] = Field(

@@ -12,7 +12,7 @@ from PIL.Image import Image
 
 from medgraft import hardware
 from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, Usage, prompt_for
-from medgraft.captioning import caption_images, opened
+from medgraft.captioning import Generated, caption_images, opened
 from medgraft.config import GenerationConfig
 from medgraft.features import CachedFeatures
 from medgraft.metrics.base import Array
@@ -26,7 +26,7 @@ _MAPS_BATCH = 16  # upper limit, because attention weights need much memory
 class Captioner(Protocol):
     """The interface for captioning with a local model (`Inference`) or one behind an API (`RemoteInference`)."""
 
-    def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = ...) -> list[str]:
+    def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = ...) -> Generated:
         """One caption per image, in order; images are files or PIL images."""
 
     def usage(self) -> Usage | None:
@@ -43,7 +43,7 @@ class Inference:
     batch_size: int = 32
     features: CachedFeatures | None = None
 
-    def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()) -> list[str]:
+    def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()) -> Generated:
         """See Captioner."""
         return caption_images(
             self.backbone, images, options=generation, prompt=self.prompt, batch_size=self.batch_size, dtype=self.dtype,
@@ -103,13 +103,16 @@ class RemoteInference:
     prompt: str
     batch_size: int = 32
 
-    def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()) -> list[str]:
+    def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()) -> Generated:
         """See Captioner."""
         captions: list[str] = []
+        before = self.client.usage().cut_off
         batches = [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
         for batch in progress_bar(batches, desc="captioning", unit="batch"):
             captions += self.client.caption(list(map(opened, batch)), prompt=self.prompt, options=generation)
-        return captions
+        after = self.client.usage().cut_off
+        cut_off = None if before is None or after is None else after - before
+        return Generated(captions, cut_off, generation.max_new_tokens)
 
     def usage(self) -> Usage:
         """See Captioner."""

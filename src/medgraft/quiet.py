@@ -15,6 +15,8 @@ def quiet_libraries() -> None:
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # suggests a kernel that it would download
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")  # at every layer and step
+    logging.getLogger("nibabel.global").setLevel(logging.ERROR)  # headers that it mends
+    warnings.filterwarnings("ignore", module="pydicom")  # the same
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated")  # comes from PEFT
     if transformers := sys.modules.get("transformers"):
         transformers.logging.set_verbosity_error()

@@ -183,10 +183,32 @@ class BadRow:
 
 
 @dataclass(frozen=True)
+class Leak:
+    """Images of `split` that the split `other`, which is trained on or chosen by before, gives away; `images` counts them.
+
+    `example` has the ids of one of them and of its counterpart in `other`.
+    """
+
+    kind: Literal["byte_equal", "near_duplicate", "group"]
+    split: Split
+    other: Split
+    images: int
+    example: tuple[str, str] | None = None
+
+    def __str__(self) -> str:
+        what = {"byte_equal": "a byte-equal image", "near_duplicate": "a near-duplicate", "group": "an image of their group"}
+        images = "1 image" if self.images == 1 else f"{self.images:,} images"
+        shown = f" (such as {self.example[0]!r} and {self.example[1]!r})" if self.example else ""
+        return f"{images} of {self.split} with {what[self.kind]} in {self.other}{shown}"
+
+
+@dataclass(frozen=True)
 class DataReport:
     """What reading a data set found: images missing, corrupt or without a caption, rows left out, and what was assumed.
 
-    `assumptions` are sentences about choices that the reader made by itself, such as a delimiter or a split by hash.
+    `corrupt` are the images that cannot be read, each as "path: reason". `assumptions` are sentences about choices that the
+    reader made by itself, such as a delimiter or a split by hash. `leaks` are those between splits, None if a single split was
+    read; `leaking` counts the images that were dropped for them.
     """
 
     missing: tuple[str, ...] = ()
@@ -194,13 +216,33 @@ class DataReport:
     uncaptioned: int = 0
     bad_rows: tuple[BadRow, ...] = ()
     assumptions: tuple[str, ...] = ()
+    leaks: tuple[Leak, ...] | None = None
+    leaking: int = 0
 
     def __str__(self) -> str:
         parts = [f"{len(self.missing)} missing images"] if self.missing else []
-        parts += [f"{len(self.corrupt)} corrupt images"] if self.corrupt else []
+        parts += [f"{len(self.corrupt)} unreadable images"] if self.corrupt else []
         parts += [f"{self.uncaptioned} images without caption"] if self.uncaptioned else []
         parts += [f"{len(self.bad_rows)} bad rows left out"] if self.bad_rows else []
+        parts += [f"{self.leaking} leaking images dropped"] if self.leaking else []
         return ", ".join(parts) or "all images are there"
+
+    def sentences(self) -> list[str]:
+        """For users: what was left out, by kind with an example, and what was assumed."""
+        listed = {"missing": self.missing, "corrupt": self.corrupt, "bad rows": self.bad_rows}
+        left_out = [f"{len(items):,} {kind}, such as {items[0]}" for kind, items in listed.items() if items]
+        left_out += [f"{self.uncaptioned:,} without a caption"] if self.uncaptioned else []
+        left_out += [f"{self.leaking:,} of which a later split has the like"] if self.leaking else []
+        return ([f"Left out: {'; '.join(left_out)}."] if left_out else []) + list(self.assumptions)
+
+    def left_out(self) -> dict[str, list[str] | int]:
+        """What was left out, by kind: the names where they are known, else the number."""
+        return {
+            "missing": list(self.missing),
+            "corrupt": list(self.corrupt),
+            "uncaptioned": self.uncaptioned,
+            "bad_rows": [str(row) for row in self.bad_rows],
+        }
 
 
 @dataclass(frozen=True)

@@ -47,15 +47,15 @@ def as_for_a_gpu(monkeypatch, backbone):
 def test_captions_are_the_same(dtype, storing, backbone, paths, as_for_a_gpu, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path))
     assert len(paths) == 11
-    plain = caption_images(backbone, paths, batch_size=4, dtype=dtype)
+    plain = caption_images(backbone, paths, batch_size=4, dtype=dtype).captions
     assert len(set(plain)) > 1
     as_for_a_gpu()
     cached = open_cached_features(backbone, bf16=dtype == torch.bfloat16, prompt="", max_gb=1)[0] if storing else None
-    assert caption_images(backbone, paths, batch_size=4, dtype=dtype, cached=cached) == plain
+    assert caption_images(backbone, paths, batch_size=4, dtype=dtype, cached=cached).captions == plain
     if cached is not None:
         assert (cached.built, cached.found) == (11, 0)
         turned = [*paths[6:], *paths[:6]]
-        assert caption_images(backbone, turned, batch_size=4, dtype=dtype, cached=cached) == plain[6:] + plain[:6]
+        assert caption_images(backbone, turned, batch_size=4, dtype=dtype, cached=cached).captions == plain[6:] + plain[:6]
         assert (cached.built, cached.found) == (11, 11)
 
 
@@ -73,9 +73,9 @@ def test_an_image_that_is_missing_is_an_error(backbone, paths, as_for_a_gpu, tmp
 
 
 def test_no_images_have_no_captions(backbone, as_for_a_gpu):
-    assert caption_images(backbone, []) == []
+    assert caption_images(backbone, []).captions == []
     as_for_a_gpu()
-    assert caption_images(backbone, []) == []
+    assert caption_images(backbone, []).captions == []
 
 
 def test_gradients_are_computed_again_afterwards(backbone, paths, as_for_a_gpu):

@@ -157,7 +157,7 @@ def test_manifest_and_card_say_what_it_is(trained, blip_folder):
     manifest = json.loads((folder / "medgraft.json").read_text())
     assert manifest["backbone"] == f"blip:{blip_folder}"
     assert manifest["strategy_settings"]["options"]["r"] == 16
-    assert set(manifest["files"]) == {"adapter_model.safetensors", "adapter_config.json"}
+    assert set(manifest["files"]) == {"adapter_model.safetensors", "adapter_config.json", "trained_on.safetensors"}
     assert manifest["data"]["fingerprint"] and "path" not in manifest["data"]
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(blip_folder)

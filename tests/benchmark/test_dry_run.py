@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from medgraft.benchmark import dry_run_suite, expand
 from medgraft.benchmark.estimate import measured_flops
@@ -97,6 +98,26 @@ def test_the_plan_counts_tries_and_timings(phantoms_folder, plugins):
     assert "Not counted: 3 trials of learning rates and 4 timings of steps." in dry_run_text(plan)
 
 
+def test_the_plan_tells_what_captions_are_truncated_and_unknown(blip_folder, tmp_path, plugins):
+    rows = ["a.png,a mass.,train", f"a.png,{'mass ' * 40},train", "a.png,肺炎。,train"]
+    rows.append("b.png,a mass in the left lung.,test")
+    (tmp_path / "t.csv").write_text("\n".join(["image,caption,split", *rows]), encoding="utf-8")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "b.png")
+    name, data = f"blip:{blip_folder}", f"csv:{tmp_path / 't.csv'}"
+    suite = _suite(
+        backbones=(name,), strategies=("zero-shot", "lora"), data=data, train={"max_text_tokens": 20},
+        generation={"max_new_tokens": 6},
+    )  # fmt: skip
+    plan = dry_run_suite(suite, plugins=plugins)
+    (lines,) = plan.text.values()
+    assert list(plan.text) == [f"{name} on {data}"]
+    assert lines[0].startswith("1 of 3 training captions are longer than 20 tokens (train.max_text_tokens) and are truncated")
+    assert "unknown to the tokenizer" in lines[1] and "肺 (1)" in lines[1]
+    assert lines[2] == "100% of the references are longer than 6 tokens (generation.max_new_tokens), the median is 7."
+    assert "1 of 3 training captions are longer" in " ".join(dry_run_text(plan).split())
+
+
 @pytest.mark.slow
 def test_misspelt_names_end_the_plan(plugins):
     with pytest.raises(UnknownNameError, match="Did you mean 'lora'"):
@@ -135,3 +156,16 @@ def test_every_backbone_side_by_side(tmp_path):
     assert [record["status"] for record in records] == ["ok"] * 11
     assert {record["backbone"] for record in records} == set(load_suite(ROOT / "benchmarks/suites/all-models.toml").backbones)
     assert [r["usage"]["requests"] for r in records if r["usage"]] == [7, 7]
+
+
+def test_the_plan_tells_leaks_and_does_not_ask_for_another_folder(tmp_path, plugins):
+    for name in ("a", "b"):
+        Image.linear_gradient("L").save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text("image,caption,split\na.png,one,train\nb.png,two,test\ngone.png,three,test\n")
+    data = {"name": "csv", "path": str(tmp_path / "t.csv"), "options": {"split": "split"}}
+    text = " ".join(dry_run_text(dry_run_suite(_suite(data=[data]), plugins=plugins)).split())
+    assert "Overlap: 1 image of test with a byte-equal image in train (such as 'b.png' and 'a.png')." in text
+    assert "Left out: 1 missing, such as" in text
+    plan = dry_run_suite(_suite(data=[data | {"on_leak": "error"}]), plugins=plugins)
+    (line,) = [line for line in plan.missing if "the splits overlap" in line]
+    assert line.endswith("or set data.on_leak=drop to leave them out of training.")

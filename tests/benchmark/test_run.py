@@ -3,8 +3,9 @@
 import time
 
 import pytest
+from PIL import Image
 
-from medgraft.benchmark import execute
+from medgraft.benchmark import execute, read_record
 from medgraft.config import RunConfig
 
 _TIMES = (
@@ -38,6 +39,25 @@ def test_a_run_repeated_gives_the_same_record_but_for_times(config, plugins, tmp
     assert first == second
     assert first["metrics"]["fact_study"] >= 0 and "facts" in first["signatures"]
     assert first["step_flops"] > 1e6
+
+
+def test_a_run_tells_what_is_truncated_unknown_and_cut_off(config, plugins, tmp_path, logged):
+    rows = [
+        f"{split}.png,{caption},{split}" for split, caption in (("train", "mass " * 40), ("train", "肺"), ("test", "a mass."))
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["image,caption,split", *rows]), encoding="utf-8")
+    for shade, split in enumerate(("train", "test")):
+        Image.new("RGB", (8, 8), (shade * 90, 0, 0)).save(tmp_path / f"{split}.png")
+    data = {"name": "csv", "path": str(tmp_path / "t.csv")}
+    changes = {"data": data, "train": {"max_steps": 1, "max_text_tokens": 20}, "generation": {"max_new_tokens": 2}}
+    config = RunConfig.model_validate(config.model_dump() | changes | {"metrics": ("cider",)})
+    with logged() as lines:
+        record = execute(config, tmp_path / "out", plugins=plugins).record
+    assert (record.text.captions, record.text.longer, record.text.unknown) == (2, 1, {"肺": 1})
+    assert record.generated.captions == 1 and record.generated.max_new_tokens == 2 and record.generated.references_longer == 1.0
+    wanted = [*record.text.warnings(), *record.generated.warnings()]
+    assert len(wanted) == 3 and [line for line in lines if line in wanted] == wanted
+    assert read_record(tmp_path / "out" / "record.json") == record
 
 
 @pytest.mark.slow

@@ -265,7 +265,7 @@ def test_the_best_is_marked_among_trained_runs():
         known = {
             "backbone": "b", "data": "d", "strategy": strategy, "seeds": 1, "failed": 0, "cider": cider, "bleu_4": cider,
             "rouge_l": cider, "training_seconds": seconds, "trainable_parameters": trained, "trainable_share": trained / 1e7,
-            "peak_memory_bytes": 5e8, "adapter_bytes": 1e6,
+            "peak_memory_bytes": 5e8, "adapter_bytes": 1e6, "text_notes": (),
         }  # fmt: skip
         return Row(**{field.name: known.get(field.name) for field in fields(Row)})
 

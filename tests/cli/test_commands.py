@@ -63,6 +63,7 @@ def test_evaluate_and_caption(adapter, phantoms_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["metrics"] == pytest.approx(record["metrics"], abs=1e-6)
+    assert result["generated"] == record["generated"] and record["generated"]["max_new_tokens"] == 5
     image = next((phantoms_folder / "test/radiology/images").iterdir())
     said = _medgraft("caption", image, "--adapter", out)
     assert said.returncode == 0, said.stderr

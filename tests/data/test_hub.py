@@ -1,7 +1,9 @@
 """Hugging Face data sets: each form is read, columns are found, and images are read by their place in the Arrow file."""
 
 import io
+import json
 import os
+import shutil
 
 import datasets
 import numpy as np
@@ -226,6 +228,28 @@ def test_files_that_do_not_belong_together_or_are_broken(tmp_path, plugins):
             writer.write_table(table)
     with pytest.raises(DataError, match=r"z.arrow is compressed"):
         _read(plugins, tmp_path / "e/z.arrow")
+
+
+def test_a_hub_data_set_from_the_cache(tmp_path, plugins, monkeypatch):
+    """Its ids begin anew in each split."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    for split in ("train", "test"):
+        _rocov2(1, 2).to_parquet(tmp_path / f"{split}.parquet")
+    files = {split: str(tmp_path / f"{split}.parquet") for split in ("train", "test")}
+    datasets.load_dataset("parquet", data_files=files)
+    (about,) = tmp_path.glob("parquet/default-*/0.0.0/*/dataset_info.json")
+    place = tmp_path / "someone___roco/default/0.0.0" / ("0" * 40)
+    shutil.copytree(about.parent, place)
+    for file in place.glob("*.arrow"):
+        file.rename(place / file.name.replace("parquet-", "roco-"))
+    content = json.loads(about.read_text())
+    (place / about.name).write_text(json.dumps({**content, "dataset_name": "roco", "config_name": "default"}))
+    data = _read(plugins, "someone/roco")
+    assert [(e.id, e.split) for e in data.examples] == [
+        ("ROCOv2_1", "train"), ("ROCOv2_2", "train"), ("ROCOv2_1", "test"), ("ROCOv2_2", "test"),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"the hub's someone/roco cannot be read: .* for config 'other'"):
+        _read(plugins, "someone/roco", config="other")
 
 
 @pytest.mark.parametrize(

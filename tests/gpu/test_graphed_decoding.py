@@ -238,7 +238,7 @@ def test_captions_of_files_are_those_without_graphs(dtype, gpu, image_files):
     for kernels in ("auto", tuple(others)):
         backbone, _, acceleration = prepare_model(NANO, plan, plugins=plugins, dtype=dtype, kernels=kernels)
         assert ("graphed_decoding" in acceleration.installed) == (kernels == "auto")
-        captions.append(caption_images(backbone, image_files, dtype=dtype, batch_size=32))
+        captions.append(caption_images(backbone, image_files, dtype=dtype, batch_size=32).captions)
     equal = sum(a == b for a, b in zip(*captions, strict=True))
     assert equal >= (0.9 if dtype == torch.bfloat16 else 1) * len(image_files)
 
@@ -251,12 +251,12 @@ def test_every_family_captions_on_a_gpu(name, dtype, gpu, tiny_folder, image_fil
     kind, folder = tiny_folder(name)
     backbone, _, _ = prepare_model(f"{kind}:{folder}", Strategy(), plugins=PluginManager(), dtype=dtype)
     options = GenerationConfig(max_new_tokens=6)
-    captions = caption_images(backbone, image_files[:9], dtype=dtype, batch_size=4, options=options)
+    captions = caption_images(backbone, image_files[:9], dtype=dtype, batch_size=4, options=options).captions
     assert len(captions) == 9
     backbone.model.to("cpu")
     hardware.device = lambda: torch.device("cpu")  # the fixture puts it back
     if dtype == torch.float32:
-        on_cpu = caption_images(backbone, image_files[:9], batch_size=4, options=options)
+        on_cpu = caption_images(backbone, image_files[:9], batch_size=4, options=options).captions
         assert sum(a == b for a, b in zip(captions, on_cpu, strict=True)) >= 7
 
 

@@ -1,18 +1,22 @@
 """Results read from disk: intervals, ties, comparisons, and the page."""
 
 import csv
+import html
 import itertools
 import json
 import re
 
 import pytest
 
-from medgraft.benchmark import Record, RunCaptions, write_record
+from medgraft.benchmark import Record, RunCaptions, read_records, write_record
+from medgraft.benchmark.record import LeftOut
 from medgraft.cli.main import main
 from medgraft.config import RunConfig
-from medgraft.report import compare, html_report, read_results, rows, terminal
+from medgraft.report import compare, html_report, markdown, read_results, rows, terminal
 from medgraft.report.charts import quality_against_time
 from medgraft.scoring import collapse, shuffled, write_captions
+from medgraft.text_statistics import GenerationStatistics, TextStatistics
+from medgraft.types import Leak
 
 WORDS = "chest ct mri of the brain showing a mass nodule effusion in left right lung kidney lobe with no bone".split()  # noqa: SIM905
 
@@ -223,6 +227,34 @@ def test_the_page_works_in_a_browser(results, plugins, browser):
     assert said["words"] == "0"  # there are no maps
 
 
+def test_truncated_unknown_and_cut_off_captions_stand_below_the_table_and_in_the_page(results, plugins):
+    out, records = results
+    text = TextStatistics(
+        captions=600, longer=12, max_text_tokens=128, max_positions=512, percentiles={50: 26, 99: 140, 100: 603},
+        unknown_share=0.25, unknown={"肺": 3},
+    )  # fmt: skip
+    for record, cut_off in zip(records, (0, 10, 20), strict=True):
+        generated = GenerationStatistics(
+            captions=40, cut_off=cut_off, max_new_tokens=96, references_longer=0.3, references_median=80
+        )
+        write_record(record.model_copy(update={"text": text, "generated": generated}), out / "records")
+    records, groups = read_records(out), read_results(out, plugins=plugins)
+    table = rows(records, groups)
+    notes = [
+        "12 of 600 training captions are longer than 128 tokens (train.max_text_tokens) and are truncated; the median is 26, "
+        "the 99th percentile 140, the longest 603 tokens.",
+        "unknown to the tokenizer: the model can neither learn nor write them; the most frequent: 肺 (3).",
+        "30% of the references are longer than 96 tokens (generation.max_new_tokens), the median is 80.",
+    ]
+    page = html.unescape(html_report("results", records, groups, out, plugins=plugins))
+    for shown in (" ".join(terminal(table).split()), markdown(table), page):
+        assert [shown.count(note) for note in notes] == [1, 1, 1]
+        for share in ("two 25%", "poor 50%"):
+            assert share in shown.split("cut off at generation.max_new_tokens: ")[1].split(".")[0]
+        assert "one 0%" not in shown
+    assert {row.strategy: row.cut_off for row in table} == {"one": 0.0, "two": 0.25, "poor": 0.5}
+
+
 def test_report_writes_the_page_and_the_table(results, capsys):
     out, _ = results
     assert main(["report", str(out), "--format", "html"]) == 0
@@ -233,3 +265,18 @@ def test_report_writes_the_page_and_the_table(results, capsys):
     assert main(["report", str(out), "--format", "csv"]) == 0
     lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert {line["strategy"] for line in lines} == {"one", "two", "poor"} and float(lines[0]["cider"]) == 1.0
+
+
+def test_leaks_are_told_in_every_form(tmp_path, plugins):
+    _write(tmp_path, "plain", 36)
+    record = _write(tmp_path, "one", 36)
+    leaks = (Leak("near_duplicate", "test", "train", 3), Leak("group", "test", "train", 1))
+    record = record.model_copy(update={"leaks": leaks, "data_report": LeftOut(leaking=5)})
+    write_record(record, tmp_path / "records")
+    assert read_records(tmp_path)[0].leaks == leaks
+    said = "The splits overlap: 3 images of test with a near-duplicate in train; 1 image of test with an image of their group"
+    groups = read_results(tmp_path, plugins=plugins)
+    assert said in html_report("t", read_records(tmp_path), groups, tmp_path, plugins=plugins)
+    table = rows(read_records(tmp_path), groups)
+    assert said in markdown(table) and "(5 images were left out for it)" in markdown(table)
+    assert [bool(row.leaks) for row in table if row.strategy == "one"] == [True]

@@ -102,6 +102,11 @@ def test_attention_equals_that_of_a_decoder_written_by_hand(blip):
     np.testing.assert_allclose(maps.words[-1].grid, rows.mean(0)[1:].view(side, side).numpy(), atol=1e-5)
 
 
+def test_the_last_word_of_a_caption_that_leaves_no_place_for_the_end_token_has_a_map(blip):
+    caption = "a " * (blip.max_positions - len(blip.prompt_ids("")))
+    assert len(caption_maps(blip, blip.pixel_values(images(1)), [caption])[0].words) == 511
+
+
 def test_layers_and_heads_can_be_chosen_and_average_to_the_default(blip):
     pixels = blip.pixel_values(images(1))
 

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 import medgraft
+from medgraft.captioning import Generated
 from medgraft.config import GenerationConfig
 from medgraft.errors import BackboneError, StrategyError
+from medgraft.inference import RemoteInference
 from medgraft.plugin import PluginManager
 from medgraft_api import captioner
 from medgraft_api.gemini import Gemini
@@ -135,6 +137,22 @@ def test_a_wrong_request_is_not_tried_again(provider, stub):
     with pytest.raises(BackboneError, match="no such model"):
         caption(kind.load("the-model"), IMAGES[:1])
     assert len(stub.requests) == 1
+
+
+def test_answers_that_were_cut_off_are_counted(provider, stub, tmp_path):
+    kind, says = provider
+    limit = "MAX_TOKENS" if kind is Gemini else "length"
+    stub.script = [says("A mass in the", limit), says("A mass.")]
+    captioner = RemoteInference(kind.load("the-model"), "Describe.")
+    assert captioner.caption(IMAGES, OPTIONS) == Generated(["A mass in the", "A mass."], 1, 40)
+    assert captioner.caption(IMAGES[:1], OPTIONS).cut_off == 1  # from the cache
+    assert captioner.usage().cut_off == 2
+    for path in (tmp_path / "cache").rglob("*.json"):  # as older versions kept it
+        entry = json.loads(path.read_text())
+        del entry["answer"]["cut_off"]
+        path.write_text(json.dumps(entry))
+    again = RemoteInference(kind.load("the-model"), "Describe.")
+    assert again.caption(IMAGES, OPTIONS).cut_off is None
 
 
 @pytest.mark.parametrize("provider", ["gemini"], indirect=True)

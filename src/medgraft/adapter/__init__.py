@@ -9,11 +9,14 @@ from medgraft.adapter.package import (
     load_adapter,
     save_weights,
 )
+from medgraft.adapter.trained_on import SeenInTraining, TrainedOn
 
 __all__ = [
     "MANIFEST",
     "LoadedAdapter",
     "Manifest",
+    "SeenInTraining",
+    "TrainedOn",
     "adapter_bytes",
     "finish_package",
     "in_place_digests",

@@ -1,7 +1,8 @@
 """Save adapter packages, and load them onto the base model that they were trained on.
 
 A package contains `adapter_model.safetensors` and `adapter_config.json` in PEFT's format for the parameters that PEFT added,
-`trained_tensors.safetensors` for those trained in place, the manifest `medgraft.json`, and a model card.
+`trained_tensors.safetensors` for those trained in place, `trained_on.safetensors`, the manifest `medgraft.json`, and a model
+card.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import nn
 from medgraft import hardware
 from medgraft.adapter.card import write_card
 from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, read_manifest, verify_files, write_manifest
+from medgraft.adapter.trained_on import TRAINED_ON, TrainedOn
 from medgraft.backbones import Backbone
 from medgraft.backbones.weights import TensorDigest, tensor_digests, tensor_layout
 from medgraft.errors import AdapterError
@@ -32,12 +34,16 @@ TENSORS = "trained_tensors.safetensors"
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """A backbone with an adapter, and its installed kernels. `manifest` is None for a plain PEFT folder."""
+    """A backbone with an adapter, and its installed kernels.
+
+    `manifest` is None for a plain PEFT folder, `trained_on` also for a package of an older version.
+    """
 
     backbone: Backbone
     model: nn.Module
     manifest: Manifest | None
     acceleration: tuple[str, ...] = ()
+    trained_on: TrainedOn | None = None
 
     @property
     def prompt(self) -> str | None:
@@ -52,7 +58,7 @@ def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tup
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).is_file():
-        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS, MANIFEST):
+        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS, TRAINED_ON, MANIFEST):
             (folder / name).unlink(missing_ok=True)
     written: list[str] = []
     if applied.strategy.uses_adapter:
@@ -82,7 +88,7 @@ def finish_package(folder: Path, manifest: Manifest, files: tuple[str, ...]) -> 
 
 def adapter_bytes(manifest: Manifest) -> int:
     """The total size of a package's weight files."""
-    return sum(entry.bytes for name, entry in manifest.files.items() if name.endswith(".safetensors"))
+    return sum(entry.bytes for name, entry in manifest.files.items() if name in (ADAPTER_WEIGHTS, TENSORS))
 
 
 def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None = None) -> LoadedAdapter:
@@ -113,7 +119,8 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
         dtype=torch.bfloat16 if bf16 else torch.float32,
         trained_with=manifest.acceleration,
     )  # fmt: skip
-    return LoadedAdapter(loaded, model, manifest, acceleration.installed)
+    trained_on = TrainedOn.read(folder) if TRAINED_ON in manifest.files else None
+    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on)
 
 
 def in_place_digests(applied: Applied, checkpoint: Mapping[str, TensorDigest] | None = None) -> dict[str, str]:

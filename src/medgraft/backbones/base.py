@@ -85,7 +85,11 @@ class Backbone(ABC):
         Weights are loaded in fp32, or quantised by `quantization`.
         """
         loading.read_config(source, cls.model_types)
-        model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run)
+        return cls.from_model(source, loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run))
+
+    @classmethod
+    def from_model(cls, source: str, model: Any) -> Self:
+        """The backbone of a loaded `model`, or of a meta model, with the tokenizer and the image processor of `source`."""
         return cls(source, model, loading.load_tokenizer(source), loading.load_image_processor(source))
 
     @classmethod
@@ -172,24 +176,27 @@ class Backbone(ABC):
         return visible_rectangle(self.image_settings(), width, height)
 
     def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
-        """Rows of prompt, caption, end token and padding, truncated to `max_tokens`; only caption and end token are labels."""
+        """Rows of prompt, caption, end token and padding, truncated to `max_tokens`; only caption and end token are labels.
+
+        A truncated caption has no end token, because it does not end there.
+        """
         head = self.prompt_ids(prompt)
         limit = self.max_caption_tokens(len(head), max_tokens)
-        rows = [[*head, *ids[:limit], self.end_id] for ids in self.token_ids(captions)]
+        rows = [[*head, *[*ids, self.end_id][:limit]] for ids in self.token_ids(captions)]
         input_ids, mask = padded(rows, self.pad_id)
         labels = input_ids.masked_fill(mask == 0, -100)
         labels[:, : len(head)] = -100
         return TextBatch(input_ids, mask, labels)
 
     def max_caption_tokens(self, head: int, max_tokens: int) -> int:
-        """How many caption tokens fit after `head` prompt tokens, without the end token; ConfigError if none do."""
+        """How many tokens of a caption and its end token fit after `head` prompt tokens; ConfigError if fewer than two do."""
         longest = min(max_tokens + self.image_tokens, self.max_positions)
         if longest - head - 1 < 1:
             head, longest = head - self.image_tokens, longest - self.image_tokens
             raise ConfigError(
                 f"The prompt takes {head} of {longest} tokens and leaves none. Shorten it or raise max_text_tokens."
             )
-        return longest - head - 1
+        return longest - head
 
     def encode(self, pixel_values: torch.Tensor, *, prompt: str = "") -> torch.Tensor:
         """Features at the last seam, [B, S, C]."""

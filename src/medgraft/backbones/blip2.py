@@ -103,10 +103,14 @@ class Blip2Backbone(Backbone):
         if not self._has_text_encoder:
             return super().text_batch(captions, prompt=prompt, max_tokens=max_tokens)
         head = self.prompt_ids(prompt)
-        limit = self.max_caption_tokens(0, max_tokens)
-        labels, mask = padded([[*ids[:limit], self.end_id] for ids in self.token_ids(captions)], self.pad_id)
+        limit = self.max_caption_tokens(len(head), max_tokens)
+        labels, mask = padded([[*ids, self.end_id][:limit] for ids in self.token_ids(captions)], self.pad_id)
         input_ids = torch.tensor([head] * len(captions), dtype=torch.long)
         return TextBatch(input_ids, torch.ones_like(input_ids), labels.masked_fill(mask == 0, -100))
+
+    def max_caption_tokens(self, head: int, max_tokens: int) -> int:
+        """See Backbone.max_caption_tokens; for T5 the prompt takes no space, as it is the encoder's input."""
+        return super().max_caption_tokens(0 if self._has_text_encoder else head, max_tokens)
 
     def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
         """See Backbone.forward_to: `vision` is [B, 257, 1408] in the published models, `bridge` [B, 32, 2048 to 4096]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 
@@ -11,9 +11,6 @@ from medgraft.backbones import loading
 from medgraft.backbones.base import padded
 from medgraft.backbones.blip2 import QFORMER_ANATOMY, Blip2Backbone
 from medgraft.types import Seam
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
 
 
 class InstructBlipBackbone(Blip2Backbone):
@@ -31,9 +28,9 @@ class InstructBlipBackbone(Blip2Backbone):
     qformer_tokenizer: Any
 
     @classmethod
-    def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
-        """See Backbone.load; also loads the Q-Former's own tokenizer into `qformer_tokenizer`."""
-        backbone = super().load(source, quantization=quantization)
+    def from_model(cls, source: str, model: Any) -> Self:
+        """See Backbone.from_model; also loads the Q-Former's own tokenizer into `qformer_tokenizer`."""
+        backbone = super().from_model(source, model)
         backbone.qformer_tokenizer = loading.load_tokenizer(source, subfolder="qformer_tokenizer")
         return backbone
 

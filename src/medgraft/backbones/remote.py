@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Usage:
     """Requests to an API and their cost. `cached` answers cost nothing; `usd` is None if the price is unknown.
 
-    `refused` counts answers that the provider blocked; their captions are empty.
+    `refused` counts answers that the provider blocked; their captions are empty. `cut_off` counts captions that ended at the
+    limit of tokens, cached ones included; None if the API did not say so of every one.
     """
 
     requests: int = 0
@@ -26,6 +27,7 @@ class Usage:
     output_tokens: int = 0
     usd: float | None = None
     refused: int = 0
+    cut_off: int | None = None
 
 
 class RemoteCaptioner(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 import torch
 import transformers
@@ -12,9 +12,6 @@ from medgraft.backbones import loading
 from medgraft.backbones.base import Backbone, TextBatch, next_token_loss
 from medgraft.errors import BackboneError
 from medgraft.types import Anatomy, AttentionLayout, PartAnatomy, Seam
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
 
 _ENCODER = r"encoder\.(.+\.)?"
 _GPT = r"decoder\.transformer\.h\.\d+"
@@ -79,10 +76,8 @@ class VisionEncoderDecoderBackbone(Backbone):
     )  # fmt: skip
 
     @classmethod
-    def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
-        """See Backbone.load; uses ViT's image processor for older checkpoints that do not name one."""
-        loading.read_config(source, cls.model_types)
-        model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run)
+    def from_model(cls, source: str, model: Any) -> Self:
+        """See Backbone.from_model; uses ViT's image processor for older checkpoints that do not name one."""
         try:
             processor = loading.load_image_processor(source)
         except BackboneError as error:

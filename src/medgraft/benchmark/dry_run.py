@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medgraft import hardware
-from medgraft.backbones import Backbone, RemoteCaptioner, Usage, get_captioner, prompt_for
+from medgraft.backbones import Backbone, RemoteCaptioner, Usage, get_backbone, get_captioner, prompt_for
+from medgraft.backbones.loading import read_config
 from medgraft.backbones.published import planning_config, published_config
 from medgraft.benchmark.estimate import Estimate, estimate, measured_flops
 from medgraft.benchmark.plan import apply_to_meta, expand, refuse_training
+from medgraft.captioning import Generated, token_limit
 from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
 from medgraft.hardware import Hardware
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy
-from medgraft.types import SPLITS, CaptionData
+from medgraft.text_statistics import generation_statistics, text_statistics
+from medgraft.types import SPLITS, CaptionData, Example
 
 
 @dataclass(frozen=True)
@@ -47,19 +50,23 @@ class RunEstimate:
 class DryRun:
     """The plan of a suite; each line of `missing` names one thing that prevents runs.
 
-    `trials` counts the runs that choose learning rates, `timings` those that only time steps; neither is in `runs`.
+    `images` counts them by data set and split; `notes` has sentences on what is left out, assumed, or leaks between splits.
+    `trials` counts the runs that choose learning rates, `timings` those that only time steps; neither is in `runs`. `text` has
+    token counts of the captions for each backbone whose tokenizer is here and each data set, as BACKBONE on DATA.
     """
 
     suite: str
     hardware: Hardware
     flops_per_second: float
     images: Mapping[str, Mapping[str, int] | None]
+    notes: Mapping[str, tuple[str, ...]]
     weights: tuple[Weights, ...]
     runs: tuple[RunEstimate, ...]
     left_out: Mapping[str, str]
     missing: tuple[str, ...]
     trials: int = 0
     timings: int = 0
+    text: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
@@ -88,16 +95,53 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
             missing[str(error)] = None
         except MedgraftError as error:
             missing[f"{config.backbone}: {error}"] = None
-    counts: dict[str, dict[str, int] | None] = {
-        f"{c.name}:{c.path or ''}".rstrip(":"): None if d is None else {str(s): len(d.split(s)) for s in SPLITS}
-        for c, d in zip(suite.data, data.values(), strict=True)
+    named = {_named(c): d for c, d in zip(suite.data, data.values(), strict=True)}
+    counts = {name: None if d is None else {str(s): len(d.split(s)) for s in SPLITS} for name, d in named.items()}
+    notes = {
+        name: (*d.report.sentences(), *(f"Overlap: {leak}." for leak in d.report.leaks or ()))
+        for name, d in named.items()
+        if d is not None
     }
+    here = {name for name, found in weights.items() if found.where in ("folder", "cached")}
+    text = _text(suite, data, here, plugins, missing)
     rows = sum(run.seed == suite.seeds[0] and bool(run.trainable_parameters) for run in runs)
     return DryRun(
-        suite.name, hardware.describe(), speed, counts, tuple(weights.values()), tuple(runs), left_out, tuple(missing),
+        suite.name, hardware.describe(), speed, counts, notes, tuple(weights.values()), tuple(runs), left_out, tuple(missing),
         trials=rows * len(suite.tuning.factors) if suite.tuning else 0,
         timings=rows * suite.timing.repeats if suite.timing else 0,
+        text=text,
     )  # fmt: skip
+
+
+def _text(
+    suite: SuiteConfig, data: Mapping[str, CaptionData | None], here: set[str], plugins: PluginManager, missing: dict[str, None]
+) -> dict[str, tuple[str, ...]]:
+    """See DryRun.text; `here` are the backbones whose files are on this machine."""
+    found: dict[str, tuple[str, ...]] = {}
+    strategies = [(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins)) for config in expand(suite)]
+    for config, strategy in sorted(strategies, key=lambda run: not run[1].trains):  # trained ones first: they tell more
+        name, examples = f"{config.backbone} on {_named(config.data)}", data[config.data.model_dump_json()]
+        if name in found or examples is None or config.backbone not in here:
+            continue
+        try:
+            found[name] = _sentences(config, examples.split("train") if strategy.trains else (), examples, plugins)
+        except MedgraftError as error:
+            missing[f"{config.backbone}: {error}"] = None
+    return found
+
+
+def _sentences(config: RunConfig, training: Sequence[Example], data: CaptionData, plugins: PluginManager) -> tuple[str, ...]:
+    captioner, source = get_backbone(config.backbone, plugins=plugins)
+    backbone = captioner.from_model(source, captioner.meta_model(read_config(source, captioner.model_types)))
+    prompt, evaluated = prompt_for(backbone, config.train.prompt), data.split(config.eval_split)
+    text = text_statistics(backbone, training, evaluated, prompt=prompt, max_text_tokens=config.train.max_text_tokens)
+    generated = Generated([], None, token_limit(backbone, prompt, config.generation))
+    references = generation_statistics(backbone, evaluated, generated).references()
+    return tuple(dict.fromkeys([*([text.lengths()] if text.captions else []), *text.warnings(), references]))
+
+
+def _named(config: DataConfig) -> str:
+    return f"{config.name}:{config.path or ''}".rstrip(":")
 
 
 def _data(config: DataConfig, plugins: PluginManager, missing: dict[str, None]) -> CaptionData | None:
@@ -106,7 +150,8 @@ def _data(config: DataConfig, plugins: PluginManager, missing: dict[str, None]) 
     except UnknownNameError:
         raise
     except MedgraftError as error:
-        missing[f"{error} Give the data's folder with --set data.path=FOLDER."] = None
+        found = config.path is not None and Path(config.path).expanduser().exists()
+        missing[str(error) if found else f"{error} Give the data's folder with --set data.path=FOLDER."] = None
         return None
 
 

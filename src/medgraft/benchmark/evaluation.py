@@ -8,16 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medgraft import hardware
-from medgraft.adapter import LoadedAdapter
+from medgraft.adapter import LoadedAdapter, SeenInTraining
 from medgraft.benchmark.saliency import SaliencyResult, score_saliency
+from medgraft.captioning import Generated
 from medgraft.clock import Clock
-from medgraft.config import SALIENCY_METRICS, GenerationConfig, RunSettings
+from medgraft.config import SALIENCY_METRICS, DataConfig, GenerationConfig, RunSettings
+from medgraft.errors import DataError
 from medgraft.inference import Captioner, Inference
 from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
 from medgraft.scoring import RunCaptions, captions_of, collapse, shuffled
 from medgraft.stats import Interval, score_intervals
-from medgraft.types import Example
+from medgraft.text_statistics import GenerationStatistics, generation_statistics
+from medgraft.types import DataReport, Example
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +31,8 @@ class Evaluation:
 
     `collapse` holds the shares of `captions.collapse` and, as `shuffled_NAME`, every score with each caption moved to another
     image. `maps` are packed attention maps by image id. `peak_memory_bytes` covers training and captioning, without maps.
+    `generated` tells how many captions were cut off; None for captions that no model generated.
+    `medgraft.evaluate` adds the report of its data, and how many images the adapter was trained on (None if that is unknown).
     """
 
     captions: RunCaptions
@@ -36,6 +41,9 @@ class Evaluation:
     collapse: Mapping[str, float]
     maps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
+    generated: GenerationStatistics | None = None
+    data_report: DataReport = field(default_factory=DataReport)
+    seen_in_training: SeenInTraining | None = None
 
     @property
     def predictions(self) -> Mapping[str, str]:
@@ -55,6 +63,7 @@ class Evaluation:
             "collapse": dict(self.collapse),
             "signatures": dict(self.scores.signatures),
             "unavailable": dict(self.scores.unavailable),
+            "generated": self.generated,
         }
 
     @property
@@ -66,22 +75,30 @@ class Evaluation:
 def score_captions(
     captioner: Captioner,
     examples: Sequence[Example],
-    captions: Sequence[str],
+    generated: Generated,
     settings: RunSettings,
     *,
     plugins: PluginManager,
     clock: Clock,
 ) -> Evaluation:
-    """Scores of `captions`, which `captioner` generated for `examples`, and the saliency scores that `settings` ask for."""
+    """Scores of what `captioner` generated for `examples`, and the saliency scores that `settings` ask for.
+
+    Logs a warning if captions were cut off.
+    """
+    captions = generated.captions
     peak = hardware.peak_memory_bytes()
     with clock.phase("saliency"):
         saliency, obstacle = _saliency(captioner, examples, captions, settings)
     with clock.phase("scoring"):
         found = evaluated(captions_of(examples, captions, saliency.scores), metrics=settings.metrics, plugins=plugins)
+        backbone = captioner.backbone if isinstance(captioner, Inference) else None
+        statistics = generation_statistics(backbone, examples, generated)
+    for warning in statistics.warnings():
+        _logger.warning("%s", warning)
     reasons = dict(found.scores.unavailable)
     reasons |= {name: obstacle for name in SALIENCY_METRICS if name in settings.metrics and obstacle}
     scores = replace(found.scores, unavailable=reasons)
-    return replace(found, maps=saliency.maps, scores=scores, peak_memory_bytes=peak)
+    return replace(found, maps=saliency.maps, scores=scores, peak_memory_bytes=peak, generated=statistics)
 
 
 def _saliency(
@@ -116,3 +133,28 @@ def generation_of(adapter: LoadedAdapter) -> GenerationConfig:
     """The generation settings that an adapter was evaluated with."""
     stored = adapter.manifest.evaluation.get("generation") if adapter.manifest else None
     return GenerationConfig(**stored) if stored else GenerationConfig()
+
+
+def seen_in_training(adapter: LoadedAdapter, data: DataConfig, examples: Sequence[Example]) -> SeenInTraining | None:
+    """How many of `examples`, read by `data`, the adapter was trained on; None if the package does not tell.
+
+    Warns if there are any, and if the data are read by other options than in training. With `data.on_leak` "error" trained
+    examples are a DataError.
+    """
+    if adapter.manifest is not None and adapter.manifest.data["name"] == data.name:
+        before = {name: adapter.manifest.data.get(name) for name in ("window", "frame")} | adapter.manifest.data["options"]
+        now = {"window": data.window, "frame": data.frame} | data.options
+        changed = [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]
+        shown = ", ".join(f"data.{name} was {_setting(before, name)} and is {_setting(now, name)}" for name in changed)
+        if changed:
+            _logger.warning("The data are read by other options than in training, so splits may differ: %s.", shown)
+    seen = adapter.trained_on.seen(examples) if adapter.trained_on else None
+    if seen is not None and (seen.images or seen.groups):
+        if data.on_leak == "error":
+            raise DataError(f"{seen} Score a split that it was not trained on, with the data options of its training.")
+        _logger.warning("%s Its scores on them do not show what it does on new images.", seen)
+    return seen
+
+
+def _setting(options: Mapping[str, Any], name: str) -> str:
+    return "not set" if options.get(name) is None else repr(options[name])

@@ -18,7 +18,8 @@ from medgraft.errors import ConfigError
 from medgraft.hardware import Hardware
 from medgraft.strategies import Strategy
 from medgraft.strict_model import StrictModel
-from medgraft.types import DataReport, Split
+from medgraft.text_statistics import GenerationStatistics, TextStatistics
+from medgraft.types import DataReport, Leak, Split
 
 _logger = logging.getLogger(__name__)
 
@@ -38,18 +39,24 @@ class FeatureUse(StrictModel):
 
 
 class LeftOut(StrictModel):
-    """Numbers of images that the data set lists and that were left out, and of rows that could not be read."""
+    """Numbers of images that the data set lists and that were left out, and of rows that could not be read.
+
+    `leaking` ones were dropped because a later split has their like.
+    """
 
     missing: int = 0
     corrupt: int = 0
     uncaptioned: int = 0
     bad_rows: int = 0
+    leaking: int = 0
 
     @classmethod
     def of(cls, report: DataReport) -> LeftOut:
-        """The numbers of a report."""
-        missing, corrupt, bad_rows = len(report.missing), len(report.corrupt), len(report.bad_rows)
-        return cls(missing=missing, corrupt=corrupt, uncaptioned=report.uncaptioned, bad_rows=bad_rows)
+        """The counts of a report."""
+        return cls(
+            missing=len(report.missing), corrupt=len(report.corrupt), uncaptioned=report.uncaptioned,
+            bad_rows=len(report.bad_rows), leaking=report.leaking,
+        )  # fmt: skip
 
 
 class Tuning(StrictModel):
@@ -70,7 +77,9 @@ class Record(StrictModel):
     forward, backward and optimiser, with the rest as `train`. `time_to_first_step` runs from the start of the run to the end of
     its first optimiser step. `acceleration` names the installed kernels. `intervals` are the 95 % intervals of `metrics` over
     groups of test images, `signatures` the metrics' settings, `unavailable` the reasons why metrics are missing, `collapse`
-    signs of captions that ignore the image (see medgraft.benchmark.evaluation).
+    signs of captions that ignore the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids;
+    None if they are unknown. `text` tells which captions training truncated and which tokens are unknown, `generated` which
+    captions were cut off.
     `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
     products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
     the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. A failed run has an
@@ -107,6 +116,9 @@ class Record(StrictModel):
     unavailable: dict[str, str] | None = None
     images: dict[Split, int] | None = None
     data_report: LeftOut | None = None
+    leaks: tuple[Leak, ...] | None = None
+    text: TextStatistics | None = None
+    generated: GenerationStatistics | None = None
     data_fingerprint: str | None = None
     base_fingerprint: str | None = None
     phase_seconds: dict[str, float] | None = None

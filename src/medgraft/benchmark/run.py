@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,14 @@ from typing import Any
 import torch
 
 from medgraft import hardware
-from medgraft.adapter import MANIFEST, Manifest, adapter_bytes, finish_package, in_place_digests, save_weights
+from medgraft.adapter import MANIFEST, Manifest, TrainedOn, adapter_bytes, finish_package, in_place_digests, save_weights
 from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
 from medgraft.benchmark.evaluation import Evaluation, score_captions
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, run_id, write_record
+from medgraft.benchmark.timing import quartiles
+from medgraft.captioning import Generated
 from medgraft.clock import Clock
-from medgraft.config import TIMING_WARMUP_STEPS, RunConfig
+from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import AdapterError, DataError
 from medgraft.inference import Captioner, captioner_for
@@ -28,6 +29,7 @@ from medgraft.saliency import write_maps
 from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy
+from medgraft.text_statistics import TextStatistics, logged_statistics
 from medgraft.training import Checkpoints, TrainResult, build_features, fit
 from medgraft.types import SPLITS, CaptionData, Example, Split
 
@@ -76,14 +78,17 @@ def execute(
     with seeded(config.seed):
         data, fingerprint = _read_data(run)
         model = _prepare_model(run, data)
+        with run.clock.phase("read_data"):
+            text = logged_statistics(config, model.backbone, data, trains=run.strategy.trains)
         trained = _train(run, data, model, Checkpoints(out / CHECKPOINTS, resume, checkpoints))
         package = _package(run, data, model, trained)
         examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
         captioner = _captioner(run, model)
-        captions = _caption(run, captioner, examples)
-        evaluation = _score(run, captioner, examples, captions)
+        with run.clock.phase("generation"):
+            generated = captioner.caption([example.image for example in examples], config.generation)
+        evaluation = _score(run, captioner, examples, generated)
         package = _add_scores(run, package, evaluation)
-    record = _record(run, data, fingerprint, model, _Outcome(trained, package, evaluation, captioner))
+    record = _record(run, data, fingerprint, model, _Outcome(text, trained, package, evaluation, captioner))
     if hardware.is_main_process():
         write_record(record, out, RECORD)
     return RunResult(record, evaluation, model.backbone)
@@ -125,6 +130,8 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
         model = prepare(config, plugins=run.plugins, strategy=strategy)
     counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
     _logger.info("%s: %s (%s)", data.name, counts, data.report)
+    for sentence in data.report.sentences():
+        _logger.info("%s", sentence)
     trains = model.applied is not None and strategy.trains
     done = f"{config.strategy}: {model.applied.summary()}" if model.applied and trains else "zero-shot: nothing is trained"
     _logger.info("%s", done)
@@ -165,7 +172,7 @@ def _package(run: _Run, data: CaptionData, model: Prepared, trained: _Trained | 
     if trained is None or model.applied is None or not hardware.is_main_process():
         return None
     with run.clock.phase("package"):
-        files = save_weights(run.out, model.applied, trained.base)
+        files = (*save_weights(run.out, model.applied, trained.base), TrainedOn.of(data.split("train")).write(run.out))
         return finish_package(run.out, _manifest(run, data, model, trained.result), files)
 
 
@@ -186,12 +193,13 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "hardware": str(hardware.describe()),
     }
     fingerprint = data_fingerprint(data.split("train", "validation"))
+    read_by = config.data.model_dump(mode="json", exclude={"path", "root"}, exclude_defaults=True)
     return Manifest(
         backbone=config.backbone,
         base_fingerprint=model.base_fingerprint,
         strategy=config.strategy,
         strategy_settings=run.strategy,
-        data={"name": config.data.name, "options": config.data.options, "fingerprint": fingerprint},
+        data={"options": {}, **read_by, "fingerprint": fingerprint},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
         bf16=model.dtype == torch.bfloat16,
@@ -213,16 +221,11 @@ def _captioner(run: _Run, model: Prepared) -> Captioner:
     )  # fmt: skip
 
 
-def _caption(run: _Run, captioner: Captioner, examples: Sequence[Example]) -> list[str]:
-    with run.clock.phase("generation"):
-        return captioner.caption([example.image for example in examples], run.config.generation)
-
-
-def _score(run: _Run, captioner: Captioner, examples: Sequence[Example], captions: Sequence[str]) -> Evaluation | None:
+def _score(run: _Run, captioner: Captioner, examples: Sequence[Example], generated: Generated) -> Evaluation | None:
     """Score the captions and write them with their saliency maps; None if there are no captions."""
-    if not captions:
+    if not generated.captions:
         return None
-    evaluation = score_captions(captioner, examples, captions, run.config, plugins=run.plugins, clock=run.clock)
+    evaluation = score_captions(captioner, examples, generated, run.config, plugins=run.plugins, clock=run.clock)
     with run.clock.phase("package"):
         write_captions(evaluation.captions, run.out)
         if evaluation.maps:
@@ -244,6 +247,7 @@ def _add_scores(run: _Run, package: Manifest | None, evaluation: Evaluation | No
 
 @dataclass(frozen=True)
 class _Outcome:
+    text: TextStatistics | None
     trained: _Trained | None
     package: Manifest | None
     evaluation: Evaluation | None
@@ -261,7 +265,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         time_to_first_step=clock.time_to_first_step,
         steps=steps,
         seconds_per_step=clock.steps / steps if steps else None,
-        step_quartiles=_quartiles(result.step_seconds) if result else None,
+        step_quartiles=quartiles(result.step_seconds) if result else None,
         step_flops=result.step_flops if result else None,
         energy_joules=result.energy_joules if result else None,
         train_loss=result.losses if result else (),
@@ -275,6 +279,8 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         **(evaluation.for_record() if evaluation else {}),
         images={split: len(data.split(split)) for split in SPLITS},
         data_report=LeftOut.of(data.report),
+        leaks=None if data.report.leaks is None else tuple(replace(leak, example=None) for leak in data.report.leaks),
+        text=outcome.text,
         data_fingerprint=fingerprint,
         base_fingerprint=model.base_fingerprint,
         phase_seconds=dict(clock.seconds),
@@ -307,11 +313,3 @@ def _feature_use(model: Prepared) -> FeatureUse | None:
     if cached is None:
         return FeatureUse(seam=None, reason=prefix.reason)
     return FeatureUse(seam=cached.seam.name, reason=prefix.reason, found=cached.found, built=cached.built)
-
-
-def _quartiles(step_seconds: Sequence[float]) -> tuple[float, float, float] | None:
-    """Quartiles without the warm-up steps, None if too few steps remain."""
-    if len(step_seconds) < TIMING_WARMUP_STEPS + 4:  # the minimum that TimingConfig requires
-        return None
-    low, median, high = statistics.quantiles(step_seconds[TIMING_WARMUP_STEPS:], n=4)
-    return low, median, high

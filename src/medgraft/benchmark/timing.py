@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 
 from medgraft.benchmark.record import Record, read_record
+from medgraft.config import TIMING_WARMUP_STEPS
 
 TIMING = "timing"  # the folder of repeats in a suite's results
 _SPREAD_OF_REPEATS = 0.1  # largest (max - min) / median of undisturbed repeats
@@ -30,6 +32,14 @@ class StepTime:
 def timing_id(run_id: str, repeat: int) -> str:
     """The id of a repeat's record."""
     return f"{run_id}.{repeat}"
+
+
+def quartiles(step_seconds: Sequence[float]) -> tuple[float, float, float] | None:
+    """Quartiles without the warm-up steps, None if too few steps remain."""
+    if len(step_seconds) < TIMING_WARMUP_STEPS + 4:  # the minimum that TimingConfig requires
+        return None
+    low, middle, high = quantiles(step_seconds[TIMING_WARMUP_STEPS:], n=4)
+    return low, middle, high
 
 
 def step_time(record: Record, out: Path) -> StepTime | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from medgraft.cli.options import add_generation, add_json, add_model, add_set
@@ -44,12 +45,21 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.predictions:
         arguments.predictions.write_text(json.dumps(result.predictions, indent=0, ensure_ascii=False), encoding="utf-8")
+    report, seen = result.data_report, result.seen_in_training
     if arguments.json:
         content = {"images": len(result.predictions), "split": arguments.split, "metrics": result.metrics}
         content |= {"intervals": {name: (i.low, i.high) for name, i in result.intervals.items()}, "collapse": result.collapse}
-        content["unavailable"] = result.scores.unavailable
+        content |= {"unavailable": result.scores.unavailable, "left_out": report.left_out(), "assumptions": report.assumptions}
+        content |= {"seen_in_training": asdict(seen) if seen else None}
+        content |= {"generated": result.generated.model_dump() if result.generated else None}
         print(json.dumps(content, indent=2))
     else:
         print(f"{len(result.predictions)} images of {arguments.split}")
+        for sentence in report.sentences():
+            print(sentence)
+        if adapter is not None:
+            print(seen or "What the adapter was trained on is not known: its package does not tell.")
+        if result.generated:
+            print(result.generated)
         print_scores(result.metrics, result.intervals, result.scores.unavailable)
     return 0

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,12 +20,16 @@ from tqdm import tqdm
 
 from medgraft.config import DataConfig
 from medgraft.data.example_table import ExampleTable
-from medgraft.data.images import check_images, image_digests
+from medgraft.data.grey_levels import check_window
+from medgraft.data.images import CheckedImages, check_images, image_digests
+from medgraft.data.leaks import find_leaks
 from medgraft.data.notes import ReadingNotes
 from medgraft.errors import DataError, PluginError
 from medgraft.plugin import PluginManager
 from medgraft.strict_model import StrictModel, validated
-from medgraft.types import SPLITS, CaptionData, Chosen, DataReport, Example, ImageSource, Split
+from medgraft.types import SPLITS, CaptionData, Chosen, DataReport, Example, ImagePart, ImageSource, Leak, Split
+
+_logger = logging.getLogger(__name__)
 
 _CHUNK = 1000  # images checked or hashed at once
 
@@ -29,10 +38,12 @@ class Dataset(StrictModel, ABC):
     """Reads a data set; its fields are options. It lists every example; missing images are handled afterwards.
 
     `self.notes` takes what cannot be read and what had to be assumed. With `takes_names` a path need not be a file or folder
-    that exists: it may be a pattern, or a name on a hub.
+    that exists: it may be a pattern, or a name on a hub. `synthetic` images are drawn from templates, so that different ones
+    are alike: near-duplicates are not looked for.
     """
 
     takes_names: ClassVar[bool] = False
+    synthetic: ClassVar[bool] = False
 
     _notes: ReadingNotes = PrivateAttr(default_factory=ReadingNotes)
 
@@ -53,7 +64,7 @@ class Dataset(StrictModel, ABC):
 def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Split] = SPLITS) -> CaptionData:
     """Read a data set and leave out examples without a caption or a usable image; the report counts them.
 
-    Only `splits` are read; raises DataError if they have no images.
+    Only `splits` are read; raises DataError if they have no images. Leaks between them are handled as `config.on_leak` says.
     """
     reader_class = plugins.get("dataset", config.name)
     if not (isinstance(reader_class, type) and issubclass(reader_class, Dataset)):
@@ -61,33 +72,43 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
     reader = validated(reader_class, config.options, f"Data {config.name}")
     reader.notes.skip_bad_rows = config.skip_bad_rows
     reader.notes.root = _root(config)
+    if config.window is not None:
+        check_window(config.window)
     path = Path(config.path).expanduser() if config.path else None
     if path is not None and not reader.takes_names and not path.exists():
         raise DataError(f"There is no {path}, which data {config.name!r} should read. Check the path.")
     wanted = set(splits)
     try:
-        listed = ExampleTable(example for example in reader.read(path) if example.split in wanted)
+        listed = ExampleTable(_with_settings(example, config) for example in reader.read(path) if example.split in wanted)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{config.name}:{config.path} is not UTF-8 text: {error}. Save it as UTF-8.") from None
     _check_ids(listed, config)
     captioned = _captioned(listed)
-    usable, missing, corrupt = _usable(listed, captioned, config.max_images)
-    bad = missing | corrupt
+    usable, checked = _usable(listed, captioned, config.max_images)
     where = config.path or "the default place"
     if not listed:
         raise DataError(f"{config.name}:{where} has no images in {', '.join(sorted(wanted))}.")
+    unreadable = sorted(f"{image}: {problem}" for image, problem in checked.unreadable.items())
+    missing = sorted(str(image) for image in checked.missing)
     if not usable:
-        shown = min(map(str, bad), default=None)
-        found = f"{len(missing)} missing, {len(corrupt)} corrupt, such as {shown}" if bad else "none has a caption"
+        bad = [*unreadable, *missing]
+        found = f"{len(missing)} missing, {len(unreadable)} unreadable, such as {bad[0]}" if bad else "none has a caption"
         raise DataError(f"{config.name}:{where} has no usable images: {found}.")
+    for note, count in Counter(checked.notes.values()).items():
+        shown = next(image for image, its_note in checked.notes.items() if its_note == note)
+        reader.notes.assumed(f"{count} images are read with a choice: {note}. Such as {shown}.")
+    chosen = Chosen(listed, usable)
+    kept, leaks = _without_leaks(chosen, config, reader) if len(wanted) > 1 else (chosen, None)
     report = DataReport(
-        missing=tuple(sorted(str(path) for path in missing)),
-        corrupt=tuple(sorted(str(path) for path in corrupt)),
+        missing=tuple(missing),
+        corrupt=tuple(unreadable),
         uncaptioned=len(listed) - sum(map(len, captioned.values())),
         bad_rows=tuple(reader.notes.bad_rows),
         assumptions=tuple(reader.notes.assumptions),
+        leaks=leaks,
+        leaking=len(chosen) - len(kept),
     )
-    return CaptionData(config.name, Chosen(listed, usable), report)
+    return CaptionData(config.name, kept, report)
 
 
 def data_fingerprint(examples: Sequence[Example]) -> str:
@@ -105,6 +126,29 @@ def data_fingerprint(examples: Sequence[Example]) -> str:
             whole.update("\0".join((example.id, example.split, *example.captions)).encode())
             whole.update(bytes.fromhex(digests[example.image]))
     return whole.hexdigest()
+
+
+def _without_leaks(examples: Chosen[Example], config: DataConfig, reader: Dataset) -> tuple[Chosen[Example], tuple[Leak, ...]]:
+    """The examples that `config.on_leak` keeps, and the leaks between their splits."""
+    leaks = find_leaks(examples, near_duplicates=not reader.synthetic)
+    if not leaks.found:
+        return examples, ()
+    found = f"{config.name}:{config.path or ''}".rstrip(":") + f": the splits overlap: {'; '.join(map(str, leaks.found))}."
+    if config.on_leak == "error":
+        raise DataError(f"{found} Split by patient or article, or set data.on_leak=drop to leave them out of training.")
+    if config.on_leak == "warn":
+        _warn_once(f"{found} Scores on such images are too good: data.on_leak=drop leaves them out of training.")
+        return examples, leaks.found
+    stays = [(example.split, example.id) not in leaks.leaking for example in examples]
+    kept = Chosen(examples.items, array("I", compress(examples.places, stays)))
+    if not any(example.split == "train" for example in kept) and any(example.split == "train" for example in examples):
+        raise DataError(f"{found} Without such images nothing is left to train on. Split by patient or article.")
+    return kept, leaks.found
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _logger.warning("%s", text)
 
 
 def _root(config: DataConfig) -> Path | None:
@@ -136,10 +180,11 @@ def _captioned(examples: Sequence[Example]) -> dict[Split, array[int]]:
 
 def _usable(
     examples: Sequence[Example], captioned: Mapping[Split, array[int]], limit: int | None
-) -> tuple[array[int], set[ImageSource], set[ImageSource]]:
-    """The places of the first `limit` examples of each split with a usable image, and the missing and corrupt ones."""
+) -> tuple[array[int], CheckedImages]:
+    """The places of the first `limit` examples of each split with a usable image, and what the check of images found."""
     missing: set[ImageSource] = set()
-    corrupt: set[ImageSource] = set()
+    unreadable: dict[ImageSource, str] = {}
+    notes: dict[ImageSource, str] = {}
     usable = array("I")
     for split, places in captioned.items():
         left, good = places, 0
@@ -148,12 +193,15 @@ def _usable(
             now, left = left[:size], left[size:]
             for chunk in _chunks(now, f"checking {split} images"):
                 images = [examples[place].image for place in chunk]
-                absent, broken = check_images(images)
-                missing, corrupt = missing | absent, corrupt | broken
-                found = [place for place, image in zip(chunk, images, strict=True) if image not in absent | broken]
+                checked = check_images(images)
+                missing |= checked.missing
+                unreadable |= checked.unreadable
+                notes |= checked.notes
+                bad = checked.missing | checked.unreadable.keys()
+                found = [place for place, image in zip(chunk, images, strict=True) if image not in bad]
                 usable.extend(found)
                 good += len(found)
-    return usable, missing, corrupt
+    return usable, CheckedImages(frozenset(missing), unreadable, notes)
 
 
 def _chunks(places: Sequence[int], what: str) -> Iterator[Sequence[int]]:
@@ -163,3 +211,12 @@ def _chunks(places: Sequence[int], what: str) -> Iterator[Sequence[int]]:
             chunk = places[start : start + _CHUNK]
             yield chunk
             bar.update(len(chunk))
+
+
+def _with_settings(example: Example, config: DataConfig) -> Example:
+    """The example with the frame and window of the config, where its image has none of its own."""
+    if config.frame is None and config.window is None:
+        return example
+    part = example.image if isinstance(example.image, ImagePart) else ImagePart(example.image)
+    frame = config.frame if part.frame is None else part.frame
+    return replace(example, image=replace(part, frame=frame, window=part.window or config.window))

@@ -19,7 +19,7 @@ _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
 _UNQUOTED = "a quote inside a quoted cell is written twice, and nothing but the delimiter follows a closing quote"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """A row's cells by column name, and its place in the file."""
 

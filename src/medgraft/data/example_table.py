@@ -18,28 +18,25 @@ class ExampleTable(Sequence[Example]):
     a reference count that would be written to.
     """
 
-    def __init__(self, examples: Iterable[Example] = ()):
+    def __init__(self, examples: Iterable[Example]):
         self._lines = bytearray()
         self._ends = array("Q")
-        self._folders: dict[str, int] = {}
-        self._parents: list[Path] = []
         self._facts: dict[int, Mapping[str, Any]] = {}  # as they are: a plugin's need not be JSON
+        folders: dict[str, int] = {}
         for example in examples:
-            self.append(example)
-
-    def append(self, example: Example) -> None:
-        """Add an example at the end."""
-        image = example.image
-        part = (image.member, image.frame, image.window) if isinstance(image, ImagePart) else None
-        path = image.path if isinstance(image, ImagePart) else image
-        folder = self._folders.setdefault(str(path.parent), len(self._parents))
-        if folder == len(self._parents):
-            self._parents.append(path.parent)
-        if example.facts is not None:
-            self._facts[len(self._ends)] = example.facts
-        values = example.id, folder, path.name, part, example.captions, example.split, example.group, example.concepts
-        self._lines += json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        self._ends.append(len(self._lines))
+            image = example.image
+            part = (image.member, image.frame, image.window) if isinstance(image, ImagePart) else None
+            path = image.path if isinstance(image, ImagePart) else image
+            folder = folders.setdefault(str(path.parent), len(folders))
+            if example.facts is not None:
+                self._facts[len(self._ends)] = example.facts
+            values = example.id, folder, path.name, part, example.captions, example.split, example.group, example.concepts
+            self._lines += json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")
+            self._ends.append(len(self._lines))
+        # as new objects: those from in between the reader's would keep Python from giving the reader's memory back
+        names = "\0".join(folders)
+        del folders
+        self._folders = [Path(folder) for folder in names.split("\0")]
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -54,7 +51,7 @@ class ExampleTable(Sequence[Example]):
         place = range(len(self))[index]
         line = self._lines[self._ends[place - 1] if place else 0 : self._ends[place]].decode("utf-8", "surrogatepass")
         key, folder, name, part, captions, split, group, concepts = json.loads(line)
-        path = self._parents[folder] / name
+        path = self._folders[folder] / name
         return Example(
             key,
             path if part is None else ImagePart(path, *part),

@@ -149,13 +149,9 @@ class HubDataset(Dataset):
             if ignored:
                 self.notes.assumed(f"Column {found.split!r} is not used, {ignored}. To use it: --set data.split={found.split}")
                 found = replace(found, split=None)
-        if found.id and not self.id:
-            ids = pa.chunked_array([chunk for file in files for chunk in file.column(found.id).chunks])
-            if pc.count_distinct(ids, mode="all").as_py() < len(ids):
-                self.notes.assumed(
-                    f"Ids are row numbers, since {found.id!r} has values twice; rows that share one share a split."
-                )
-                found = replace(found, ids_differ=False)
+        if found.id and not self.id and any(_has_twice(found.id, files) for files in _by_split(tables)):
+            self.notes.assumed(f"Ids are row numbers, since {found.id!r} has values twice; rows that share one share a split.")
+            found = replace(found, ids_differ=False)
         return found
 
     def _image(self, table: _Table, image: tuple[ArrowFile, Encoded], row: int) -> ImageSource:
@@ -172,6 +168,16 @@ def _check_same(columns: Sequence[Any], files: Sequence[Path]) -> None:
     for found, file in zip(columns, files, strict=True):
         if found != columns[0]:
             raise DataError(f"{file} has other columns than {files[0]}. Name the folder of one kind, or a file.")
+
+
+def _by_split(tables: Sequence[_Table]) -> Iterator[list[ArrowFile]]:
+    for split in {table.split for table in tables}:
+        yield [file for table in tables if table.split == split for file in table.files]
+
+
+def _has_twice(column: str, files: Sequence[ArrowFile]) -> bool:
+    values = pa.chunked_array([chunk for file in files for chunk in file.column(column).chunks])
+    return bool(pc.count_distinct(values, mode="all").as_py() < len(values))
 
 
 def _undivided(tables: Sequence[_Table]) -> bool:

@@ -1,89 +1,108 @@
-"""Opens images as RGB, and checks many images for readability."""
+"""Opens images of any kind as RGB, and checks many images for readability."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
-import numpy as np
 import PIL
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from medgraft.data.augmentation import augmented, without_view
+from medgraft.data.decoded import DecodedImage, ImageError
+from medgraft.data.dicom import is_dicom, read_dicom
+from medgraft.data.file_kinds import what_it_is
 from medgraft.data.members import member_bytes
+from medgraft.data.pictures import inspect_picture, read_picture
+from medgraft.data.volumes import is_gzip, is_nifti, read_nifti
 from medgraft.errors import DataError
 from medgraft.file_index import FileIndex, FileState, file_state
 from medgraft.types import ImagePart, ImageSource
 
-_UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
+_Reader: TypeAlias = Callable[[BinaryIO, int | None, str], DecodedImage]
+
+_HEAD_BYTES = 512  # by which formats are told apart
 _QUIET_BELOW = 2000
 _ENTERED_AT_ONCE = 1000  # an interrupted check resumes from there
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file's content: SHA-256 in hex, stored width and height, and the reason if it cannot be decoded.
+    """An image's digest, its width and height as it is shown, and the reason if it cannot be shown.
 
-    `sha256` is None if the file cannot be read, `size` if it cannot be decoded.
+    `sha256` is None if the file cannot be read, `size` if it cannot be shown. `note` tells of a choice that the file left open.
     """
 
     sha256: str | None
     size: tuple[int, int] | None
     problem: str | None = None
+    note: str | None = None
 
 
-def open_image(path: ImageSource) -> Image.Image:
-    """The image at `path` as RGB; 16-bit greyscale is scaled from its own minimum and maximum. DataError if unreadable."""
-    if isinstance(path, ImagePart) and path.view is not None:
-        return augmented(open_image(without_view(path)), path.view)
+@dataclass(frozen=True)
+class CheckedImages:
+    """What a check found: missing images, the reasons of those that cannot be shown, and notes on the others."""
+
+    missing: frozenset[ImageSource]
+    unreadable: Mapping[ImageSource, str]
+    notes: Mapping[ImageSource, str]
+
+
+def open_image(image: ImageSource) -> Image.Image:
+    """The image as RGB: turned as EXIF says, transparency over black, 16 bits, DICOM and NIfTI in their window.
+
+    It has no metadata, and is augmented if it is a view. DataError if it cannot be read.
+    """
+    part = _part(image)
+    if part.view is not None:
+        return augmented(open_image(without_view(image)), part.view)
     try:
-        with Image.open(path if isinstance(path, Path) else io.BytesIO(_content(path))) as file:
-            image: Image.Image = file
-            if image.mode.startswith(("I", "F")):
-                pixels = np.asarray(image, dtype=np.float32)
-                low, high = float(pixels.min()), float(pixels.max())
-                image = Image.fromarray(((pixels - low) / max(high - low, 1e-6) * 255).astype(np.uint8))
-            return image.convert("RGB")
+        with part.path.open("rb") if part.member is None else io.BytesIO(member_bytes(part)) as file:
+            return _reader(file)(file, part.frame, part.window or "auto").image
     except FileNotFoundError:
-        raise DataError(f"There is no image {path}.") from None
+        raise DataError(f"There is no image {image}.") from None
     except IsADirectoryError:
-        raise DataError(f"{path} is a folder, not an image.") from None
-    except _UNREADABLE as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from None
+        raise DataError(f"{image} is a folder, not an image.") from None
+    except (ImageError, OSError) as error:
+        raise DataError(f"{image} cannot be read as an image: {error}.") from None
 
 
-def check_images(paths: Sequence[ImageSource]) -> tuple[set[ImageSource], set[ImageSource]]:
-    """(missing, corrupt) among `paths`; every other image decodes completely."""
-    found = inspect_images(paths)
-    missing = {path for path, image in found.items() if image is None}
-    return missing, {path for path, image in found.items() if image is not None and image.problem is not None}
+def check_images(images: Sequence[ImageSource]) -> CheckedImages:
+    """Check each of `images`; those that are neither missing nor unreadable decode completely."""
+    found = inspect_images(images)
+    return CheckedImages(
+        frozenset(image for image, file in found.items() if file is None),
+        {image: file.problem for image, file in found.items() if file is not None and file.problem is not None},
+        {image: file.note for image, file in found.items() if file is not None and file.note is not None},
+    )
 
 
-def inspect_images(paths: Sequence[ImageSource]) -> dict[ImageSource, ImageFile | None]:
-    """The content of each of `paths`, None where there is no file; images known to the file index are not read.
+def inspect_images(images: Sequence[ImageSource]) -> dict[ImageSource, ImageFile | None]:
+    """The content of each of `images`, None where there is no file; images known to the file index are not read.
 
     The index holds only valid images, since another version or plugin of Pillow may decode the others.
     """
     index = _index()
-    files = [path for path in paths if isinstance(path, Path)]
     found: dict[ImageSource, ImageFile | None] = {
-        path: ImageFile(known["sha256"], (known["width"], known["height"])) for path, known in index.find(files).items()
+        image: ImageFile(known["sha256"], (known["width"], known["height"]), note=known["note"])
+        for image, known in index.find(images).items()
     }
-    unknown = [path for path in dict.fromkeys(paths) if path not in found]
-    entries: dict[Path, tuple[FileState, dict[str, str | int]]] = {}
+    unknown = [image for image in dict.fromkeys(images) if image not in found]
+    entries: dict[ImageSource, tuple[FileState, dict[str, str | int | None]]] = {}
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         read = pool.map(_inspect, unknown)
         quiet = len(unknown) < _QUIET_BELOW
-        for path, (image, state) in zip(unknown, tqdm(read, "checking images", len(unknown), disable=quiet), strict=True):
-            found[path] = image
-            if isinstance(path, Path) and image is not None and image.sha256 and image.size and state is not None:
-                entries[path] = state, {"sha256": image.sha256, "width": image.size[0], "height": image.size[1]}
+        for image, (file, state) in zip(unknown, tqdm(read, "checking images", len(unknown), disable=quiet), strict=True):
+            found[image] = file
+            if file is not None and file.size and state is not None:
+                entry = {"sha256": file.sha256, "width": file.size[0], "height": file.size[1], "note": file.note}
+                entries[image] = state, entry
             if len(entries) >= _ENTERED_AT_ONCE:
                 index.enter(entries)
                 entries = {}
@@ -91,54 +110,77 @@ def inspect_images(paths: Sequence[ImageSource]) -> dict[ImageSource, ImageFile 
     return found
 
 
-def image_digests(paths: Sequence[ImageSource]) -> dict[ImageSource, str]:
-    """SHA-256 of each image file's bytes, in hex. DataError if a file cannot be read.
+def image_digests(images: Sequence[ImageSource]) -> dict[ImageSource, str]:
+    """SHA-256 in hex of each image file's bytes, and of the frame and window if they are given. DataError if unreadable.
 
     Images known to the file index are not read.
     """
-    files = [path for path in paths if isinstance(path, Path)]
-    digests: dict[ImageSource, str] = {path: known["sha256"] for path, known in _index().find(files).items()}
-    unknown = [path for path in dict.fromkeys(paths) if path not in digests]
+    digests: dict[ImageSource, str] = {image: known["sha256"] for image, known in _index().find(images).items()}
+    unknown = [image for image in dict.fromkeys(images) if image not in digests]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         read = pool.map(_read_digest, unknown)
         bar = tqdm(read, "hashing images", len(unknown), disable=len(unknown) < _QUIET_BELOW)
         return digests | dict(zip(unknown, bar, strict=True))
 
 
-def _content(image: ImageSource) -> bytes:
-    """The encoded image."""
-    return image.read_bytes() if isinstance(image, Path) else member_bytes(image)
+def _part(image: ImageSource) -> ImagePart:
+    return image if isinstance(image, ImagePart) else ImagePart(image)
+
+
+def _reader(file: BinaryIO) -> _Reader:
+    """The reader for a file's format, by its content."""
+    head = file.read(_HEAD_BYTES)
+    file.seek(0)
+    if not head:
+        raise ImageError(what_it_is(head))
+    if is_dicom(head):
+        return read_dicom
+    return read_nifti if is_gzip(head) or is_nifti(head) else read_picture
 
 
 def _index() -> FileIndex:
-    return FileIndex(f"image 1, Pillow {PIL.__version__}")
+    return FileIndex(f"image 2, Pillow {PIL.__version__}")
 
 
-def _inspect(image_source: ImageSource) -> tuple[ImageFile | None, FileState | None]:
-    """The content of an image file, and the file's state from before it was read."""
-    path = image_source if isinstance(image_source, Path) else image_source.path
-    state = file_state(path)
-    if state is None or not path.is_file():
+def _inspect(image: ImageSource) -> tuple[ImageFile | None, FileState | None]:
+    """What an image holds, and the state of its file from before it was read."""
+    part = _part(image)
+    state = file_state(part.path)
+    if state is None:
         return None, None
+    if not part.path.is_file():
+        return ImageFile(None, None, "it is a folder" if part.path.is_dir() else "it is no regular file"), None
     try:
-        content = _content(image_source)
-    except OSError as error:  # a disk or permission error
+        content = _content(part)
+    except (OSError, DataError) as error:  # a disk or permission error, or a member that is not there
         return ImageFile(None, None, str(error)), None
-    digest = hashlib.sha256(content).hexdigest()
+    digest, file, window = _digest(content, part), io.BytesIO(content), part.window or "auto"
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            size = image.size
-            image.draft("L", (64, 64))  # decodes a whole JPEG at an eighth of its size
-            image.load()
-    except UnidentifiedImageError:
-        return ImageFile(digest, None, "Pillow does not recognise its format"), state
-    except _UNREADABLE as error:
-        return ImageFile(digest, None, str(error)), state
-    return ImageFile(digest, size), state
+        reader = _reader(file)
+        if reader is read_picture:
+            size, note = inspect_picture(content, part.frame, window)
+        else:
+            decoded = reader(file, part.frame, window)
+            size, note = decoded.image.size, decoded.note
+    except ImageError as problem:
+        return ImageFile(digest, None, str(problem)), state
+    return ImageFile(digest, size, note=note), state
 
 
-def _read_digest(path: ImageSource) -> str:
+def _content(part: ImagePart) -> bytes:
+    return part.path.read_bytes() if part.member is None else member_bytes(part)
+
+
+def _digest(content: bytes, part: ImagePart) -> str:
+    digest = hashlib.sha256(content)
+    if part.frame is not None or part.window is not None:
+        digest.update(f"\0frame {part.frame}, window {part.window}".encode())
+    return digest.hexdigest()
+
+
+def _read_digest(image: ImageSource) -> str:
+    part = _part(image)
     try:
-        return hashlib.sha256(_content(path)).hexdigest()
+        return _digest(_content(part), part)
     except OSError as error:
-        raise DataError(f"The image {path} cannot be read: {error.strerror or error}.") from None
+        raise DataError(f"The image {image} cannot be read: {error.strerror or error}.") from None

@@ -20,7 +20,7 @@ from medgraft.backbones.weights import tensor_checksum, tensor_digests
 from medgraft.strategies import quantized_modules
 from medgraft.types import Seam
 
-SCHEMA = 4  # version of the store and its contents
+SCHEMA = 5  # version of the store and its contents, which includes how images are opened
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ _WHERE = {"folder": "in a folder here", "cached": "in the hub's cache", "hub": "
 def dry_run_text(plan: DryRun) -> str:
     """Downloads, the cost of each run on this machine, what is left out and what is missing."""
     blocks = [f"Plan of {plan.suite}: {len(plan.runs)} runs", _machine(plan), _weights(plan), _runs(plan.runs) + _besides(plan)]
+    if plan.text:
+        blocks.append("Captions\n" + "\n".join(_item(f"{name}: {' '.join(lines)}") for name, lines in plan.text.items()))
     if plan.left_out:
         blocks.append("Left out\n" + "\n".join(_item(f"{pair}: {reason}") for pair, reason in plan.left_out.items()))
     blocks.append("Missing\n" + "\n".join(map(_item, plan.missing)) if plan.missing else "Nothing is missing.")
@@ -33,6 +35,7 @@ def _machine(plan: DryRun) -> str:
     for name, counts in plan.images.items():
         found = "not found" if counts is None else ", ".join(f"{n:,} {split}" for split, n in counts.items() if n)
         lines.append(f"{name}: {found}")
+        lines += map(_item, plan.notes.get(name, ()))
     return "\n".join(lines)
 
 

@@ -17,7 +17,8 @@ from medgraft.errors import MedgraftError
 from medgraft.plugin import PluginManager
 from medgraft.report.charts import learning_curves, quality_against_time, where_the_time_went
 from medgraft.report.pages import jpeg_uri, render_page
-from medgraft.report.results import ALPHA, Entry, Group
+from medgraft.report.results import ALPHA, Entry, Group, leak_notes
+from medgraft.report.text_notes import cut_off_note, cut_off_share, text_notes
 from medgraft.saliency import COLOURS, read_maps
 
 _SCORE = "cider"
@@ -208,6 +209,7 @@ def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
     if lacking:
         caveats.append(f"Runs without captions that can be read, which are not in the comparison: {', '.join(lacking)}.")
     for group in groups:
+        caveats += [f"{group.data}: {text}" for text in leak_notes(record for e in group.entries for record in e.records)]
         single = [entry.name for entry in group.entries if len(entry.records) == 1 and entry.backbone != BASELINE]
         if single:
             caveats.append(f"{group.data}: one seed only, so differences may come from the seed: {', '.join(single)}.")
@@ -222,6 +224,9 @@ def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
             caveats.append(f"{group.data}: the same caption for more than half of the images: {', '.join(same)}.")
         if disturbed := [entry.name for entry in group.entries if entry.step and entry.step.disturbed]:
             caveats.append(f"{group.data}: other work disturbed the timing of {', '.join(disturbed)}.")
+        notes = text_notes(record for entry in group.entries for record in entry.records)
+        notes += cut_off_note({entry.name: cut_off_share(entry.records) for entry in group.entries})
+        caveats += [f"{group.data}: {note}" for note in notes]
         untuned = [e.name for e in group.entries if e.tuning_seconds is None and (e.mean("trainable_parameters") or 0) > 0]
         if untuned:
             caveats.append(f"{group.data}: learning rates were not tuned with equal budgets: {', '.join(untuned)}.")

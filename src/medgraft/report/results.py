@@ -168,3 +168,14 @@ def measured_scores(captions: RunCaptions, metrics: tuple[str, ...], plugins: Pl
     return {
         name: measured for measured in found.measured.values() for name, value in measured.scores.items() if np.isfinite(value)
     }
+
+
+def leak_notes(records: Iterable[Record]) -> tuple[str, ...]:
+    """What the records say about leaks between splits, each once."""
+    notes = dict[str, None]()
+    for record in records:
+        dropped = record.data_report.leaking if record.data_report else 0
+        left = f" ({dropped} images were left out for it)" if dropped else ""
+        if record.leaks:
+            notes[f"The splits overlap: {'; '.join(map(str, record.leaks))}{left}."] = None
+    return tuple(notes)

@@ -13,7 +13,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from medgraft.benchmark import BASELINE, Record
-from medgraft.report.results import Entry, Group
+from medgraft.report.results import Entry, Group, leak_notes
+from medgraft.report.text_notes import cut_off_note, cut_off_share, text_notes
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Row:
     means that this row has the best CIDEr on these images or is not significantly worse, None if unknown. `pointing` is how
     often attention at the finding's words points at the finding (`pointing_finding`), with its interval and two controls.
     `step` is a step's median seconds with quartiles; `disturbed` means that other work ran on the machine. `tuning_seconds` is
-    the time of the search for the learning rate, which `training_seconds` excludes.
+    the time of the search for the learning rate, which `training_seconds` excludes. `leaks` says how the splits overlap.
+    `cut_off` is the share of generated captions that reached `generation.max_new_tokens`, `text_notes` are warnings about
+    captions' lengths and unknown tokens.
     """
 
     backbone: str
@@ -50,6 +53,9 @@ class Row:
     trainable_share: float | None
     peak_memory_bytes: float | None
     adapter_bytes: float | None
+    leaks: str | None
+    cut_off: float | None = None
+    text_notes: tuple[str, ...] = ()
 
 
 def _count(value: float) -> str:
@@ -158,6 +164,9 @@ def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], don
         trainable_share=mean((r.trainable_parameters or 0) / r.total_parameters for r in done if r.total_parameters),
         peak_memory_bytes=mean(r.peak_memory_bytes for r in done),
         adapter_bytes=mean(r.adapter_bytes for r in done),
+        leaks=" ".join(leak_notes(done)) or None,
+        cut_off=cut_off_share(done),
+        text_notes=tuple(text_notes(done)),
     )
 
 
@@ -195,8 +204,11 @@ def _notes(group: Sequence[Row]) -> list[str]:
     tuned = [row.tuning_seconds for row in group if row.tuning_seconds is not None]
     if tuned:
         notes.append(f"Choosing learning rates on validation images took {sum(tuned):,.0f} s more.")
+    notes += dict.fromkeys(row.leaks for row in group if row.leaks)
     if disturbed := [row.strategy for row in group if row.disturbed]:
         notes.append(f"Other work disturbed the timing of: {', '.join(disturbed)}.")
+    notes += dict.fromkeys(note for row in group for note in row.text_notes)
+    notes += cut_off_note({row.strategy: row.cut_off for row in group})
     if failed := [f"{row.strategy} ({row.failed} of {row.failed + row.seeds})" for row in group if row.failed]:
         notes.append(f"Failed runs: {', '.join(failed)}; see `error` in their records.")
     return notes

@@ -142,7 +142,7 @@ def _places(backbone: Backbone, captions: Sequence[str], text: TextBatch) -> _Pl
     found: _Places = []
     for caption, spans, labels in zip(captions, backbone.token_spans(captions), text.labels, strict=True):
         labelled = (labels != -100).nonzero()[:, 0].tolist()
-        words = words_of(caption, spans, len(labelled) - 1)  # the last label is the end token
+        words = words_of(caption, spans, len(labelled))  # an end token has a label and no span
         found.append(tuple((word, tuple(labelled[token] for token in word.tokens)) for word in words))
     return found
 

@@ -145,14 +145,16 @@ class _Checks:
         torch.testing.assert_close(padded, plain, rtol=1e-5, atol=1e-6)
 
     def cuts_long_captions(self) -> None:
-        """Captions are truncated to max_tokens and to the model's limit, and keep their end token."""
-        backbone = self.backbone
+        """Captions are truncated to max_tokens and to the model's limit, without an end token behind the cut."""
+        backbone, caption = self.backbone, "word " * 6000
         head = len(backbone.prompt_ids(self.prompt))
         for limit in (head + 6, 10**6):
-            text = backbone.text_batch(["word " * 6000], prompt=self.prompt, max_tokens=limit)
-            labelled = text.labels[text.labels != -100]
-            assert labelled[-1] == backbone.end_id, "a truncated caption has no end token"
-            assert len(labelled) <= min(limit, backbone.max_positions), f"{len(labelled)} labels at max_tokens={limit}"
+            text = backbone.text_batch([caption], prompt=self.prompt, max_tokens=limit)
+            labelled = text.labels[text.labels != -100].tolist()
+            assert labelled == backbone.token_ids([caption])[0][: len(labelled)], (
+                "a truncated caption must be its first tokens alone, without an end token, as it does not end there"
+            )
+            assert 2 <= len(labelled) <= min(limit, backbone.max_positions), f"{len(labelled)} labels at max_tokens={limit}"
 
     def resumes_at_every_seam(self) -> None:
         """From stored features at any seam, loss and logits are bit-identical."""

@@ -15,7 +15,10 @@ from PIL.Image import Image
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said. `refused` is the provider's reason for saying nothing; `model` the version that answered."""
+    """What a model said. `refused` is the provider's reason for saying nothing; `model` the version that answered.
+
+    `cut_off` tells whether the answer ended at the limit of tokens; None if it was cached before that was kept.
+    """
 
     text: str
     input_tokens: int
@@ -23,6 +26,7 @@ class Answer:
     model: str
     date: str
     refused: str | None = None
+    cut_off: bool | None = None
 
 
 class NoRoomError(Exception):

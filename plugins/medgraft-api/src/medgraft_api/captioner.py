@@ -36,7 +36,7 @@ class ApiCaptioner(RemoteCaptioner):
         self.server = server
         self.settings = settings
         self._cache = AnswerCache(settings.cache / self.provider)
-        self._usage = Usage(usd=0.0 if settings.price else None)
+        self._usage = Usage(usd=0.0 if settings.price else None, cut_off=0)
         self._lock = threading.Lock()
         self._next = 0.0  # when the next request may start
 
@@ -87,14 +87,11 @@ class ApiCaptioner(RemoteCaptioner):
         key = question_id(image, **question)
         known = self._cache.get(key)
         if known is not None:
-            self._count(cached=1, refused=int(known.refused is not None))
+            self._count(known, cached=1)
             return known
         answer = self._ask_until_answered(_png(image), prompt, max_tokens)
         self._cache.put(key, answer, question)
-        self._count(
-            requests=1, input_tokens=answer.input_tokens, output_tokens=answer.output_tokens,
-            refused=int(answer.refused is not None),
-        )  # fmt: skip
+        self._count(answer, requests=1, input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
         return answer
 
     def _ask_until_answered(self, png: bytes, prompt: str, max_tokens: int) -> Answer:
@@ -122,10 +119,13 @@ class ApiCaptioner(RemoteCaptioner):
         time.sleep(max(start - time.monotonic(), 0))
         return self.ask(png, prompt, max_tokens)
 
-    def _count(self, **more: int) -> None:
+    def _count(self, answer: Answer, **more: int) -> None:
+        more["refused"] = int(answer.refused is not None)
         with self._lock:
             counted = {name: getattr(self._usage, name) + value for name, value in more.items()}
-            usage = replace(self._usage, **counted)
+            so_far = self._usage.cut_off
+            cut_off = None if so_far is None or answer.cut_off is None else so_far + answer.cut_off
+            usage = replace(self._usage, **counted, cut_off=cut_off)
             self._usage = replace(usage, usd=_usd(self.settings, usage.input_tokens, usage.output_tokens))
 
 

@@ -44,6 +44,7 @@ class Gemini(ApiCaptioner):
             model=response.model_version or self.source,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             refused=refused,
+            cut_off=_cut_off(response),
         )
 
     def _thinking(self) -> types.ThinkingConfig | None:
@@ -61,6 +62,11 @@ class Gemini(ApiCaptioner):
 def _text(response: types.GenerateContentResponse) -> str:
     parts = response.candidates[0].content.parts if response.candidates and response.candidates[0].content else None
     return "".join(part.text or "" for part in parts or () if not part.thought)
+
+
+def _cut_off(response: types.GenerateContentResponse) -> bool | None:
+    reason = response.candidates[0].finish_reason if response.candidates else types.FinishReason.OTHER
+    return None if reason is None else reason == types.FinishReason.MAX_TOKENS
 
 
 def _refusal(response: types.GenerateContentResponse) -> str | None:

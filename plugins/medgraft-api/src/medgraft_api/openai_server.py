@@ -48,6 +48,7 @@ class OpenAiServer(ApiCaptioner):
             model=response.model or self.source,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             refused=refused,
+            cut_off=choice.finish_reason == "length" if choice.finish_reason else None,
         )
 
     def _limit(self, max_tokens: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 import transformers
@@ -26,9 +26,6 @@ from medgraft.plugin_api import (
     language_model_roles,
     next_token_loss,
 )
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
 
 LONGEST_SIDE = 448  # pixels: 256 image tokens
 _BLOCK = r"model\.visual\.blocks\.\d+"
@@ -66,9 +63,9 @@ class QwenVlBackbone(Backbone):
     default_prompt = "Describe this medical image in one sentence."
 
     @classmethod
-    def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
-        """See Backbone.load; the chat template may lie beside the tokenizer."""
-        backbone = super().load(source, quantization=quantization)
+    def from_model(cls, source: str, model: Any) -> Self:
+        """See Backbone.from_model; the chat template may lie beside the tokenizer."""
+        backbone = super().from_model(source, model)
         if "image" not in (backbone.tokenizer.chat_template or ""):
             try:
                 path = cached_file(source, "chat_template.json")

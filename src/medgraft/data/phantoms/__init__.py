@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -21,6 +22,8 @@ __all__ = ["Phantoms", "write_phantoms"]
 
 class Phantoms(Dataset):
     """`count` phantoms from `seed`, made once and cached for the user, or read from a folder of phantoms."""
+
+    synthetic: ClassVar[bool] = True
 
     count: int = Field(default=3000, gt=0, description="number of images in all splits")
     seed: int = Field(default=0, ge=0, description="seed of the images' content")

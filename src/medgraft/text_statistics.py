@@ -1,0 +1,170 @@
+"""Captions counted in tokens: what training truncates, what a tokenizer does not know, and where generation stops too early."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from medgraft.backbones import AnyBackbone, Backbone, prompt_for
+from medgraft.captioning import Generated
+from medgraft.config import RunConfig
+from medgraft.strict_model import StrictModel
+from medgraft.types import CaptionData, Example
+
+_logger = logging.getLogger(__name__)
+UNKNOWN_SHARE = 0.001  # more unknown tokens than this share of all are worth a warning
+LONG_REFERENCES = 0.1  # the same for references that are longer than a generated caption may be
+_LIMIT = "generation.max_new_tokens"
+_BATCH = 1000  # captions tokenised at once
+_MOST_FREQUENT, _LONGEST_WORD = 5, 20  # unknown words that are kept, and characters of each
+
+
+class TextStatistics(StrictModel):
+    """Training captions, and the references of the evaluated split, in tokens of a backbone.
+
+    `longer` of the training `captions` are truncated: prompt and special tokens included they have more than `max_text_tokens`
+    tokens, which is the setting or, if that is smaller, the model's own limit `max_positions`. `percentiles` are of the same
+    counts, the 100th is the longest caption. `unknown_share` is the share of unknown tokens in captions and references, and
+    `unknown` has the most frequent characters or words that became one.
+    """
+
+    captions: int
+    longer: int
+    max_text_tokens: int
+    max_positions: int
+    percentiles: dict[int, int]
+    unknown_share: float
+    unknown: dict[str, int]
+
+    def lengths(self) -> str:
+        """How many training captions are truncated, as a sentence."""
+        reason = "train.max_text_tokens" if self.max_text_tokens < self.max_positions else "the model takes no more"
+        half, most, longest = (self.percentiles.get(percent, 0) for percent in (50, 99, 100))
+        return (
+            f"{self.longer:,} of {self.captions:,} training captions are longer than {self.max_text_tokens} tokens ({reason}) "
+            f"and are truncated; the median is {half}, the 99th percentile {most}, the longest {longest} tokens."
+        )
+
+    def warnings(self) -> list[str]:
+        """A sentence for truncated captions, and one for more than UNKNOWN_SHARE unknown tokens."""
+        found = [self.lengths()] if self.longer else []
+        if self.unknown_share > UNKNOWN_SHARE:
+            words = ", ".join(f"{word} ({count:,})" for word, count in self.unknown.items())
+            found.append(
+                f"{self.unknown_share:.1%} of the captions' tokens are unknown to the tokenizer: the model can neither learn "
+                f"nor write them; the most frequent: {words}."
+            )
+        return found
+
+
+class GenerationStatistics(StrictModel):
+    """Generated captions and their references in tokens.
+
+    `cut_off` of the `captions` reached `max_new_tokens` without an end token; None if a model behind an API does not say.
+    `references_longer` is the share of the references with more tokens than that, `references_median` their median number of
+    tokens; None if the tokenizer is unknown.
+    """
+
+    captions: int
+    cut_off: int | None
+    max_new_tokens: int
+    references_longer: float | None = None
+    references_median: float | None = None
+
+    @property
+    def has_long_references(self) -> bool:
+        """Whether more than LONG_REFERENCES of the references are longer than a generated caption may be."""
+        return (self.references_longer or 0.0) > LONG_REFERENCES
+
+    def __str__(self) -> str:
+        number = "An unknown number" if self.cut_off is None else f"{self.cut_off:,}"
+        return f"{number} of {self.captions:,} generated captions were cut off at {self.max_new_tokens} tokens ({_LIMIT})."
+
+    def references(self) -> str:
+        """How long the references are, as a sentence."""
+        share, median = self.references_longer or 0.0, self.references_median or 0
+        return (
+            f"{share:.0%} of the references are longer than {self.max_new_tokens} tokens ({_LIMIT}), the median is {median:g}."
+        )
+
+    def warnings(self) -> list[str]:
+        """One line if captions were cut off or if many references are longer; empty otherwise."""
+        if self.has_long_references:
+            return [f"{self} {self.references()}"]
+        return [str(self)] if self.cut_off else []
+
+
+def text_statistics(
+    backbone: Backbone, training: Iterable[Example], evaluated: Iterable[Example], *, prompt: str, max_text_tokens: int
+) -> TextStatistics:
+    """Statistics of all captions of the `training` examples, and of unknown tokens in those of the `evaluated` ones too."""
+    max_positions = backbone.max_positions - backbone.image_tokens
+    longest = min(max_text_tokens, max_positions)
+    trained, others = _Tokens(backbone, _captions(training)), _Tokens(backbone, _captions(evaluated))
+    lengths = np.array(trained.lengths, dtype=int)
+    if len(lengths):  # with the end token and what precedes the caption
+        lengths += 1 + longest - backbone.max_caption_tokens(len(backbone.prompt_ids(prompt)), max_text_tokens)
+    percents = (50, 90, 99, 100)
+    found = np.percentile(lengths, percents, method="inverted_cdf") if len(lengths) else ()
+    unknown = trained.unknown + others.unknown
+    total = sum(trained.lengths) + sum(others.lengths)
+    return TextStatistics(
+        captions=len(lengths), longer=int((lengths > longest).sum()), max_text_tokens=longest, max_positions=max_positions,
+        percentiles={percent: int(value) for percent, value in zip(percents, found, strict=False)},
+        unknown_share=unknown.total() / total if total else 0.0, unknown=dict(unknown.most_common(_MOST_FREQUENT)),
+    )  # fmt: skip
+
+
+def logged_statistics(config: RunConfig, backbone: AnyBackbone, data: CaptionData, *, trains: bool) -> TextStatistics | None:
+    """`text_statistics` of a run, with a warning for each problem in the log; None for a model behind an API."""
+    if not isinstance(backbone, Backbone):
+        return None
+    text = text_statistics(
+        backbone, data.split("train") if trains else (), data.split(config.eval_split),
+        prompt=prompt_for(backbone, config.train.prompt), max_text_tokens=config.train.max_text_tokens,
+    )  # fmt: skip
+    for warning in text.warnings():
+        _logger.warning("%s", warning)
+    return text
+
+
+def generation_statistics(backbone: Backbone | None, examples: Iterable[Example], generated: Generated) -> GenerationStatistics:
+    """Statistics of captions `generated` for `examples`; `backbone` is None for a model behind an API."""
+    captions, limit = len(generated.captions), generated.max_new_tokens
+    counts = _Tokens(backbone, _captions(examples)).lengths if backbone else []
+    return GenerationStatistics(
+        captions=captions, cut_off=generated.cut_off, max_new_tokens=limit,
+        references_longer=float(np.mean(np.array(counts) > limit)) if counts else None,
+        references_median=float(np.median(counts)) if counts else None,
+    )  # fmt: skip
+
+
+def _captions(examples: Iterable[Example]) -> list[str]:
+    return [caption for example in examples for caption in example.captions if caption]
+
+
+class _Tokens:
+    """The number of tokens of each caption, without special tokens, and the texts of the unknown ones among them."""
+
+    def __init__(self, backbone: Backbone, captions: Sequence[str]):
+        self.lengths: list[int] = []
+        self.unknown: Counter[str] = Counter()
+        unknown = _unknown_id(backbone)
+        for start in range(0, len(captions), _BATCH):
+            batch = captions[start : start + _BATCH]
+            rows = backbone.token_ids(batch)
+            self.lengths += map(len, rows)
+            having = [(caption, ids) for caption, ids in zip(batch, rows, strict=True) if unknown in ids]
+            spans = backbone.token_spans([caption for caption, _ in having]) if having else []
+            for (caption, ids), of_caption in zip(having, spans, strict=True):
+                places = [span for token, span in zip(ids, of_caption, strict=True) if token == unknown]
+                self.unknown.update(caption[start:end].strip()[:_LONGEST_WORD] for start, end in places)
+
+
+def _unknown_id(backbone: Backbone) -> int | None:
+    """The token of unknown text; None for tokenizers of bytes, which may name their end token so."""
+    unknown: int | None = getattr(backbone.tokenizer, "unk_token_id", None)
+    return None if unknown in (backbone.end_id, backbone.tokenizer.eos_token_id) else unknown
