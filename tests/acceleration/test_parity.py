@@ -78,7 +78,8 @@ def sharp_folder(tiny_folder, tmp_path_factory):
             kind, folder = tiny_folder(name)
             copy = tmp_path_factory.mktemp(name) / "sharp"
             shutil.copytree(folder, copy)
-            weights = {n: t * 5 if t.ndim == 2 else t for n, t in load_file(copy / "model.safetensors").items()}
+            factor = 1 if "t5" in name else 5  # T5 does not scale its attention, which larger weights saturate
+            weights = {n: t * factor if t.ndim == 2 else t for n, t in load_file(copy / "model.safetensors").items()}
             save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
             made[name] = f"{kind}:{copy}"
         return made[name]
@@ -219,8 +220,8 @@ def test_auto_computes_what_none_computes_with_every_strategy_that_a_backbone_su
         loss, captions = _step(backbone, applied, dtype)[0], _captions(backbone)
         accelerate(backbone, dtype=dtype)
         found, again = _step(backbone, applied, dtype)[0], _captions(backbone)
-        eights = strategy == "lora-int8"  # at rest inputs are rounded to 8 bits, one step up or down
         assert found == pytest.approx(loss, rel=1e-6 if dtype == FP32 else NOISE["auto"][0]), strategy
+        eights = strategy == "lora-int8"  # at rest inputs are rounded to 8 bits, one step up or down
         assert dtype == BF16 or eights or again == captions, strategy
         compared += 1
     assert compared >= 10
