@@ -54,6 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _file_name(data: str) -> str:
-    """A file's name from NAME:PATH: the reader and the last part of the path."""
+    """A file's name from NAME:PATH: the reader and the last two parts of the path."""
     name, _, path = data.partition(":")
-    return re.sub(r"[^\w.-]+", "-", f"{name}-{Path(path).stem}" if path else name)
+    return re.sub(r"[^\w.-]+", "-", "-".join([name, *Path(path).with_suffix("").parts[-2:]]))
