@@ -44,9 +44,9 @@ def reading_problems(reading: Reading, config: DataConfig) -> Iterator[Problem]:
         what = f"{_count(report.uncaptioned, 'image')} without a caption."
         yield Problem(kind="uncaptioned", count=report.uncaptioned, refused=False, what=what, run=_LEFT_OUT)
     for leak in report.leaks or ():
-        refused = config.on_leak == "error"
         yield Problem(
-            kind=leak.kind, count=leak.images, refused=refused, what=f"{replace(leak, examples=())}.", run=_ON_LEAK[config.on_leak],
+            kind=leak.kind, count=leak.images, refused=config.on_leak == "error",
+            what=f"{replace(leak, examples=())}.", run=_ON_LEAK[config.on_leak],
             items=tuple(f"{one} and {other}" for one, other in leak.examples),
         )  # fmt: skip
 
