@@ -134,28 +134,32 @@ def _first_same(places: Places, others: Places, keys: NDArray[np.uint64]) -> Pai
 
 def _near_duplicates(later: Places, earlier: Places, thumbnails: Thumbnails) -> Pairs:
     """Candidates for near-duplicates: each place that has some is in one pair at least."""
-    later, earlier = (places[thumbnails[places].std(axis=(1, 2)) >= _FLATTEST] for places in (later, earlier))
-    forwards = _verified(thumbnails, _neighbours(later, earlier, thumbnails))
-    backwards = _verified(thumbnails, _neighbours(earlier, np.unique(forwards[:, 0]), thumbnails)[:, ::-1])
+    low = np.empty((len(thumbnails), _LOW**2 - 1), dtype=np.float32)
+    for start in range(0, len(thumbnails), _AT_ONCE):
+        low[start : start + _AT_ONCE] = _low_frequencies(thumbnails[start : start + _AT_ONCE])
+    later, earlier = (places[~np.isnan(low[places, 0])] for places in (later, earlier))
+    forwards = _verified(thumbnails, _neighbours(later, earlier, low))
+    backwards = _verified(thumbnails, _neighbours(earlier, np.unique(forwards[:, 0]), low)[:, ::-1])
     return np.unique(np.concatenate([forwards, backwards]), axis=0)
 
 
-def _neighbours(places: Places, others: Places, thumbnails: Thumbnails) -> Pairs:
-    """For each of `places` the nearest of the others."""
+def _neighbours(places: Places, others: Places, low: NDArray[np.float32]) -> Pairs:
+    """For each of `places` the nearest of the others by their low frequencies."""
     if not len(places) or not len(others):
         return np.empty((0, 2), dtype=np.intp)
-    tree, wanted = cKDTree(_low_frequencies(thumbnails[others])), _low_frequencies(thumbnails[places])
-    _, rows = tree.query(wanted, k=_NEIGHBOURS, eps=0.5, distance_upper_bound=_NEIGHBOUR_DISTANCE, workers=-1)
+    tree = cKDTree(low[others])
+    _, rows = tree.query(low[places], k=_NEIGHBOURS, eps=0.5, distance_upper_bound=_NEIGHBOUR_DISTANCE, workers=-1)
     query, rank = np.nonzero(rows < len(others))  # the tree's size stands for none
     return np.stack([places[query], others[rows[query, rank]]], axis=1)
 
 
-def _low_frequencies(thumbnails: Thumbnails) -> NDArray[np.float64]:
-    """The low frequencies but for the mean, of thumbnails scaled to length 1: [N, 24]."""
+def _low_frequencies(thumbnails: Thumbnails) -> NDArray[np.float32]:
+    """The low frequencies but for the mean, of thumbnails scaled to length 1: [N, 24]; NaN for those without contrast."""
     pixels = thumbnails.astype(np.float32)
     pixels -= pixels.mean(axis=(1, 2), keepdims=True)
-    pixels /= np.linalg.norm(pixels, axis=(1, 2), keepdims=True)
-    low: NDArray[np.float64] = dctn(pixels, axes=(1, 2), norm="ortho")[:, :_LOW, :_LOW].reshape(len(pixels), -1)[:, 1:]
+    length = np.linalg.norm(pixels, axis=(1, 2), keepdims=True)
+    pixels /= np.where(length < _FLATTEST * _SIDE, np.nan, length)
+    low: NDArray[np.float32] = dctn(pixels, axes=(1, 2), norm="ortho")[:, :_LOW, :_LOW].reshape(len(pixels), -1)[:, 1:]
     return low
 
 
