@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 Split = Literal["train", "validation", "test"]
 Part = Literal["vision", "bridge", "text"]
+LeakKind = Literal["byte_equal", "near_duplicate", "group"]
 Role = Literal["attn", "mlp", "cross", "proj", "embed", "head", "norm"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -189,7 +190,7 @@ class Leak:
     `examples` has the ids of a few of them, each with that of its counterpart in `other`.
     """
 
-    kind: Literal["byte_equal", "near_duplicate", "group"]
+    kind: LeakKind
     split: Split
     other: Split
     images: int

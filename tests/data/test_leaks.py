@@ -78,7 +78,7 @@ def _pair(folder, first, second, suffix="png"):
 def test_copies_are_near_duplicates(tmp_path, change, suffix):
     found = _pair(tmp_path, _picture(1), COPIES[change](_picture(1)), "tif" if change == "png" else suffix)
     assert found.found == (Leak("near_duplicate", "test", "train", 1, (("b", "a"),)),)
-    assert found.leaking == {("train", "a")}
+    assert found.leaking == {0}
 
 
 @pytest.mark.parametrize("change", OTHERS)
@@ -107,7 +107,7 @@ def test_only_pairs_of_different_splits_count(tmp_path):
         Leak("group", "validation", "train", 1, (("e", "d"),)),
         Leak("byte_equal", "test", "train", 1, (("c", "a"),)),
     )
-    assert found.leaking == {("train", "a"), ("train", "b"), ("train", "d")}
+    assert {examples[place].id for place in found.leaking} == {"a", "b", "d"}
     assert find_leaks([example for example in examples if example.split == "train"]).found == ()
 
 
@@ -127,7 +127,7 @@ def test_one_copy_among_many_is_found_and_each_of_many_copies(tmp_path):
         examples.append(_example(tmp_path / f"copy-{number}.png", "train"))
     found = find_leaks(examples)
     assert [(leak.kind, leak.images) for leak in found.found] == [("near_duplicate", 1)]
-    assert found.leaking == {("train", f"copy-{number}") for number in range(12)}
+    assert {examples[place].id for place in found.leaking} == {f"copy-{number}" for number in range(12)}
 
 
 def test_neighbours_are_found_without_comparing_all_pairs():
@@ -136,8 +136,8 @@ def test_neighbours_are_found_without_comparing_all_pairs():
     thumbnails = (120 + 40 * thumbnails / thumbnails.std(axis=(1, 2), keepdims=True)).clip(0, 255).astype(np.uint8)
     thumbnails[11_000:11_100] = thumbnails[:100] // 2
     start = time.perf_counter()
-    pairs = leaks._near_duplicates(thumbnails[10_000:], thumbnails[:10_000])
-    assert {(1000 + row, row) for row in range(100)} <= set(map(tuple, pairs.tolist()))
+    pairs = leaks._near_duplicates(np.arange(10_000, 12_000), np.arange(10_000), thumbnails)
+    assert {(11_000 + row, row) for row in range(100)} <= set(map(tuple, pairs.tolist()))
     assert time.perf_counter() - start < 10
 
 

@@ -8,7 +8,7 @@ them. There are no names in the file, but whoever guesses the name of a patient 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +45,8 @@ class TrainedOn:
     @classmethod
     def of(cls, examples: Sequence[Example]) -> TrainedOn:
         """Of the training examples."""
-        images = image_digests([example.image for example in examples]).values()
-        groups = [_name_digest(example.group) for example in examples if example.group]
-        return cls({**_pack("images", images), **_pack("groups", groups)})
+        groups = {_name_digest(example.group) for example in examples if example.group}
+        return cls({**_pack("images", _image_digests(examples)), **_pack("groups", groups)})
 
     @classmethod
     def read(cls, folder: Path) -> TrainedOn:
@@ -61,8 +60,7 @@ class TrainedOn:
 
     def seen(self, examples: Sequence[Example]) -> SeenInTraining:
         """Which of `examples` were trained on."""
-        digests = image_digests([example.image for example in examples])
-        images = self._has("images", [digests[example.image] for example in examples])
+        images = self._has("images", list(_image_digests(examples)))
         groups = self._has("groups", [_name_digest(example.group or "") for example in examples])
         return SeenInTraining(len(examples), int(images.sum()), int((groups & ~images).sum()))
 
@@ -85,6 +83,13 @@ def _pack(name: str, digests: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
 def _prefixes(digests: Sequence[str], bits: int) -> NDArray[np.uint64]:
     whole = np.array([int(digest[:16], 16) for digest in digests], dtype=np.uint64)
     return whole >> np.uint64(64 - _REST - bits)
+
+
+def _image_digests(examples: Sequence[Example]) -> Iterator[str]:
+    for start in range(0, len(examples), 1000):
+        images = [example.image for example in examples[start : start + 1000]]
+        digests = image_digests(images)
+        yield from (digests[image] for image in images)
 
 
 def _name_digest(name: str) -> str:

@@ -157,9 +157,9 @@ def _without_leaks(examples: Chosen[Example], report: DataReport, config: DataCo
     if config.on_leak == "warn":
         _warn_once(f"{found} Scores on such images are too good: data.on_leak=drop leaves them out of training.")
         return data
-    stays = [(example.split, example.id) not in leaks.leaking for example in examples]
+    stays = (place not in leaks.leaking for place in range(len(examples)))
     kept = Chosen(examples.items, array("I", compress(examples.places, stays)))
-    if not any(example.split == "train" for example in kept) and any(example.split == "train" for example in examples):
+    if any(leak.other == "train" for leak in leaks.found) and not any(example.split == "train" for example in kept):
         raise RefusedDataError(f"{found} Without such images nothing is left to train on. Split by patient or article.", data)
     return replace(data, examples=kept, report=replace(data.report, leaking=len(examples) - len(kept)))
 

@@ -16,10 +16,12 @@ different patients is at twice the last limit.
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import itertools
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from typing import Any
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
@@ -36,7 +38,7 @@ from tqdm import tqdm
 
 from medgraft.data.images import image_digests, open_image
 from medgraft.file_index import FileIndex, cache_folder, file_state
-from medgraft.types import SPLITS, Example, ImageSource, Leak
+from medgraft.types import SPLITS, Example, ImageSource, Leak, LeakKind, Split
 
 _SIDE = 20  # px
 _LOW = 5  # frequencies in each direction; the distance between their coefficients is at most that of the thumbnails
@@ -45,21 +47,20 @@ _NEIGHBOUR_DISTANCE = 0.3  # a thumbnail has length 1
 _LIMIT = 0.2  # of the unexplained share
 _DETAIL_SIDE, _DETAIL_LIMIT = 64, 0.3
 _FLATTEST = 4.0  # grey levels: images with less contrast are like each other by nature
-_AT_ONCE = 2000
-_JPEG = b"\xff\xd8\xff"
+_AT_ONCE = 1000
 _EXAMPLES = 8  # of a leak
-_QUIET_BELOW = 2000
 
 Thumbnails = NDArray[np.uint8]  # [N, 20, 20]
-Pairs = NDArray[np.intp]  # [N, 2]: rows of the later and of the earlier split
+Places = NDArray[np.intp]  # [N], among the examples
+Pairs = NDArray[np.intp]  # [N, 2]: places in the later and in the earlier split
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """The leaks found, and the (split, id) of every image of an earlier split that gives away one of a later split."""
+    """The leaks found, and the place among the examples of every image that gives away one of a later split."""
 
     found: tuple[Leak, ...] = ()
-    leaking: frozenset[tuple[str, str]] = frozenset()
+    leaking: frozenset[int] = frozenset()
 
 
 def find_leaks(examples: Sequence[Example], *, near_duplicates: bool = True) -> Leaks:
@@ -68,71 +69,104 @@ def find_leaks(examples: Sequence[Example], *, near_duplicates: bool = True) -> 
     An image counts once a kind and pair of splits; byte-equal images are no near-duplicates, which are not looked for if
     `near_duplicates` is false. Thumbnails are kept in the file index, so that unchanged images are read once.
     """
-    present = [split for split in SPLITS if any(example.split == split for example in examples)]
-    if len(present) < 2:
-        return Leaks()
-    digests = image_digests([example.image for example in examples])
-    thumbnails = _thumbnails([example.image for example in examples], _SIDE) if near_duplicates else None
-    rows = {split: [row for row, example in enumerate(examples) if example.split == split] for split in present}
-    found, leaking = [], set[tuple[str, str]]()
+    keys = _keys(examples, near_duplicates)
+    present = [split for split, places in keys.places.items() if len(places)]
+    found, leaking = [], set[int]()
     for other, split in itertools.combinations(present, 2):
-        earlier, later = [examples[row] for row in rows[other]], [examples[row] for row in rows[split]]
-        equal = _same([digests[e.image] for e in later], [digests[e.image] for e in earlier])
-        near = equal[:0]
-        if thumbnails is not None:
-            near = _near_duplicates(thumbnails[rows[split]], thumbnails[rows[other]])
-            different = [digests[later[a].image] != digests[earlier[b].image] for a, b in near]
-            near = _alike_in_detail([e.image for e in later], [e.image for e in earlier], near[np.array(different, dtype=bool)])
-        group = _same([e.group for e in later], [e.group for e in earlier])
-        for kind, pairs in (("byte_equal", equal), ("near_duplicate", near), ("group", group)):
+        for kind, pairs in keys.pairs(split, other, examples):
             if len(pairs):
                 images, first = np.unique(pairs[:, 0], return_index=True)
-                shown = tuple((later[a].id, earlier[b].id) for a, b in pairs[first[:_EXAMPLES]])
-                found.append(Leak(kind, split, other, len(images), shown))  # type: ignore[arg-type]
-                leaking |= {(other, earlier[row].id) for row in np.unique(pairs[:, 1])}
+                shown = tuple((examples[a].id, examples[b].id) for a, b in pairs[first[:_EXAMPLES]].tolist())
+                found.append(Leak(kind, split, other, len(images), shown))
+                leaking |= set(pairs[:, 1].tolist())
     return Leaks(tuple(found), frozenset(leaking))
 
 
-def _same(later: Sequence[str | None], earlier: Sequence[str | None]) -> Pairs:
-    """Pairs of rows with the same key, None and blank aside: each row that has a counterpart is in one pair at least."""
-    first_later, first_earlier = ({key: row for row, key in reversed(list(enumerate(keys)))} for keys in (later, earlier))
-    pairs = [(row, first_earlier[key]) for row, key in enumerate(later) if key and key in first_earlier]
-    pairs += [(first_later[key], row) for row, key in enumerate(earlier) if key and key in first_later]
-    return np.array(sorted(set(pairs)), dtype=np.intp).reshape(-1, 2)
+@dataclass(frozen=True)
+class _Keys:
+    """By place among the examples: digests of images and groups, cut to 64 bits (0: none), and thumbnails if wanted."""
+
+    places: Mapping[Split, Places]
+    images: NDArray[np.uint64]
+    groups: NDArray[np.uint64]
+    thumbnails: Thumbnails | None
+
+    def pairs(self, split: Split, other: Split, examples: Sequence[Example]) -> Iterator[tuple[LeakKind, Pairs]]:
+        """The pairs of places that leak from `split` into the earlier `other`, by kind."""
+        later, earlier = self.places[split], self.places[other]
+        yield "byte_equal", _same(later, earlier, self.images)
+        if self.thumbnails is not None:
+            near = _near_duplicates(later, earlier, self.thumbnails)
+            near = near[self.images[near[:, 0]] != self.images[near[:, 1]]]
+            yield "near_duplicate", _alike_in_detail(examples, near)
+        yield "group", _same(later, earlier, self.groups)
 
 
-def _near_duplicates(later: Thumbnails, earlier: Thumbnails) -> Pairs:
-    """Pairs of near-duplicates: each row that has one is in one pair at least."""
-    a, b = (np.flatnonzero(each.std(axis=(1, 2)) >= _FLATTEST) for each in (later, earlier))
-    forwards = _verified(later, earlier, _neighbours(later, a, earlier, b))
-    matched = np.unique(forwards[:, 0])
-    backwards = _verified(later, earlier, _neighbours(earlier, b, later, matched)[:, ::-1])
+def _keys(examples: Sequence[Example], with_thumbnails: bool) -> _Keys:
+    size = len(examples)
+    places: dict[Split, array[int]] = {split: array("I") for split in SPLITS}
+    images, groups = np.zeros(size, dtype=np.uint64), np.zeros(size, dtype=np.uint64)
+    thumbnails = np.zeros((size, _SIDE, _SIDE), dtype=np.uint8) if with_thumbnails else None
+    with tqdm(total=size, desc="comparing images", disable=size <= 2 * _AT_ONCE) as bar:
+        for start in range(0, size, _AT_ONCE):
+            chunk = examples[start : start + _AT_ONCE]
+            digests = image_digests([example.image for example in chunk])
+            for place, example in enumerate(chunk, start):
+                places[example.split].append(place)
+                images[place] = int(digests[example.image][:16], 16)
+                groups[place] = int(hashlib.sha256(example.group.encode()).hexdigest()[:16], 16) if example.group else 0
+            if thumbnails is not None:
+                thumbnails[start : start + len(chunk)] = _thumbnails([example.image for example in chunk], _SIDE)
+            bar.update(len(chunk))
+    return _Keys({split: np.array(found, dtype=np.intp) for split, found in places.items()}, images, groups, thumbnails)
+
+
+def _same(later: Places, earlier: Places, keys: NDArray[np.uint64]) -> Pairs:
+    """Pairs of places with the same key, 0 aside: each place that has a counterpart is in one pair at least."""
+    return np.unique(np.concatenate([_first_same(later, earlier, keys), _first_same(earlier, later, keys)[:, ::-1]]), axis=0)
+
+
+def _first_same(places: Places, others: Places, keys: NDArray[np.uint64]) -> Pairs:
+    values, first = np.unique(keys[others], return_index=True)
+    nearest = np.searchsorted(values, keys[places]).clip(max=len(values) - 1)
+    rows = np.flatnonzero((values[nearest] == keys[places]) & (keys[places] != 0))
+    return np.stack([places[rows], others[first[nearest[rows]]]], axis=1)
+
+
+def _near_duplicates(later: Places, earlier: Places, thumbnails: Thumbnails) -> Pairs:
+    """Candidates for near-duplicates: each place that has some is in one pair at least."""
+    low = np.empty((len(thumbnails), _LOW**2 - 1), dtype=np.float32)
+    for start in range(0, len(thumbnails), _AT_ONCE):
+        low[start : start + _AT_ONCE] = _low_frequencies(thumbnails[start : start + _AT_ONCE])
+    later, earlier = (places[~np.isnan(low[places, 0])] for places in (later, earlier))
+    forwards = _verified(thumbnails, _neighbours(later, earlier, low))
+    backwards = _verified(thumbnails, _neighbours(earlier, np.unique(forwards[:, 0]), low)[:, ::-1])
     return np.unique(np.concatenate([forwards, backwards]), axis=0)
 
 
-def _neighbours(queries: Thumbnails, asked: Pairs, others: Thumbnails, among: Pairs) -> Pairs:
-    """For each of the rows `asked` its nearest rows `among` the others."""
-    if not len(asked) or not len(among):
+def _neighbours(places: Places, others: Places, low: NDArray[np.float32]) -> Pairs:
+    """For each of `places` the nearest of the others by their low frequencies."""
+    if not len(places) or not len(others):
         return np.empty((0, 2), dtype=np.intp)
-    tree = cKDTree(_low_frequencies(others[among]))
-    wanted = _low_frequencies(queries[asked])
-    _, rows = tree.query(wanted, k=_NEIGHBOURS, eps=0.5, distance_upper_bound=_NEIGHBOUR_DISTANCE, workers=-1)
-    query, place = np.nonzero(rows < len(among))  # the tree's size stands for none
-    return np.stack([asked[query], among[rows[query, place]]], axis=1)
+    tree = cKDTree(low[others])
+    _, rows = tree.query(low[places], k=_NEIGHBOURS, eps=0.5, distance_upper_bound=_NEIGHBOUR_DISTANCE, workers=-1)
+    query, rank = np.nonzero(rows < len(others))  # the tree's size stands for none
+    return np.stack([places[query], others[rows[query, rank]]], axis=1)
 
 
-def _low_frequencies(thumbnails: Thumbnails) -> NDArray[np.float64]:
-    """The low frequencies but for the mean, of thumbnails scaled to length 1: [N, 24]."""
+def _low_frequencies(thumbnails: Thumbnails) -> NDArray[np.float32]:
+    """The low frequencies but for the mean, of thumbnails scaled to length 1: [N, 24]; NaN for those without contrast."""
     pixels = thumbnails.astype(np.float32)
     pixels -= pixels.mean(axis=(1, 2), keepdims=True)
-    pixels /= np.linalg.norm(pixels, axis=(1, 2), keepdims=True)
-    low: NDArray[np.float64] = dctn(pixels, axes=(1, 2), norm="ortho")[:, :_LOW, :_LOW].reshape(len(pixels), -1)[:, 1:]
+    length = np.linalg.norm(pixels, axis=(1, 2), keepdims=True)
+    pixels /= np.where(length < _FLATTEST * _SIDE, np.nan, length)
+    low: NDArray[np.float32] = dctn(pixels, axes=(1, 2), norm="ortho")[:, :_LOW, :_LOW].reshape(len(pixels), -1)[:, 1:]
     return low
 
 
-def _verified(later: Thumbnails, earlier: Thumbnails, pairs: Pairs) -> Pairs:
+def _verified(thumbnails: Thumbnails, pairs: Pairs) -> Pairs:
     """The pairs of which each image explains the other."""
-    kept = [_unexplained(later[a], earlier[b]) < _LIMIT for a, b in _chunks(pairs, 2000)]
+    kept = [_unexplained(thumbnails[a], thumbnails[b]) < _LIMIT for a, b in _chunks(pairs, _AT_ONCE)]
     return pairs[np.concatenate(kept)] if kept else pairs
 
 
@@ -167,17 +201,12 @@ def _unexplained(images: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float
     return worse
 
 
-def _alike_in_detail(later: Sequence[ImageSource], earlier: Sequence[ImageSource], pairs: Pairs) -> Pairs:
+def _alike_in_detail(examples: Sequence[Example], pairs: Pairs) -> Pairs:
     """The pairs that are alike in their fine structure too: images behind one mask, such as a disc, are so in outline alone."""
-    rows = [np.unique(pairs[:, 0]), np.unique(pairs[:, 1])]
-    details = [
-        _details(_thumbnails([images[row] for row in own], _DETAIL_SIDE))
-        for images, own in zip((later, earlier), rows, strict=True)
-    ]
-    kept = [
-        _unexplained(details[0][np.searchsorted(rows[0], a)], details[1][np.searchsorted(rows[1], b)]) < _DETAIL_LIMIT
-        for a, b in _chunks(pairs, 200)
-    ]
+    kept = []
+    for chunk in _chunks(pairs, 200):
+        sides = [_details(_thumbnails([examples[place].image for place in places], _DETAIL_SIDE)) for places in chunk.tolist()]
+        kept.append(_unexplained(sides[0], sides[1]) < _DETAIL_LIMIT)
     return pairs[np.concatenate(kept)] if kept else pairs
 
 
@@ -190,45 +219,23 @@ def _details(thumbnails: Thumbnails) -> NDArray[np.float32]:
 
 def _thumbnails(images: Sequence[ImageSource], side: int) -> Thumbnails:
     """A thumbnail of `side` pixels of every image; those in the file index are not computed."""
-    index = FileIndex(f"thumbnail 1, Pillow {PIL.__version__}", cache_folder() / "thumbnails")  # an index has one kind a file
-    files, keys = [_file(image) for image in images], [_key(image, side) for image in images]
-    rows_of: dict[Path, list[int]] = defaultdict(list)
-    for row, file in enumerate(files):
-        rows_of[file].append(row)
-    distinct, found = list(rows_of), np.empty((len(images), side * side), dtype=np.uint8)
-    bar = tqdm(total=len(images), desc="comparing images", disable=len(images) < _QUIET_BELOW)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool, bar:
-        for chunk in (distinct[i : i + _AT_ONCE] for i in range(0, len(distinct), _AT_ONCE)):
-            known: dict[Path, dict[str, str]] = index.find(chunk)
-            rows = [row for file in chunk for row in rows_of[file]]
-            unknown = [row for row in rows if keys[row] not in known.get(files[row], {})]
-            states = {file: file_state(file) for file in dict.fromkeys(files[row] for row in unknown)}
-            for row, made in zip(unknown, pool.map(lambda row: _read(images[row], side), unknown), strict=True):
-                known.setdefault(files[row], {})[keys[row]] = base64.b64encode(made).decode()
-            index.enter({file: (state, known[file]) for file, state in states.items() if state is not None})
-            for row in rows:
-                found[row] = np.frombuffer(base64.b64decode(known[files[row]][keys[row]]), dtype=np.uint8)
-            bar.update(len(rows))
-    return found.reshape(-1, side, side)
-
-
-def _file(image: ImageSource) -> Path:
-    return image if isinstance(image, Path) else image.path
-
-
-def _key(image: ImageSource, side: int) -> str:
-    """What tells a thumbnail from others of the same file."""
-    return f"{side}" if isinstance(image, Path) else f"{side} {image.member} {image.frame} {image.window}"
+    index = FileIndex(f"thumbnail 1, Pillow {PIL.__version__}", cache_folder() / f"thumbnails-{side}")
+    known: dict[ImageSource, str] = index.find(images)
+    unknown = [image for image in dict.fromkeys(images) if image not in known]
+    states = {image: file_state(image if isinstance(image, Path) else image.path) for image in unknown}
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        read = pool.map(lambda image: base64.b64encode(_read(image, side)).decode(), unknown)
+        made = dict(zip(unknown, read, strict=True))
+    index.enter({image: (state, made[image]) for image, state in states.items() if state is not None})
+    whole = b"".join(base64.b64decode((made if image in made else known)[image]) for image in images)
+    return np.frombuffer(whole, dtype=np.uint8).reshape(len(images), side, side)
 
 
 def _read(image: ImageSource, side: int) -> bytes:
-    if isinstance(image, Path):
-        with image.open("rb") as file:
-            if file.read(len(_JPEG)) == _JPEG:
-                file.seek(0)
-                picture = Image.open(file)
-                picture.draft("L", (4 * side, 4 * side))  # decodes it at a fraction of its size
-                return _shrunk(ImageOps.exif_transpose(picture), side)
+    if isinstance(image, Path) and image.suffix.lower() in (".jpg", ".jpeg"):
+        with contextlib.suppress(UnidentifiedImageError), Image.open(image) as file:
+            file.draft("L", (4 * side, 4 * side))  # decodes a JPEG at a fraction of its size
+            return _shrunk(ImageOps.exif_transpose(file), side)
     return _shrunk(open_image(image), side)
 
 
