@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from medgraft.backbones import AnyBackbone, Backbone, prompt_for
-from medgraft.captioning import Generated
+from medgraft.captioning import Generated, token_limit
 from medgraft.config import RunConfig
 from medgraft.strict_model import StrictModel
 from medgraft.types import CaptionData, Example
@@ -140,6 +140,16 @@ def generation_statistics(backbone: Backbone | None, examples: Iterable[Example]
         references_longer=float(np.mean(np.array(counts) > limit)) if counts else None,
         references_median=float(np.median(counts)) if counts else None,
     )  # fmt: skip
+
+
+def planned_statistics(
+    config: RunConfig, backbone: Backbone, training: Iterable[Example], evaluated: Sequence[Example]
+) -> tuple[TextStatistics, GenerationStatistics]:
+    """The statistics of a run before anything is generated."""
+    prompt = prompt_for(backbone, config.train.prompt)
+    text = text_statistics(backbone, training, evaluated, prompt=prompt, max_text_tokens=config.train.max_text_tokens)
+    nothing = Generated([], None, token_limit(backbone, prompt, config.generation))
+    return text, generation_statistics(backbone, evaluated, nothing)
 
 
 def _captions(examples: Iterable[Example]) -> list[str]:

@@ -187,19 +187,19 @@ class BadRow:
 class Leak:
     """Images of `split` that the split `other`, which is trained on or chosen by before, gives away; `images` counts them.
 
-    `example` has the ids of one of them and of its counterpart in `other`.
+    `examples` has the ids of a few of them, each with that of its counterpart in `other`.
     """
 
     kind: LeakKind
     split: Split
     other: Split
     images: int
-    example: tuple[str, str] | None = None
+    examples: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         what = {"byte_equal": "a byte-equal image", "near_duplicate": "a near-duplicate", "group": "an image of their group"}
         images = "1 image" if self.images == 1 else f"{self.images:,} images"
-        shown = f" (such as {self.example[0]!r} and {self.example[1]!r})" if self.example else ""
+        shown = f" (such as {self.examples[0][0]!r} and {self.examples[0][1]!r})" if self.examples else ""
         return f"{images} of {self.split} with {what[self.kind]} in {self.other}{shown}"
 
 

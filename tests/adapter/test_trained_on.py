@@ -89,8 +89,8 @@ def test_the_package_and_the_record_know(trained):
     assert TRAINED_ON in adapter.manifest.files
     assert adapter_bytes(adapter.manifest) == (out / "trained_tensors.safetensors").stat().st_size
     record = read_record(out / "record.json")
-    assert [(leak.kind, leak.split, leak.other, leak.images, leak.example) for leak in record.leaks] == [
-        ("group", "test", "train", 1, None)
+    assert [(leak.kind, leak.split, leak.other, leak.images, leak.examples) for leak in record.leaks] == [
+        ("group", "test", "train", 1, ())
     ]
     assert record.data_report.missing == 1 and record.data_report.leaking == 0
 

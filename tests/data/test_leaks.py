@@ -77,7 +77,7 @@ def _pair(folder, first, second, suffix="png"):
 @pytest.mark.parametrize("change", COPIES)
 def test_copies_are_near_duplicates(tmp_path, change, suffix):
     found = _pair(tmp_path, _picture(1), COPIES[change](_picture(1)), "tif" if change == "png" else suffix)
-    assert found.found == (Leak("near_duplicate", "test", "train", 1, ("b", "a")),)
+    assert found.found == (Leak("near_duplicate", "test", "train", 1, (("b", "a"),)),)
     assert found.leaking == {0}
 
 
@@ -104,8 +104,8 @@ def test_only_pairs_of_different_splits_count(tmp_path):
     ]
     found = find_leaks(examples)
     assert found.found == (
-        Leak("group", "validation", "train", 1, ("e", "d")),
-        Leak("byte_equal", "test", "train", 1, ("c", "a")),
+        Leak("group", "validation", "train", 1, (("e", "d"),)),
+        Leak("byte_equal", "test", "train", 1, (("c", "a"),)),
     )
     assert {examples[place].id for place in found.leaking} == {"a", "b", "d"}
     assert find_leaks([example for example in examples if example.split == "train"]).found == ()
@@ -243,4 +243,4 @@ def test_real_images(shared_data, tmp_path, plugins):
             grey.resize((grey.width // 2, grey.height // 2)).save(tmp_path / f"{example.id}.jpg", quality=70)
         copies.append(_example(tmp_path / f"{example.id}.jpg", "train"))
     (leak,) = find_leaks([*data.split("test"), *copies]).found
-    assert (leak.kind, leak.images) == ("near_duplicate", len(copies)) and leak.example[0] == leak.example[1]
+    assert (leak.kind, leak.images) == ("near_duplicate", len(copies)) and leak.examples[0][0] == leak.examples[0][1]

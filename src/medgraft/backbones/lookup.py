@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medgraft.backbones.base import Backbone
+from medgraft.backbones.loading import read_config
 from medgraft.backbones.remote import RemoteCaptioner
 from medgraft.errors import ConfigError, PluginError, StrategyError
 from medgraft.plugin import PluginManager
@@ -42,3 +43,9 @@ def get_backbone(text: str, *, plugins: PluginManager) -> tuple[type[Backbone], 
     if issubclass(captioner, RemoteCaptioner):
         raise StrategyError(f"{text} is behind an API and cannot be trained here; its only strategy is zero-shot.")
     return captioner, source
+
+
+def load_without_weights(text: str, *, plugins: PluginManager) -> Backbone:
+    """The tokenizer and the image processor of `NAME:SOURCE` around a model on the meta device."""
+    captioner, source = get_backbone(text, plugins=plugins)
+    return captioner.from_model(source, captioner.meta_model(read_config(source, captioner.model_types)))

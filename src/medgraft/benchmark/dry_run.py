@@ -7,19 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medgraft import hardware
-from medgraft.backbones import Backbone, RemoteCaptioner, Usage, get_backbone, get_captioner, prompt_for
-from medgraft.backbones.loading import read_config
+from medgraft.backbones import Backbone, RemoteCaptioner, Usage, get_captioner, load_without_weights, prompt_for
 from medgraft.backbones.published import planning_config, published_config
 from medgraft.benchmark.estimate import Estimate, estimate, measured_flops
 from medgraft.benchmark.plan import apply_to_meta, expand, refuse_training
-from medgraft.captioning import Generated, token_limit
 from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
 from medgraft.hardware import Hardware
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy
-from medgraft.text_statistics import generation_statistics, text_statistics
+from medgraft.text_statistics import planned_statistics
 from medgraft.types import SPLITS, CaptionData, Example
 
 
@@ -131,13 +129,10 @@ def _text(
 
 
 def _sentences(config: RunConfig, training: Sequence[Example], data: CaptionData, plugins: PluginManager) -> tuple[str, ...]:
-    captioner, source = get_backbone(config.backbone, plugins=plugins)
-    backbone = captioner.from_model(source, captioner.meta_model(read_config(source, captioner.model_types)))
-    prompt, evaluated = prompt_for(backbone, config.train.prompt), data.split(config.eval_split)
-    text = text_statistics(backbone, training, evaluated, prompt=prompt, max_text_tokens=config.train.max_text_tokens)
-    generated = Generated([], None, token_limit(backbone, prompt, config.generation))
-    references = generation_statistics(backbone, evaluated, generated).references()
-    return tuple(dict.fromkeys([*([text.lengths()] if text.captions else []), *text.warnings(), references]))
+    backbone = load_without_weights(config.backbone, plugins=plugins)
+    text, references = planned_statistics(config, backbone, training, data.split(config.eval_split))
+    lengths = [text.lengths()] if text.captions else []
+    return tuple(dict.fromkeys([*lengths, *text.warnings(), references.references()]))
 
 
 def _named(config: DataConfig) -> str:

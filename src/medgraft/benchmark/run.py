@@ -279,7 +279,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         **(evaluation.for_record() if evaluation else {}),
         images={split: len(data.split(split)) for split in SPLITS},
         data_report=LeftOut.of(data.report),
-        leaks=None if data.report.leaks is None else tuple(replace(leak, example=None) for leak in data.report.leaks),
+        leaks=None if data.report.leaks is None else tuple(replace(leak, examples=()) for leak in data.report.leaks),
         text=outcome.text,
         data_fingerprint=fingerprint,
         base_fingerprint=model.base_fingerprint,

@@ -13,6 +13,7 @@ from medgraft.cli import (
     caption,
     check_plugin,
     compare,
+    data,
     evaluate,
     explain,
     features,
@@ -30,8 +31,8 @@ from medgraft.progress import log_to_stderr
 from medgraft.quiet import quiet_libraries
 
 _COMMANDS = (
-    list_names, plugins, phantoms, tiny_models, train, evaluate, caption, explain, score, bench, report, compare, features,
-    new_plugin, check_plugin,
+    list_names, plugins, phantoms, tiny_models, data, train, evaluate, caption, explain, score, bench, report, compare,
+    features, new_plugin, check_plugin,
 )  # fmt: skip
 
 

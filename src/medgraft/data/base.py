@@ -11,7 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,7 +27,7 @@ from medgraft.data.notes import ReadingNotes
 from medgraft.errors import DataError, PluginError
 from medgraft.plugin import PluginManager
 from medgraft.strict_model import StrictModel, validated
-from medgraft.types import SPLITS, CaptionData, Chosen, DataReport, Example, ImagePart, ImageSource, Leak, Split
+from medgraft.types import SPLITS, CaptionData, Chosen, DataReport, Example, ImagePart, ImageSource, Split
 
 _logger = logging.getLogger(__name__)
 
@@ -61,10 +61,19 @@ class Dataset(StrictModel, ABC):
         """Every example; DataError if `path` is not in this format. Captions may be empty."""
 
 
+class RefusedDataError(DataError):
+    """Data that `load_data` refuses; `data` has what it found in them, all examples if none has a usable image."""
+
+    def __init__(self, message: str, data: CaptionData):
+        super().__init__(message)
+        self.data = data
+
+
 def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Split] = SPLITS) -> CaptionData:
     """Read a data set and leave out examples without a caption or a usable image; the report counts them.
 
-    Only `splits` are read; raises DataError if they have no images. Leaks between them are handled as `config.on_leak` says.
+    Only `splits` are read. Leaks between them are handled as `config.on_leak` says. RefusedDataError for what cannot be used,
+    DataError if there is nothing at the path.
     """
     reader_class = plugins.get("dataset", config.name)
     if not (isinstance(reader_class, type) and issubclass(reader_class, Dataset)):
@@ -77,7 +86,15 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
     path = Path(config.path).expanduser() if config.path else None
     if path is not None and not reader.takes_names and not path.exists():
         raise DataError(f"There is no {path}, which data {config.name!r} should read. Check the path.")
-    wanted = set(splits)
+    try:
+        return _read(reader, path, config, set(splits))
+    except RefusedDataError:
+        raise
+    except DataError as error:
+        raise RefusedDataError(str(error), CaptionData(config.name, (), _report(reader.notes))) from None
+
+
+def _read(reader: Dataset, path: Path | None, config: DataConfig, wanted: set[Split]) -> CaptionData:
     try:
         listed = ExampleTable(_with_settings(example, config) for example in reader.read(path) if example.split in wanted)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -85,30 +102,29 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
     _check_ids(listed, config)
     captioned = _captioned(listed)
     usable, checked = _usable(listed, captioned, config.max_images)
-    where = config.path or "the default place"
-    if not listed:
-        raise DataError(f"{config.name}:{where} has no images in {', '.join(sorted(wanted))}.")
-    unreadable = sorted(f"{image}: {problem}" for image, problem in checked.unreadable.items())
-    missing = sorted(str(image) for image in checked.missing)
-    if not usable:
-        bad = [*unreadable, *missing]
-        found = f"{len(missing)} missing, {len(unreadable)} unreadable, such as {bad[0]}" if bad else "none has a caption"
-        raise DataError(f"{config.name}:{where} has no usable images: {found}.")
     for note, count in Counter(checked.notes.values()).items():
         shown = next(image for image, its_note in checked.notes.items() if its_note == note)
         reader.notes.assumed(f"{count} images are read with a choice: {note}. Such as {shown}.")
-    chosen = Chosen(listed, usable)
-    kept, leaks = _without_leaks(chosen, config, reader) if len(wanted) > 1 else (chosen, None)
-    report = DataReport(
-        missing=tuple(missing),
-        corrupt=tuple(unreadable),
+    report = replace(
+        _report(reader.notes),
+        missing=tuple(sorted(str(image) for image in checked.missing)),
+        corrupt=tuple(sorted(f"{image}: {problem}" for image, problem in checked.unreadable.items())),
         uncaptioned=len(listed) - sum(map(len, captioned.values())),
-        bad_rows=tuple(reader.notes.bad_rows),
-        assumptions=tuple(reader.notes.assumptions),
-        leaks=leaks,
-        leaking=len(chosen) - len(kept),
     )
-    return CaptionData(config.name, kept, report)
+    where = config.path or "the default place"
+    if not listed:
+        raise DataError(f"{config.name}:{where} has no images in {', '.join(sorted(wanted))}.")
+    if not usable:
+        bad, counts = (*report.corrupt, *report.missing), (len(report.missing), len(report.corrupt))
+        found = f"{counts[0]} missing, {counts[1]} unreadable, such as {bad[0]}" if bad else "none has a caption"
+        data = CaptionData(config.name, Chosen(listed, array("I", chain.from_iterable(captioned.values()))), report)
+        raise RefusedDataError(f"{config.name}:{where} has no usable images: {found}.", data)
+    chosen = Chosen(listed, usable)
+    return _without_leaks(chosen, report, config, reader) if len(wanted) > 1 else CaptionData(config.name, chosen, report)
+
+
+def _report(notes: ReadingNotes) -> DataReport:
+    return DataReport(bad_rows=tuple(notes.bad_rows), assumptions=tuple(notes.assumptions))
 
 
 def data_fingerprint(examples: Sequence[Example]) -> str:
@@ -128,22 +144,24 @@ def data_fingerprint(examples: Sequence[Example]) -> str:
     return whole.hexdigest()
 
 
-def _without_leaks(examples: Chosen[Example], config: DataConfig, reader: Dataset) -> tuple[Chosen[Example], tuple[Leak, ...]]:
-    """The examples that `config.on_leak` keeps, and the leaks between their splits."""
+def _without_leaks(examples: Chosen[Example], report: DataReport, config: DataConfig, reader: Dataset) -> CaptionData:
+    """What `config.on_leak` keeps of the examples; the leaks between their splits are added to the report."""
     leaks = find_leaks(examples, near_duplicates=not reader.synthetic)
+    data = CaptionData(config.name, examples, replace(report, leaks=leaks.found))
     if not leaks.found:
-        return examples, ()
+        return data
     found = f"{config.name}:{config.path or ''}".rstrip(":") + f": the splits overlap: {'; '.join(map(str, leaks.found))}."
     if config.on_leak == "error":
-        raise DataError(f"{found} Split by patient or article, or set data.on_leak=drop to leave them out of training.")
+        advice = "Split by patient or article, or set data.on_leak=drop to leave them out of training."
+        raise RefusedDataError(f"{found} {advice}", data)
     if config.on_leak == "warn":
         _warn_once(f"{found} Scores on such images are too good: data.on_leak=drop leaves them out of training.")
-        return examples, leaks.found
+        return data
     stays = (place not in leaks.leaking for place in range(len(examples)))
     kept = Chosen(examples.items, array("I", compress(examples.places, stays)))
     if any(leak.other == "train" for leak in leaks.found) and not any(example.split == "train" for example in kept):
-        raise DataError(f"{found} Without such images nothing is left to train on. Split by patient or article.")
-    return kept, leaks.found
+        raise RefusedDataError(f"{found} Without such images nothing is left to train on. Split by patient or article.", data)
+    return replace(data, examples=kept, report=replace(data.report, leaking=len(examples) - len(kept)))
 
 
 @functools.cache

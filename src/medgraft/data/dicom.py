@@ -53,6 +53,15 @@ def read_dicom(file: BinaryIO, frame: int | None, window: str) -> DecodedImage:
         return _shown(header, frame, window)
 
 
+def dicom_mode(file: BinaryIO) -> str:
+    """The photometric interpretation and the bits of a DICOM file's pixels."""
+    import pydicom
+
+    fields = ["PhotometricInterpretation", "BitsStored"]
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=fields)
+    return f"{header.get('PhotometricInterpretation')} {header.get('BitsStored')}-bit"
+
+
 def _shown(header: Any, frame: int | None, window: str) -> DecodedImage:
     from pydicom import pixels, uid
 

@@ -48,6 +48,7 @@ _LIMIT = 0.2  # of the unexplained share
 _DETAIL_SIDE, _DETAIL_LIMIT = 64, 0.3
 _FLATTEST = 4.0  # grey levels: images with less contrast are like each other by nature
 _AT_ONCE = 1000
+_EXAMPLES = 8  # of a leak
 
 Thumbnails = NDArray[np.uint8]  # [N, 20, 20]
 Places = NDArray[np.intp]  # [N], among the examples
@@ -74,9 +75,9 @@ def find_leaks(examples: Sequence[Example], *, near_duplicates: bool = True) -> 
     for other, split in itertools.combinations(present, 2):
         for kind, pairs in keys.pairs(split, other, examples):
             if len(pairs):
-                a, b = pairs[0].tolist()
-                images = len(np.unique(pairs[:, 0]))
-                found.append(Leak(kind, split, other, images, (examples[a].id, examples[b].id)))
+                images, first = np.unique(pairs[:, 0], return_index=True)
+                shown = tuple((examples[a].id, examples[b].id) for a, b in pairs[first[:_EXAMPLES]].tolist())
+                found.append(Leak(kind, split, other, len(images), shown))
                 leaking |= set(pairs[:, 1].tolist())
     return Leaks(tuple(found), frozenset(leaking))
 

@@ -2,6 +2,8 @@
 
 from medgraft.report.attention import attention_markdown
 from medgraft.report.comparison import compare
+from medgraft.report.data_page import data_page
+from medgraft.report.data_text import data_text
 from medgraft.report.dry_run import dry_run_text
 from medgraft.report.examples import example_captions
 from medgraft.report.explanation import explanation_page
@@ -11,7 +13,7 @@ from medgraft.report.results import Group, read_results
 from medgraft.report.table import Row, as_csv, as_json, markdown, rows, terminal
 
 __all__ = [
-    "Group", "Row", "as_csv", "as_json", "attention_markdown", "compare", "example_captions", "explanation_page",
-    "html_report", "markdown",
+    "Group", "Row", "as_csv", "as_json", "attention_markdown", "compare", "data_page", "data_text", "example_captions",
+    "explanation_page", "html_report", "markdown",
     "peft_results", "read_results", "dry_run_text", "rows", "terminal", "write_peft_results",
 ]  # fmt: skip

@@ -12,22 +12,19 @@ import jinja2
 from PIL import Image
 
 
-def render_page(name: str, data: dict[str, Any], **values: Any) -> str:
-    """Render `page/NAME.html` with `values`, the shared style, and `data` for the script `page/NAME.js`."""
+def render_page(name: str, data: dict[str, Any] | None, **values: Any) -> str:
+    """Render `page/NAME.html` with `values`, the shared style, and `data` for the script `page/NAME.js`, None without one."""
     folder = files("medgraft.report") / "page"
 
     def read(file: str) -> str:
         return (folder / file).read_text(encoding="utf-8")
 
+    if data is not None:
+        # escaped, so that data cannot end or open a script
+        values["data"] = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+        values["script"] = read("maps.js") + read(f"{name}.js")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(read(f"{name}.html")).render(
-        **values,
-        css=read("page.css"),
-        script=read("maps.js") + read(f"{name}.js"),
-        data=json.dumps(data, ensure_ascii=False, allow_nan=False).replace(
-            "<", "\\u003c"
-        ),  # escaped, so that data cannot end or open a script
-    )
+    return environment.from_string(read(f"{name}.html")).render(**values, css=read("page.css"))
 
 
 def jpeg_uri(image: Image.Image, *, longest: int, quality: int) -> str:
