@@ -3,7 +3,7 @@
 A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLACE is a folder of records seen from the root;
 `attention:FOLDER`, where its runs looked; `tuning:FOLDER`, the learning rates tried for them; `timing:FILE`, the record of
 timing_aa.py; `speed:PATH` or `profile:PATH`, that of benchmarks/speed or a folder of several; `coverage:FILE`, that of
-coverage.py; `gpu` or `gpu-details`, the race on a GPU in results/gpu/race.json, nothing without it; or `support`, for what
+coverage.py; `memory:FILE`, that of data_memory.py; `gpu` or `gpu-details`, the race on a GPU in results/gpu/race.json, nothing without it; or `support`, for what
 every backbone can be trained with, found by trying each pair on small random models.
 """
 
@@ -35,7 +35,7 @@ def filled(text: str) -> str:
         place = match[2]
         kinds = {
             "support": _support, "speed": speed_table, "profile": profile_table, "coverage": _coverage,
-            "gpu": _gpu, "gpu-details": _gpu_details, "attention": _attention, "tuning": _tuning, "timing": _timing,
+            "memory": _memory, "gpu": _gpu, "gpu-details": _gpu_details, "attention": _attention, "tuning": _tuning, "timing": _timing,
         }  # fmt: skip
         kind, _, path = place.rpartition(":")
         return match[1] + kinds.get(kind or place, _table)(ROOT / path) + match[3]
@@ -62,6 +62,17 @@ def _support(_: Path) -> str:
         lines.append(f"| {strategy} | {' | '.join(cells)} |")
     said = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1))
     return "\n".join([head, *lines]) + f"\n\n{said}\n"
+
+
+def _memory(path: Path) -> str:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    head = "| images | in | peak, MiB | of it not mapped from files, MiB | seconds until read | seconds in all |"
+    lines = [head, "|---:|---" + "|---:" * 4 + "|"]
+    for run in record["runs"]:
+        read = run["phases"].get("read_data", 0) + run["phases"].get("digests", 0)
+        figures = f"{run['peak_mib']:,.0f} | {run['anonymous_mib']:,.0f} | {read:.1f} | {run['seconds']:.0f}"
+        lines.append(f"| {run['images']:,} | {run['format']} | {figures} |")
+    return "\n".join(lines) + "\n"
 
 
 def _coverage(path: Path) -> str:
