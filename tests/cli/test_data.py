@@ -238,6 +238,17 @@ def test_without_options_there_are_a_summary_and_a_page(table, blip_folder, tmp_
 
 
 @pytest.mark.parametrize(
+    ("data", "page"), [("phantoms", "phantoms"), ("roco:{}/x.y/my data/", "roco-x.y-my-data"), ("roco:.", "roco")]
+)
+def test_the_page_is_named_after_the_data(data, page, blip_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.y/my data").mkdir(parents=True)
+    count = ["--set", "data.count=12"] if data == "phantoms" else []
+    assert main(["data", "inspect", data.format(tmp_path), "--backbone", f"blip:{blip_folder}", *count]) == (not count)
+    assert (tmp_path / f"medgraft-results/data-{page}.html").is_file(), capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["csv:/nowhere.csv"], "There is no /nowhere.csv"),

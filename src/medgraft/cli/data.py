@@ -56,4 +56,5 @@ def run(arguments: argparse.Namespace) -> int:
 def _file_name(data: str) -> str:
     """A file's name from NAME:PATH: the reader and the last two parts of the path."""
     name, _, path = data.partition(":")
-    return re.sub(r"[^\w.-]+", "-", "-".join([name, *Path(path).with_suffix("").parts[-2:]]))
+    *folder, last = Path(path).parts[-2:] or ("",)
+    return re.sub(r"[^\w.]+", "-", "-".join([name, *folder, Path(last).stem])).strip("-")
