@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 import json
+import mmap
+import tempfile
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any, overload
 
+from medgraft.file_index import cache_folder
 from medgraft.types import Example, ImagePart
 
 
 class ExampleTable(Sequence[Example]):
-    """Examples as lines of JSON in one block of memory; an `Example` is made each time that one is asked for.
+    """Examples as lines of JSON in a temporary file that is mapped into memory; each access makes an `Example` anew.
 
-    So an image takes about the bytes of its texts, and processes forked from this one share them, as no object in the block has
-    a reference count that would be written to.
+    So an image takes a few bytes of memory that the system cannot take back. Processes forked from this one share all of it, as
+    it has no objects whose reference counts would be written to.
     """
 
     def __init__(self, examples: Iterable[Example]):
-        self._lines = bytearray()
         self._ends = array("Q")
         self._facts: dict[int, Mapping[str, Any]] = {}  # as they are: a plugin's need not be JSON
         folders: dict[str, int] = {}
-        for example in examples:
-            image = example.image
-            part = (image.member, image.frame, image.window) if isinstance(image, ImagePart) else None
-            path = image.path if isinstance(image, ImagePart) else image
-            folder = folders.setdefault(str(path.parent), len(folders))
-            if example.facts is not None:
-                self._facts[len(self._ends)] = example.facts
-            values = example.id, folder, path.name, part, example.captions, example.split, example.group, example.concepts
-            self._lines += json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")
-            self._ends.append(len(self._lines))
+        end = 0
+        with _temporary_file() as file:
+            for example in examples:
+                image = example.image
+                part = (image.member, image.frame, image.window) if isinstance(image, ImagePart) else None
+                path = image.path if isinstance(image, ImagePart) else image
+                folder = folders.setdefault(str(path.parent), len(folders))
+                if example.facts is not None:
+                    self._facts[len(self._ends)] = example.facts
+                values = example.id, folder, path.name, part, example.captions, example.split, example.group, example.concepts
+                end += file.write(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+                self._ends.append(end)
+            file.flush()
+            self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if end else b""
         # as new objects: those from in between the reader's would keep Python from giving the reader's memory back
         names = "\0".join(folders)
         del folders
         self._folders = [Path(folder) for folder in names.split("\0")]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the lines themselves, for a process that is not forked from this one."""
+        return {**self.__dict__, "_lines": self._lines[:]}
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -61,3 +71,13 @@ class ExampleTable(Sequence[Example]):
             self._facts.get(place),
             None if concepts is None else tuple(concepts),
         )
+
+
+def _temporary_file() -> IO[bytes]:
+    """A file without a name in medgraft's cache, or where that is read-only where the system has such files."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError:
+        return tempfile.TemporaryFile()

@@ -58,8 +58,8 @@ class HubDataset(Dataset):
     image: str | None = Field(default=None, description="column of images or their paths; found if not given")
     caption: str | None = Field(default=None, description="column of captions; found if not given")
     id: str | None = Field(default=None, description="column of ids; found if not given, else the row numbers")
-    group: str | None = Field(default=None, description="column of patients or articles, each of which stays in one split")
-    split: str | None = Field(default=None, description="column of splits, instead of those of files and folders")
+    group: str | None = Field(default=None, description="column of patients or articles, each in one split; found if not given")
+    split: str | None = Field(default=None, description="column of splits, instead of those that names say; found if not given")
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
