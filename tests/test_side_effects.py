@@ -63,6 +63,7 @@ def test_training_from_python_leaves_what_a_suite_leaves(blip_folder, phantoms_f
     )  # fmt: skip
     record = medgraft.train(config, tmp_path, progress=False, plugins=plugins)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "README.md", "maps.json", "medgraft.json", "predictions.json", "record.json", "trained_tensors.safetensors",
+        "README.md", "maps.json", "medgraft.json", "predictions.json", "record.json", "trained_on.safetensors",
+        "trained_tensors.safetensors",
     }  # fmt: skip
     assert medgraft.benchmark.read_records(tmp_path) == (record,)

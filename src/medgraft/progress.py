@@ -19,11 +19,11 @@ _shown: ContextVar[bool | None] = ContextVar("medgraft_progress_bars", default=N
 
 
 def progress_bar(
-    items: Iterable[Any] | None = None, *, desc: str, unit: str, total: int | None = None, initial: int = 0
+    items: Iterable[Any] | None = None, *, desc: str, unit: str, total: int | None = None, initial: int = 0, least: int = 1
 ) -> tqdm[Any]:
-    """A tqdm bar over `items`, or of `total` steps that the caller updates; hidden if there is nothing to do."""
-    nothing = total == 0 or (isinstance(items, Sized) and not len(items))
-    hidden = nothing or not bars_are_shown()
+    """A tqdm bar over `items`, or of `total` steps that the caller updates; hidden if there are fewer than `least`."""
+    count = total if total is not None or not isinstance(items, Sized) else len(items)
+    hidden = (count is not None and count < least) or not bars_are_shown()
     return tqdm(items, desc=desc, unit=unit, total=total, initial=initial, disable=hidden, dynamic_ncols=True)
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from pydantic import PrivateAttr
-from tqdm import tqdm
 
 from medgraft.config import DataConfig
 from medgraft.data.example_table import ExampleTable
@@ -26,6 +25,7 @@ from medgraft.data.leaks import find_leaks
 from medgraft.data.notes import ReadingNotes
 from medgraft.errors import DataError, PluginError
 from medgraft.plugin import PluginManager
+from medgraft.progress import progress_bar
 from medgraft.strict_model import StrictModel, validated
 from medgraft.types import SPLITS, CaptionData, Chosen, DataReport, Example, ImagePart, ImageSource, Split
 
@@ -224,7 +224,7 @@ def _usable(
 
 def _chunks(places: Sequence[int], what: str) -> Iterator[Sequence[int]]:
     """`places` in pieces, as their images are held in memory meanwhile, with a progress bar if there are many."""
-    with tqdm(desc=what, total=len(places), disable=len(places) <= 2 * _CHUNK) as bar:
+    with progress_bar(desc=what, unit="image", total=len(places), least=2 * _CHUNK) as bar:
         for start in range(0, len(places), _CHUNK):
             chunk = places[start : start + _CHUNK]
             yield chunk

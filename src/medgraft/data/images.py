@@ -12,7 +12,6 @@ from typing import BinaryIO, TypeAlias
 
 import PIL
 from PIL import Image
-from tqdm import tqdm
 
 from medgraft.data.augmentation import augmented, without_view
 from medgraft.data.decoded import DecodedImage, ImageError
@@ -23,6 +22,7 @@ from medgraft.data.pictures import inspect_picture, read_picture
 from medgraft.data.volumes import is_gzip, is_nifti, read_nifti
 from medgraft.errors import DataError
 from medgraft.file_index import FileIndex, FileState, file_state
+from medgraft.progress import progress_bar
 from medgraft.types import ImagePart, ImageSource
 
 _Reader: TypeAlias = Callable[[BinaryIO, int | None, str], DecodedImage]
@@ -97,8 +97,8 @@ def inspect_images(images: Sequence[ImageSource]) -> dict[ImageSource, ImageFile
     entries: dict[ImageSource, tuple[FileState, dict[str, str | int | None]]] = {}
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         read = pool.map(_inspect, unknown)
-        quiet = len(unknown) < _QUIET_BELOW
-        for image, (file, state) in zip(unknown, tqdm(read, "checking images", len(unknown), disable=quiet), strict=True):
+        bar = progress_bar(read, desc="checking images", unit="image", total=len(unknown), least=_QUIET_BELOW)
+        for image, (file, state) in zip(unknown, bar, strict=True):
             found[image] = file
             if file is not None and file.size and state is not None:
                 entry = {"sha256": file.sha256, "width": file.size[0], "height": file.size[1], "note": file.note}
@@ -119,7 +119,7 @@ def image_digests(images: Sequence[ImageSource]) -> dict[ImageSource, str]:
     unknown = [image for image in dict.fromkeys(images) if image not in digests]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         read = pool.map(_read_digest, unknown)
-        bar = tqdm(read, "hashing images", len(unknown), disable=len(unknown) < _QUIET_BELOW)
+        bar = progress_bar(read, desc="hashing images", unit="image", total=len(unknown), least=_QUIET_BELOW)
         return digests | dict(zip(unknown, bar, strict=True))
 
 

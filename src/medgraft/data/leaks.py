@@ -34,10 +34,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
-from tqdm import tqdm
 
 from medgraft.data.images import image_digests, open_image
 from medgraft.file_index import FileIndex, cache_folder, file_state
+from medgraft.progress import progress_bar
 from medgraft.types import SPLITS, Example, ImageSource, Leak, LeakKind, Split
 
 _SIDE = 20  # px
@@ -107,7 +107,7 @@ def _keys(examples: Sequence[Example], with_thumbnails: bool) -> _Keys:
     places: dict[Split, array[int]] = {split: array("I") for split in SPLITS}
     images, groups = np.zeros(size, dtype=np.uint64), np.zeros(size, dtype=np.uint64)
     thumbnails = np.zeros((size, _SIDE, _SIDE), dtype=np.uint8) if with_thumbnails else None
-    with tqdm(total=size, desc="comparing images", disable=size <= 2 * _AT_ONCE) as bar:
+    with progress_bar(desc="comparing images", unit="image", total=size, least=2 * _AT_ONCE) as bar:
         for start in range(0, size, _AT_ONCE):
             chunk = examples[start : start + _AT_ONCE]
             digests = image_digests([example.image for example in chunk])
