@@ -231,7 +231,7 @@ def test_without_options_there_are_a_summary_and_a_page(table, blip_folder, tmp_
     assert main(words) == 1
     printed = capsys.readouterr().out
     assert max(map(len, printed.replace(str(blip_folder), "").splitlines())) <= 80
-    assert re.search(r"^train +2 +3 +-$", printed, re.M) and "3 rows cannot be read. A run refuses them." in printed
+    assert re.search(r"^train +2 +3 +1$", printed, re.M) and "3 rows cannot be read. A run refuses them." in printed
     assert "A run that trains refuses these data: t.csv, row 6" in printed
     page = re.search(r"^Page: (.*)$", printed, re.M)[1]
     assert page == "medgraft-results/data-csv-t.html" and (tmp_path / page).is_file()

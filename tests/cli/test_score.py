@@ -174,7 +174,7 @@ def test_ids_without_one_side_are_refused_or_left_out_and_told(predictions, refe
         ('{"1": "a", "2": "\\ud83d"}', GIVEN, "half of a letter"),
         ("3", GIVEN, "is the value 3, not captions by id"),
         ('{"1": "a"', GIVEN, "line 1 is not JSON: Expecting ',' delimiter"),
-        (b"PK\x03\x04\x00\x00\x99\x8f", GIVEN, "is no text, since it has zero bytes"),
+        (b"PK\x03\x04\x00\x00\x99\x8f", GIVEN, "is no text, since it is a workbook"),
         (SAID, {"annotations": [3]}, "entry 1 is the value 3, not an object"),
     ],
 )

@@ -276,6 +276,16 @@ def test_members_of_files_that_changed_and_other_members(tmp_path):
         member_bytes(ImagePart(path, "a"))
 
 
+def test_parquet_without_rows(tmp_path, plugins):
+    none, one = pa.array([], pa.string()), pa.array(["x"])
+    pq.write_table(pa.table({"image": none, "caption": none}), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="has no rows"):
+        _read(plugins, tmp_path)
+    (tmp_path / "x").write_bytes(_png(1))
+    pq.write_table(pa.table({"image": one, "caption": one}), tmp_path / "test.parquet")
+    assert [example.split for example in _read(plugins, tmp_path).examples] == ["test"]
+
+
 def test_parquet_is_copied_to_arrow_once_and_again_when_it_changes(tmp_path, plugins):
     path = _table(tmp_path, "test.parquet", caption=["old"])
     assert "Parquet was copied to Arrow" in _read(plugins, path).report.assumptions[0]

@@ -36,7 +36,7 @@ def _read(plugins, name, path, *, skip=False, root=None, **options):
 
 def _files(name, content):
     """The content as the file that a reader takes, the image folder aside: (files, the path to read)."""
-    if isinstance(content, dict) and name not in ("json", "jsonl", "coco"):
+    if isinstance(content, dict) and (name not in ("json", "jsonl", "coco") or "train/_annotations.coco.json" in content):
         return content, "."
     return {f"t.{name}": content}, f"t.{name}"
 
@@ -86,7 +86,9 @@ READ = [
     ("csv", EXCEL.encode("cp1252"), {}, {"a.png": ['Ödem, "leicht"'], "b.png": ["Zeile 1 Zeile 2; Größe"]}),
     ("csv", "sep=;\nimage;caption\na.png;one, two\n", {}, {"a.png": ["one, two"]}),
     ("csv", 'image\tcaption\na.png\t"one, ""two"""\n', {}, {"a.png": ['one, "two"']}),
-    ("csv", "image|caption\na.png|one, two\n", {"delimiter": "|"}, {"a.png": ["one, two"]}),
+    ("csv", "image|caption\na.png|one, two\n", {}, {"a.png": ["one, two"]}),
+    ("csv", "image_name| number| comment\na.png| 0| one, two\n", {"image": "image_name", "caption": "comment"},
+     {"a.png": ["one, two"]}),
     ("csv", "image;caption, long\na.png;x\n", {"caption": "caption, long"}, {"a.png": ["x"]}),
     ("csv", HEAD + "a.png," + "word " * 60_000, {}, {"a.png": [" ".join(["word"] * 60_000)]}),
     ("csv", HEAD + 'a.png, "Chest, PA"\nb.png, "x"\n', {}, {"a.png": ["Chest, PA"], "b.png": ["x"]}),
@@ -101,10 +103,18 @@ READ = [
     ("imagefolder", {"metadata.csv": "file_name;text\na.png;x, y\n"}, {}, {"a.png": ["x, y"]}),
     ("csv", HEAD + "a.png,\"['one', 'two, \\d']\"\nb.png,[one] two [three]\n", {},
      {"a.png": ["one", "two, \\d"], "b.png": ["[one] two [three]"]}),
+    ("csv", HEAD + "a.png,\"['one 1'\n 'it's'\n \"\"two's\"\"]\"\nb.png,\"['one 1'\n \"\"two's\"\" 'three']\"\n", {},
+     {"a.png": ["['one 1' 'it's' \"two's\"]"], "b.png": ["one 1", "two's", "three"]}),  # as NumPy prints lists
+    ("csv", HEAD + "\u202aa.png,a\u200bb \ufeffc\x07 so\u00adft\n", {}, {"a.png": ["ab c soft"]}),
+    ("csv", HEAD + "a.png,می\u200cخواهم\n", {}, {"a.png": ["می\u200cخواهم"]}),  # this joiner is part of a word
     ("imagefolder", {"metadata.csv": "file_name,caption\na.png,x\n"}, {}, {"a.png": ["x"]}),
     # no captions
-    ("csv", HEAD + "".join(f"{i}.png,{v}\n" for i, v in enumerate(["", "nan", "NaN", "NULL", "None", " \ufeff "])), {},
-     {f"{i}.png": [] for i in range(6)}),
+    ("csv", HEAD + "".join(f"{i}.png,{v}\n" for i, v in enumerate(["", "nan", "NaN", "NULL", "None", " \ufeff ", "\u200b"])),
+     {}, {f"{i}.png": [] for i in range(7)}),
+    ("csv", HEAD + "".join(f"{i}.png,{v}\n" for i, v in enumerate(
+        ["#N/A", "#NAME?", "#REF!", "#DIV/0!", "#WERT!", "#NV", "N/A", "n/a", "NaT", "<NA>"])), {},
+     {f"{i}.png": [] for i in range(10)}),
+    ("csv", HEAD + "a.png,#1 nodule!\n", {}, {"a.png": ["#1 nodule!"]}),
     ("csv", HEAD + "a.png,nan\na.png,one\n", {}, {"a.png": ["one"]}),
     ("json", [{**IMAGE, "caption": None}, {"image": "b.png", "caption": ["nan", "one"]}], {}, {"a.png": [], "b.png": ["one"]}),
     # paths
@@ -122,6 +132,8 @@ READ = [
     ("json", {"train": [{"id": "R1", "report": "one", "image_path": ["a.png"], "split": "train"}]}, {"id": "id"},
      {"R1": ["one"]}),
     ("json", {"val": [{"report": "one", "image_path": ["a.png", "b.png"]}]}, {"image_list": "first"}, {"a.png": ["one"]}),
+    ("json", {"0": {**IMAGE, "caption": "x"}, "1": {"image": "b.png", "caption": "y"}}, {}, {"a.png": ["x"], "b.png": ["y"]}),
+    ("json", [{**IMAGE, "caption": "<image>\nClear < 5 mm."}], {}, {"a.png": ["Clear < 5 mm."]}),
     ("json", [LLAVA], {}, {"a.png": ["Clear lungs."]}),
     ("jsonl", [LLAVA], {"caption": "conversations"}, {"a.png": ["Clear lungs."]}),
     ("jsonl", CHAT, {}, {"a.png": ["Clear lungs."]}),
@@ -175,6 +187,7 @@ REFUSED = [
     ("rocov2", {"train_captions.csv": 'ID,Caption\nR1,"x\nR2,y\n'}, {}, "row 2: a quote opens here and is never closed"),
     ("imageclef", {"train_captions.csv": "ID\tcaption\nR1\tx\ty\n"}, {}, "row 2: 3 cells"),
     ("roco", {"train/radiology/captions.txt": "R1\t x\nR2 y\n"}, {}, "line 2: 'R2 y' is no line of the form ID, tab, caption"),
+    ("csv", HEAD + "a.png,b'Chest'\n", {}, "row 2: the caption \"b'Chest'\" is bytes as Python prints them"),
     # columns
     ("csv", "image,caption,caption\na.png,x,y\n", {}, "several columns 'caption'. Rename or remove all but one"),
     ("csv", "image,text,report\na.png,x,y\n", {}, "has no 'caption'.*Columns: image, text, report"),
@@ -185,9 +198,12 @@ REFUSED = [
     ("csv", HEAD + "a.png,x\n", {"group": "patient"}, "has no 'patient'.*Columns: image, caption"),
     ("csv", "Image,Caption\na.png,x\n", {"image": "path"}, "has no 'path'"),
     ("imageclef", {"train_captions.csv": "ID,caption,Caption\nR1,x,y\n"}, {}, "several columns 'caption'"),
-    ("csv", HEAD + "a.png,x\n", {"delimiter": "commas"}, "data.delimiter='commas' is not comma, semicolon, tab or one"),
+    ("csv", HEAD + "a.png,x\n", {"delimiter": "commas"}, "data.delimiter='commas' is not comma, semicolon, tab, pipe or one"),
     # text
-    ("csv", b"PK\x03\x04\0\0", {}, "is no text, since it has zero bytes. Save a workbook as CSV"),
+    ("csv", b"PK\x03\x04\0\0", {}, "is no text, since it is a workbook or a zip archive. Save a workbook"),
+    ("csv", b"\x1f\x8b\x08\0", {}, "is no text, since it is compressed. Unpack it by gunzip"),
+    ("csv", b"PAR1\0", {}, "is no text, since it is parquet. Read it as hf:PATH"),
+    ("csv", HEAD + "a.png,x\nb.png,y\0\n", {}, "has zero bytes, the first in line 3. Save a workbook"),
     ("csv", " \n\n", {}, "is empty"),
     ("csv", (HEAD + "a.png,Größe\nb.png,Ödem ").encode() + b"\xe4\n", {}, "line 3 is not UTF-8 text"),
     ("csv", HEAD.encode() + b"a.png,\x81\n", {}, "line 2 is not UTF-8 text.*not cp1252 either. Save the file as UTF-8"),
@@ -202,6 +218,8 @@ REFUSED = [
     ("csv", "image,caption,id,split\na.png,x,1,train\nb.png,y,1,test\n", {"id": "id"},
      "row 3: the id '1' is that of row 2 too"),
     ("csv", "image,caption,id\na.png,x,\n", {"id": "id"}, "row 2: the column 'id' has no id"),
+    ("csv", "image,caption,id\na.png,x,1.23E+11\n", {"id": "id"}, "row 2: the id '1.23E.11' was rounded by a spreadsheet"),
+    ("csv", 'image,caption,p\na.png,x,"1,2E+08"\n', {"group": "p"}, "row 2: the group '1,2E.08' was rounded"),
     ("jsonl", [{**IMAGE, "caption": "x", "split": None}], {"split": "split"}, "entry 1: null is not a split"),
     ("json", [{**IMAGE, "caption": "x", "split": "val"}, {**IMAGE, "caption": "x"}], {}, "entry 2: null is not a split"),
     ("json", {"train": [{**IMAGE, "caption": "x"}], "    ": []}, {},
@@ -218,6 +236,9 @@ REFUSED = [
     # images
     ("csv", HEAD + ",x\n", {}, "row 2: no image is named"),
     ("csv", HEAD + "https://host/a.png,x\n", {}, "row 2: the image 'https://host/a.png' is a URL; download the images"),
+    ("csv", HEAD + "\"['a.png', 'b.png']\",x\n", {}, "row 2: the image .* is a list; write the path of one image in each"),
+    ("json", [{"image": "data:image/png;base64,iVBOR", "caption": "x"}], {}, "is an image as text, and no path; save"),
+    ("json", [{"image": "iVBOR" * 1000, "caption": "x"}], {}, r"the image 'iVBOR\w+\.\.\.' is an image as text, and no path"),
     ("json", [{"image": ["a.png", "b.png"], "caption": "x"}], {}, "image is a list of 2 images; data.image_list=first"),
     ("json", [{"image": {"path": "a.png"}, "caption": "x"}], {}, "entry 1: the image is an object; it must be the path"),
     ("json", [{"image": 7, "caption": "x"}], {}, "entry 1: the image is the value 7"),
@@ -239,7 +260,13 @@ REFUSED = [
     ("json", '[{"image": "a.png", "caption": "x", "caption": "y"}]', {}, "an object has the key 'caption' twice"),
     ("json", '[{"image": "a.png",\n "caption": "x"},\n', {}, "line 3 is not JSON: Expecting value"),
     ("json", COCO, {}, "has images and annotations, as COCO has. Read it as coco:"),
-    ("json", {"image": {"0": "a.png"}, "text": {"0": "x"}}, {}, "entry 1: the image is an object"),
+    ("json", {"image": {"0": "a.png"}, "text": {"0": "x"}}, {}, "has columns, not rows. .*to_json.orient='records'"),
+    ("json", {"columns": ["image", "caption"], "index": [0], "data": [["a.png", "x"]]}, {}, "has columns, not rows"),
+    ("json", {"image": ["a.png", "b.png"], "caption": ["x", "y"]}, {"image_list": "first"}, "has columns, not rows"),
+    ("json", " \n", {}, "is empty. Write a list of objects"),
+    ("json", {}, {}, "t.json is an object, in which no list of images was found"),
+    ("jsonl", '{"image": "a.png", "caption": "x"},\n', {}, "line 1: a comma stands behind the object; remove it"),
+    ("jsonl", '{\n"image": "a.png",\n"caption": "x"\n}\n{\n}', {}, "line 1: an object must stand on one line"),
     ("json", {"a.png": "x"}, {}, "is an object with the keys 'a.png', in which no list of images was found: write a list"),
     ("json", '"x"', {}, "in which no list of images was found"),
     ("json", {"data": LAVIS, "annotations": LAVIS}, {}, "has lists under data and annotations"),
@@ -262,6 +289,7 @@ REFUSED = [
     ("coco", _coco(annotations=[{"image_id": 1, "bbox": []}]), {}, "annotations entry 1: there is no caption"),
     ("coco", _coco(annotations=[{"image_id": 1, "caption": 5}]), {}, "annotations entry 1: the caption is the value 5"),
     ("coco", _coco(annotations=None), {}, "is not COCO captions JSON: annotations is null"),
+    ("coco", {"train/_annotations.coco.json": COCO}, {}, "holds no captions_.* To read one file with captions: coco:.*json"),
     ("coco", LAVIS, {}, "is not COCO captions JSON: it has no list 'images'. A list of images with captions is read as json:"),
     # imagefolder
     ("imagefolder", {"metadata.csv": "file_name,text\n", "metadata.jsonl": "{}"}, {},
@@ -273,6 +301,8 @@ REFUSED = [
      "row 2: the image lies in no split's folder"),
     ("imagefolder", {"train/metadata.csv": "file_name,text\n0.jpg,x\n", "metadata.csv": "file_name,text\ntrain/0.jpg,x\n"}, {},
      "row 2: .*train/metadata.csv, row 2 has the same image; keep one of them"),
+    ("imagefolder", {"train/sick/0.jpg": ""}, {}, "no image has a text file NAME.txt beside it. Write"),
+    ("imagefolder", {"train/0.jpg": "", "train/0.txt": "x", "1.jpg": ""}, {}, "1.jpg, its place: the image lies in no split's"),
     ("imagefolder", {"metadata.parquet": "x"}, {}, "metadata.parquet cannot be read as parquet"),
 ]  # fmt: skip
 
@@ -315,6 +345,11 @@ ASSUMED = [
     ("csv", HEAD + "a.png,x\na.png,y\nb.png,z\n", {}, [HASHED + "2 train, 0 validation, 0 test."]),
     ("csv", "image,caption,split\na.png,x,Dev\nb.png,y,testing \n", {}, ["t.csv: splits are those in its column 'split'."]),
     ("csv", "image,caption,split\na.png,x,1\n", {}, ["column 'split' is not used, as its values, such as '1', are no", HASHED]),
+    ("csv", "image,caption,split,Patient_ID\na.png,x,test,7\nb.png,x,test,\n", {},
+     ["'split'", "its column 'Patient_ID' was read as the group", "1 rows have no 'Patient_ID'"]),
+    ("json", [{**IMAGE, "caption": "x", "split": "test", "patient": {"age": 7}}], {}, ["'split'"]),
+    ("csv", "image,caption,split\na.png,x,test\na.png,x,test\na.png,y,test\n", {},
+     ["'split'", "1 rows repeat a caption of the same image; all are kept"]),
     ("csv", EXCEL.encode("cp1252"), {}, ["read as cp1252", "cells are separated by a semicolon", "its column 'split'"]),
     ("csv", "image,caption,part\na.png,x,test\n", {"split": "part"}, []),
     ("csv", "Image,Caption,split\na.png,x,test\n", {},
@@ -355,6 +390,8 @@ SPLITS_READ = [
       **dict.fromkeys(("val", "VALID", "validation", "dev", "eval"), "validation")}),
     ("json", {"train": [{"image": "a", "caption": "x"}], "val": [{"image": "b", "caption": "x"}]}, {},
      {"a": "train", "b": "validation"}),
+    ("imagefolder", {"train/a/0.jpg": "", "train/a/0.txt": "x\ny", "test/1.PNG": "", "test/1.txt": "z"}, {},
+     {"train/a/0.jpg": "train", "test/1.PNG": "test"}),
     ("imagefolder", {"metadata.csv": ROWS + "train/0.jpg,x\ntest/0.jpg,y\nimages/val/2.jpg,z\n"}, {},
      {"train/0.jpg": "train", "test/0.jpg": "test", "images/val/2.jpg": "validation"}),
     ("imagefolder", {"metadata.jsonl": json.dumps({"file_name": "eval/0.jpg", "text": "x"})}, {}, {"eval/0.jpg": "validation"}),
@@ -448,3 +485,29 @@ def test_the_limit_of_csv_fields_is_left_as_it_was(tmp_path, plugins):
     _write(tmp_path, {"t.csv": HEAD + "a.png," + "x" * 200_000})
     _read(plugins, "csv", tmp_path / "t.csv")
     assert csv.field_size_limit() == before
+
+
+def test_an_image_is_in_one_split_however_its_path_is_written(tmp_path, plugins):
+    rows = "".join(f"{i}.png,x\n./{i}.png,y\n" for i in range(30))
+    _write(tmp_path, {"t.csv": HEAD + rows})
+    examples, _ = _read(plugins, "csv", tmp_path / "t.csv")
+    assert [len(example.captions) for example in examples] == [2] * 30
+
+
+def test_texts_beside_images_are_captions(tmp_path, plugins):
+    _write(tmp_path, {"0.jpg": "", "0.txt": "Chest,\nPA\n", "1.png": ""})
+    examples, notes = _read(plugins, "imagefolder", tmp_path)
+    assert _captions(examples) == {"0.jpg": ["Chest, PA"], "1.png": []}
+    assert notes.assumptions[0].endswith("captions are 1 text files beside the images.")
+
+
+def test_images_of_a_coco_file_in_the_folder_annotations(tmp_path, plugins):
+    _write(tmp_path, {"annotations/captions_test.json": COCO, "images/a.png": "", "images/b.png": ""})
+    examples, _ = _read(plugins, "coco", tmp_path / "annotations/captions_test.json")
+    assert [example.image for example in examples] == [tmp_path / "images/a.png", tmp_path / "images/b.png"]
+
+
+def test_data_whose_rows_are_all_bad(tmp_path, plugins):
+    _write(tmp_path, {"t.json": [QUESTION] * 2})
+    with pytest.raises(DataError, match=r"has no rows that can be read: 2 are bad, such as .*entry 1: 'Is there a fracture"):
+        _read(plugins, "json", tmp_path / "t.json", skip=True)

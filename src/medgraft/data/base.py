@@ -6,6 +6,7 @@ import csv
 import functools
 import hashlib
 import logging
+import re
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
@@ -23,7 +24,8 @@ from medgraft.data.grey_levels import check_window
 from medgraft.data.images import CheckedImages, check_images, image_digests
 from medgraft.data.leaks import find_leaks
 from medgraft.data.notes import ReadingNotes
-from medgraft.errors import DataError, PluginError
+from medgraft.data.oddities import OddCaptions, misspelt
+from medgraft.errors import DataError, PluginError, UnknownNameError
 from medgraft.plugin import PluginManager
 from medgraft.progress import progress_bar
 from medgraft.strict_model import StrictModel, validated
@@ -75,6 +77,8 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
     Only `splits` are read. Leaks between them are handled as `config.on_leak` says. RefusedDataError for what cannot be used,
     DataError if there is nothing at the path.
     """
+    if config.name not in plugins.names("dataset") and Path(config.name).exists():
+        raise UnknownNameError(f"{config.name} is a path. Say how to read it, such as {_reader_of(config.name)}:{config.name}")
     reader_class = plugins.get("dataset", config.name)
     if not (isinstance(reader_class, type) and issubclass(reader_class, Dataset)):
         raise PluginError(f"Data set {config.name!r} is {reader_class!r}, not a subclass of medgraft.plugin_api.Dataset.")
@@ -95,30 +99,38 @@ def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Sp
 
 
 def _read(reader: Dataset, path: Path | None, config: DataConfig, wanted: set[Split]) -> CaptionData:
+    odd = OddCaptions()
     try:
-        listed = ExampleTable(_with_settings(example, config) for example in reader.read(path) if example.split in wanted)
+        listed = ExampleTable(
+            _with_settings(odd.seen(example), config) for example in reader.read(path) if example.split in wanted
+        )
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{config.name}:{config.path} is not UTF-8 text: {error}. Save it as UTF-8.") from None
     _check_ids(listed, config)
     captioned = _captioned(listed)
     usable, checked = _usable(listed, captioned, config.max_images)
+    missing = tuple(sorted(str(image) for image in checked.missing))
+    for sentence in (*misspelt(missing), *odd.sentences()):
+        reader.notes.assumed(sentence)
     for note, count in Counter(checked.notes.values()).items():
         shown = next(image for image, its_note in checked.notes.items() if its_note == note)
         reader.notes.assumed(f"{count} images are read with a choice: {note}. Such as {shown}.")
     report = replace(
         _report(reader.notes),
-        missing=tuple(sorted(str(image) for image in checked.missing)),
+        missing=missing,
         corrupt=tuple(sorted(f"{image}: {problem}" for image, problem in checked.unreadable.items())),
         uncaptioned=len(listed) - sum(map(len, captioned.values())),
     )
     where = config.path or "the default place"
     if not listed:
-        raise DataError(f"{config.name}:{where} has no images in {', '.join(sorted(wanted))}.")
+        there = "rows with images" if wanted == set(SPLITS) else f"images in {', '.join(sorted(wanted))}"
+        bad_rows = f": {len(report.bad_rows)} rows are bad, such as {report.bad_rows[0]}" if report.bad_rows else ""
+        raise DataError(f"{config.name}:{where} has no {there}{bad_rows}.")
     if not usable:
         bad, counts = (*report.corrupt, *report.missing), (len(report.missing), len(report.corrupt))
         found = f"{counts[0]} missing, {counts[1]} unreadable, such as {bad[0]}" if bad else "none has a caption"
         data = CaptionData(config.name, Chosen(listed, array("I", chain.from_iterable(captioned.values()))), report)
-        raise RefusedDataError(f"{config.name}:{where} has no usable images: {found}.", data)
+        raise RefusedDataError(f"{config.name}:{where} has no usable images: {found}.{_advice(missing)}", data)
     chosen = Chosen(listed, usable)
     return _without_leaks(chosen, report, config, reader) if len(wanted) > 1 else CaptionData(config.name, chosen, report)
 
@@ -183,7 +195,8 @@ def _check_ids(examples: Sequence[Example], config: DataConfig) -> None:
     for example in examples:
         key = (example.split, example.id)
         if key in seen:
-            raise DataError(f"{config.name}:{config.path}: id {example.id!r} occurs twice in {example.split}.")
+            twice = f"id {example.id!r} occurs twice in {example.split}; each image needs an id of its own"
+            raise DataError(f"{config.name}:{config.path}: {twice}.")
         seen.add(key)
 
 
@@ -191,7 +204,7 @@ def _captioned(examples: Sequence[Example]) -> dict[Split, array[int]]:
     """The places of the examples with a caption, by split."""
     places: dict[Split, array[int]] = {split: array("I") for split in SPLITS}
     for place, example in enumerate(examples):
-        if any(caption.strip() for caption in example.captions):
+        if any(re.search(r"\w", caption) for caption in example.captions):  # "-" is none
             places[example.split].append(place)
     return places
 
@@ -220,6 +233,19 @@ def _usable(
                 usable.extend(found)
                 good += len(found)
     return usable, CheckedImages(frozenset(missing), unreadable, notes)
+
+
+def _reader_of(path: str) -> str:
+    """The reader that a path probably needs, by its suffix."""
+    readers = {".tsv": "tsv", ".json": "json", ".jsonl": "jsonl", ".parquet": "hf", ".arrow": "hf", ".tar": "webdataset"}
+    return readers.get(Path(path).suffix.lower(), "imagefolder" if Path(path).is_dir() else "csv")
+
+
+def _advice(missing: Sequence[str]) -> str:
+    """What to do where all images are missing."""
+    if not missing:
+        return ""
+    return " " + next(misspelt(missing), "If they lie elsewhere, name their folder: --set data.root=FOLDER")
 
 
 def _chunks(places: Sequence[int], what: str) -> Iterator[Sequence[int]]:

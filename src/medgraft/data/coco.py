@@ -35,7 +35,9 @@ class CocoCaptions(Dataset):
             raise DataError("Data 'coco' needs a path: a captions JSON file or the folder that contains annotations/.")
         files = [path] if path.is_file() else sorted([*path.glob("captions_*.json"), *path.glob("annotations/captions_*.json")])
         if not files:
-            raise DataError(f"{path} holds no captions_*.json, nor does its annotations/ folder.")
+            other = next(iter(sorted(path.rglob("*.json"))), None)
+            advice = f" To read one file with captions: coco:{other}" if other else ""
+            raise DataError(f"{path} holds no captions_*.json, nor does its annotations/ folder.{advice}")
         examples = ExampleList(self.notes)
         for file in files:
             self._add(examples, file, path if path.is_dir() else path.parent)
@@ -92,8 +94,9 @@ class CocoCaptions(Dataset):
     def _images(self, file: Path, root: Path) -> Path:
         if self.images is not None:
             return root / Path(self.images).expanduser()
-        named = root / file.stem.removeprefix("captions_")
-        return next((folder for folder in (named, root / "images") if folder.is_dir()), root)
+        roots = [root, root.parent] if root.name == "annotations" else [root]
+        named = [above / name for above in roots for name in (file.stem.removeprefix("captions_"), "images")]
+        return next((folder for folder in named if folder.is_dir()), root)
 
 
 @dataclass(frozen=True)

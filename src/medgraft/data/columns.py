@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from medgraft.data.notes import ReadingNotes
+from medgraft.data.splits import GROUP_NAMES
 from medgraft.errors import DataError, suggestion
 
 # names of columns that are found, the most likely first
 _IMAGES = ("image", "images", "img", "image_path", "file_name", "filename", "path", "filepath")
 _CAPTIONS = ("caption", "captions", "text", "report", "findings", "impression", "description", "sentence")
 _IDS = ("image_id", "id")
-_GROUPS = ("patient_id", "patient", "subject_id", "subject", "pmcid", "pmc_id", "article")
 _SPLITS = ("split", "subset", "partition")
 _CONCEPTS = ("cui", "cuis", "concepts")
 
@@ -49,7 +49,7 @@ def find_columns(named: Mapping[str, str | None], kinds: Mapping[str, pa.DataTyp
     image = _find(_IMAGES, kinds, is_image) or (encoded[0] if len(encoded) == 1 else _find(_IMAGES, kinds, is_text))
     caption = _find(_CAPTIONS, kinds, is_texts) or _find(_CAPTIONS, kinds, _may_be_caption)
     found = {
-        "image": image, "caption": caption, "id": _find(_IDS, kinds, is_label), "group": _find(_GROUPS, kinds, is_label),
+        "image": image, "caption": caption, "id": _find(_IDS, kinds, is_label), "group": _find(GROUP_NAMES, kinds, is_label),
         "split": _find(_SPLITS, kinds, is_text), "concepts": _find(_CONCEPTS, kinds, is_texts),
     }  # fmt: skip
     chosen = {what: named.get(what) or name for what, name in found.items()}

@@ -15,7 +15,7 @@ from medgraft.data.notes import ReadingNotes
 from medgraft.data.text import bare_text, read_text, shown
 from medgraft.errors import DataError
 
-_DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
+_DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 _UNQUOTED = "a quote inside a quoted cell is written twice, and nothing but the delimiter follows a closing quote"
 
 

@@ -28,6 +28,7 @@ class ExampleList:
     _files: dict[str, tuple[int, Path, str]] = field(default_factory=dict)  # the example and the row of each image file
     _ids: dict[tuple[Split | None, str], tuple[Path, str]] = field(default_factory=dict)
     _hashed: Counter[Split] = field(default_factory=Counter)
+    _repeated: int = 0
 
     def add(self, example: Example, file: Path, place: str, *, hashed: bool = False) -> None:
         """Add what `place` of `file` says; `hashed`: its split is by hash."""
@@ -57,7 +58,9 @@ class ExampleList:
         return set(self._files)
 
     def examples(self, path: Path) -> Iterator[Example]:
-        """The examples; how many were split by hash is noted for the data at `path`."""
+        """The examples; repeated captions and how many were split by hash are noted for the data at `path`."""
+        if self._repeated:
+            self.notes.assumed(f"{path.name}: {self._repeated} rows repeat a caption of the same image; all are kept.")
         note_hashed(self.notes, path, self._hashed)
         yield from self._examples
 
@@ -65,6 +68,7 @@ class ExampleList:
         first = self._examples[index]
         if example.id != first.id and self.one_id:
             self.notes.assumed(f"{file.name}: some images have rows with several ids; the first was used.")
+        self._repeated += sum(caption in first.captions for caption in example.captions)
         self._examples[index] = replace(first, captions=first.captions + example.captions)
 
 

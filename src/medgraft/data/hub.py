@@ -101,6 +101,8 @@ class HubDataset(Dataset):
         if kinds not in ({".parquet"}, {".arrow"}):
             found = f"holds {' and '.join(sorted(kinds))} files" if kinds else "holds no parquet or arrow files"
             raise DataError(f"{path} {found}. hf reads files of parquet, or of arrow, or a folder that save_to_disk wrote.")
+        if kinds == {".parquet"}:  # datasets does not read files without rows
+            files = [file for file in files if _loaded(str(file), partial(pq.read_metadata, file)).num_rows]
         opened = self._as_arrow(files) if kinds == {".parquet"} else [[ArrowFile(file)] for file in files]
         names = [file.name if path.is_file() else str(file.relative_to(path)) for file in files]
         return [
@@ -120,6 +122,8 @@ class HubDataset(Dataset):
 
     def _as_arrow(self, files: Sequence[Path]) -> list[list[ArrowFile]]:
         """Parquet files as Arrow in medgraft's cache, since reading one row of parquet decodes thousands."""
+        if not files:
+            return []
         columns = [set(_loaded(str(file), partial(pq.read_schema, file)).names) for file in files]
         _check_same(columns, files)
         named = {f"part{number}": [str(file)] for number, file in enumerate(files)}
@@ -226,6 +230,7 @@ def _loaded(what: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
+        error = error.__cause__ if isinstance(error.__cause__, Exception) else error  # datasets' own says little
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(f"{what} cannot be read: {reason}") from None
     finally:

@@ -50,6 +50,8 @@ class JsonTable(Table):
 
     def _entries(self, path: Path) -> Iterator[tuple[str, Any]]:
         text = read_text(path, self.notes)
+        if not text.strip():
+            raise DataError(f"{path} is empty. Write {_FORMS.removeprefix('write ')}.")
         try:
             content = parse_json(text)
         except (json.JSONDecodeError, RowError) as error:
@@ -122,17 +124,29 @@ def _lines(path: Path, text: str, notes: ReadingNotes) -> Iterator[tuple[str, An
         try:
             entry = parse_json(line)
         except json.JSONDecodeError as error:
-            notes.bad_row(path, place, f"it is not JSON: {error.msg} (column {error.colno})")
+            notes.bad_row(path, place, _line_problem(line.strip(), error))
         except RowError as error:
             notes.bad_row(path, place, str(error))
         else:
             yield place, entry
 
 
+def _line_problem(line: str, error: json.JSONDecodeError) -> str:
+    if line.endswith(","):
+        return "a comma stands behind the object; remove it, or write all objects between [ and ]"
+    if line in ("{", "["):
+        return "an object must stand on one line; write each on its own, or all of them between [ and ] with commas"
+    return f"it is not JSON: {error.msg} (column {error.colno})"
+
+
 def _listed(path: Path, content: Any, notes: ReadingNotes, image: str) -> Iterator[tuple[str, Any]]:
     """The entries of a whole JSON value, those of lists by split with their split."""
     if isinstance(content, dict) and "images" in content and "annotations" in content:
         raise DataError(f"{path} has images and annotations, as COCO has. Read it as coco:{path}.")
+    if isinstance(content, dict) and _has_columns(content):
+        raise DataError(
+            f"{path} has columns, not rows. Write one object for each image, as DataFrame.to_json(orient='records')."
+        )
     if isinstance(content, dict):
         lists = {key: value for key, value in content.items() if isinstance(value, list)}
         if any(map(split_named, lists)):
@@ -145,11 +159,27 @@ def _listed(path: Path, content: Any, notes: ReadingNotes, image: str) -> Iterat
             content = lists[named[0]]
         elif image in content or any(key in content for key in KEYS):
             content = [content]
+        elif content and all(isinstance(value, dict) for value in content.values()):
+            content = list(content.values())  # such as pandas' orient "index"
     if not isinstance(content, list):
-        keys = f" with the keys {', '.join(map(shown, list(content)[:8]))}" if isinstance(content, Mapping) else ""
+        keys = f" with the keys {', '.join(map(shown, list(content)[:8]))}" if isinstance(content, Mapping) and content else ""
         raise DataError(f"{path} is {kind(content)}{keys}, in which no list of images was found: {_FORMS}.")
     for number, entry in enumerate(content, start=1):
         yield f"entry {number}", entry
+
+
+def _has_columns(content: dict[str, Any]) -> bool:
+    """Whether `content` is a table by columns: lists of cells, numbered cells as pandas writes them, or its orient "split"."""
+    if {"columns", "data"} <= content.keys():
+        return True
+    columns = list(content.values())
+    if not columns or any(map(split_named, content)):
+        return False
+    if all(isinstance(column, dict) and column for column in columns):
+        return all(key.isdigit() for column in columns for key in column)
+    if not all(isinstance(column, list) and len(column) == len(columns[0]) > 1 for column in columns):
+        return False
+    return not any(isinstance(cell, dict) for column in columns for cell in column)
 
 
 def _by_split(path: Path, lists: Mapping[str, list[Any]], notes: ReadingNotes) -> Iterator[tuple[str, Any]]:

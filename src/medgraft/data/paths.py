@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from medgraft.data.notes import RowError
-from medgraft.data.text import LONE_SURROGATE, bare_text, kind, shown
+from medgraft.data.text import LONE_SURROGATE, bare_text, kind, shown, written_list
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_LONGEST = 4096  # letters of a path that systems know
 
 
 def image_file(value: Any, folder: Path, root: Path | None) -> tuple[str, Path]:
@@ -42,9 +43,15 @@ def _name(value: Any) -> str:
     name = bare_text(value)
     if not name:
         raise RowError("no image is named")
+    if isinstance(written_list(name), list):
+        raise RowError(f"the image {shown(name)} is a list; write the path of one image in each row")
     if "\0" in name or LONE_SURROGATE.search(name):
         raise RowError(f"the image {shown(value)} has a character that no path can have")
-    scheme = re.match(r"(data:|[a-z][a-z0-9+.-]+://)", name, re.IGNORECASE)
+    if name[:5].lower() == "data:" or len(name) > _LONGEST:
+        raise RowError(
+            f"the image {shown(name)} is an image as text, and no path; save the images as files and write their paths"
+        )
+    scheme = re.match(r"([a-z][a-z0-9+.-]+://)", name, re.IGNORECASE)
     if scheme and scheme[1] != "file://":
         raise RowError(f"the image {shown(name)} is a URL; download the images and write their paths")
     return name

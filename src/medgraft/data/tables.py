@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from medgraft.data.delimited import Row, TableFormat, read_delimited, require_un
 from medgraft.data.examples import ExampleList
 from medgraft.data.notes import RowError
 from medgraft.data.paths import IMAGE_SUFFIXES, image_file
-from medgraft.data.splits import hashed_split, split_named
+from medgraft.data.splits import GROUP_NAMES, hashed_split, split_named
 from medgraft.data.text import kind, label, read_captions, shown
 from medgraft.errors import DataError, suggestion
 from medgraft.types import SPLITS, Example, Split
@@ -29,10 +30,11 @@ SplitOf = Callable[[Path, Split | None], Split | None]
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are read; `split` is None if there is none."""
+    """The columns that are read; `group` and `split` are None if there are none."""
 
     image: str
     caption: str
+    group: str | None
     split: str | None
 
 
@@ -42,7 +44,7 @@ class Table(Dataset):
     `split` names a column with train/validation/test. Without it a column called `split` is used if it has names of splits;
     else images are split 80/10/10 by a hash of their group, or of their name if there are no groups. `images` is the folder of
     relative image paths, by default the table's. A column that was not named and is not there is looked for by other usual
-    names. The notes have all that was assumed.
+    names, and so is one of patients or articles. The notes have all that was assumed.
     """
 
     image: str = Field(default="image", description="column of image paths")
@@ -78,25 +80,27 @@ class Table(Dataset):
                 key = label(_cell(row, self.id), "id") if self.id else name
                 if key is None:
                     raise RowError(f"the column {self.id!r} has no id")
-                group = label(_cell(row, self.group), "group") if self.group else None
+                group = label(_cell(row, columns.group), "group") if columns.group else None
                 split = split_of(image, _named_split(row, columns.split))
-                example = Example(key, image, captions, split or hashed_split(group or name), group)
+                example = Example(key, image, captions, split or hashed_split(group or posixpath.normpath(name)), group)
                 images.add(example, path, row.place, hashed=split is None)
-                without_group += bool(self.group) and group is None
+                without_group += bool(columns.group) and group is None
         if without_group:
-            notes.assumed(f"{path.name}: {without_group} rows have no {self.group!r}; each image counts as a group.")
+            notes.assumed(f"{path.name}: {without_group} rows have no {columns.group!r}; each image counts as a group.")
 
     def _columns(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> Columns:
         if not names:
-            raise DataError(f"{path} has no rows that can be read.")
+            bad = self.notes.bad_rows
+            raise DataError(f"{path} has no rows that can be read{f': {len(bad)} are bad, such as {bad[0]}' if bad else ''}.")
         image = self._column(path, names, "image", _IMAGE_NAMES)
         caption = self._column(path, names, "caption", _CAPTION_NAMES)
         for column in filter(None, (self.id, self.group, self.split)):
             if column not in names:
                 raise DataError(_no_column(path, column, names))
+        group = self.group or self._unnamed_group(path, names, rows)
         split = self.split or self._unnamed_split(path, names, rows)
-        require_unique(path, names, [name for name in (image, caption, self.id, self.group, split) if name])
-        return Columns(image, caption, split)
+        require_unique(path, names, [name for name in (image, caption, self.id, group, split) if name])
+        return Columns(image, caption, group, split)
 
     def _column(self, path: Path, names: Sequence[str], what: str, usual: Sequence[str]) -> str:
         """The image or caption column: the one asked for, or the only one with a usual name."""
@@ -108,6 +112,16 @@ class Table(Dataset):
             raise DataError(_no_column(path, asked, names))
         self.notes.assumed(f"{path.name} has no column {asked!r}; its column {found[0]!r} was read as the {what}.")
         return found[0]
+
+    def _unnamed_group(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> str | None:
+        """A column with a usual name of patients or articles, if each of its values may be one."""
+        by_name = {name.casefold(): name for name in reversed(names)}
+        column = next((by_name[name] for name in GROUP_NAMES if name in by_name), None)
+        values = [row.cells.get(column) for row in rows] if column else []
+        if column in (self.image, self.caption) or not any(values) or not all(isinstance(v, str | int | None) for v in values):
+            return None
+        self.notes.assumed(f"{path.name}: its column {column!r} was read as the group.")
+        return column
 
     def _unnamed_split(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> str | None:
         """A column called `split`, if any of its values names one; a row whose value does not is then a bad row."""
@@ -124,13 +138,13 @@ class Table(Dataset):
 
 
 class CsvTable(Table):
-    """A table with a header, by commas; semicolons and tabs are found from the header. Quotes enclose cells.
+    """A table with a header, by commas; semicolons, tabs and pipes are found from the header. Quotes enclose cells.
 
     Text is UTF-8, UTF-16 with a byte order mark, or else cp1252.
     """
 
     delimiter: str | None = Field(
-        default=None, description="comma, semicolon, tab or a character between cells; found from the header if not given"
+        default=None, description="comma, semicolon, tab, pipe or a character between cells; found from the header if not given"
     )
     encoding: str | None = Field(default=None, description="encoding of the text, such as gb18030; UTF-8 or else cp1252")
 
