@@ -3,8 +3,8 @@
 A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLACE is a folder of records seen from the root;
 `attention:FOLDER`, where its runs looked; `tuning:FOLDER`, the learning rates tried for them; `timing:FILE`, the record of
 timing_aa.py; `speed:PATH` or `profile:PATH`, that of benchmarks/speed or a folder of several; `coverage:FILE`, that of
-coverage.py; `memory:FILE`, that of data_memory.py; `gpu` or `gpu-details`, the race on a GPU in results/gpu/race.json, nothing without it; or `support`, for what
-every backbone can be trained with, found by trying each pair on small random models.
+coverage.py; `memory:FILE`, that of data_memory.py; `gpu` or `gpu-details`, the race on a GPU in results/gpu/race.json,
+nothing without it; or `support`, for what every backbone can be trained with, found by trying each pair on small random models.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def filled(text: str) -> str:
     def made(match: re.Match[str]) -> str:
         place = match[2]
         kinds = {
-            "support": _support, "speed": speed_table, "profile": profile_table, "coverage": _coverage,
-            "memory": _memory, "gpu": _gpu, "gpu-details": _gpu_details, "attention": _attention, "tuning": _tuning, "timing": _timing,
+            "support": _support, "speed": speed_table, "profile": profile_table, "coverage": _coverage, "memory": _memory,
+            "gpu": _gpu, "gpu-details": _gpu_details, "attention": _attention, "tuning": _tuning, "timing": _timing,
         }  # fmt: skip
         kind, _, path = place.rpartition(":")
         return match[1] + kinds.get(kind or place, _table)(ROOT / path) + match[3]
