@@ -33,5 +33,5 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"out": str(arguments.out), "seed": arguments.seed, "images": counts}))
     else:
         print(f"{arguments.out}: " + ", ".join(f"{number} {split}" for split, number in counts.items()))
-        print(f"Use it with --data roco:{arguments.out}")
+        print(f"Use it with --data phantoms:{arguments.out}")
     return 0
