@@ -3,8 +3,9 @@
 A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLACE is a folder of records seen from the root;
 `attention:FOLDER`, where its runs looked; `tuning:FOLDER`, the learning rates tried for them; `timing:FILE`, the record of
 timing_aa.py; `speed:PATH` or `profile:PATH`, that of benchmarks/speed or a folder of several; `coverage:FILE`, that of
-coverage.py; `memory:FILE`, that of data_memory.py; `gpu` or `gpu-details`, the race on a GPU in results/gpu/race.json,
-nothing without it; or `support`, for what every backbone can be trained with, found by trying each pair on small random models.
+coverage.py; `kernels:FILE`, that of kernel_ablation.py; `memory:FILE`, that of data_memory.py; `gpu` or `gpu-details`,
+the race on a GPU in results/gpu/race.json, nothing without it; or `support`,
+for what every backbone can be trained with, found by trying each pair on small random models.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gpu.table import gpu_details, gpu_table
+from speed.kernel_ablation import table as kernel_table
 from speed.table import profile_table, speed_table
 
 from medgraft.benchmark import read_records, why_unsupported
@@ -35,7 +37,8 @@ def filled(text: str) -> str:
         place = match[2]
         kinds = {
             "support": _support, "speed": speed_table, "profile": profile_table, "coverage": _coverage, "memory": _memory,
-            "gpu": _gpu, "gpu-details": _gpu_details, "attention": _attention, "tuning": _tuning, "timing": _timing,
+            "kernels": _kernels, "gpu": _gpu, "gpu-details": _gpu_details, "attention": _attention, "tuning": _tuning,
+            "timing": _timing,
         }  # fmt: skip
         kind, _, path = place.rpartition(":")
         return match[1] + kinds.get(kind or place, _table)(ROOT / path) + match[3]
@@ -62,6 +65,16 @@ def _support(_: Path) -> str:
         lines.append(f"| {strategy} | {' | '.join(cells)} |")
     said = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1))
     return "\n".join([head, *lines]) + f"\n\n{said}\n"
+
+
+def _kernels(path: Path) -> str:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    made, machine = record["settings"], record["hardware"]
+    return (
+        f"{kernel_table(record['strategies'])}\n\nBLIP of width {made['width']}, {made['image_size']} px, batch "
+        f"{made['batch_size']}, medians of {made['steps']} steps; {machine['cpu']}, {machine['threads']} threads, "
+        f"{'bf16' if machine['bf16'] else 'fp32'}.\n"
+    )
 
 
 def _memory(path: Path) -> str:
