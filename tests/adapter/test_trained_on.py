@@ -52,7 +52,7 @@ def trained(blip_folder, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("table")
     rng = np.random.default_rng(0)
-    rows = ["image,caption,fold,patient"]
+    rows = ["image,caption,fold,person"]
     for number in range(20):
         Image.fromarray(rng.integers(0, 255, (64, 64), dtype=np.uint8)).save(folder / f"{number}.png")
         split = "train" if number < 14 else "validation" if number < 16 else "test"
@@ -62,7 +62,7 @@ def trained(blip_folder, tmp_path_factory):
     config = run_config(
         backbone=f"blip:{blip_folder}", strategy="bitfit", data=f"csv:{folder / 't.csv'}",
         overrides=[
-            "data.split=fold", "data.group=patient", "train.max_steps=1", "train.per_device_train_batch_size=2",
+            "data.split=fold", "data.group=person", "train.max_steps=1", "train.per_device_train_batch_size=2",
             "train.bf16=false", "generation.max_new_tokens=4",
         ],
     )  # fmt: skip
@@ -78,14 +78,14 @@ def _evaluate(trained, *overrides, split="test"):
 
 
 def _words(adapter, table):
-    options = ("--set", "data.split=fold", "--set", "data.group=patient")
+    options = ("--set", "data.split=fold", "--set", "data.group=person")
     return ["evaluate", "--adapter", str(adapter), "--data", f"csv:{table}", *options]
 
 
 def test_the_package_and_the_record_know(trained):
     out, _ = trained
     adapter = medgraft.load_adapter(out)
-    assert adapter.manifest.data["options"] == {"split": "fold", "group": "patient"}
+    assert adapter.manifest.data["options"] == {"split": "fold", "group": "person"}
     assert TRAINED_ON in adapter.manifest.files
     assert adapter_bytes(adapter.manifest) == (out / "trained_tensors.safetensors").stat().st_size
     record = read_record(out / "record.json")
@@ -101,12 +101,12 @@ def test_a_split_by_other_options_scores_trained_images_and_says_so(trained, log
     assert 0 < seen.images <= seen.total
     assert f"The adapter was trained on {seen.images} of these {seen.total} images." in " ".join(lines)
     (line,) = [line for line in lines if "other options" in line]
-    assert "data.split was 'fold' and is not set, data.group was 'patient' and is not set" in line
+    assert "data.split was 'fold' and is not set, data.group was 'person' and is not set" in line
 
 
 def test_the_right_split_says_what_it_shares(trained, logged):
     with logged() as lines:
-        result = _evaluate(trained, "data.split=fold", "data.group=patient")
+        result = _evaluate(trained, "data.split=fold", "data.group=person")
     assert (result.seen_in_training.images, result.seen_in_training.groups, result.seen_in_training.total) == (0, 1, 4)
     assert "trained on 0 of these 4 images, and on patients or articles of 1 more." in " ".join(lines)
     assert not [line for line in lines if "other options" in line]
