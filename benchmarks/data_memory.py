@@ -120,13 +120,13 @@ class _Memory:
 
 
 def _samples(count: int) -> Iterator[tuple[str, str, bytes, str]]:
-    """Id, split, PNG and caption of each image; no two images are equal."""
+    """Id, split, PNG and caption of each image; no two images are alike."""
     from PIL import Image
 
     draw, words = random.Random(0), _TEXT.split()
     for number in range(count):
         buffer = io.BytesIO()
-        Image.frombytes("L", (32, 32), (number.to_bytes(4, "big") * 8 + bytes(range(0, 256, 8))) * 16).save(buffer, "PNG")
+        Image.frombytes("L", (8, 8), draw.randbytes(64)).resize((32, 32), Image.Resampling.NEAREST).save(buffer, "PNG")
         split = "test" if number % 10 == 9 else "validation" if number % 10 == 8 else "train"
         yield f"image_{number:06}", split, buffer.getvalue(), " ".join(draw.choices(words, k=25))
 
