@@ -107,7 +107,7 @@ def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: s
             ):
                 warnings.filterwarnings("ignore", message=f".*{expected}")
             peft_model = get_peft_model(model, config)
-    except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:  # PEFT's methods refuse a layer by these
+    except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:  # PEFT's methods raise any of these
         base_kind = f" to a base model in {strategy.quantization}" if strategy.quantization != "none" else ""
         raise ConfigError(f"PEFT method {strategy.method} cannot be applied{base_kind}: {error}") from error
     for adapter_config in peft_model.peft_config.values():  # PEFT wrote this machine's path of the model here
