@@ -22,7 +22,7 @@ from typing import Any
 
 # what a start consists of, in the places where a run looks it up
 _PARTS = {
-    "check images": ("medgraft.data.base", "check_images"),
+    "check images": ("medgraft.data.image_chunks", "check_images"),
     "data fingerprint": ("medgraft.benchmark.run", "data_fingerprint"),
     "load base": ("medgraft.prepare", "load_model"),
     "base fingerprint": ("medgraft.backbones.weights", "fingerprint"),

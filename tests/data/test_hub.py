@@ -139,16 +139,14 @@ def test_a_split_column_is_found(tmp_path, plugins, column):
     assert [e.split for e in data.examples] == ["train", "validation", "validation", "test"]
 
 
-def test_a_split_column_is_refused_ignored_or_told(tmp_path, plugins):
+def test_a_split_column_is_refused_or_ignored(tmp_path, plugins):
     path = _table(tmp_path, split=["train", "gold", "test"])
     with pytest.raises(DataError, match="row 2: 'gold' is no split"):
         _read(plugins, path)
     data = _read(plugins, path, skip_bad_rows=True)
     assert (len(data.examples), data.report.bad_rows[0].place) == (2, "row 2")
     path = _table(tmp_path, split=["1", "2", "1"])
-    assert "Column 'split' is not used, as values such as '1' are no" in _read(plugins, path).report.assumptions[-2].replace(
-        "'2'", "'1'"
-    )
+    assert "Column 'split' is not used, as values such as '1' are no" in _read(plugins, path).report.assumptions[-2]
     named = _table(tmp_path, "test.parquet", split=["train", "train"])
     assert "as files or the hub have splits" in _read(plugins, named).report.assumptions[-1]
 
@@ -156,13 +154,13 @@ def test_a_split_column_is_refused_ignored_or_told(tmp_path, plugins):
 @pytest.mark.parametrize(
     "name", ["data-00000-of-00001.parquet", "train-00000-of-00001.parquet", "latest.parquet", "devices.parquet"]
 )
-def test_data_without_splits_are_split_by_hash_and_told_so(tmp_path, plugins, name):
+def test_data_without_splits_are_split_by_hash(tmp_path, plugins, name):
     path = _table(tmp_path, name, image_id=[f"i{n}" for n in range(60)], patient_id=[n // 3 for n in range(60)])
     data = _read(plugins, path)
     counts = [len(data.split(split)) for split in ("train", "validation", "test")]
     assert min(counts) > 0 and counts[0] > 36
-    told = f"a hash of their group or name: {counts[0]} train, {counts[1]} validation, {counts[2]} test."
-    assert data.report.assumptions[-1].endswith(told)
+    note = f"a hash of their group or name: {counts[0]} train, {counts[1]} validation, {counts[2]} test."
+    assert data.report.assumptions[-1].endswith(note)
     splits = {}
     for example in data.examples:
         splits.setdefault(example.group, set()).add(example.split)

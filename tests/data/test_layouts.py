@@ -1,4 +1,4 @@
-"""Every layout is read as it comes, and what is wrong with it is said."""
+"""Every layout is read as it comes, and what is wrong with it is reported."""
 
 import json
 

@@ -8,10 +8,9 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy.ndimage import gaussian_filter
 
-import medgraft.data.base as base
 import medgraft.file_index as file_index
 from medgraft.config import data_config
-from medgraft.data import leaks, load_data
+from medgraft.data import leaks, load_data, loading
 from medgraft.data.leaks import find_leaks
 from medgraft.errors import DataError
 from medgraft.types import Example, Leak
@@ -165,7 +164,7 @@ def test_a_turned_photo_is_the_same(tmp_path):
 @pytest.fixture
 def table(tmp_path):
     """Six images; a validation image has its copy in train, a test image in validation, and a patient is in train and test."""
-    base._warn_once.cache_clear()
+    loading._warn_once.cache_clear()
     pictures = {"a": 1, "b": 2, "c": 3, "d": 1, "e": 4, "f": 4}
     for name, seed in pictures.items():
         _picture(seed).save(tmp_path / f"{name}.{'bmp' if name == 'd' else 'png'}")

@@ -1,4 +1,4 @@
-"""What looks wrong in data that can be read is told: names that nearly are there, captions that look odd."""
+"""What looks wrong in data that can be read is reported: names that nearly are there, captions that look odd."""
 
 import unicodedata
 
@@ -50,11 +50,11 @@ def test_missing_images_that_are_nowhere(tmp_path, plugins):
         ("5 < 6 mm & T1 > 3", None), ("Größe, Ã", None), ("T1", None), ("胸部", None),
     ],
 )  # fmt: skip
-def test_odd_captions_are_told_and_read_as_they_stand(tmp_path, plugins, caption, what):
+def test_odd_captions_are_reported_and_not_changed(tmp_path, plugins, caption, what):
     data = _load(plugins, tmp_path, f'a.png,"{caption}"\n', "a.png")
     assert data.examples[0].captions == (caption,)
-    told = [sentence for sentence in data.report.assumptions if "they are read as they stand" in sentence]
-    assert [sentence.startswith(f"1 captions have {what}, such as ") for sentence in told] == [True] * bool(what)
+    notes = [sentence for sentence in data.report.assumptions if "they are read as they stand" in sentence]
+    assert [sentence.startswith(f"1 captions have {what}, such as ") for sentence in notes] == [True] * bool(what)
 
 
 def test_marks_alone_are_no_caption(tmp_path, plugins):

@@ -34,11 +34,13 @@ def _read(plugins, name, path, *, skip=False, root=None, **options):
     return list(reader.read(path)), reader.notes
 
 
-def _files(name, content):
-    """The content as the file that a reader takes, the image folder aside: (files, the path to read)."""
+def _written(root, name, content):
+    """The path to read after `content`, a folder's files or one file of reader `name`, was written below `root`."""
     if isinstance(content, dict) and (name not in ("json", "jsonl", "coco") or "train/_annotations.coco.json" in content):
-        return content, "."
-    return {f"t.{name}": content}, f"t.{name}"
+        _write(root, content)
+        return root
+    _write(root, {f"t.{name}": content})
+    return root / f"t.{name}"
 
 
 def _captions(examples):
@@ -85,6 +87,7 @@ READ = [
     ("csv", (HEAD + "a.png,正常\n").encode("gb18030"), {"encoding": "gb18030"}, {"a.png": ["正常"]}),
     ("csv", EXCEL.encode("cp1252"), {}, {"a.png": ['Ödem, "leicht"'], "b.png": ["Zeile 1 Zeile 2; Größe"]}),
     ("csv", "sep=;\nimage;caption\na.png;one, two\n", {}, {"a.png": ["one, two"]}),
+    ("csv", "sep=:\nimage:caption\na.png:one, two\n", {}, {"a.png": ["one, two"]}),
     ("csv", 'image\tcaption\na.png\t"one, ""two"""\n', {}, {"a.png": ['one, "two"']}),
     ("csv", "image|caption\na.png|one, two\n", {}, {"a.png": ["one, two"]}),
     ("csv", "image_name| number| comment\na.png| 0| one, two\n", {"image": "image_name", "caption": "comment"},
@@ -157,14 +160,12 @@ READ = [
 
 @pytest.mark.parametrize(("name", "content", "options", "expected"), READ)
 def test_what_is_read(tmp_path, plugins, name, content, options, expected):
-    files, path = _files(name, content)
-    _write(tmp_path, files)
-    examples, _ = _read(plugins, name, tmp_path / path, **options)
+    examples, _ = _read(plugins, name, _written(tmp_path, name, content), **options)
     assert _captions(examples) == expected
 
 
 R_HEAD = "R1\t one\n"
-# name, content, options, what the one line says
+# name, content, options, message
 REFUSED = [
     # cells
     ("csv", HEAD + "a.png,Chest, PA, normal\n", {}, "row 2: 4 cells where the header has 2, the last 'normal'; a cell with"),
@@ -192,6 +193,7 @@ REFUSED = [
     ("csv", "image,caption,caption\na.png,x,y\n", {}, "several columns 'caption'. Rename or remove all but one"),
     ("csv", "image,text,report\na.png,x,y\n", {}, "has no 'caption'.*Columns: image, text, report"),
     ("csv", "file,caption\na.png,x\n", {}, "has no 'image'"),
+    ("csv", LAVIS * 2000, {}, "has no 'image'"),
     ("csv", "a.png,x\nb.png,y\n", {}, "has no 'image', as its first row is 'a.png, x'. The first row must name the columns"),
     ("imagefolder", {"metadata.csv": "file_name,text\na.png,x\n"}, {"caption": "report"}, "has no 'report'"),
     ("json", [], {}, "has no rows that can be read"),
@@ -309,10 +311,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "content", "options", "message"), REFUSED)
 def test_what_is_refused_in_one_line(tmp_path, plugins, name, content, options, message):
-    files, path = _files(name, content)
-    _write(tmp_path, files)
+    path = _written(tmp_path, name, content)
     with pytest.raises(MedgraftError, match=message) as error:
-        _read(plugins, name, tmp_path / path, **options)
+        _read(plugins, name, path, **options)
     assert "\n" not in str(error.value)
 
 
@@ -332,9 +333,7 @@ SKIPPED = [
 
 @pytest.mark.parametrize(("name", "content", "read", "places"), SKIPPED)
 def test_bad_rows_that_are_skipped_are_listed(tmp_path, plugins, name, content, read, places):
-    files, path = _files(name, content)
-    _write(tmp_path, files)
-    examples, notes = _read(plugins, name, tmp_path / path, skip=True)
+    examples, notes = _read(plugins, name, _written(tmp_path, name, content), skip=True)
     assert {example.id for example in examples} == read
     assert [row.place for row in notes.bad_rows] == places
 
@@ -372,9 +371,7 @@ ASSUMED = [
 
 @pytest.mark.parametrize(("name", "content", "options", "sentences"), ASSUMED)
 def test_what_is_assumed_is_noted(tmp_path, plugins, name, content, options, sentences):
-    files, path = _files(name, content)
-    _write(tmp_path, files)
-    _, notes = _read(plugins, name, tmp_path / path, **options)
+    _, notes = _read(plugins, name, _written(tmp_path, name, content), **options)
     assert len(notes.assumptions) == len(sentences)
     for sentence in sentences:
         assert any(
@@ -404,9 +401,7 @@ SPLITS_READ = [
 
 @pytest.mark.parametrize(("name", "content", "options", "expected"), SPLITS_READ)
 def test_splits(tmp_path, plugins, name, content, options, expected):
-    files, path = _files(name, content)
-    _write(tmp_path, files)
-    examples, _ = _read(plugins, name, tmp_path / path, **options)
+    examples, _ = _read(plugins, name, _written(tmp_path, name, content), **options)
     assert _splits(examples) == expected
 
 

@@ -1,4 +1,4 @@
-"""WebDataset tars: samples by stem, splits by names, images read from within, and what is broken is said."""
+"""WebDataset tars: samples by stem, splits by names, images read from within, and what is broken is reported."""
 
 import bz2
 import gzip

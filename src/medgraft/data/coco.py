@@ -15,7 +15,7 @@ from medgraft.data.examples import ExampleList
 from medgraft.data.json_lists import json_problem, parse_json
 from medgraft.data.notes import RowError
 from medgraft.data.paths import image_file
-from medgraft.data.splits import split_in_name
+from medgraft.data.splits import split_in_path
 from medgraft.data.text import kind, label, read_captions, read_text, shown
 from medgraft.errors import DataError
 from medgraft.types import Example, Split
@@ -83,10 +83,7 @@ class CocoCaptions(Dataset):
         return found[0] or [], found[1] or []
 
     def _split(self, file: Path) -> Split:
-        try:
-            split = split_in_name(file.stem)
-        except RowError as error:
-            raise DataError(f"{file}: {error}.") from None
+        split = split_in_path(Path(file.stem), file)
         if split is None:
             self.notes.assumed(f"{file.name} has no split in its name, so its images are test images.")
         return split or "test"

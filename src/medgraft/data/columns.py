@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from medgraft.data.column_names import GROUPS, usual_column
 from medgraft.data.notes import ReadingNotes
-from medgraft.data.splits import GROUP_NAMES
 from medgraft.errors import DataError, suggestion
 
 # names of columns that are found, the most likely first
@@ -49,7 +49,7 @@ def find_columns(named: Mapping[str, str | None], kinds: Mapping[str, pa.DataTyp
     image = _find(_IMAGES, kinds, is_image) or (encoded[0] if len(encoded) == 1 else _find(_IMAGES, kinds, is_text))
     caption = _find(_CAPTIONS, kinds, is_texts) or _find(_CAPTIONS, kinds, _may_be_caption)
     found = {
-        "image": image, "caption": caption, "id": _find(_IDS, kinds, is_label), "group": _find(GROUP_NAMES, kinds, is_label),
+        "image": image, "caption": caption, "id": _find(_IDS, kinds, is_label), "group": _find(GROUPS, kinds, is_label),
         "split": _find(_SPLITS, kinds, is_text), "concepts": _find(_CONCEPTS, kinds, is_texts),
     }  # fmt: skip
     chosen = {what: named.get(what) or name for what, name in found.items()}
@@ -102,6 +102,5 @@ def _may_be_caption(kind: pa.DataType) -> bool:
     return is_texts(kind) or bool(pa.types.is_null(kind) or pa.types.is_floating(kind))
 
 
-def _find(names: tuple[str, ...], kinds: Mapping[str, pa.DataType], fits: Callable[[pa.DataType], bool]) -> str | None:
-    by_name = {column.lower(): column for column, kind in reversed(list(kinds.items())) if fits(kind)}
-    return next((by_name[name] for name in names if name in by_name), None)
+def _find(usual: Sequence[str], kinds: Mapping[str, pa.DataType], fits: Callable[[pa.DataType], bool]) -> str | None:
+    return usual_column((column for column, kind in kinds.items() if fits(kind)), usual)

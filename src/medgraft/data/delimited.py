@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -52,11 +53,12 @@ def read_delimited(
     skipped = _lines_before_header(lines)
     if skipped == len(lines):
         raise DataError(f"{path} is empty. A table begins with a line of column names.")
-    delimiter = _delimiter(path, lines[: skipped + 1], known, form)
+    with _cells_up_to(sum(map(len, lines))):
+        delimiter = _delimiter(path, lines[: skipped + 1], known, form)
+        found = _parsed(lines, skipped, delimiter, form)
     if form.delimiter is None and delimiter not in form.usual:
-        name = next(name for name, sign in _DELIMITERS.items() if sign == delimiter)
+        name = next((name for name, sign in _DELIMITERS.items() if sign == delimiter), repr(delimiter))
         notes.assumed(f"{path.name}: cells are separated by a {name}, as in its header.")
-    found = _parsed(lines, skipped, delimiter, form)
     for place, problem in found.problems:
         notes.bad_row(path, place, problem)
     if found.assumed:
@@ -85,10 +87,20 @@ class _Table:
     assumed: str = ""
 
 
+@contextmanager
+def _cells_up_to(size: int) -> Iterator[None]:
+    """Inside the block csv reads cells of up to `size` characters; its limit is one for the whole process."""
+    limit = csv.field_size_limit(size)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
 def _lines_before_header(lines: list[str]) -> int:
     """Empty lines, and the line `sep=;` that Excel writes."""
     count = 0
-    while count < len(lines) and (not re.search(r"\w", lines[count]) or re.fullmatch(r"sep=.\s*", lines[count])):
+    while count < len(lines) and (not re.search(r"\w", lines[count]) or re.fullmatch(r'sep=[^"\r\n]\s*', lines[count])):
         count += 1
     return count
 
@@ -139,35 +151,29 @@ def _parsed(lines: list[str], skipped: int, delimiter: str, form: TableFormat) -
 
 def _rows(lines: list[str], skipped: int, delimiter: str, form: TableFormat, *, spaced: bool) -> _Table:
     table = _Table()
-    limit = csv.field_size_limit(sum(map(len, lines)))  # csv keeps it for all; it is set back below
     quoted = delimiter != "\t" or form.tabs_quote
-    try:
-        number = skipped
-        for line, end, cells in _records(lines, skipped, delimiter, quoted=quoted, spaced=spaced):
-            number += 1
-            place = f"row {number}" if number == line + 1 else f"row {number} (line {line + 1})"
-            if isinstance(cells, str):
-                table.problems.append((place, cells))
-                if not table.names:
-                    return table
-            elif not table.names:
-                table.names = _names(cells)
-                while table.names and not table.names[-1]:
-                    table.names.pop()
-            elif any(map(bare_text, cells)):
-                problem = _problem(table.names, cells, form, quoted=quoted) or _row_inside(
-                    lines[line + 1 : end], cells, delimiter
-                )
-                if problem:
-                    table.problems.append((place, problem))
-                else:
-                    if form.open_end:
-                        last = len(table.names) - 1
-                        cells = [*cells[:last], delimiter.join(cells[last:])]
-                    named = zip(table.names, cells, strict=False)  # what is left over is empty
-                    table.rows.append(Row(place, {name: cell for name, cell in named if name}))
-    finally:
-        csv.field_size_limit(limit)
+    number = skipped
+    for line, end, cells in _records(lines, skipped, delimiter, quoted=quoted, spaced=spaced):
+        number += 1
+        place = f"row {number}" if number == line + 1 else f"row {number} (line {line + 1})"
+        if isinstance(cells, str):
+            table.problems.append((place, cells))
+            if not table.names:
+                return table
+        elif not table.names:
+            table.names = _names(cells)
+            while table.names and not table.names[-1]:
+                table.names.pop()
+        elif any(map(bare_text, cells)):
+            problem = _problem(table.names, cells, form, quoted=quoted) or _row_inside(lines[line + 1 : end], cells, delimiter)
+            if problem:
+                table.problems.append((place, problem))
+            else:
+                if form.open_end:
+                    last = len(table.names) - 1
+                    cells = [*cells[:last], delimiter.join(cells[last:])]
+                named = zip(table.names, cells, strict=False)  # what is left over is empty
+                table.rows.append(Row(place, {name: cell for name, cell in named if name}))
     return table
 
 

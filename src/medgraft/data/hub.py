@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +36,7 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class _Table:
-    """Rows of one split: their Arrow files, the split that names say, what messages name, and the folder of image paths."""
+    """Rows of one split: their Arrow files, the split in their names, what messages name, and the folder of image paths."""
 
     files: Sequence[ArrowFile]
     split: Split | None
@@ -78,12 +79,10 @@ class HubDataset(Dataset):
                 continue
             for number, (image, values) in enumerate(_rows(table, columns), start=1):
                 rows[table.split] += 1
-                example = None
                 with self.notes.row(table.source, f"row {number}"):
                     source = self._image(table, image, number)
                     split = None if by_hash else table.split
                     example = _example(source, values, columns, split, str(rows[table.split]))
-                if example is not None:
                     hashed[example.split] += by_hash
                     yield example
         note_hashed(self.notes, path, hashed)
@@ -144,10 +143,10 @@ class HubDataset(Dataset):
         named = {what: getattr(self, what) for what in ("image", "caption", "id", "group", "split")}
         found = find_columns(named, kinds, where, self.notes)
         if found.split and not self.split:
-            values = {value for file in files for value in pc.unique(file.column(found.split)).to_pylist()}
-            if not _undivided(tables):
-                ignored = "as files or the hub have splits"
-            else:
+            ignored = "as files or the hub have splits"
+            if _undivided(tables):
+                columns = [pc.unique(file.column(found.split)).to_pylist() for file in files]
+                values = dict.fromkeys(chain.from_iterable(columns))
                 odd = next((value for value in values if split_named(value) is None), None)
                 ignored = "" if any(map(split_named, values)) else f"as values such as {shown(odd)} are no names of splits"
             if ignored:
@@ -185,7 +184,7 @@ def _has_twice(column: str, files: Sequence[ArrowFile]) -> bool:
 
 
 def _undivided(tables: Sequence[_Table]) -> bool:
-    """Whether names say no split, or all of them `train`, which is what `datasets` calls data without splits."""
+    """Whether no name has a split, or each has `train`, which is what `datasets` calls data without splits."""
     return {table.split for table in tables} in ({None}, {"train"})
 
 

@@ -12,7 +12,7 @@ _MEMBER = re.compile(r"(?s)(?P<name>.*) @(?P<offset>\d+)\+(?P<size>\d+)")
 
 
 def member_at(path: Path, name: str, offset: int, size: int) -> ImagePart:
-    """The encoded image in the `size` bytes from `offset` of the file `path`; `name` says for people which one it is."""
+    """The encoded image in the `size` bytes from `offset` of the file `path`; messages show `name`."""
     return ImagePart(path, f"{name} @{offset}+{size}")
 
 

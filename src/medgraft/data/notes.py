@@ -49,6 +49,6 @@ class ReadingNotes:
         self.bad_row(file, place, problem)
 
     def assumed(self, sentence: str) -> None:
-        """Note a choice that the data did not settle, in a sentence for users; each is told once."""
+        """Note a choice that the data did not settle, in a sentence for users; each is listed once."""
         if sentence not in self.assumptions:
             self.assumptions.append(sentence)

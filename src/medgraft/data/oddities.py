@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -47,8 +47,8 @@ class OddCaptions:
         ]
 
 
-def misspelt(missing: Iterable[str]) -> Iterator[str]:
-    """A sentence that counts the missing images of which a file with nearly the same name is there, if there are any."""
+def misspelt_images(missing: Iterable[str]) -> str | None:
+    """A sentence that counts the missing images for which there is a file with nearly the same name, None if there are none."""
     names: dict[Path, dict[str, str]] = {}
     count, example = 0, ""
     for path in map(Path, missing):
@@ -60,8 +60,9 @@ def misspelt(missing: Iterable[str]) -> Iterator[str]:
             same = unicodedata.normalize("NFC", there) == unicodedata.normalize("NFC", path.name)
             how = "written in another Unicode form (NFC or NFD)" if same else shown(there)
             example = example or f"{path} is {how} there"
-    if count:
-        yield f"{count:,} missing images are there under another spelling: {example}. Correct the names in the data."
+    if not count:
+        return None
+    return f"{count:,} missing images are there under another spelling: {example}. Correct the names in the data."
 
 
 def _by_spelling(folder: Path) -> dict[str, str]:

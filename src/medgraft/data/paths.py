@@ -1,4 +1,4 @@
-"""Finds the file that a table or JSON file means by an image's path, however it is written."""
+"""Finds the image file that a path in a table or JSON file refers to, however it is written."""
 
 from __future__ import annotations
 

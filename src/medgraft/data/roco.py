@@ -129,7 +129,7 @@ class Rocov2(Dataset):
             table = root / f"{stem}_captions.csv"
             if table.is_file():
                 found = True
-                cuis = _mapping(root / f"{stem}_concepts.csv", "id", "cuis", self.notes)
+                cuis = _mapping(root / f"{stem}_concepts.csv", "id", "cuis", self.notes, open_end=True)
                 concepts = {key: tuple(filter(None, re.split(r"[;,\s\[\]'\"]+", text))) for key, text in cuis.items()}
                 add_captions(examples, table, image_folder(root, stem), split, concepts)
         yield from examples.examples(root)
@@ -226,10 +226,10 @@ def read_groups(path: Path, column: str, notes: ReadingNotes) -> dict[str, str]:
     return {key: group for key, group in _mapping(path, "id", column.lower(), notes).items() if group}
 
 
-def _mapping(path: Path, key: str, value: str, notes: ReadingNotes) -> dict[str, str]:
-    """One column by another, empty if there is no file; an id with two values is a bad row."""
+def _mapping(path: Path, key: str, value: str, notes: ReadingNotes, *, open_end: bool = False) -> dict[str, str]:
+    """One column by another, empty if there is no file; an id with two values is a bad row. For `open_end` see TableFormat."""
     found: dict[str, str] = {}
-    form = TableFormat(usual=",\t", open_end=value == "cuis")
+    form = TableFormat(usual=",\t", open_end=open_end)
     for row in read_table(path, (key, value), notes, form) if path.is_file() else ():
         with notes.row(path, row.place):
             _put(found, bare_text(row.cells[key]), bare_text(row.cells[value]))

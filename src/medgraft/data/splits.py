@@ -17,10 +17,6 @@ _NAMES: dict[str, Split] = {
 }  # fmt: skip
 
 
-# names of columns with patients or articles, the most likely first
-GROUP_NAMES = ("patient_id", "patientid", "patient", "subject_id", "subject", "pmcid", "pmc_id", "article")
-
-
 def split_named(name: object) -> Split | None:
     """The split that `name` says as a whole, in any case; None if it says none."""
     return _NAMES.get(name.strip().lower()) if isinstance(name, str) else None

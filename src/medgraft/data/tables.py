@@ -12,16 +12,17 @@ from typing import Any
 from pydantic import Field
 
 from medgraft.data.base import Dataset
+from medgraft.data.column_names import GROUPS, usual_column
 from medgraft.data.delimited import Row, TableFormat, read_delimited, require_unique
 from medgraft.data.examples import ExampleList
 from medgraft.data.notes import RowError
 from medgraft.data.paths import IMAGE_SUFFIXES, image_file
-from medgraft.data.splits import GROUP_NAMES, hashed_split, split_named
+from medgraft.data.splits import hashed_split, split_named
 from medgraft.data.text import kind, label, read_captions, shown
 from medgraft.errors import DataError, suggestion
 from medgraft.types import SPLITS, Example, Split
 
-# what the columns are called where the default names are not there
+# what the columns are called where the default names are not there; fewer than in columns.py, as no types confirm them
 _IMAGE_NAMES = ("image", "image_path", "img_path", "image_file", "file_name", "filename", "images")
 _CAPTION_NAMES = ("caption", "captions", "text", "report")
 
@@ -29,7 +30,7 @@ SplitOf = Callable[[Path, Split | None], Split | None]
 
 
 @dataclass(frozen=True)
-class Columns:
+class _Columns:
     """The columns that are read; `group` and `split` are None if there are none."""
 
     image: str
@@ -88,7 +89,7 @@ class Table(Dataset):
         if without_group:
             notes.assumed(f"{path.name}: {without_group} rows have no {columns.group!r}; each image counts as a group.")
 
-    def _columns(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> Columns:
+    def _columns(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> _Columns:
         if not names:
             bad = self.notes.bad_rows
             raise DataError(f"{path} has no rows that can be read{f': {len(bad)} are bad, such as {bad[0]}' if bad else ''}.")
@@ -100,7 +101,7 @@ class Table(Dataset):
         group = self.group or self._unnamed_group(path, names, rows)
         split = self.split or self._unnamed_split(path, names, rows)
         require_unique(path, names, [name for name in (image, caption, self.id, group, split) if name])
-        return Columns(image, caption, group, split)
+        return _Columns(image, caption, group, split)
 
     def _column(self, path: Path, names: Sequence[str], what: str, usual: Sequence[str]) -> str:
         """The image or caption column: the one asked for, or the only one with a usual name."""
@@ -115,8 +116,7 @@ class Table(Dataset):
 
     def _unnamed_group(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> str | None:
         """A column with a usual name of patients or articles, if each of its values may be one."""
-        by_name = {name.casefold(): name for name in reversed(names)}
-        column = next((by_name[name] for name in GROUP_NAMES if name in by_name), None)
+        column = usual_column(names, GROUPS)
         values = [row.cells.get(column) for row in rows] if column else []
         if column in (self.image, self.caption) or not any(values) or not all(isinstance(v, str | int | None) for v in values):
             return None
@@ -125,7 +125,7 @@ class Table(Dataset):
 
     def _unnamed_split(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> str | None:
         """A column called `split`, if any of its values names one; a row whose value does not is then a bad row."""
-        column = next((name for name in names if name.casefold() == "split"), None)
+        column = usual_column(names, ("split",))
         if column is None:
             return None
         values = [row.cells.get(column) for row in rows]

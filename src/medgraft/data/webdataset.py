@@ -36,8 +36,13 @@ class _Sample:
     texts: list[str] = field(default_factory=list)
     about: Any = None  # the content of its JSON file
 
+    @property
+    def complete(self) -> bool:
+        """Whether it has an image, and a text or JSON file."""
+        return bool(self.images) and (bool(self.texts) or self.about is not None)
+
     def add(self, suffix: str, content: bytes) -> None:
-        """Take over a text or JSON file. RowError if it cannot be read."""
+        """Add a text or JSON file. RowError if it cannot be read."""
         try:
             text = content.decode("utf-8-sig")
             if suffix == "json":
@@ -75,20 +80,18 @@ class WebDataset(Dataset):
             shard: split_in_path(shard.relative_to(path) if path.is_dir() else Path(shard.name), shard) for shard in shards
         }
         hashed: Counter[Split] = Counter()
-        divided = True if any(named.values()) else None  # whether names say splits; None: not known yet
+        divided = True if any(named.values()) else None  # whether names have splits; None: not known yet
         for shard, split in named.items():
             if split is None and any(named.values()):
                 self.notes.bad_row(shard, "its name", "says no split, as other tars do; rename it after one")
                 continue
             for key, sample in self._samples(shard):
-                example = None
                 with self.notes.row(shard, key):
                     given = split or split_in_path(PurePosixPath(key).parent, shard)
                     divided = given is not None if divided is None else divided
                     if divided != (given is not None):
                         raise RowError("some samples lie in folders that say a split, and others do not")
                     example = self._example(f"{shard.stem}/{key}", sample, given)
-                if example is not None:
                     hashed[example.split] += not divided
                     yield example
         note_hashed(self.notes, path, hashed)
@@ -114,12 +117,7 @@ class WebDataset(Dataset):
                 if suffix not in (*_IMAGES, *_TEXTS, "json") or PurePosixPath(name).name.startswith("."):
                     continue
                 key = name[: -len(suffix) - 1]
-                if (
-                    key != last
-                    and (before := waiting.get(last))
-                    and before.images
-                    and (before.texts or before.about is not None)
-                ):
+                if key != last and last in waiting and waiting[last].complete:
                     yield last, waiting.pop(last)
                 last = key
                 sample = waiting.setdefault(key, _Sample())
