@@ -63,8 +63,8 @@ def _support(_: Path) -> str:
     for row, strategy in enumerate(strategies):
         cells = ["✓" if reasons[row] is None else str(notes.index(reasons[row]) + 1) for reasons in columns.values()]
         lines.append(f"| {strategy} | {' | '.join(cells)} |")
-    said = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1))
-    return "\n".join([head, *lines]) + f"\n\n{said}\n"
+    numbered = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1))
+    return "\n".join([head, *lines]) + f"\n\n{numbered}\n"
 
 
 def _kernels(path: Path) -> str:
@@ -79,7 +79,7 @@ def _kernels(path: Path) -> str:
 
 def _memory(path: Path) -> str:
     record = json.loads(path.read_text(encoding="utf-8"))
-    head = "| images | in | peak, MiB | of it not mapped from files, MiB | seconds until read | seconds in all |"
+    head = "| images | format | peak, MiB | not mapped from files, MiB | seconds to read and hash | seconds in all |"
     lines = [head, "|---:|---" + "|---:" * 4 + "|"]
     for run in record["runs"]:
         read = run["phases"].get("read_data", 0) + run["phases"].get("digests", 0)

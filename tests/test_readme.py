@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medgraft.benchmark import Record
+from medgraft.benchmark import Record, run
 from medgraft.cli.main import _parser
 
 ROOT = Path(__file__).parent.parent
@@ -136,6 +136,12 @@ def test_environment_variables_are_on_the_page_of_settings():
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
     in_code = set(re.findall(r"\bMEDGRAFT_[A-Z_]+", code))
     assert in_code == set(re.findall(r"^\| `(MEDGRAFT_\w+)`", TEXT["docs/settings.md"], re.M))
+
+
+def test_the_functions_of_a_run_are_those_of_the_design_page():
+    (block,) = _blocks("docs/design.md", "")
+    named = re.findall(r"^    (_\w+)", block, re.M)
+    assert len(named) > 5 and [name for name in named if not hasattr(run, name)] == []
 
 
 def test_every_field_of_a_record_is_explained():

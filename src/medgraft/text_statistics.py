@@ -19,7 +19,7 @@ UNKNOWN_SHARE = 0.001  # more unknown tokens than this share of all are worth a 
 LONG_REFERENCES = 0.1  # the same for references that are longer than a generated caption may be
 _LIMIT = "generation.max_new_tokens"
 _BATCH = 1000  # captions tokenised at once
-_MOST_FREQUENT, _LONGEST_WORD = 5, 20  # unknown words that are kept, and characters of each
+_MOST_FREQUENT, _LONGEST_WORD = 5, 20  # unknown words that are listed, and characters of each
 
 
 class TextStatistics(StrictModel):
@@ -48,16 +48,22 @@ class TextStatistics(StrictModel):
             f"and are truncated; the median is {half}, the 99th percentile {most}, the longest {longest} tokens."
         )
 
+    @property
+    def has_unknown_tokens(self) -> bool:
+        """Whether more than UNKNOWN_SHARE of the tokens are unknown."""
+        return self.unknown_share > UNKNOWN_SHARE
+
+    def unknown_tokens(self) -> str:
+        """How many tokens are unknown, and the most frequent of them, as a sentence."""
+        words = ", ".join(f"{word} ({count:,})" for word, count in self.unknown.items())
+        return (
+            f"{self.unknown_share:.1%} of the captions' tokens are unknown to the tokenizer: the model can neither learn "
+            f"nor write them; the most frequent: {words}."
+        )
+
     def warnings(self) -> list[str]:
-        """A sentence for truncated captions, and one for more than UNKNOWN_SHARE unknown tokens."""
-        found = [self.lengths()] if self.longer else []
-        if self.unknown_share > UNKNOWN_SHARE:
-            words = ", ".join(f"{word} ({count:,})" for word, count in self.unknown.items())
-            found.append(
-                f"{self.unknown_share:.1%} of the captions' tokens are unknown to the tokenizer: the model can neither learn "
-                f"nor write them; the most frequent: {words}."
-            )
-        return found
+        """A sentence if captions are truncated, and one if many tokens are unknown."""
+        return [*([self.lengths()] if self.longer else []), *([self.unknown_tokens()] if self.has_unknown_tokens else [])]
 
 
 class GenerationStatistics(StrictModel):

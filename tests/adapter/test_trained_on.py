@@ -129,7 +129,7 @@ def test_a_package_without_the_file_is_unknown(trained, tmp_path, capsys):
     (tmp_path / "medgraft.json").write_text(json.dumps(manifest))
     words = _words(tmp_path, table)
     assert main(words) == 0
-    assert "What the adapter was trained on is not known" in capsys.readouterr().out
+    assert "does not list its training images" in capsys.readouterr().out
 
 
 def test_the_command_line_says_what_was_left_out_and_seen(trained, capsys):

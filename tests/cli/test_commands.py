@@ -65,10 +65,10 @@ def test_evaluate_and_caption(adapter, phantoms_folder, tmp_path):
     assert result["metrics"] == pytest.approx(record["metrics"], abs=1e-6)
     assert result["generated"] == record["generated"] and record["generated"]["max_new_tokens"] == 5
     image = next((phantoms_folder / "test/radiology/images").iterdir())
-    said = _medgraft("caption", image, "--adapter", out)
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.strip() == json.loads(predictions.read_text())[image.stem]
-    assert said.stderr == ""
+    done = _medgraft("caption", image, "--adapter", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == json.loads(predictions.read_text())[image.stem]
+    assert done.stderr == ""
 
 
 @pytest.mark.slow
@@ -170,8 +170,8 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     ]
     assert main(arguments) == 2
     printed = capsys.readouterr()
-    told = [line for line in printed.err.splitlines() if "the splits overlap" not in line]  # as phantoms of one kind do
-    assert len(told) == 1 and told[0].startswith("medgraft: ") and message in told[0]
+    lines = [line for line in printed.err.splitlines() if "the splits overlap" not in line]  # as phantoms of one kind do
+    assert len(lines) == 1 and lines[0].startswith("medgraft: ") and message in lines[0]
     assert printed.out == ""
 
 

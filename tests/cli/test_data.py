@@ -129,7 +129,7 @@ def test_what_a_run_does_about_each_problem(inspect, table, rows, words, kinds, 
         assert problem["what"].replace("'", "&#39;") in page
 
 
-def test_captions_are_told_where_no_image_can_be_used(inspect, table):
+def test_captions_are_shown_where_no_image_can_be_used(inspect, table):
     code, found, page = inspect(table(["gone.png,a mass,train,p", "gone2.png,a nodule,train,p"]))
     assert code == 1 and found["images"] is None and found["captions"]["captions"] == 2
     assert found["text"]["captions"] == 2 and "<img" not in page
@@ -218,7 +218,7 @@ def _write_nifti(path):
 
 
 def test_medical_formats_are_shown_without_a_name(inspect, table, tmp_path):
-    _write_dicom(tmp_path / "a.png")  # told by its content
+    _write_dicom(tmp_path / "a.png")  # found by its content
     _write_nifti(tmp_path / "d.nii.gz")
     code, found, page = inspect(table([*GOOD[:3], "d.nii.gz,a volume,test,r"]))
     assert code == 0 and found["images"]["formats"] == {"PNG": 2, "DICOM": 1, "NIfTI": 1}

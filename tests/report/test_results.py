@@ -267,16 +267,16 @@ def test_report_writes_the_page_and_the_table(results, capsys):
     assert {line["strategy"] for line in lines} == {"one", "two", "poor"} and float(lines[0]["cider"]) == 1.0
 
 
-def test_leaks_are_told_in_every_form(tmp_path, plugins):
+def test_leaks_are_shown_in_every_form(tmp_path, plugins):
     _write(tmp_path, "plain", 36)
     record = _write(tmp_path, "one", 36)
     leaks = (Leak("near_duplicate", "test", "train", 3), Leak("group", "test", "train", 1))
     record = record.model_copy(update={"leaks": leaks, "data_report": LeftOut(leaking=5)})
     write_record(record, tmp_path / "records")
     assert read_records(tmp_path)[0].leaks == leaks
-    said = "The splits overlap: 3 images of test with a near-duplicate in train; 1 image of test with an image of their group"
+    note = "The splits overlap: 3 images of test with a near-duplicate in train; 1 image of test with an image of their group"
     groups = read_results(tmp_path, plugins=plugins)
-    assert said in html_report("t", read_records(tmp_path), groups, tmp_path, plugins=plugins)
+    assert note in html_report("t", read_records(tmp_path), groups, tmp_path, plugins=plugins)
     table = rows(read_records(tmp_path), groups)
-    assert said in markdown(table) and "(5 images were left out for it)" in markdown(table)
+    assert note in markdown(table) and "(5 images were left out for it)" in markdown(table)
     assert [bool(row.leaks) for row in table if row.strategy == "one"] == [True]

@@ -147,7 +147,7 @@ def test_answers_that_were_cut_off_are_counted(provider, stub, tmp_path):
     assert captioner.caption(IMAGES, OPTIONS) == Generated(["A mass in the", "A mass."], 1, 40)
     assert captioner.caption(IMAGES[:1], OPTIONS).cut_off == 1  # from the cache
     assert captioner.usage().cut_off == 2
-    for path in (tmp_path / "cache").rglob("*.json"):  # as older versions kept it
+    for path in (tmp_path / "cache").rglob("*.json"):  # as older versions wrote it
         entry = json.loads(path.read_text())
         del entry["answer"]["cut_off"]
         path.write_text(json.dumps(entry))

@@ -117,7 +117,7 @@ def _text(
     """See DryRun.text; `here` are the backbones whose files are on this machine."""
     found: dict[str, tuple[str, ...]] = {}
     strategies = [(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins)) for config in expand(suite)]
-    for config, strategy in sorted(strategies, key=lambda run: not run[1].trains):  # trained ones first: they tell more
+    for config, strategy in sorted(strategies, key=lambda run: not run[1].trains):  # trained ones first
         name, examples = f"{config.backbone} on {_named(config.data)}", data[config.data.model_dump_json()]
         if name in found or examples is None or config.backbone not in here:
             continue

@@ -29,9 +29,9 @@ _logger = logging.getLogger(__name__)
 class Evaluation:
     """Predictions, their scores with intervals, and signs of captions that ignore the image.
 
-    `collapse` holds the shares of `captions.collapse` and, as `shuffled_NAME`, every score with each caption moved to another
+    `collapse` holds the shares of `scoring.collapse` and, as `shuffled_NAME`, every score with each caption moved to another
     image. `maps` are packed attention maps by image id. `peak_memory_bytes` covers training and captioning, without maps.
-    `generated` tells how many captions were cut off; None for captions that no model generated.
+    `generated` counts the captions that were cut off; None for captions that no model generated.
     `medgraft.evaluate` adds the report of its data, and how many images the adapter was trained on (None if that is unknown).
     """
 
@@ -136,7 +136,7 @@ def generation_of(adapter: LoadedAdapter) -> GenerationConfig:
 
 
 def seen_in_training(adapter: LoadedAdapter, data: DataConfig, examples: Sequence[Example]) -> SeenInTraining | None:
-    """How many of `examples`, read by `data`, the adapter was trained on; None if the package does not tell.
+    """How many of `examples`, read by `data`, the adapter was trained on; None if that is unknown.
 
     Warns if there are any, and if the data are read by other options than in training. With `data.on_leak` "error" trained
     examples are a DataError.

@@ -78,8 +78,8 @@ class Record(StrictModel):
     its first optimiser step. `acceleration` names the installed kernels. `intervals` are the 95 % intervals of `metrics` over
     groups of test images, `signatures` the metrics' settings, `unavailable` the reasons why metrics are missing, `collapse`
     signs of captions that ignore the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids;
-    None if they are unknown. `text` tells which captions training truncated and which tokens are unknown, `generated` which
-    captions were cut off.
+    None if they are unknown. `text` counts captions that training truncated and unknown tokens, `generated` captions that
+    were cut off.
     `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
     products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
     the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. A failed run has an

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         for sentence in report.sentences():
             print(sentence)
         if adapter is not None:
-            print(seen or "What the adapter was trained on is not known: its package does not tell.")
+            print(seen or "The adapter's package does not list its training images: these may be among them.")
         if result.generated:
             print(result.generated)
         print_scores(result.metrics, result.intervals, result.scores.unavailable)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medgraft.inspection.result import CaptionStatistics, ShownCaption
 from medgraft.types import Example
@@ -26,7 +27,7 @@ def caption_statistics(examples: Sequence[Example]) -> CaptionStatistics:
                 numbers.append(number)
                 words.append(len(caption.split()))
                 texts[caption] += 1
-    lengths = np.array(words)
+    lengths = np.array(words, dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
 
     def shown(rows: Iterable[int]) -> tuple[ShownCaption, ...]:
@@ -51,7 +52,7 @@ def caption_statistics(examples: Sequence[Example]) -> CaptionStatistics:
     )
 
 
-def percentiles(values: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[int, int]:
+def percentiles(values: NDArray[np.int64]) -> dict[int, int]:
     """The PERCENTILES of `values`, each of which is one of the values."""
     found = np.percentile(values, PERCENTILES, method="inverted_cdf")
     return {percent: int(value) for percent, value in zip(PERCENTILES, found, strict=True)}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 from PIL import Image
 
 from medgraft.backbones import Backbone
@@ -48,7 +49,7 @@ class LeakingPair:
 
 
 def image_statistics(examples: Sequence[Example]) -> ImageStatistics | None:
-    """Statistics of the images of `examples`; None if none can be read, else all can."""
+    """Statistics of the images of `examples`; None if none of them can be read."""
     sizes: Counter[tuple[int, int]] = Counter()
     for start in range(0, len(examples), _AT_ONCE):
         images = [example.image for example in examples[start : start + _AT_ONCE]]
@@ -56,13 +57,13 @@ def image_statistics(examples: Sequence[Example]) -> ImageStatistics | None:
         sizes.update(file.size for image in images if (file := found[image]) is not None and file.size is not None)
     if not sizes:
         return None
-    widths, heights = zip(*sizes.elements(), strict=True)
-    sides = Counter(_side(max(size)) for size in sizes.elements())
+    pixels = np.array(list(sizes.elements()), dtype=np.int64)  # [N, 2]
+    sides = Counter(map(_side, pixels.max(axis=1)))
     kinds = [image_kind(example.image) for example in evenly(examples, _SAMPLE)]
     return ImageStatistics(
         images=sizes.total(),
-        width=percentiles(widths),
-        height=percentiles(heights),
+        width=percentiles(pixels[:, 0]),
+        height=percentiles(pixels[:, 1]),
         longest_side={name: sides[name] for name in map(_side, (*_SIDES, _SIDES[-1] + 1))},
         frequent={f"{width} x {height}": count for (width, height), count in sizes.most_common(_FREQUENT)},
         sample=len(kinds),
@@ -74,7 +75,7 @@ def image_statistics(examples: Sequence[Example]) -> ImageStatistics | None:
 def contact_sheet(data: CaptionData, view: ModelView) -> tuple[SheetImage, ...]:
     """Up to 48 images spread over the data, the same number of each split where it has as many."""
     chosen: list[Example] = []
-    splits = sorted((data.split(split) for split in SPLITS if data.split(split)), key=len)
+    splits = sorted(filter(len, map(data.split, SPLITS)), key=len)
     for number, examples in enumerate(splits):
         chosen += evenly(examples, (_SHEET - len(chosen)) // (len(splits) - number))
     chosen.sort(key=lambda example: SPLITS.index(example.split))
@@ -88,7 +89,7 @@ def contact_sheet(data: CaptionData, view: ModelView) -> tuple[SheetImage, ...]:
 
 
 def leaking_pairs(data: CaptionData, view: ModelView) -> tuple[LeakingPair, ...]:
-    """A few pairs of each leak, but for images that `data.on_leak=drop` has left out."""
+    """A few pairs of each leak, without those of which `data.on_leak=drop` has left out an image."""
     shown = [(leak, ids) for leak in data.report.leaks or () for ids in leak.examples[:_PAIRS]]
     wanted = {key for leak, (one, other) in shown for key in ((leak.split, one), (leak.other, other))}
     images = {key: example.image for example in data.examples if wanted and (key := (example.split, example.id)) in wanted}

@@ -33,7 +33,7 @@ class InspectedData:
 def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
     """What a run with `config` finds in its data. No weights are loaded.
 
-    Data that a run refuses are read again without what makes it refuse them, so that the result has all of that.
+    If a run refuses the data, they are read again without their bad rows, so that the result has all of these and the rest.
     """
     captioner, _ = get_captioner(config.backbone, plugins=plugins)
     remote = issubclass(captioner, RemoteCaptioner)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from medgraft.config import DataConfig
 from medgraft.inspection.reading import Reading
 from medgraft.inspection.result import Problem
-from medgraft.text_statistics import UNKNOWN_SHARE, GenerationStatistics, TextStatistics
+from medgraft.text_statistics import GenerationStatistics, TextStatistics
 from medgraft.types import CaptionData, Split
 
-_LEFT_OUT = "A run leaves such out, and counts them."
+_LEFT_OUT = "A run leaves them out, and counts them."
 _LEAK_SETTINGS = "data.on_leak=drop leaves such images out of training, data.on_leak=error refuses the data."
 _ON_LEAK = {
     "warn": f"A run warns, and scores on these images are too good. {_LEAK_SETTINGS}",
@@ -70,9 +70,9 @@ def text_problems(text: TextStatistics, references: GenerationStatistics) -> Ite
         advice = "Raise train.max_text_tokens." if limited else "Shorten them, or choose another backbone."
         run = f"A run warns and trains on their beginnings, without an end token. {advice}"
         yield Problem(kind="truncated", count=text.longer, refused=False, what=text.lengths(), run=run)
-    if text.unknown_share > UNKNOWN_SHARE:
+    if text.has_unknown_tokens:
         run = "A run warns and trains on them. Choose a backbone that knows the language."
-        yield Problem(kind="unknown_tokens", count=None, refused=False, what=text.warnings()[-1], run=run)
+        yield Problem(kind="unknown_tokens", count=None, refused=False, what=text.unknown_tokens(), run=run)
     if references.has_long_references:
         run = "A run cuts captions off at this length. Raise generation.max_new_tokens."
         yield Problem(kind="long_references", count=None, refused=False, what=references.references(), run=run)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from PIL import Image
+
 from medgraft.inspection import InspectedData
 from medgraft.report.pages import jpeg_uri, render_page
 
@@ -62,7 +64,7 @@ def _bars(counts: Mapping[str, int]) -> list[dict[str, Any]]:
     return [{"label": label, "count": count, "share": count / total} for label, count in counts.items()]
 
 
-def _uri(picture: Any) -> str:
+def _uri(picture: Image.Image) -> str:
     return jpeg_uri(picture, longest=_LONGEST_SIDE, quality=80)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from medgraft.inspection import Inspection, Problem
 from medgraft.inspection.result import CaptionStatistics, ImageStatistics
+from medgraft.report.wrapping import item, wrapped
 
-_WIDTH = 78
 _ITEMS = 5  # of a problem; the page and JSON have more
 
 
@@ -18,11 +18,11 @@ def data_text(found: Inspection) -> str:
     if found.captions:
         blocks += [_splits(found), *([_images(found.images)] if found.images else []), _captions(found.captions, found)]
     if found.assumptions:
-        blocks.append("Assumed\n" + "\n".join(map(_item, found.assumptions)))
+        blocks.append("Assumed\n" + "\n".join(map(item, found.assumptions)))
     if found.problems:
         blocks.append("What a run does\n" + "\n".join(map(_problem, found.problems)))
-    accepts = "A run accepts these data."
-    blocks.append(_fill(f"A run that trains refuses these data: {found.refusal}" if found.refusal else accepts, ""))
+    refuses = f"A run that trains refuses these data: {found.refusal}"
+    blocks.append(wrapped(refuses if found.refusal else "A run accepts these data."))
     return "\n\n".join(blocks)
 
 
@@ -43,7 +43,7 @@ def _images(images: ImageStatistics) -> str:
         f"formats{of}: {_counts(images.formats)}",
         f"modes{of}: {_counts(images.modes)}",
     ]
-    return "Images\n" + "\n".join(map(_item, lines))
+    return "Images\n" + "\n".join(map(item, lines))
 
 
 def _captions(captions: CaptionStatistics, found: Inspection) -> str:
@@ -55,14 +55,14 @@ def _captions(captions: CaptionStatistics, found: Inspection) -> str:
     if captions.frequent:
         text, count = next(iter(captions.frequent.items()))
         lines.append(f"most frequent, {count:,} times: {textwrap.shorten(text, 100)}")
-    if found.text and found.text.captions and not found.text.longer:  # else it is told as a problem
+    if found.text and found.text.captions and not found.text.longer:  # else it is among the problems
         lines.append(found.text.lengths())
-    return "Captions\n" + "\n".join(map(_item, lines))
+    return "Captions\n" + "\n".join(map(item, lines))
 
 
 def _problem(problem: Problem) -> str:
-    lines = [_item(f"{problem.what} {problem.run}")]
-    lines += [_fill(item, "      ") for item in problem.items[:_ITEMS]]
+    lines = [item(f"{problem.what} {problem.run}")]
+    lines += [wrapped(case, "      ") for case in problem.items[:_ITEMS]]
     if len(problem.items) > _ITEMS:
         lines.append(f"      and {len(problem.items) - _ITEMS:,} more")
     return "\n".join(lines)
@@ -70,13 +70,3 @@ def _problem(problem: Problem) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
-
-
-def _item(text: str) -> str:
-    return textwrap.fill(text, _WIDTH, initial_indent="  - ", subsequent_indent="    ", break_long_words=False)
-
-
-def _fill(text: str, indent: str) -> str:
-    return textwrap.fill(
-        text, _WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", break_long_words=False, break_on_hyphens=False
-    )

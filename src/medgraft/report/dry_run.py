@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 
 from medgraft.backbones import Usage
 from medgraft.benchmark import DryRun
 from medgraft.benchmark.dry_run import RunEstimate
+from medgraft.report.wrapping import item
 
 _WHERE = {"folder": "in a folder here", "cached": "in the hub's cache", "hub": "to download", "api": "behind an API"}
 
 
 def dry_run_text(plan: DryRun) -> str:
-    """Downloads, the cost of each run on this machine, what is left out and what is missing."""
+    """Data, downloads, the cost of each run on this machine, captions in tokens, what is left out and what is missing."""
     blocks = [f"Plan of {plan.suite}: {len(plan.runs)} runs", _machine(plan), _weights(plan), _runs(plan.runs) + _besides(plan)]
     if plan.text:
-        blocks.append("Captions\n" + "\n".join(_item(f"{name}: {' '.join(lines)}") for name, lines in plan.text.items()))
+        blocks.append("Captions\n" + "\n".join(item(f"{name}: {' '.join(lines)}") for name, lines in plan.text.items()))
     if plan.left_out:
-        blocks.append("Left out\n" + "\n".join(_item(f"{pair}: {reason}") for pair, reason in plan.left_out.items()))
-    blocks.append("Missing\n" + "\n".join(map(_item, plan.missing)) if plan.missing else "Nothing is missing.")
+        blocks.append("Left out\n" + "\n".join(item(f"{pair}: {reason}") for pair, reason in plan.left_out.items()))
+    blocks.append("Missing\n" + "\n".join(map(item, plan.missing)) if plan.missing else "Nothing is missing.")
     return "\n\n".join(blocks)
 
 
@@ -35,7 +35,7 @@ def _machine(plan: DryRun) -> str:
     for name, counts in plan.images.items():
         found = "not found" if counts is None else ", ".join(f"{n:,} {split}" for split, n in counts.items() if n)
         lines.append(f"{name}: {found}")
-        lines += map(_item, plan.notes.get(name, ()))
+        lines += map(item, plan.notes.get(name, ()))
     return "\n".join(lines)
 
 
@@ -85,10 +85,6 @@ def _usage(usage: Usage | None) -> str:
     price = "price not set" if usage.usd is None else f"up to {usage.usd:.2f} USD"
     tokens = usage.input_tokens + usage.output_tokens
     return f"{usage.requests:,} requests, up to {tokens:,} tokens, {price}"
-
-
-def _item(text: str) -> str:
-    return textwrap.fill(text, 78, initial_indent="  - ", subsequent_indent="    ", break_long_words=False)
 
 
 def _size(value: float) -> str:

@@ -165,11 +165,11 @@ def _images(ordered: Sequence[Entry], plugins: PluginManager) -> dict[str, str]:
 
 def _maps(ordered: Sequence[Entry], folder: Path) -> dict[str, list[dict[str, Any] | None]]:
     """Packed maps by image id, of the first seed of each entry, for as many images as fit in the page."""
-    kept = [read_maps(folder / (entry.records[0].adapter or "")) for entry in ordered]
+    of_runs = [read_maps(folder / (entry.records[0].adapter or "")) for entry in ordered]
     found: dict[str, list[dict[str, Any] | None]] = {}
     left = _MAPS_CHARACTERS
     for key in ordered[0].captions[0].ids:
-        of_image = [maps.get(key) for maps in kept]
+        of_image = [maps.get(key) for maps in of_runs]
         left -= sum(len(word[2]) for maps in of_image if maps for word in maps["words"])
         if any(of_image) and left > 0:
             found[key] = of_image

@@ -23,8 +23,11 @@ def render_page(name: str, data: dict[str, Any] | None, **values: Any) -> str:
         # escaped, so that data cannot end or open a script
         values["data"] = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
         values["script"] = read("maps.js") + read(f"{name}.js")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(read(f"{name}.html")).render(**values, css=read("page.css"))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("medgraft.report", "page"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(f"{name}.html").render(**values, css=read("page.css"))
 
 
 def jpeg_uri(image: Image.Image, *, longest: int, quality: int) -> str:

@@ -19,7 +19,7 @@ def text_notes(records: Iterable[Record]) -> list[str]:
 
 
 def cut_off_share(records: Iterable[Record]) -> float | None:
-    """The mean share of generated captions that were cut off; None if no record tells it."""
+    """The mean share of generated captions that were cut off; None if no record has it."""
     found = [record.generated for record in records if record.generated]
     shares = [each.cut_off / each.captions for each in found if each.cut_off is not None and each.captions]
     return fmean(shares) if shares else None

@@ -38,19 +38,19 @@ def pair(predictions: Source, references: Source | None, *, allow_missing: bool)
         raise ScoringError(f"{first.name} holds predictions alone. Name the references: --references FILE")
     if second.run is not None:
         second = CaptionFile(second.name, by_id("", second.run.references).rows, second.run)
-    predicted, given, notes = _matched(first, second)
+    predicted, listed, notes = _matched(first, second)
     if several := [key for key, texts in predicted.items() if len(texts) > 1]:
         raise ScoringError(f"{first.name}: {_count(several, predicted)} several predictions. Keep one for each id.")
     single = {key: texts[0] for key, texts in predicted.items() if texts and texts[0] is not None}
-    known = {key: kept for key, texts in given.items() if (kept := tuple(text for text in texts if text))}
-    common = [key for key in known if key in single]
+    usable = {key: present for key, texts in listed.items() if (present := tuple(filter(None, texts)))}
+    common = [key for key in usable if key in single]
     problems = [
         f"{name}: {_count(lacking, ids)} {what}"
         for name, ids, lacking, what in (
-            (second.name, given, [key for key in given if key not in predicted], "no prediction"),
-            (first.name, predicted, [key for key in predicted if key not in given], "no reference"),
+            (second.name, listed, [key for key in listed if key not in predicted], "no prediction"),
+            (first.name, predicted, [key for key in predicted if key not in listed], "no reference"),
             (first.name, predicted, [key for key in predicted if key not in single], "null as prediction"),
-            (second.name, given, [key for key in given if key not in known], "no text as reference"),
+            (second.name, listed, [key for key in listed if key not in usable], "no text as reference"),
         )
         if lacking
     ]
@@ -59,11 +59,11 @@ def pair(predictions: Source, references: Source | None, *, allow_missing: bool)
             f"{'; '.join(problems)}. Complete the files, or score only the {len(common)} ids that have both: --allow-missing"
         )
     notes += [f"Left out: {problem}." for problem in problems]
-    if blank := sum(len(texts) for texts in given.values()) - sum(len(texts) for texts in known.values()):
-        notes.append(f"{second.name}: {blank} references are empty and were left out.")
-    if silent := [key for key in common if not single[key]]:
-        notes.append(f"{first.name}: {_count(silent, common)} an empty prediction, which is scored as such.")
-    captions = RunCaptions({key: single[key] for key in common}, {key: known[key] for key in common}, {}, {})
+    if unusable := sum(len(texts) for texts in listed.values()) - sum(len(texts) for texts in usable.values()):
+        notes.append(f"{second.name}: {unusable} references are empty and were left out.")
+    if empty := [key for key in common if not single[key]]:
+        notes.append(f"{first.name}: {_count(empty, common)} an empty prediction, which is scored as such.")
+    captions = RunCaptions({key: single[key] for key in common}, {key: usable[key] for key in common}, {}, {})
     return _with_run(captions, second.run or first.run), tuple(notes)
 
 
@@ -87,19 +87,19 @@ def _with_run(captions: RunCaptions, run: RunCaptions | None) -> RunCaptions:
 def _matched(first: CaptionFile, second: CaptionFile) -> tuple[Captions, Captions, list[str]]:
     """Predictions and references by the id columns that have ids in common, else by file names."""
     notes = [*first.notes, *second.notes]
-    ours, theirs = _by_id_column(first, PREDICTIONS, notes), _by_id_column(second, REFERENCES, notes)
-    usual = next(iter(ours)), next(iter(theirs))
+    predictions, references = _by_id_column(first, PREDICTIONS, notes), _by_id_column(second, REFERENCES, notes)
+    usual = next(iter(predictions)), next(iter(references))
     keys: tuple[Callable[[str], str], ...] = (str, _file_name)
-    for key, (a, b) in itertools.product(keys, itertools.product(ours, theirs)):
-        predicted, given = _renamed(ours[a], key), _renamed(theirs[b], key)
-        if predicted and given and predicted.keys() & given.keys():
+    for key, (a, b) in itertools.product(keys, itertools.product(predictions, references)):
+        predicted, listed = _renamed(predictions[a], key), _renamed(references[b], key)
+        if predicted and listed and predicted.keys() & listed.keys():
             if key is not str or (a, b) != usual:
                 how = " by file name, without folder and ending" if key is not str else ""
                 notes.append(f"Ids were matched{how}: {a!r} of {first.name} with {b!r} of {second.name}.")
-            return predicted, given, notes
+            return predicted, listed, notes
     raise ScoringError(
-        f"{first.name} and {second.name} have no id in common: their ids are such as {next(iter(ours[usual[0]]))!r} and "
-        f"{next(iter(theirs[usual[1]]))!r}."
+        f"{first.name} and {second.name} have no id in common: their ids are such as {next(iter(predictions[usual[0]]))!r} and "
+        f"{next(iter(references[usual[1]]))!r}."
     )
 
 

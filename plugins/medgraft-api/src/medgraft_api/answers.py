@@ -15,9 +15,9 @@ from PIL.Image import Image
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said. `refused` is the provider's reason for saying nothing; `model` the version that answered.
+    """A model's answer. `refused` is the provider's reason for giving none; `model` the version that answered.
 
-    `cut_off` tells whether the answer ended at the limit of tokens; None if it was cached before that was kept.
+    `cut_off`: whether it ended at the limit of tokens; None if unknown, as in answers that an older version cached.
     """
 
     text: str
