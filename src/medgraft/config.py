@@ -47,6 +47,10 @@ class DataConfig(StrictModel):
             raise ConfigError(f"Data {text!r} has no name. Write NAME or NAME:PATH, such as roco:/data/roco.")
         return cls(name=name, path=path or None)
 
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        return self.name if self.path is None else f"{self.name}:{self.path}"
+
 
 class TrainConfig(StrictModel):
     """Training, under the names of transformers' TrainingArguments."""

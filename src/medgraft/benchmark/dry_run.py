@@ -93,7 +93,7 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
             missing[str(error)] = None
         except MedgraftError as error:
             missing[f"{config.backbone}: {error}"] = None
-    named = {_named(c): d for c, d in zip(suite.data, data.values(), strict=True)}
+    named = {str(c): d for c, d in zip(suite.data, data.values(), strict=True)}
     counts = {name: None if d is None else {str(s): len(d.split(s)) for s in SPLITS} for name, d in named.items()}
     notes = {
         name: (*d.report.sentences(), *(f"Overlap: {leak}." for leak in d.report.leaks or ()))
@@ -118,7 +118,7 @@ def _text(
     found: dict[str, tuple[str, ...]] = {}
     strategies = [(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins)) for config in expand(suite)]
     for config, strategy in sorted(strategies, key=lambda run: not run[1].trains):  # trained ones first
-        name, examples = f"{config.backbone} on {_named(config.data)}", data[config.data.model_dump_json()]
+        name, examples = f"{config.backbone} on {config.data}", data[config.data.model_dump_json()]
         if name in found or examples is None or config.backbone not in here:
             continue
         try:
@@ -133,10 +133,6 @@ def _sentences(config: RunConfig, training: Sequence[Example], data: CaptionData
     text, references = planned_statistics(config, backbone, training, data.split(config.eval_split))
     lengths = [text.lengths()] if text.captions else []
     return tuple(dict.fromkeys([*lengths, *text.warnings(), references.references()]))
-
-
-def _named(config: DataConfig) -> str:
-    return f"{config.name}:{config.path or ''}".rstrip(":")
 
 
 def _data(config: DataConfig, plugins: PluginManager, missing: dict[str, None]) -> CaptionData | None:

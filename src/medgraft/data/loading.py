@@ -114,7 +114,7 @@ def _without_leaks(examples: Chosen[Example], report: DataReport, config: DataCo
     data = CaptionData(config.name, examples, replace(report, leaks=leaks.found))
     if not leaks.found:
         return data
-    found = f"{config.name}:{config.path or ''}".rstrip(":") + f": the splits overlap: {'; '.join(map(str, leaks.found))}."
+    found = f"{config}: the splits overlap: {'; '.join(map(str, leaks.found))}."
     if config.on_leak == "error":
         advice = "Split by patient or article, or set data.on_leak=drop to leave them out of training."
         raise RefusedDataError(f"{found} {advice}", data)

@@ -51,7 +51,7 @@ def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
         text, references = planned_statistics(config, backbone, data.split("train"), data.split(config.eval_split))
         problems += text_problems(text, references)
     inspection = Inspection(
-        data=f"{config.data.name}:{config.data.path or ''}".rstrip(":"),
+        data=str(config.data),
         backbone=config.backbone,
         refusal=refusal,
         problems=tuple(sorted(problems, key=lambda problem: not problem.refused)),
