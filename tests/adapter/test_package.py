@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BlipForConditionalGeneration
 
 import medgraft
-from medgraft.adapter import package
+from medgraft.adapter import saving
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.benchmark import execute
 from medgraft.config import run_config
@@ -128,19 +128,19 @@ def test_parameters_before_training_are_known_by_the_checkpoint(dtype, blip_fold
     strategy = get_strategy("full", plugins=plugins)
     backbone = load_model(f"blip:{folder}", strategy, plugins=plugins)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy)
-    every = package.in_place_digests(applied)
+    every = saving.in_place_digests(applied)
     hashed = []
-    plain = package.tensor_digests
-    monkeypatch.setattr(package, "tensor_digests", lambda some: hashed.extend(some) or plain(some))
+    plain = saving.tensor_digests
+    monkeypatch.setattr(saving, "tensor_digests", lambda some: hashed.extend(some) or plain(some))
     known = backbone.checkpoint_digests(backbone.source)
-    assert package.in_place_digests(applied, known) == every
+    assert saving.in_place_digests(applied, known) == every
     # a checkpoint in bf16 is widened when it is loaded, so that its digests are not the parameters'
     assert set(hashed) == (set(every) - set(known) if dtype == torch.float32 else set(every))
     assert len(hashed) < 0.1 * len(every) or dtype == torch.bfloat16
     changed = applied.direct[0]
     dict(backbone.model.named_parameters())[changed].data.add_(1)
-    package.save_weights(tmp_path / "adapter", applied, package.in_place_digests(applied, known) | {changed: every[changed]})
-    assert list(load_file(tmp_path / "adapter" / package.TENSORS)) == [changed]
+    saving.save_weights(tmp_path / "adapter", applied, saving.in_place_digests(applied, known) | {changed: every[changed]})
+    assert list(load_file(tmp_path / "adapter" / saving.TENSORS)) == [changed]
 
 
 def test_a_backbone_with_a_fingerprint_of_its_own_has_no_checkpoint_digests(blip_folder):

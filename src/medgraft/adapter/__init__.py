@@ -1,14 +1,8 @@
 """Adapter packages: trained weights with a manifest, saved and loaded safely."""
 
+from medgraft.adapter.loading import LoadedAdapter, load_adapter
 from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest
-from medgraft.adapter.package import (
-    LoadedAdapter,
-    adapter_bytes,
-    finish_package,
-    in_place_digests,
-    load_adapter,
-    save_weights,
-)
+from medgraft.adapter.saving import adapter_bytes, finish_package, in_place_digests, save_weights
 from medgraft.adapter.trained_on import SeenInTraining, TrainedOn
 
 __all__ = [

@@ -1,0 +1,24 @@
+"""Find the folder of an adapter from what a user named: the package itself, or the folder of the run that made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medgraft.adapter.manifest import MANIFEST
+from medgraft.adapter.saving import ADAPTER_CONFIG
+from medgraft.errors import AdapterError
+
+IN_RUN = "adapter"  # the package's folder in the folder of a run
+
+
+def locate_adapter(source: str | Path) -> Path:
+    """The folder of the adapter `source`: a package, a plain PEFT adapter, or a run's folder that has one."""
+    folder = Path(source)
+    if not folder.is_dir():
+        raise AdapterError(f"There is no adapter folder {folder}.")
+    return folder if is_adapter(folder) or not is_adapter(folder / IN_RUN) else folder / IN_RUN
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether `folder` has a manifest or PEFT's config."""
+    return (folder / MANIFEST).is_file() or (folder / ADAPTER_CONFIG).is_file()
