@@ -20,7 +20,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default=str(Path(__file__).parent / "suites" / "all-models.toml"))
     own, words = parser.parse_known_args(words)
-    command = [sys.executable, "-m", "medgraft.cli.main"]
+    command = [sys.executable, "-m", "medgraft"]
     subprocess.run([*command, "tiny-models", "models"], check=True, stdout=sys.stderr)
     with Stub() as stub:
         environment = {

@@ -42,7 +42,7 @@ def test_listing_names_loads_no_torch():
 def test_help_is_quick():
     def once() -> float:
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "medgraft.cli.main", "--help"], capture_output=True, check=True)
+        subprocess.run([sys.executable, "-m", "medgraft", "--help"], capture_output=True, check=True)
         return time.perf_counter() - start
 
     assert min(once() for _ in range(5)) < 0.4

@@ -34,7 +34,7 @@ def _run_commands(block: str, place: Path) -> None:
     for line in block.splitlines():
         command, *words = shlex.split(line)
         assert command == "medgraft"
-        done = subprocess.run([sys.executable, "-m", "medgraft.cli.main", *words], cwd=place, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "medgraft", *words], cwd=place, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         assert done.stdout.strip()
 

@@ -26,7 +26,7 @@ _LIMIT = 150.0  # seconds for a process
 def start(work: Path, out: Path, steps: int, *more: str) -> subprocess.Popen[str]:
     """`medgraft train` of the small BLIP in WORK, in the background."""
     command = [
-        sys.executable, "-m", "medgraft.cli.main", "train", "--backbone", f"blip:{work / 'little'}", "--strategy", "lora",
+        sys.executable, "-m", "medgraft", "train", "--backbone", f"blip:{work / 'little'}", "--strategy", "lora",
         "--data", f"roco:{work / 'phantoms'}", "--max-images", "12", "--batch-size", "4", "--out", str(out), "--no-eval",
         "--max-steps", str(steps), "--set", f"train.save_steps={steps // 8}", *more,
     ]  # fmt: skip

@@ -66,11 +66,11 @@ class FileState:
         return f"{self.size} {self.mtime_ns} {self.ctime_ns} {self.inode}"
 
 
-def file_state(path: Path) -> FileState | None:
-    """The state of a file, following links; None if it does not exist."""
+def file_state(source: ImageSource) -> FileState | None:
+    """The state of a file, or of the one that contains an image, following links; None if it does not exist."""
     seen_at = time.time()
     try:
-        found = path.stat()
+        found = _file(source).stat()
     except OSError:
         return None
     return FileState(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, seen_at)
@@ -174,7 +174,7 @@ def _file(source: ImageSource) -> Path:
 
 
 def _keys(sources: Sequence[ImageSource]) -> list[bytes]:
-    """Absolute paths with links in the folders resolved, and behind them what tells parts of a file apart.
+    """Absolute paths with links in the folders resolved, each followed by what identifies a part of the file.
 
     The file itself may be a link; its state is that of the target.
     """
@@ -196,7 +196,7 @@ def _path_of(key: bytes) -> bytes:
 
 
 def _states(sources: Sequence[ImageSource]) -> list[FileState | None]:
-    """The states of many files, in parallel since each takes a round trip on a network disk; each file is asked once."""
+    """The states of many files, in parallel since each takes a round trip on a network disk; one a file."""
     files = [_file(source) for source in sources]
     paths = list(dict.fromkeys(files))
     if len(paths) <= _PATHS_A_THREAD:

@@ -130,7 +130,7 @@ def test_the_machine_is_measured():
 
 @pytest.mark.slow
 def test_the_command_prints_the_plan(tmp_path):
-    command = [sys.executable, "-m", "medgraft.cli.main", "bench", str(ROOT / "benchmarks/suites/quickstart.toml")]
+    command = [sys.executable, "-m", "medgraft", "bench", str(ROOT / "benchmarks/suites/quickstart.toml")]
     words = ["--set", "data.count=60", "--dry-run", "--json"]
     done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

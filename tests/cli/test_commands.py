@@ -13,7 +13,7 @@ from medgraft.cli.main import _COMMANDS, main
 
 def _medgraft(*words, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", "medgraft.cli.main", *map(str, words)], capture_output=True, text=True, cwd=cwd
+        [sys.executable, "-m", "medgraft", *map(str, words)], capture_output=True, text=True, cwd=cwd
     )
 
 
@@ -209,7 +209,7 @@ def test_two_processes_train_together(blip_folder, phantoms_folder, tmp_path):
         "no",
     ]
     done = subprocess.run(
-        [sys.executable, *launch, "--mixed_precision", "no", "-m", "medgraft.cli.main", *map(str, words)],
+        [sys.executable, *launch, "--mixed_precision", "no", "-m", "medgraft", *map(str, words)],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,7 +11,7 @@ from medgraft.backbones import RemoteCaptioner
 from medgraft.cli.main import main
 from medgraft.config import run_config
 from medgraft.data import open_image
-from medgraft.data.image_kinds import image_kind
+from medgraft.data.images import image_kind
 from medgraft.inspection import inspect_data
 from medgraft.report import data_page
 from medgraft.types import ImagePart

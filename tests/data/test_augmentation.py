@@ -160,7 +160,7 @@ def test_augmented_images_are_kept_if_their_views_are_fixed(blip_folder, tmp_pat
     cache = PixelCache(BlipBackbone.load(str(blip_folder)), 10**9)
     images = [ImagePart(tmp_path / "a.png", view=View(ALL, (number,), fixed=number < 2)) for number in range(4)]
     first = cache.batch(images)
-    assert list(cache._kept) == images[:2]
+    assert list(cache._stored) == images[:2]
     assert torch.equal(cache.batch(images), first) and len({row.sum().item() for row in first}) == 4
 
 

@@ -22,7 +22,7 @@ def test_pixels_from_the_cache_are_those_made_anew(blip_folder, phantoms_folder)
     for _ in range(2):
         assert torch.equal(cache.batch(paths), expected)
     assert torch.equal(cache.batch([paths[4], paths[0], paths[4]]), expected[[4, 0, 4]])
-    assert len(cache._kept) == 3
+    assert len(cache._stored) == 3
 
 
 def test_an_image_with_two_captions_is_two_pairs(blip_folder, phantoms_folder):

@@ -1,4 +1,4 @@
-"""Images that stand in several splits are found, however they were saved, and images that are only alike are not."""
+"""Images that occur in several splits are found, however they were saved, and images that are only alike are not."""
 
 import io
 import time
@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 import medgraft.file_index as file_index
 from medgraft.config import data_config
-from medgraft.data import leaks, load_data, loading
+from medgraft.data import load_data, loading, near_duplicates
 from medgraft.data.leaks import find_leaks
 from medgraft.errors import DataError
 from medgraft.types import Example, Leak
@@ -135,7 +135,7 @@ def test_neighbours_are_found_without_comparing_all_pairs():
     thumbnails = (120 + 40 * thumbnails / thumbnails.std(axis=(1, 2), keepdims=True)).clip(0, 255).astype(np.uint8)
     thumbnails[11_000:11_100] = thumbnails[:100] // 2
     start = time.perf_counter()
-    pairs = leaks._near_duplicates(np.arange(10_000, 12_000), np.arange(10_000), thumbnails)
+    pairs = near_duplicates.candidates(np.arange(10_000, 12_000), np.arange(10_000), thumbnails)
     assert {(11_000 + row, row) for row in range(100)} <= set(map(tuple, pairs.tolist()))
     assert time.perf_counter() - start < 10
 
@@ -144,7 +144,7 @@ def test_a_second_look_reads_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDGRAFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(file_index, "_SETTLED_SECONDS", 0.0)
     first = _pair(tmp_path, _picture(1), _jpeg(_picture(1), 70))
-    monkeypatch.setattr(leaks, "_read", None)
+    monkeypatch.setattr(near_duplicates, "_read", None)
     examples = [_example(tmp_path / "a.png", "train"), _example(tmp_path / "b.png", "test")]
     assert find_leaks(examples) == first
     monkeypatch.undo()

@@ -155,7 +155,7 @@ def test_loss_from_stored_features_is_bit_identical(name, bf16, tiny_folder, tmp
             cached.store = type(cached.store)(prefix_key(backbone, seam, bf16=bf16, prompt=prompt), max_bytes=10**9)
             cached.dtype = torch.bfloat16 if bf16 and seam.consumer_casts_input else torch.float32
             cached.build(paths, batch_size=3)
-            features = torch.stack([cached.stored(path) for path in paths])
+            features = torch.stack(cached.stored(paths))
             for above in backbone.seams[backbone.seams.index(seam) + 1 :]:
                 features = backbone.forward_to(above.name, features, prompt=prompt)
             stored = backbone.decode(features, text)

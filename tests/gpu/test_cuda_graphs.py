@@ -189,7 +189,7 @@ def test_features_on_the_device_are_the_stored_ones(blip_folder, phantoms_folder
     paths, device = [example.image for example in examples], hardware.device()
     resident = load_resident(cached, paths, device, device_bytes(device, "auto"))
     taken = resident.take(torch.tensor([resident.rows[path] for path in paths], device=device))
-    assert torch.equal(taken.cpu(), torch.stack([cached.stored(path) for path in paths]))
+    assert torch.equal(taken.cpu(), torch.stack(cached.stored(paths)))
 
 
 def test_pixel_values_made_on_the_device_are_the_processors(blip_folder, plugins, phantoms_folder):

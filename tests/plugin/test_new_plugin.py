@@ -28,7 +28,7 @@ def environment(tmp_path_factory):
 
     def run(line: str, where: Path) -> subprocess.CompletedProcess[str]:
         program, *words = shlex.split(line)
-        module = {"medgraft": "medgraft.cli.main", "pip": "pip", "pytest": "pytest"}[program]
+        module = {"medgraft": "medgraft", "pip": "pip", "pytest": "pytest"}[program]
         if program == "pip":  # offline, with what is there
             words += ["-q", "--no-deps", "--no-index", "--no-build-isolation"]
         return subprocess.run([folder / "bin/python", "-m", module, *words], cwd=where, capture_output=True, text=True)
@@ -94,7 +94,7 @@ def test_nothing_is_overwritten(tmp_path):
 @pytest.mark.slow
 def test_checking_a_plugin_that_is_not_there():
     done = subprocess.run(
-        [sys.executable, "-m", "medgraft.cli.main", "check-plugin", "blip-nanoo"], capture_output=True, text=True
+        [sys.executable, "-m", "medgraft", "check-plugin", "blip-nanoo"], capture_output=True, text=True
     )
     assert done.returncode == 2
     assert done.stderr.startswith("medgraft: No plugin 'blip-nanoo' is installed. Did you mean 'blip-nano'")

@@ -142,7 +142,7 @@ def test_an_installation_without_the_entry_point_says_to_install_again(tmp_path,
     with pytest.raises(PluginError, match=r"^medgraft's built-in names are not registered: .* Install it again: pip install"):
         PluginManager().names("strategy")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    done = subprocess.run([sys.executable, "-m", "medgraft.cli.main", "list"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "medgraft", "list"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "Install it again" in done.stderr
 

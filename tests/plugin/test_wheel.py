@@ -67,7 +67,7 @@ def test_wheels_in_a_fresh_environment(tmp_path):
     )
 
     def medgraft(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([python, "-m", "medgraft.cli.main", *words], capture_output=True, text=True)
+        return subprocess.run([python, "-m", "medgraft", *words], capture_output=True, text=True)
 
     listed = json.loads(medgraft("list", "--json").stdout)
     assert {"name": "blip-stranger", "summary": "BLIP by a stranger", "distribution": "medgraft-stranger"} in listed[

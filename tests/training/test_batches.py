@@ -88,11 +88,11 @@ def test_features_that_are_too_large_stay_in_the_store(parts, phantoms_folder, b
     cached, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
     build_features(cached, config, examples[:5])
     paths, where = [example.image for example in examples], torch.device("cpu")
-    size = cached.stored(paths[0]).nbytes
+    size = cached.stored(paths)[0].nbytes
     assert load_resident(cached, paths[:5], where, 5 * size - 1) is None
     resident = load_resident(cached, paths[:6], where, 5 * size)
     assert list(resident.rows) == paths[:5]  # the sixth was not built
-    assert torch.equal(resident.take(torch.tensor([4, 0])), torch.stack([cached.stored(paths[i]) for i in (4, 0)]))
+    assert torch.equal(resident.take(torch.tensor([4, 0])), torch.stack(cached.stored([paths[4], paths[0]])))
     collator = Collator(backbone, PixelCache(backbone, 0), "", 32, cached, resident.rows)
     assert collator([pairs[4], pairs[0]])["feature_rows"].tolist() == [4, 0]
     mixed = collator([pairs[4], pairs[5]])

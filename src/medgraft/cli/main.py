@@ -76,7 +76,3 @@ def _parser() -> argparse.ArgumentParser:
         talk.add_argument("-q", "--quiet", action="store_true", help="no progress, only warnings and the result")
         own.set_defaults(run=command.run)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -53,16 +53,16 @@ class CaptionPairs(TorchDataset[tuple[Example, str]]):
 
 
 class PixelCache:
-    """Images as model input, decoded and resized once and kept while they fit `limit_bytes`; the rest is made anew.
+    """Images as model input, decoded and resized once and stored while they fit `limit_bytes`; the rest is made anew.
 
-    Augmented images are kept if their views are fixed.
-    With `levels` a batch holds uint8 levels, [B, H, W, 3], instead of pixel values (see data/levels.py).
+    Augmented images are stored if their views are fixed.
+    With `levels` a batch is uint8 levels, [B, H, W, 3], instead of pixel values (see data/levels.py).
     """
 
     def __init__(self, backbone: Backbone, limit_bytes: int, levels: PixelLevels | None = None):
         self._make: Callable[[Sequence[Image]], torch.Tensor] = levels.levels if levels else backbone.pixel_values
         self._free_bytes = limit_bytes
-        self._kept: dict[ImageSource, torch.Tensor] = {}
+        self._stored: dict[ImageSource, torch.Tensor] = {}
         self._shared = _SharedImages({}, torch.empty(0), torch.empty(0))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,17 +90,17 @@ class PixelCache:
         new = [path for path in dict.fromkeys(paths) if path not in known]
         made = dict(zip(new, self._make([open_image(path) for path in new]), strict=True)) if new else {}
         for path, pixels in made.items():
-            self._keep(path, pixels)
+            self._store(path, pixels)
         return torch.stack([made[path] if path in made else known[path] for path in paths])
 
     def _find(self, path: ImageSource) -> torch.Tensor | None:
         shared = self._shared.get(path)
-        return shared if shared is not None else self._kept.get(path)
+        return shared if shared is not None else self._stored.get(path)
 
-    def _keep(self, path: ImageSource, pixels: torch.Tensor) -> None:
+    def _store(self, path: ImageSource, pixels: torch.Tensor) -> None:
         if not recurs(path) or self._shared.put(path, pixels) or pixels.nbytes > self._free_bytes:
             return
-        self._kept[path] = pixels.clone()
+        self._stored[path] = pixels.clone()
         self._free_bytes -= pixels.nbytes
 
 

@@ -15,28 +15,25 @@ from PIL import Image
 
 from medgraft.data.augmentation import augmented, without_view
 from medgraft.data.decoded import DecodedImage, ImageError
-from medgraft.data.dicom import is_dicom, read_dicom
+from medgraft.data.dicom import dicom_mode, is_dicom, read_dicom
 from medgraft.data.file_kinds import what_it_is
 from medgraft.data.members import member_bytes
 from medgraft.data.pictures import inspect_picture, read_picture
 from medgraft.data.volumes import is_gzip, is_nifti, read_nifti
 from medgraft.errors import DataError
 from medgraft.file_index import FileIndex, FileState, file_state
-from medgraft.progress import progress_bar
 from medgraft.types import ImagePart, ImageSource
 
 _Reader: TypeAlias = Callable[[BinaryIO, int | None, str], DecodedImage]
 
-_HEAD_BYTES = 512  # by which formats are told apart
-_QUIET_BELOW = 2000
-_ENTERED_AT_ONCE = 1000  # an interrupted check resumes from there
+_HEAD_BYTES = 512  # enough to recognise a format
 
 
 @dataclass(frozen=True)
 class ImageFile:
     """An image's digest, its width and height as it is shown, and the reason if it cannot be shown.
 
-    `sha256` is None if the file cannot be read, `size` if it cannot be shown. `note` tells of a choice that the file left open.
+    `sha256` is None if the file cannot be read, `size` if it cannot be shown. `note` names a choice that the file left open.
     """
 
     sha256: str | None
@@ -55,7 +52,7 @@ class CheckedImages:
 
 
 def open_image(image: ImageSource) -> Image.Image:
-    """The image as RGB: turned as EXIF says, transparency over black, 16 bits, DICOM and NIfTI in their window.
+    """The image as RGB: turned by its EXIF orientation, transparency over black, 16 bits, DICOM and NIfTI in their window.
 
     It has no metadata, and is augmented if it is a view. DataError if it cannot be read.
     """
@@ -63,7 +60,7 @@ def open_image(image: ImageSource) -> Image.Image:
     if part.view is not None:
         return augmented(open_image(without_view(image)), part.view)
     try:
-        with part.path.open("rb") if part.member is None else io.BytesIO(member_bytes(part)) as file:
+        with _opened(part) as file:
             return _reader(file)(file, part.frame, part.window or "auto").image
     except FileNotFoundError:
         raise DataError(f"There is no image {image}.") from None
@@ -96,16 +93,11 @@ def inspect_images(images: Sequence[ImageSource]) -> dict[ImageSource, ImageFile
     unknown = [image for image in dict.fromkeys(images) if image not in found]
     entries: dict[ImageSource, tuple[FileState, dict[str, str | int | None]]] = {}
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        read = pool.map(_inspect, unknown)
-        bar = progress_bar(read, desc="checking images", unit="image", total=len(unknown), least=_QUIET_BELOW)
-        for image, (file, state) in zip(unknown, bar, strict=True):
+        for image, (file, state) in zip(unknown, pool.map(_inspect, unknown), strict=True):
             found[image] = file
             if file is not None and file.size and state is not None:
                 entry = {"sha256": file.sha256, "width": file.size[0], "height": file.size[1], "note": file.note}
                 entries[image] = state, entry
-            if len(entries) >= _ENTERED_AT_ONCE:
-                index.enter(entries)
-                entries = {}
     index.enter(entries)
     return found
 
@@ -118,13 +110,27 @@ def image_digests(images: Sequence[ImageSource]) -> dict[ImageSource, str]:
     digests: dict[ImageSource, str] = {image: known["sha256"] for image, known in _index().find(images).items()}
     unknown = [image for image in dict.fromkeys(images) if image not in digests]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        read = pool.map(_read_digest, unknown)
-        bar = progress_bar(read, desc="hashing images", unit="image", total=len(unknown), least=_QUIET_BELOW)
-        return digests | dict(zip(unknown, bar, strict=True))
+        return digests | dict(zip(unknown, pool.map(_read_digest, unknown), strict=True))
+
+
+def image_kind(image: ImageSource) -> tuple[str, str]:
+    """The format of a readable image's file, and the mode of its pixels by Pillow's or DICOM's names; from its head alone."""
+    with _opened(_part(image)) as file:
+        reader = _reader(file)
+        if reader is read_dicom:
+            return "DICOM", dicom_mode(file)
+        if reader is read_nifti:
+            return "NIfTI", "volume"
+        with Image.open(file) as picture:
+            return picture.format or "unknown", picture.mode
 
 
 def _part(image: ImageSource) -> ImagePart:
     return image if isinstance(image, ImagePart) else ImagePart(image)
+
+
+def _opened(part: ImagePart) -> BinaryIO:
+    return part.path.open("rb") if part.member is None else io.BytesIO(member_bytes(part))
 
 
 def _reader(file: BinaryIO) -> _Reader:
@@ -143,7 +149,7 @@ def _index() -> FileIndex:
 
 
 def _inspect(image: ImageSource) -> tuple[ImageFile | None, FileState | None]:
-    """What an image holds, and the state of its file from before it was read."""
+    """What an image contains, and the state of its file from before it was read."""
     part = _part(image)
     state = file_state(part.path)
     if state is None:

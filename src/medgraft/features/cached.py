@@ -17,7 +17,7 @@ from medgraft.features.store import FeatureStore
 from medgraft.progress import progress_bar
 from medgraft.types import ImageSource, Seam
 
-_REMEMBERED = 10_000  # digests kept; of more images they come from the file index, a query a batch
+_REMEMBERED = 10_000  # digests in memory; those of more images come from the file index, a query a batch
 
 
 @dataclass
@@ -55,13 +55,10 @@ class CachedFeatures:
         found |= new
         return {path: view_digest(found[file], path) for path, file in files.items()}
 
-    def digest(self, path: ImageSource) -> str:
-        """The digest of an image file."""
-        return self.image_digests([path])[path]
-
-    def stored(self, path: ImageSource) -> torch.Tensor | None:
-        """The stored feature [S, C] of an image, or None."""
-        return self.store.get(self.digest(path)) if recurs(path) else None
+    def stored(self, paths: Sequence[ImageSource]) -> list[torch.Tensor | None]:
+        """The stored feature [S, C] of each image, or None."""
+        digests = self.image_digests([path for path in paths if recurs(path)])
+        return [self.store.get(digests[path]) if path in digests else None for path in paths]
 
     def build(self, paths: Sequence[ImageSource], *, batch_size: int) -> None:
         """Compute and store the features that the store lacks, until it is full."""
@@ -93,7 +90,7 @@ class CachedFeatures:
     ) -> torch.Tensor:
         """Features [B, S, C] of a batch of images at the seam, on the model's device; missing ones are computed and stored.
 
-        `ready` holds images that were lacking when the batch was read, and their pixel values.
+        `ready` is the images that were lacking when the batch was read, and their pixel values.
         """
         known = {path: self.store.get(digest) for path, digest in self.image_digests(paths).items()}
         lacking = [path for path, feature in known.items() if feature is None]

@@ -1,4 +1,4 @@
-"""Stored features in the memory of the training device, if they fit: a batch then holds row numbers instead of features.
+"""Stored features in the memory of the training device, if they fit: a batch then has row numbers instead of features.
 
 A feature of BLIP-base is 0.85 MiB. Stacking, pinning and copying a batch of 32 from the store takes about 20 ms of host time
 in every step; from device memory it is one `index_select` with bit-identical results.
@@ -6,14 +6,13 @@ in every step; from device memory it is one `index_select` with bit-identical re
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from medgraft.data.read_ahead import read_ahead
 from medgraft.features.cached import CachedFeatures
 from medgraft.types import ImageSource
 
@@ -49,38 +48,23 @@ def load_resident(
     Images whose features are not stored get no row. Images with the same content share a row.
     """
     digests = cached.image_digests(paths) if max_bytes else {}
-    unique = list({digest: path for path, digest in digests.items() if digest in cached.store}.values())
+    unique = list(dict.fromkeys(digest for digest in digests.values() if digest in cached.store))
     if not unique:
         return None
-    first = cached.stored(unique[0])
+    first = cached.store.get(unique[0])
     if first is None or first.nbytes * len(unique) > max_bytes:
         return None
     values = torch.empty(len(unique), *first.shape, dtype=first.dtype, device=device)
     rows: dict[str, int] = {}
-    for batch, features in _read_ahead(cached, unique, pinned=device.type == "cuda"):
-        values[len(rows) : len(rows) + len(batch)].copy_(features, non_blocking=True)
-        for path in batch:
-            rows[digests[path]] = len(rows)
+
+    def read(batch: Sequence[str]) -> tuple[list[str], torch.Tensor | None]:
+        found = {digest: feature for digest in batch if (feature := cached.store.get(digest)) is not None}  # None if damaged
+        stacked = torch.stack(list(found.values())) if found else None
+        return list(found), stacked.pin_memory() if stacked is not None and device.type == "cuda" else stacked
+
+    batches = [unique[i : i + _AT_ONCE] for i in range(0, len(unique), _AT_ONCE)]
+    for _, (found, features) in read_ahead(batches, read, ahead=_AHEAD):
+        if features is not None:
+            values[len(rows) : len(rows) + len(found)].copy_(features, non_blocking=True)
+            rows |= {digest: row for row, digest in enumerate(found, len(rows))}
     return ResidentFeatures(values, {path: rows[digest] for path, digest in digests.items() if digest in rows})
-
-
-def _read_ahead(
-    cached: CachedFeatures, paths: Sequence[ImageSource], *, pinned: bool
-) -> Iterator[tuple[Sequence[ImageSource], torch.Tensor]]:
-    """Batches of paths with their features [n, S, C]; a thread reads the next batches meanwhile."""
-
-    def read(batch: Sequence[ImageSource]) -> tuple[Sequence[ImageSource], torch.Tensor | None]:
-        found = [(path, feature) for path in batch if (feature := cached.stored(path)) is not None]  # None if damaged
-        if not found:
-            return [], None
-        stacked = torch.stack([feature for _, feature in found])
-        return [path for path, _ in found], stacked.pin_memory() if pinned else stacked
-
-    batches = [paths[i : i + _AT_ONCE] for i in range(0, len(paths), _AT_ONCE)]
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        coming = deque(reader.submit(read, batch) for batch in batches[:_AHEAD])
-        for number in range(len(batches)):
-            batch, features = coming.popleft().result()
-            coming.extend(reader.submit(read, later) for later in batches[number + _AHEAD : number + _AHEAD + 1])
-            if features is not None:
-                yield batch, features

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 from medgraft.backbones import Backbone
-from medgraft.data.image_kinds import image_kind
-from medgraft.data.images import inspect_images, open_image
+from medgraft.data.images import image_kind, inspect_images, open_image
 from medgraft.data.levels import pixel_levels
 from medgraft.inspection.captions import percentiles
 from medgraft.inspection.result import ImageStatistics

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 
@@ -18,9 +18,10 @@ from medgraft.data.levels import pixel_levels
 from medgraft.features import CachedFeatures, ResidentFeatures, device_bytes, load_resident
 from medgraft.training.collator import Collator
 from medgraft.training.workers import batch_bytes, worker_count
-from medgraft.types import Example
+from medgraft.types import Example, ImageSource
 
 _logger = logging.getLogger(__name__)
+_AT_ONCE = 1000  # digests looked up with one query
 _TOKENS_MULTIPLE = 16  # caption lengths are padded to this on an NVIDIA GPU: fewer distinct lengths, and faster matrix products
 
 
@@ -64,9 +65,15 @@ def prepare_batches(
     collator = Collator(backbone, pixels, prompt, config.train.max_text_tokens, cached, rows, multiple)
     workers = _workers(config, collator, pairs, device)
     if workers:
-        paths = recurring_images(config, train)
-        pixels.share(path for path in paths if cached is None or cached.digest(path) not in cached.store)
+        pixels.share(_read_as_pixels(recurring_images(config, train), cached))
     return Batches(pairs, collator, workers, resident, levels.table if levels else None)
+
+
+def _read_as_pixels(images: Iterable[ImageSource], cached: CachedFeatures | None) -> Iterator[ImageSource]:
+    """Those of `images` whose features are not stored."""
+    remaining = iter(images)
+    while chunk := list(islice(remaining, _AT_ONCE)):
+        yield from chunk if cached is None else cached.lacking(chunk)
 
 
 def _workers(config: RunConfig, collator: Collator, pairs: CaptionPairs, device: torch.device) -> int:

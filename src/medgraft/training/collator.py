@@ -19,7 +19,7 @@ class Collator:
     """Collates pairs into the tensors that CaptioningModule takes: text [B, T], with T the longest of the batch, and images.
 
     `features` [K, S, C] belong to the batch rows `feature_rows` [K], and `pixel_values` to the other rows; each is left out if
-    empty. If all images of a batch are in `resident`, which maps paths to rows of ResidentFeatures, `feature_rows` [B] holds
+    empty. If all images of a batch are in `resident`, which maps paths to rows of ResidentFeatures, `feature_rows` [B] are
     those rows, and there are neither `features` nor `pixel_values`. T is padded to `pad_to_multiple_of`; the loss is the same.
     """
 
@@ -39,9 +39,7 @@ class Collator:
         paths = [example.image for example, _ in pairs]
         if all(path in self.resident for path in paths):
             return batch | {"feature_rows": torch.tensor([self.resident[path] for path in paths])}
-        if self.cached:
-            self.cached.image_digests(paths)  # looks all of them up at once
-        stored = [self.cached.stored(path) if self.cached else None for path in paths]
+        stored = self.cached.stored(paths) if self.cached else [None] * len(paths)
         rows = [row for row, feature in enumerate(stored) if feature is not None]
         if rows:
             batch["features"] = torch.stack([feature for feature in stored if feature is not None])
