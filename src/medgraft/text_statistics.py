@@ -57,8 +57,8 @@ class TextStatistics(StrictModel):
         """How many tokens are unknown, and the most frequent of them, as a sentence."""
         words = ", ".join(f"{word} ({count:,})" for word, count in self.unknown.items())
         return (
-            f"{self.unknown_share:.1%} of the captions' tokens are unknown to the tokenizer: the model can neither learn "
-            f"nor write them; the most frequent: {words}."
+            f"{self.unknown_share:.1%} of the tokens of all {'training and evaluated' if self.captions else 'evaluated'} captions "
+            f"are unknown to the tokenizer: the model can neither learn nor write them; the most frequent: {words}."
         )
 
     def warnings(self) -> list[str]:
