@@ -81,7 +81,7 @@ def test_chinese_on_blip_is_unknown(blip):
     assert found.unknown == {character: 2 for character, is_known in known.items() if not is_known}
     assert found.unknown_share == pytest.approx(2 * (6 - sum(known.values())) / (3 + 12))
     (warning,) = found.warnings()
-    assert "of the tokens of all training and evaluated captions are unknown to the tokenizer" in warning and "肺 (2)" in warning
+    assert "of all training and evaluated captions are unknown to the tokenizer" in warning and "肺 (2)" in warning
     assert found.captions == 1  # of training
 
 

@@ -56,9 +56,10 @@ class TextStatistics(StrictModel):
     def unknown_tokens(self) -> str:
         """How many tokens are unknown, and the most frequent of them, as a sentence."""
         words = ", ".join(f"{word} ({count:,})" for word, count in self.unknown.items())
+        counted = "training and evaluated" if self.captions else "evaluated"
         return (
-            f"{self.unknown_share:.1%} of the tokens of all {'training and evaluated' if self.captions else 'evaluated'} captions "
-            f"are unknown to the tokenizer: the model can neither learn nor write them; the most frequent: {words}."
+            f"{self.unknown_share:.1%} of the tokens of all {counted} captions are unknown to the tokenizer: the model can "
+            f"neither learn nor write them; the most frequent: {words}."
         )
 
     def warnings(self) -> list[str]:

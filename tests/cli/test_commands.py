@@ -12,9 +12,7 @@ from medgraft.cli.main import _COMMANDS, main
 
 
 def _medgraft(*words, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "medgraft", *map(str, words)], capture_output=True, text=True, cwd=cwd
-    )
+    return subprocess.run([sys.executable, "-m", "medgraft", *map(str, words)], capture_output=True, text=True, cwd=cwd)
 
 
 @pytest.mark.slow

@@ -93,8 +93,6 @@ def test_nothing_is_overwritten(tmp_path):
 
 @pytest.mark.slow
 def test_checking_a_plugin_that_is_not_there():
-    done = subprocess.run(
-        [sys.executable, "-m", "medgraft", "check-plugin", "blip-nanoo"], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "medgraft", "check-plugin", "blip-nanoo"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("medgraft: No plugin 'blip-nanoo' is installed. Did you mean 'blip-nano'")
