@@ -9,9 +9,10 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,10 +35,10 @@ def is_main_process() -> bool:
     return bool(_processes().is_main_process)
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
+def share(items: Iterable[T]) -> Iterator[T]:
     """This process's share of `items`, which are divided among the processes of accelerate or torchrun."""
     state = _processes()
-    return items[state.process_index :: state.num_processes]
+    return islice(items, state.process_index, None, state.num_processes)
 
 
 def cores_per_process() -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from medgraft.backbones import Backbone
 from medgraft.data.augmentation import recurs, view_digest, without_view
@@ -60,25 +62,28 @@ class CachedFeatures:
         digests = self.image_digests([path for path in paths if recurs(path)])
         return [self.store.get(digests[path]) if path in digests else None for path in paths]
 
-    def build(self, paths: Sequence[ImageSource], *, batch_size: int) -> None:
-        """Compute and store the features that the store lacks, until it is full."""
-        seen: set[str] = set()
-        lacking: list[ImageSource] = []
-        for start in range(0, len(paths), _REMEMBERED):
-            for path, digest in self.image_digests(paths[start : start + _REMEMBERED]).items():
-                if digest not in seen and digest not in self.store:
-                    lacking.append(path)
-                seen.add(digest)
-        self.found += len(seen) - len(lacking)
-        del seen
-        with progress_bar(total=len(lacking), desc="features", unit="image") as bar:
+    def build(self, paths: Iterable[ImageSource], *, batch_size: int, total: int | None = None) -> None:
+        """Compute and store the features that the store lacks, until it is full; `total` is the number of `paths`."""
+        with progress_bar(total=total, desc="features", unit="image") as bar:
             reader = ImageReader(self.backbone, self._device)
-            for batch, read in reader.ahead([lacking[i : i + batch_size] for i in range(0, len(lacking), batch_size)]):
+            for batch, read in reader.ahead(self._lacking_batches(paths, batch_size, bar)):
                 self._write(batch, self._compute(reader.pixel_values(read)))
                 bar.update(len(batch))
                 if self.store.problem is not None:
                     break
         self.store.flush()
+
+    def _lacking_batches(self, paths: Iterable[ImageSource], batch_size: int, bar: tqdm[Any]) -> Iterator[list[ImageSource]]:
+        """Batches of images whose features are not stored, each content once; counts the others."""
+        seen: set[str] = set()
+        remaining = iter(paths)
+        while chunk := list(islice(remaining, _REMEMBERED)):
+            new = {digest: path for path, digest in self.image_digests(chunk).items() if digest not in seen}
+            lacking = [path for digest, path in new.items() if digest not in self.store]
+            seen |= new.keys()
+            self.found += len(new) - len(lacking)
+            bar.update(len(chunk) - len(lacking))
+            yield from (lacking[start : start + batch_size] for start in range(0, len(lacking), batch_size))
 
     def lacking(self, paths: Sequence[ImageSource]) -> list[ImageSource]:
         """The images of a batch whose features are not stored."""

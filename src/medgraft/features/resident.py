@@ -47,7 +47,7 @@ def load_resident(
 
     Images whose features are not stored get no row. Images with the same content share a row.
     """
-    digests = cached.image_digests(paths) if max_bytes else {}
+    digests = cached.image_digests(paths)
     unique = list(dict.fromkeys(digest for digest in digests.values() if digest in cached.store))
     if not unique:
         return None

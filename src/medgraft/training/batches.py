@@ -42,7 +42,7 @@ def resident_features(config: RunConfig, examples: Sequence[Example], cached: Ca
         return None
     device = hardware.device()
     max_bytes = device_bytes(device, config.features.device_gb)
-    return load_resident(cached, list(recurring_images(config, examples)), device, max_bytes)
+    return load_resident(cached, list(recurring_images(config, examples)), device, max_bytes) if max_bytes else None
 
 
 def prepare_batches(

@@ -20,7 +20,8 @@ def build_features(cached: CachedFeatures, config: RunConfig, examples: Sequence
     where = hardware.device()
     cached.backbone.model.to(where).eval()
     with hardware.autocast(where, uses_bf16(config)):
-        paths = list(recurring_images(config, examples))
-        cached.build(hardware.share(paths), batch_size=config.train.per_device_train_batch_size)
+        total = sum(1 for _ in hardware.share(recurring_images(config, examples)))
+        paths = hardware.share(recurring_images(config, examples))
+        cached.build(paths, batch_size=config.train.per_device_train_batch_size, total=total)
     hardware.wait_for_everyone()
     cached.store.refresh()
