@@ -4,59 +4,121 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub import ModelCardData
+
+from medgraft.adapter.base_name import hub_id
 from medgraft.adapter.manifest import Manifest
 from medgraft.config import CONTROLS
 
-_USE_PEFT = """
-It is an ordinary PEFT adapter as well:
-
-```python
-from peft import PeftModel
-model = PeftModel.from_pretrained(base_model, "{folder}")
-```
-"""
+CARD = "README.md"
+_TENSORS = """\
+missing, unexpected = {model}.load_state_dict(load_file("{folder}/trained_tensors.safetensors"), strict=False)
+assert not unexpected, unexpected"""
 
 
-def write_card(folder: Path, manifest: Manifest) -> None:
-    """Write README.md: how the adapter was trained, its scores, and how to use it."""
-    training, evaluation = manifest.training, manifest.evaluation
-    settings = manifest.strategy_settings
-    shown = {name: value for name, value in sorted(manifest.metrics.items()) if not name.endswith(CONTROLS)}
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in shown.items())
-    scored = (
-        f"On {evaluation['images']} images of `{manifest.data['name']}`, split `{evaluation['split']}`:"
-        if manifest.metrics
-        else ""
-    )
-    table = f"## Scores\n\n{scored}\n\n| metric | value |\n|---|---|\n{rows}\n\n" if manifest.metrics else ""
+def write_card(path: Path, manifest: Manifest, folder: str) -> None:
+    """Write the card: how the adapter was trained, its scores, and how to use it from the folder of the name `folder`."""
+    training, settings = manifest.training, manifest.strategy_settings
+    base, fingerprint = _base_title(manifest), manifest.base_fingerprint[:16]
     where = ", ".join(f"{part} {plan.mode}" for part, plan in settings.plans.items() if part in training["parts"])
-    base = f"; base model in {settings.quantization}" if settings.quantization != "none" else ""
-    plain = _USE_PEFT.format(folder=folder.name) if settings.uses_adapter and not training["in_place"] else ""
+    loaded = f"; base model in {settings.quantization}" if settings.quantization != "none" else ""
     text = f"""---
-library_name: {"peft" if settings.uses_adapter else "medgraft"}
-base_model: {manifest.backbone.partition(":")[2] or manifest.backbone}
-tags: [medgraft, image-captioning, {manifest.strategy}]
+{_metadata(manifest).to_yaml()}
 ---
 
-# {manifest.strategy} on {manifest.backbone}
+# {manifest.strategy} on {base}
 
 Made by medgraft {manifest.versions.get("medgraft")}. Not a medical device: captions are for research and may be wrong.
 
 ## How it was made
 
-- Strategy `{manifest.strategy}`: {where}{base}.
+- Strategy `{manifest.strategy}`: {where}{loaded}.
 - {training["trainable_parameters"]:,} trained parameters, {training["steps"]} steps.
 - Peak learning rate {training["learning_rate"]:g}, seed {manifest.seed}.
 - Data `{manifest.data["name"]}`: {training["images"]} training images.
 - Training took {training["seconds"]:.0f} s on {training["hardware"]}.
-- Base weights `{manifest.base_fingerprint[:16]}` (SHA-256 over all tensors); another base is refused.
+- Base {base}, with weights `{fingerprint}` (SHA-256 over all tensors); another base is refused.
 
-{table}## Use
+{_scores(manifest)}## Use
 
-```python
+{_medgraft_recipe(manifest, folder)}
+{_plain_recipe(manifest, folder)}"""
+    path.write_text(text, encoding="utf-8")
+
+
+def _metadata(manifest: Manifest) -> ModelCardData:
+    """What the hub indexes. No licence, as that of base and data is not known."""
+    base = hub_id(manifest.backbone)
+    relation = {"base_model_relation": "adapter"} if base else {}
+    return ModelCardData(
+        base_model=base, **relation,
+        library_name="peft" if manifest.strategy_settings.uses_adapter else "medgraft",
+        pipeline_tag="image-to-text", tags=["medgraft", "image-captioning", manifest.strategy],
+    )  # fmt: skip
+
+
+def _base_title(manifest: Manifest) -> str:
+    name, _, source = manifest.backbone.partition(":")
+    return hub_id(manifest.backbone) or (f"{name} from a folder `{_folder(source)}`" if source else name)
+
+
+def _folder(source: str) -> str:
+    return source.removeprefix("./")
+
+
+def _scores(manifest: Manifest) -> str:
+    if not manifest.metrics:
+        return ""
+    shown = {name: value for name, value in sorted(manifest.metrics.items()) if not name.endswith(CONTROLS)}
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in shown.items())
+    evaluation = manifest.evaluation
+    scored = f"On {evaluation['images']} images of `{manifest.data['name']}`, split `{evaluation['split']}`:"
+    return f"## Scores\n\n{scored}\n\n| metric | value |\n|---|---|\n{rows}\n\n"
+
+
+def _medgraft_recipe(manifest: Manifest, folder: str) -> str:
+    name, _, source = manifest.backbone.partition(":")
+    local = source.startswith("./")
+    where = f', backbone="{name}:{_folder(source)}"' if local else ""
+    note = f"`{_folder(source)}` is the folder of the base: any folder with the weights named above.\n\n" if local else ""
+    return f"""{note}```python
 import medgraft
-adapter = medgraft.load_adapter("{folder.name}")
+
+adapter = medgraft.load_adapter("{folder}"{where})
 print(medgraft.caption(["image.jpg"], adapter=adapter))
 ```
-{plain}"""
-    (folder / "README.md").write_text(text, encoding="utf-8")
+"""
+
+
+def _plain_recipe(manifest: Manifest, folder: str) -> str:
+    """How to use it without medgraft; empty for a package of a version that did not note the model's class."""
+    model_class, source = manifest.training.get("model_class"), manifest.backbone.partition(":")[2]
+    if model_class is None:
+        return ""
+    uses_peft, in_place = manifest.strategy_settings.uses_adapter, bool(manifest.training["in_place"])
+    imports = [f"from transformers import {model_class}"]
+    imports += ["from peft import PeftModel"] if uses_peft else []
+    imports += ["from safetensors.torch import load_file"] if in_place else []
+    lines = [f'base = {model_class}.from_pretrained("{_folder(source)}", dtype="float32")']
+    if not source:  # weights that come with a plugin
+        imports.append("import medgraft")
+        lines = [
+            f'weights = medgraft.load_backbone("{manifest.backbone}").source  # the folder',
+            f'base = {model_class}.from_pretrained(weights, dtype="float32")',
+        ]
+    if uses_peft:
+        lines.append(f'model = PeftModel.from_pretrained(base, "{folder}")')
+    if in_place:
+        lines.append(_TENSORS.format(model="base", folder=folder))
+    kind = "peft" if uses_peft else "transformers"
+    quantization = manifest.strategy_settings.quantization
+    note = f" Trained on a base in {quantization}, it gives slightly other values on this one." if quantization != "none" else ""
+    return f"""
+In plain {kind}:{note}
+
+```python
+{chr(10).join(sorted(imports, key=lambda line: line.split()[1]))}
+
+{chr(10).join(lines)}
+```
+"""
