@@ -3,7 +3,6 @@
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch

@@ -7,7 +7,6 @@ folder. On the machine that made it the run's record says where the base is.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from medgraft.errors import AdapterError
 _RECORD = "record.json"  # in the folder of a run, beside the package
 _RECORD_BYTES = 100_000_000  # no record is larger
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_PUBLIC = re.compile(r"\./[^/\\]+")
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]\w+[/\\]?$")
 
 
@@ -27,9 +27,9 @@ def public_base(backbone: str) -> str:
     name, _, source = backbone.partition(":")
     if snapshot := _SNAPSHOT.search(source):
         return f"{name}:{snapshot[1]}/{snapshot[2]}"
-    if not source or (_HUB_ID.fullmatch(source) and not Path(source).is_dir()):
+    if not source or _PUBLIC.fullmatch(source) or (_HUB_ID.fullmatch(source) and not Path(source).is_dir()):
         return backbone
-    return f"{name}:./{Path(os.path.abspath(Path(source).expanduser())).name}"
+    return f"{name}:./{Path(source).expanduser().resolve().name}"
 
 
 def hub_id(backbone: str) -> str | None:

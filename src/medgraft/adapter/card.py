@@ -11,9 +11,6 @@ from medgraft.adapter.manifest import Manifest
 from medgraft.config import CONTROLS
 
 CARD = "README.md"
-_TENSORS = """\
-missing, unexpected = {model}.load_state_dict(load_file("{folder}/trained_tensors.safetensors"), strict=False)
-assert not unexpected, unexpected"""
 
 
 def write_card(path: Path, manifest: Manifest, folder: str) -> None:
@@ -41,17 +38,15 @@ Made by medgraft {manifest.versions.get("medgraft")}. Not a medical device: capt
 
 {_scores(manifest)}## Use
 
-{_medgraft_recipe(manifest, folder)}
-{_plain_recipe(manifest, folder)}"""
+{_medgraft_recipe(manifest, folder)}{_plain_recipe(manifest, folder)}"""
     path.write_text(text, encoding="utf-8")
 
 
 def _metadata(manifest: Manifest) -> ModelCardData:
     """What the hub indexes. No licence, as that of base and data is not known."""
     base = hub_id(manifest.backbone)
-    relation = {"base_model_relation": "adapter"} if base else {}
     return ModelCardData(
-        base_model=base, **relation,
+        base_model=base, base_model_relation="adapter" if base else None,
         library_name="peft" if manifest.strategy_settings.uses_adapter else "medgraft",
         pipeline_tag="image-to-text", tags=["medgraft", "image-captioning", manifest.strategy],
     )  # fmt: skip
@@ -78,9 +73,10 @@ def _scores(manifest: Manifest) -> str:
 
 def _medgraft_recipe(manifest: Manifest, folder: str) -> str:
     name, _, source = manifest.backbone.partition(":")
-    local = source.startswith("./")
-    where = f', backbone="{name}:{_folder(source)}"' if local else ""
-    note = f"`{_folder(source)}` is the folder of the base: any folder with the weights named above.\n\n" if local else ""
+    where, note = "", ""
+    if source.startswith("./"):
+        where = f', backbone="{name}:{_folder(source)}"'
+        note = f"`{_folder(source)}` is the folder of the base: any folder with the weights named above.\n\n"
     return f"""{note}```python
 import medgraft
 
@@ -95,30 +91,23 @@ def _plain_recipe(manifest: Manifest, folder: str) -> str:
     model_class, source = manifest.training.get("model_class"), manifest.backbone.partition(":")[2]
     if model_class is None:
         return ""
-    uses_peft, in_place = manifest.strategy_settings.uses_adapter, bool(manifest.training["in_place"])
-    imports = [f"from transformers import {model_class}"]
-    imports += ["from peft import PeftModel"] if uses_peft else []
-    imports += ["from safetensors.torch import load_file"] if in_place else []
-    lines = [f'base = {model_class}.from_pretrained("{_folder(source)}", dtype="float32")']
-    if not source:  # weights that come with a plugin
+    settings, in_place = manifest.strategy_settings, bool(manifest.training["in_place"])
+    imports, code, weights = [f"from transformers import {model_class}"], [], f'"{_folder(source)}"'
+    if not source:  # the weights come with a plugin
         imports.append("import medgraft")
-        lines = [
-            f'weights = medgraft.load_backbone("{manifest.backbone}").source  # the folder',
-            f'base = {model_class}.from_pretrained(weights, dtype="float32")',
-        ]
-    if uses_peft:
-        lines.append(f'model = PeftModel.from_pretrained(base, "{folder}")')
+        code.append(f'weights = medgraft.load_backbone("{manifest.backbone}").source')
+        weights = "weights"
+    code.append(f'base = {model_class}.from_pretrained({weights}, dtype="float32")')
+    if settings.uses_adapter:
+        imports.append("from peft import PeftModel")
+        code.append(f'model = PeftModel.from_pretrained(base, "{folder}")')
     if in_place:
-        lines.append(_TENSORS.format(model="base", folder=folder))
-    kind = "peft" if uses_peft else "transformers"
-    quantization = manifest.strategy_settings.quantization
-    note = f" Trained on a base in {quantization}, it gives slightly other values on this one." if quantization != "none" else ""
-    return f"""
-In plain {kind}:{note}
-
-```python
-{chr(10).join(sorted(imports, key=lambda line: line.split()[1]))}
-
-{chr(10).join(lines)}
-```
-"""
+        imports.append("from safetensors.torch import load_file")
+        code.append(f'tensors = load_file("{folder}/trained_tensors.safetensors")')
+        code.append("unexpected = base.load_state_dict(tensors, strict=False).unexpected_keys")
+        code.append("assert not unexpected, unexpected")
+    library = "PEFT" if settings.uses_adapter else "transformers"
+    quantized = settings.quantization != "none"
+    note = f" (values differ a little from those on a base in {settings.quantization})" if quantized else ""
+    lines = "\n".join([*sorted(imports, key=lambda line: line.split()[1]), "", *code])
+    return f"\nIn plain {library}{note}:\n\n```python\n{lines}\n```\n"

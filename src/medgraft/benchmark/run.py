@@ -67,7 +67,7 @@ def execute(
     evaluate: bool = True,
     checkpoints: bool = True,
 ) -> RunResult:
-    """Run `config`; write `predictions.json` and `record.json` to `out`, and its package, if anything is trained, to `out/adapter`.
+    """Run `config`; write `predictions.json` and `record.json` to `out`, and the package of what was trained to `out/adapter`.
 
     Under accelerate or torchrun every process trains, and only the main one packages, captions and writes. Logs what is loaded
     and trained. Errors pass through; `failed_record` makes a record of them.

@@ -15,8 +15,8 @@ from medgraft.adapter.saving import package_files
 from medgraft.adapter.whole_folder import standing
 from medgraft.benchmark.record import RECORD
 from medgraft.errors import AdapterError
-from medgraft.saliency.packed import MAPS
-from medgraft.scoring.run_captions import PREDICTIONS
+from medgraft.saliency.packed import MAPS_FILE
+from medgraft.scoring.run_captions import PREDICTIONS_FILE
 from medgraft.strategies import Strategy
 
 CHECKPOINTS = ".medgraft-checkpoints"
@@ -47,7 +47,7 @@ def has_package(out: Path) -> bool:
 def remove_results(out: Path) -> None:
     """Remove record, predictions and maps of an earlier run in `out`, before its package is replaced."""
     if has_package(out) or _is_record(out / RECORD):
-        for name in (RECORD, PREDICTIONS, MAPS):
+        for name in (RECORD, PREDICTIONS_FILE, MAPS_FILE):
             (out / name).unlink(missing_ok=True)
 
 

@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", required=True, metavar="B", help="NAME, NAME:HUB_ID or NAME:FOLDER")
     parser.add_argument("--strategy", required=True, metavar="S", help="a preset, or peft:<METHOD>")
     parser.add_argument("--data", required=True, metavar="NAME[:PATH]", help="such as phantoms or roco:/data/roco")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the run's folder; the adapter is in its subfolder `adapter`")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="the run's folder; its adapter will be in DIR/adapter"
+    )
     add_set(parser, "strategy.K=V, train.K=V, data.K=V or generation.K=V; may be repeated")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
