@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from huggingface_hub import ModelCardData
 
 from medgraft.adapter.base_name import hub_id
@@ -13,13 +11,13 @@ from medgraft.config import CONTROLS
 CARD = "README.md"
 
 
-def write_card(path: Path, manifest: Manifest, folder: str) -> None:
-    """Write the card: how the adapter was trained, its scores, and how to use it from the folder of the name `folder`."""
+def card_text(manifest: Manifest, folder: str) -> str:
+    """The card: how the adapter was trained, its scores, and how to use it from the folder called `folder`."""
     training, settings = manifest.training, manifest.strategy_settings
     base, fingerprint = _base_title(manifest), manifest.base_fingerprint[:16]
     where = ", ".join(f"{part} {plan.mode}" for part, plan in settings.plans.items() if part in training["parts"])
     loaded = f"; base model in {settings.quantization}" if settings.quantization != "none" else ""
-    text = f"""---
+    return f"""---
 {_metadata(manifest).to_yaml()}
 ---
 
@@ -39,7 +37,6 @@ Made by medgraft {manifest.versions.get("medgraft")}. Not a medical device: capt
 {_scores(manifest)}## Use
 
 {_medgraft_recipe(manifest, folder)}{_plain_recipe(manifest, folder)}"""
-    path.write_text(text, encoding="utf-8")
 
 
 def _metadata(manifest: Manifest) -> ModelCardData:

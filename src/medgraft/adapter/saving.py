@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from medgraft.adapter.base_name import hub_id, public_base, public_options
-from medgraft.adapter.card import CARD, write_card
+from medgraft.adapter.card import CARD, card_text
 from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, read_manifest, write_manifest
 from medgraft.adapter.trained_on import TRAINED_ON
 from medgraft.adapter.whole_folder import link_or_copy, replacing
@@ -45,7 +45,7 @@ def write_package(folder: Path, manifest: Manifest, write_files: Callable[[Path]
             if ADAPTER_CONFIG in names:
                 _name_base(new / ADAPTER_CONFIG, hub_id(manifest.backbone))
             manifest = manifest.model_copy(update={"files": {name: file_entry(new / name) for name in names}})
-            write_card(new / CARD, manifest, folder.name)
+            (new / CARD).write_text(card_text(manifest, folder.name), encoding="utf-8")
             write_manifest(new, manifest)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"The adapter cannot be written to {folder}: {error}. What was there is unchanged.") from error

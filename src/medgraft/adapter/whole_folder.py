@@ -8,6 +8,7 @@ in that moment, `standing` still finds the old one.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -28,6 +29,8 @@ def replacing(folder: Path, ours: Collection[str]) -> Iterator[Path]:
     """
     folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     _clean_up(folder)
     new = folder.with_name(_prefix(folder, _NEW) + uuid4().hex)
     new.mkdir()
