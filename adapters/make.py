@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from medgraft.adapter import read_manifest
+from medgraft.adapter import locate_adapter, read_manifest
 from medgraft.benchmark import read_record, run_suite
 from medgraft.config import load_suite
 from medgraft.plugin import PluginManager
@@ -16,7 +16,6 @@ from medgraft.progress import log_to_stderr
 HERE = Path(__file__).parent
 SHIPPED = ("lora", "lora-decoder", "qlora")
 TRAIN = {"num_train_epochs": 4.0, "per_device_train_batch_size": 32}  # longer than the quickstart, which is in a hurry
-FILES = ("adapter_model.safetensors", "adapter_config.json", "medgraft.json", "README.md")
 
 
 def main() -> None:
@@ -36,9 +35,7 @@ def main() -> None:
                 sys.exit(f"{record.strategy} failed: {record.error}")
             folder = HERE / f"blip-nano-{record.strategy}"
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            for name in FILES:
-                shutil.copy(Path(work) / str(record.adapter) / name, folder / name)
+            shutil.copytree(locate_adapter(Path(work) / str(record.adapter)), folder)
             kept = record.model_copy(update={"adapter": folder.name})
             (folder / "record.json").write_text(kept.model_dump_json(indent=1) + "\n", encoding="utf-8")
     write_index()

@@ -66,7 +66,7 @@ def test_python_works_after_them(place):
 def test_tiny_models_can_be_trained_as_the_page_of_models_does(tmp_path):
     (block,) = _blocks("docs/models.md", "bash")
     _run_commands(block, tmp_path)
-    assert (tmp_path / "my-adapter/medgraft.json").is_file()
+    assert (tmp_path / "my-adapter/adapter/medgraft.json").is_file()
 
 
 def test_every_language_of_a_block_has_a_test():

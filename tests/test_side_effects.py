@@ -62,8 +62,8 @@ def test_training_from_python_leaves_what_a_suite_leaves(blip_folder, phantoms_f
         overrides=["train.max_steps=1", "generation.max_new_tokens=4"],
     )  # fmt: skip
     record = medgraft.train(config, tmp_path, progress=False, plugins=plugins)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "README.md", "maps.json", "medgraft.json", "predictions.json", "record.json", "trained_on.safetensors",
-        "trained_tensors.safetensors",
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "maps.json", "predictions.json", "record.json"}
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "README.md", "medgraft.json", "trained_on.safetensors", "trained_tensors.safetensors",
     }  # fmt: skip
     assert medgraft.benchmark.read_records(tmp_path) == (record,)

@@ -17,8 +17,9 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from medgraft.adapter import locate_adapter
 from medgraft.benchmark.record import RECORD
-from medgraft.benchmark.run import CHECKPOINTS
+from medgraft.benchmark.run_folder import CHECKPOINTS, has_package
 
 _LIMIT = 150.0  # seconds for a process
 
@@ -69,11 +70,11 @@ def compare(work: Path, steps: int) -> dict[str, Any]:
     alone, victim = start(work, whole, steps), start(work, killed, steps)
     checkpoint = kill_after_checkpoint(victim, killed)
     left = sorted(path.name for path in (killed / CHECKPOINTS).iterdir())
-    packaged = (killed / "medgraft.json").exists()
+    packaged = has_package(killed)
     finish(start(work, killed, steps, "--resume"))
     finish(alone)
     losses = [record_of(out)["train_loss"] for out in (whole, killed)]
-    one, other = (load_file(out / "adapter_model.safetensors") for out in (whole, killed))
+    one, other = (load_file(locate_adapter(out) / "adapter_model.safetensors") for out in (whole, killed))
     return {
         "killed_after": checkpoint,
         "checkpoints_left": left,

@@ -14,7 +14,7 @@ from torch import nn
 
 from medgraft import hardware
 from medgraft.acceleration import KERNELS, Acceleration, Kernels, accelerate, check_kernels
-from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_captioner, prompt_for, split_name
+from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_captioner, prompt_for
 from medgraft.config import AccelerationConfig, RunConfig
 from medgraft.features import CachedFeatures, ReusablePrefix, open_cached_features
 from medgraft.models import load_model
@@ -63,8 +63,7 @@ def prepare_model(
     """Load the backbone `NAME[:SOURCE]`, apply `strategy`, install `kernels`, and move it to this process's device."""
     kernels = wanted_kernels(kernels)
     backbone = load_model(name, strategy, plugins=plugins)
-    base = split_name(name)
-    applied = apply_strategy(backbone.model, backbone.anatomy, strategy, base=base[1] or base[0])
+    applied = apply_strategy(backbone.model, backbone.anatomy, strategy)
     acceleration = accelerate(backbone, dtype=dtype, kernels=kernels)
     backbone.model.to(hardware.device()).eval()
     return backbone, applied, acceleration

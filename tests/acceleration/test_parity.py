@@ -3,7 +3,6 @@
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 from medgraft.acceleration import KERNELS, accelerate, apply, graphed_decoding, packed_decoder
 from medgraft.acceleration.graphed_decoding import StaticGenerator
-from medgraft.adapter import finish_package, in_place_digests, load_adapter, save_weights
+from medgraft.adapter import in_place_digests, load_adapter, save_weights, write_package
 from medgraft.benchmark import why_unsupported
 from medgraft.config import GenerationConfig
 from medgraft.models import load_model
@@ -94,7 +93,7 @@ def _plain(name, strategy, dtype):
     plan = get_strategy(strategy, options, plugins=PLUGINS)
     torch.manual_seed(0)
     backbone = load_model(name, plan, plugins=PLUGINS)
-    applied = apply_strategy(backbone.model, backbone.anatomy, plan, base=name.partition(":")[2])
+    applied = apply_strategy(backbone.model, backbone.anatomy, plan)
     for parameter_name, parameter in backbone.model.named_parameters():
         if "lora_B" in parameter_name:  # which starts at 0, where A has no gradient
             nn.init.normal_(parameter, std=0.1)
@@ -266,11 +265,11 @@ def test_loaded_with_its_kernels_an_adapter_gives_the_same_bits(name, strategy, 
     acceleration = accelerate(backbone, dtype=dtype)
     _step(backbone, applied, dtype)
     torch.optim.AdamW([p for p in applied.model.parameters() if p.requires_grad], lr=1e-2).step()
-    files = save_weights(tmp_path, applied, untrained)
     manifest = _manifest(sharp_folder(name), backbone, applied)
     changes = {"bf16": dtype == BF16, "acceleration": acceleration.installed, "prompt": "a picture"}
-    finish_package(tmp_path, manifest.model_copy(update=changes), files)
-    loaded = load_adapter(Path(tmp_path), plugins=PLUGINS)
+    folder = tmp_path / "adapter"
+    write_package(folder, manifest.model_copy(update=changes), lambda new: save_weights(new, applied, untrained))
+    loaded = load_adapter(folder, plugins=PLUGINS, backbone=sharp_folder(name))
     assert loaded.acceleration == acceleration.installed
     assert torch.equal(_logits(loaded.backbone, dtype), _logits(backbone, dtype))
 

@@ -6,6 +6,7 @@ import pytest
 
 import medgraft
 from medgraft.acceleration import KERNELS
+from medgraft.adapter import locate_adapter
 from medgraft.benchmark import execute
 from medgraft.benchmark.record import run_id
 from medgraft.benchmark.suite import expand
@@ -56,14 +57,15 @@ def test_what_was_installed_is_told_and_installed_again(
     )  # fmt: skip
     record = execute(config, tmp_path, plugins=plugins, evaluate=False, checkpoints=False).record
     assert list(record.acceleration) == installed
-    manifest = json.loads((tmp_path / "medgraft.json").read_text())
+    path = locate_adapter(tmp_path) / "medgraft.json"
+    manifest = json.loads(path.read_text())
     assert manifest["acceleration"] == installed
     assert list(medgraft.load_adapter(tmp_path).acceleration) == installed
-    (tmp_path / "medgraft.json").write_text(json.dumps(manifest | {"acceleration": [*installed, "of_another_version"]}))
+    path.write_text(json.dumps(manifest | {"acceleration": [*installed, "of_another_version"]}))
     assert list(medgraft.load_adapter(tmp_path).acceleration) == installed
     if named is None:  # packages of earlier versions do not say: whatever applies
         del manifest["acceleration"]
-        (tmp_path / "medgraft.json").write_text(json.dumps(manifest))
+        path.write_text(json.dumps(manifest))
         assert set(medgraft.load_adapter(tmp_path).acceleration) > set(installed)
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BlipForConditionalGeneration
 
 import medgraft
-from medgraft.adapter import saving
+from medgraft.adapter import locate_adapter, saving
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.benchmark import execute
 from medgraft.config import run_config
@@ -32,7 +32,8 @@ def _train(strategy, blip_folder, phantoms_folder, out, plugins, *overrides):
         backbone=f"blip:{blip_folder}", strategy=strategy, data=f"roco:{phantoms_folder}", max_images=8,
         overrides=["train.max_steps=2", "train.per_device_train_batch_size=4", "train.bf16=false", *overrides],
     )  # fmt: skip
-    return out, execute(config, out, plugins=plugins, evaluate=False, checkpoints=False).backbone
+    backbone = execute(config, out, plugins=plugins, evaluate=False, checkpoints=False).backbone
+    return locate_adapter(out), backbone
 
 
 @torch.no_grad()
@@ -139,8 +140,8 @@ def test_parameters_before_training_are_known_by_the_checkpoint(dtype, blip_fold
     assert len(hashed) < 0.1 * len(every) or dtype == torch.bfloat16
     changed = applied.direct[0]
     dict(backbone.model.named_parameters())[changed].data.add_(1)
-    saving.save_weights(tmp_path / "adapter", applied, saving.in_place_digests(applied, known) | {changed: every[changed]})
-    assert list(load_file(tmp_path / "adapter" / saving.TENSORS)) == [changed]
+    saving.save_weights(tmp_path, applied, saving.in_place_digests(applied, known) | {changed: every[changed]})
+    assert list(load_file(tmp_path / saving.TENSORS)) == [changed]
 
 
 def test_a_backbone_with_a_fingerprint_of_its_own_has_no_checkpoint_digests(blip_folder):
@@ -152,15 +153,15 @@ def test_a_backbone_with_a_fingerprint_of_its_own_has_no_checkpoint_digests(blip
     assert BlipBackbone.checkpoint_digests(str(blip_folder)) and Own.checkpoint_digests(str(blip_folder)) == {}
 
 
-def test_manifest_and_card_say_what_it_is(trained, blip_folder):
+def test_manifest_and_card_say_what_it_is(trained):
     folder, _ = trained
     manifest = json.loads((folder / "medgraft.json").read_text())
-    assert manifest["backbone"] == f"blip:{blip_folder}"
+    assert manifest["backbone"] == "blip:./weights"
     assert manifest["strategy_settings"]["options"]["r"] == 16
     assert set(manifest["files"]) == {"adapter_model.safetensors", "adapter_config.json", "trained_on.safetensors"}
     assert manifest["data"]["fingerprint"] and "path" not in manifest["data"]
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(blip_folder)
+    assert config["base_model_name_or_path"] is None
     card = (folder / "README.md").read_text()
     assert "vision adapter, text adapter" in card and "PeftModel.from_pretrained" in card and "bridge" not in card
 

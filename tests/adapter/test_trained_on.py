@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import medgraft
-from medgraft.adapter import TrainedOn, adapter_bytes
+from medgraft.adapter import TrainedOn, adapter_bytes, locate_adapter
 from medgraft.adapter.trained_on import TRAINED_ON, _pack
 from medgraft.benchmark import execute, read_record
 from medgraft.cli.main import main
@@ -87,7 +88,7 @@ def test_the_package_and_the_record_know(trained):
     adapter = medgraft.load_adapter(out)
     assert adapter.manifest.data["options"] == {"split": "fold", "group": "person"}
     assert TRAINED_ON in adapter.manifest.files
-    assert adapter_bytes(adapter.manifest) == (out / "trained_tensors.safetensors").stat().st_size
+    assert adapter_bytes(adapter.manifest) == (locate_adapter(out) / "trained_tensors.safetensors").stat().st_size
     record = read_record(out / "record.json")
     assert [(leak.kind, leak.split, leak.other, leak.images, leak.examples) for leak in record.leaks] == [
         ("group", "test", "train", 1, ())
@@ -121,13 +122,12 @@ def test_scoring_trained_images_can_be_refused(trained):
 
 def test_a_package_without_the_file_is_unknown(trained, tmp_path, capsys):
     out, table = trained
-    for path in out.iterdir():
-        if path.is_file() and path.name != TRAINED_ON:
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    manifest = json.loads((out / "medgraft.json").read_text())
+    shutil.copytree(out, tmp_path / "copy")
+    package = locate_adapter(tmp_path / "copy")
+    manifest = json.loads((package / "medgraft.json").read_text())
     del manifest["files"][TRAINED_ON]
-    (tmp_path / "medgraft.json").write_text(json.dumps(manifest))
-    words = _words(tmp_path, table)
+    (package / "medgraft.json").write_text(json.dumps(manifest))
+    words = _words(tmp_path / "copy", table)
     assert main(words) == 0
     assert "does not list its training images" in capsys.readouterr().out
 

@@ -13,6 +13,7 @@ from threading import Thread, main_thread
 import psutil
 import pytest
 
+from medgraft.adapter import locate_adapter
 from medgraft.benchmark import expand, read_records, run_suite
 from medgraft.benchmark.process import PROCESS_NAME
 from medgraft.config import SuiteConfig, load_suite
@@ -108,7 +109,7 @@ def test_runs_and_failures_have_records(finished):
     assert {"distinct_share", "most_frequent_share", "shuffled_cider"} <= set(lora.collapse)
     assert lora.peak_memory_bytes > 2**27
     assert lora.images == {"train": 6, "validation": 5, "test": 6}
-    assert (out / lora.adapter / "adapter_model.safetensors").is_file()
+    assert (locate_adapter(out / lora.adapter) / "adapter_model.safetensors").is_file()
     assert any("failed: TrainingError" in line for line in said)
     assert len(list((out / "records").glob("*.json"))) == 5
     assert read_records(out) == tuple(sorted(records, key=lambda r: (r.backbone, r.strategy)))

@@ -8,6 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
+from medgraft.adapter import locate_adapter
 from medgraft.cli.main import _COMMANDS, main
 
 
@@ -47,7 +48,7 @@ def test_train_prints_the_record(adapter):
     assert len(record["train_loss"]) == 2
     assert "LORA on 28 modules" in errors and "6 train" in errors
     assert "Warning" not in errors
-    assert (out / "medgraft.json").is_file()
+    assert (locate_adapter(out) / "medgraft.json").is_file()
 
 
 @pytest.mark.slow
@@ -182,10 +183,10 @@ def test_an_image_folder_is_no_image(adapter, tmp_path, capsys):
 def test_an_adapter_is_not_overwritten_by_accident(adapter, blip_folder, phantoms_folder, capsys):
     out = adapter[0]
     words = ["train", "--backbone", f"blip:{blip_folder}", "--strategy", "bitfit", "--data", f"roco:{phantoms_folder}"]
-    before = (out / "medgraft.json").read_bytes()
+    before = (locate_adapter(out) / "medgraft.json").read_bytes()
     assert main([*words, "--out", str(out)]) == 2
     assert "already holds an adapter. Name another folder, or add --overwrite" in capsys.readouterr().err
-    assert (out / "medgraft.json").read_bytes() == before
+    assert (locate_adapter(out) / "medgraft.json").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -213,7 +214,7 @@ def test_two_processes_train_together(blip_folder, phantoms_folder, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads(done.stdout)
     assert record["steps"] == 2 and record["status"] == "ok"
-    assert (tmp_path / "out/medgraft.json").is_file()
+    assert (locate_adapter(tmp_path / "out") / "medgraft.json").is_file()
 
 
 def test_a_folder_with_other_files_is_left_alone(blip_folder, phantoms_folder, tmp_path, capsys):

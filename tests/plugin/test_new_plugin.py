@@ -54,7 +54,7 @@ def test_the_page_works_word_for_word(environment, tmp_path):
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         if "check-plugin" in line:
             assert re.search(r"^\d\d+ checks, 0 failed$", done.stdout, re.M)
-    assert json.loads((tmp_path / "my-adapter/medgraft.json").read_text())["backbone"] == "llava:models/llava"
+    assert json.loads((tmp_path / "my-adapter/adapter/medgraft.json").read_text())["backbone"] == "llava:./llava"
 
 
 def test_the_page_shows_what_new_plugin_writes():

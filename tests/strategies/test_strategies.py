@@ -27,7 +27,7 @@ def _batch(backbone):
 
 def _apply(blip_folder, strategy, plugins):
     backbone = load_model(f"blip:{blip_folder}", strategy, plugins=plugins)
-    return backbone, apply_strategy(backbone.model, backbone.anatomy, strategy, base=str(blip_folder))
+    return backbone, apply_strategy(backbone.model, backbone.anatomy, strategy)
 
 
 @pytest.mark.parametrize("name", PRESETS)

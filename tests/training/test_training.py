@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import medgraft
+from medgraft.adapter import locate_adapter
 from medgraft.benchmark import execute
 from medgraft.clock import Clock
 from medgraft.config import run_config
@@ -46,7 +47,7 @@ def test_the_same_seed_gives_the_same_run(blip_folder, phantoms_folder, tmp_path
     first, second = (_run(config, tmp_path / name, plugins).record for name in "ab")
     assert first.train_loss == second.train_loss
     assert first.run_id == second.run_id
-    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "ab"]
+    files = [(locate_adapter(tmp_path / name) / "adapter_model.safetensors").read_bytes() for name in "ab"]
     assert files[0] == files[1]
 
 
@@ -77,7 +78,7 @@ def test_resuming_ends_where_an_uninterrupted_run_ends(
     assert resumed.train_loss == whole.train_loss
     assert resumed.training_seconds > resumed.phase_seconds["checkpoint"]
     names = ("whole", "cut")
-    assert len({(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in names}) == 1
+    assert len({(locate_adapter(tmp_path / name) / "adapter_model.safetensors").read_bytes() for name in names}) == 1
 
 
 def test_a_checkpoint_holds_trained_tensors_only(blip_folder, phantoms_folder, tmp_path, plugins):
@@ -175,7 +176,7 @@ def test_adalora_moves_rank(blip_folder, phantoms_folder, tmp_path, plugins):
         overrides=["train.max_steps=12", "strategy.init_r=4", "strategy.target_r=2", "train.bf16=false"],
     )  # fmt: skip
     run = _run(config, tmp_path, plugins)
-    peft_config = json.loads((tmp_path / "adapter_config.json").read_text())
+    peft_config = json.loads((locate_adapter(tmp_path) / "adapter_config.json").read_text())
     assert peft_config["total_step"] == 12
     assert len(run.record.train_loss) == 12
     ranks = {sum(kept) for kept in peft_config["rank_pattern"].values()}

@@ -2,61 +2,109 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from huggingface_hub import ModelCardData
 
+from medgraft.adapter.base_name import hub_id
 from medgraft.adapter.manifest import Manifest
 from medgraft.config import CONTROLS
 
-_USE_PEFT = """
-It is an ordinary PEFT adapter as well:
-
-```python
-from peft import PeftModel
-model = PeftModel.from_pretrained(base_model, "{folder}")
-```
-"""
+CARD = "README.md"
 
 
-def write_card(folder: Path, manifest: Manifest) -> None:
-    """Write README.md: how the adapter was trained, its scores, and how to use it."""
-    training, evaluation = manifest.training, manifest.evaluation
-    settings = manifest.strategy_settings
-    shown = {name: value for name, value in sorted(manifest.metrics.items()) if not name.endswith(CONTROLS)}
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in shown.items())
-    scored = (
-        f"On {evaluation['images']} images of `{manifest.data['name']}`, split `{evaluation['split']}`:"
-        if manifest.metrics
-        else ""
-    )
-    table = f"## Scores\n\n{scored}\n\n| metric | value |\n|---|---|\n{rows}\n\n" if manifest.metrics else ""
+def card_text(manifest: Manifest, folder: str) -> str:
+    """The card: how the adapter was trained, its scores, and how to use it from the folder called `folder`."""
+    training, settings = manifest.training, manifest.strategy_settings
+    base, fingerprint = _base_title(manifest), manifest.base_fingerprint[:16]
     where = ", ".join(f"{part} {plan.mode}" for part, plan in settings.plans.items() if part in training["parts"])
-    base = f"; base model in {settings.quantization}" if settings.quantization != "none" else ""
-    plain = _USE_PEFT.format(folder=folder.name) if settings.uses_adapter and not training["in_place"] else ""
-    text = f"""---
-library_name: {"peft" if settings.uses_adapter else "medgraft"}
-base_model: {manifest.backbone.partition(":")[2] or manifest.backbone}
-tags: [medgraft, image-captioning, {manifest.strategy}]
+    loaded = f"; base model in {settings.quantization}" if settings.quantization != "none" else ""
+    return f"""---
+{_metadata(manifest).to_yaml()}
 ---
 
-# {manifest.strategy} on {manifest.backbone}
+# {manifest.strategy} on {base}
 
 Made by medgraft {manifest.versions.get("medgraft")}. Not a medical device: captions are for research and may be wrong.
 
 ## How it was made
 
-- Strategy `{manifest.strategy}`: {where}{base}.
+- Strategy `{manifest.strategy}`: {where}{loaded}.
 - {training["trainable_parameters"]:,} trained parameters, {training["steps"]} steps.
 - Peak learning rate {training["learning_rate"]:g}, seed {manifest.seed}.
 - Data `{manifest.data["name"]}`: {training["images"]} training images.
 - Training took {training["seconds"]:.0f} s on {training["hardware"]}.
-- Base weights `{manifest.base_fingerprint[:16]}` (SHA-256 over all tensors); another base is refused.
+- Base {base}, with weights `{fingerprint}` (SHA-256 over all tensors); another base is refused.
 
-{table}## Use
+{_scores(manifest)}## Use
 
-```python
+{_medgraft_recipe(manifest, folder)}{_plain_recipe(manifest, folder)}"""
+
+
+def _metadata(manifest: Manifest) -> ModelCardData:
+    """What the hub indexes. No licence, as that of base and data is not known."""
+    base = hub_id(manifest.backbone)
+    return ModelCardData(
+        base_model=base, base_model_relation="adapter" if base else None,
+        library_name="peft" if manifest.strategy_settings.uses_adapter else "medgraft",
+        pipeline_tag="image-to-text", tags=["medgraft", "image-captioning", manifest.strategy],
+    )  # fmt: skip
+
+
+def _base_title(manifest: Manifest) -> str:
+    name, _, source = manifest.backbone.partition(":")
+    return hub_id(manifest.backbone) or (f"{name} from a folder `{_folder(source)}`" if source else name)
+
+
+def _folder(source: str) -> str:
+    return source.removeprefix("./")
+
+
+def _scores(manifest: Manifest) -> str:
+    if not manifest.metrics:
+        return ""
+    shown = {name: value for name, value in sorted(manifest.metrics.items()) if not name.endswith(CONTROLS)}
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in shown.items())
+    evaluation = manifest.evaluation
+    scored = f"On {evaluation['images']} images of `{manifest.data['name']}`, split `{evaluation['split']}`:"
+    return f"## Scores\n\n{scored}\n\n| metric | value |\n|---|---|\n{rows}\n\n"
+
+
+def _medgraft_recipe(manifest: Manifest, folder: str) -> str:
+    name, _, source = manifest.backbone.partition(":")
+    where, note = "", ""
+    if source.startswith("./"):
+        where = f', backbone="{name}:{_folder(source)}"'
+        note = f"`{_folder(source)}` is the folder of the base: any folder with the weights named above.\n\n"
+    return f"""{note}```python
 import medgraft
-adapter = medgraft.load_adapter("{folder.name}")
+
+adapter = medgraft.load_adapter("{folder}"{where})
 print(medgraft.caption(["image.jpg"], adapter=adapter))
 ```
-{plain}"""
-    (folder / "README.md").write_text(text, encoding="utf-8")
+"""
+
+
+def _plain_recipe(manifest: Manifest, folder: str) -> str:
+    """How to use it without medgraft; empty for a package of a version that did not note the model's class."""
+    model_class, source = manifest.training.get("model_class"), manifest.backbone.partition(":")[2]
+    if model_class is None:
+        return ""
+    settings, in_place = manifest.strategy_settings, bool(manifest.training["in_place"])
+    imports, code, weights = [f"from transformers import {model_class}"], [], f'"{_folder(source)}"'
+    if not source:  # the weights come with a plugin
+        imports.append("import medgraft")
+        code.append(f'weights = medgraft.load_backbone("{manifest.backbone}").source')
+        weights = "weights"
+    code.append(f'base = {model_class}.from_pretrained({weights}, dtype="float32")')
+    if settings.uses_adapter:
+        imports.append("from peft import PeftModel")
+        code.append(f'model = PeftModel.from_pretrained(base, "{folder}")')
+    if in_place:
+        imports.append("from safetensors.torch import load_file")
+        code.append(f'tensors = load_file("{folder}/trained_tensors.safetensors")')
+        code.append("unexpected = base.load_state_dict(tensors, strict=False).unexpected_keys")
+        code.append("assert not unexpected, unexpected")
+    library = "PEFT" if settings.uses_adapter else "transformers"
+    quantized = settings.quantization != "none"
+    note = f" (values differ a little from those on a base in {settings.quantization})" if quantized else ""
+    lines = "\n".join([*sorted(imports, key=lambda line: line.split()[1]), "", *code])
+    return f"\nIn plain {library}{note}:\n\n```python\n{lines}\n```\n"

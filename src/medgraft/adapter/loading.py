@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medgraft import hardware
+from medgraft.adapter.base_name import located_base
 from medgraft.adapter.locating import locate_adapter
 from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest, verify_files
 from medgraft.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TENSORS
@@ -55,6 +56,7 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
         return _load_plain_peft(folder, plugins, backbone)
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
+    base = backbone or located_base(folder, manifest)
 
     def attach(base: Backbone) -> nn.Module:
         _check_base(base, manifest, folder)
@@ -66,7 +68,7 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
 
     bf16 = manifest.bf16 and hardware.bf16_supported(hardware.device().type)
     loaded, model, acceleration = prepare_adapter(
-        backbone or manifest.backbone, manifest.strategy_settings, attach, plugins=plugins,
+        base, manifest.strategy_settings, attach, plugins=plugins,
         dtype=torch.bfloat16 if bf16 else torch.float32,
         trained_with=manifest.acceleration,
     )  # fmt: skip

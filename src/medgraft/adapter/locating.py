@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medgraft.adapter.manifest import MANIFEST
 from medgraft.adapter.saving import ADAPTER_CONFIG
+from medgraft.adapter.whole_folder import standing
 from medgraft.errors import AdapterError
 
 IN_RUN = "adapter"  # the package's folder in the folder of a run
@@ -13,10 +14,12 @@ IN_RUN = "adapter"  # the package's folder in the folder of a run
 
 def locate_adapter(source: str | Path) -> Path:
     """The folder of the adapter `source`: a package, a plain PEFT adapter, or a run's folder that has one."""
-    folder = Path(source)
+    folder = standing(Path(source))
     if not folder.is_dir():
         raise AdapterError(f"There is no adapter folder {folder}.")
-    return folder if is_adapter(folder) or not is_adapter(folder / IN_RUN) else folder / IN_RUN
+    inside = standing(folder / IN_RUN)
+    newer = (inside / MANIFEST).is_file()  # than a package of an earlier version in the run's folder itself
+    return inside if newer or (is_adapter(inside) and not is_adapter(folder)) else folder
 
 
 def is_adapter(folder: Path) -> bool:

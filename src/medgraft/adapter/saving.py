@@ -1,38 +1,81 @@
-"""Save adapter packages.
+"""Save adapter packages, whole or not at all.
 
 A package contains `adapter_model.safetensors` and `adapter_config.json` in PEFT's format for the parameters that PEFT added,
 `trained_tensors.safetensors` for those trained in place, `trained_on.safetensors`, the manifest `medgraft.json`, and a model
-card.
+card: what a colleague may have, without a path of the machine that made it.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from medgraft.adapter.card import write_card
-from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, write_manifest
+from medgraft.adapter.base_name import hub_id, public_base, public_options
+from medgraft.adapter.card import CARD, card_text
+from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, read_manifest, write_manifest
 from medgraft.adapter.trained_on import TRAINED_ON
+from medgraft.adapter.whole_folder import link_or_copy, replacing
 from medgraft.backbones.weights import TensorDigest, tensor_digests, tensor_layout
+from medgraft.errors import AdapterError
 from medgraft.strategies import Applied
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TENSORS = "trained_tensors.safetensors"
+_OURS = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS, TRAINED_ON, MANIFEST, CARD)
+
+
+def write_package(folder: Path, manifest: Manifest, write_files: Callable[[Path], Iterable[str]]) -> Manifest:
+    """Write a package in place of the one in `folder`; returns the manifest as written, with the digests of its files.
+
+    `write_files` writes all files but manifest and card into the folder that it gets, and returns their names. Until everything
+    is on the disk, `folder` has the old package. Files there that are not the package's stay. AdapterError if it cannot be
+    written.
+    """
+    data = manifest.data | {"options": public_options(manifest.data.get("options", {}))}
+    manifest = manifest.model_copy(update={"backbone": public_base(manifest.backbone), "data": data})
+    try:
+        with replacing(folder, package_files(folder)) as new:
+            names = sorted(write_files(new))
+            if ADAPTER_CONFIG in names:
+                _name_base(new / ADAPTER_CONFIG, hub_id(manifest.backbone))
+            manifest = manifest.model_copy(update={"files": {name: file_entry(new / name) for name in names}})
+            (new / CARD).write_text(card_text(manifest, folder.resolve().name), encoding="utf-8")
+            write_manifest(new, manifest)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"The adapter cannot be written to {folder}: {error}. What was there is unchanged.") from error
+    return manifest
+
+
+def update_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write another manifest and card for the files of the package in `folder`, in the way of `write_package`."""
+
+    def keep_files(new: Path) -> Iterable[str]:
+        for name in manifest.files:
+            link_or_copy(folder / name, new / name)
+        return manifest.files
+
+    return write_package(folder, manifest, keep_files)
+
+
+def package_files(folder: Path) -> frozenset[str]:
+    """The names that files of a package have, among them those in the manifest of the package in `folder`."""
+    try:
+        return frozenset((*_OURS, *read_manifest(folder).files))
+    except AdapterError:  # there is no package, or none that can be read
+        return frozenset(_OURS)
 
 
 def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tuple[str, ...]:
-    """Write only the trained weights, replacing an older package in `folder`; returns the names of the files.
+    """Write only the trained weights into `folder`; returns the names of the files.
 
     `base` maps parameters trained in place to their digests before training; unchanged tensors are not saved.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / MANIFEST).is_file():
-        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS, TRAINED_ON, MANIFEST):
-            (folder / name).unlink(missing_ok=True)
     written: list[str] = []
     if applied.strategy.uses_adapter:
         with warnings.catch_warnings():
@@ -51,12 +94,10 @@ def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tup
     return tuple(written)
 
 
-def finish_package(folder: Path, manifest: Manifest, files: tuple[str, ...]) -> Manifest:
-    """Write card and manifest next to the weights; returns the manifest with the digests of `files`."""
-    manifest = manifest.model_copy(update={"files": {name: file_entry(folder / name) for name in sorted(files)}})
-    write_card(folder, manifest)
-    write_manifest(folder, manifest)
-    return manifest
+def _name_base(path: Path, base: str | None) -> None:
+    """Write `base` into PEFT's config, where PEFT puts this machine's path of the model."""
+    config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def adapter_bytes(manifest: Manifest) -> int:

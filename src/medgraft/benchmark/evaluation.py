@@ -9,6 +9,7 @@ from typing import Any
 
 from medgraft import hardware
 from medgraft.adapter import LoadedAdapter, SeenInTraining
+from medgraft.adapter.base_name import public_options
 from medgraft.benchmark.saliency import SaliencyResult, score_saliency
 from medgraft.captioning import Generated
 from medgraft.clock import Clock
@@ -142,8 +143,8 @@ def seen_in_training(adapter: LoadedAdapter, data: DataConfig, examples: Sequenc
     examples are a DataError.
     """
     if adapter.manifest is not None and adapter.manifest.data["name"] == data.name:
-        before = {name: adapter.manifest.data.get(name) for name in ("window", "frame")} | adapter.manifest.data["options"]
-        now = {"window": data.window, "frame": data.frame} | data.options
+        before, now = adapter.manifest.data, data.model_dump()
+        before, now = ({n: d.get(n) for n in ("window", "frame")} | public_options(d["options"]) for d in (before, now))
         changed = [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]
         shown = ", ".join(f"data.{name} was {_setting(before, name)} and is {_setting(now, name)}" for name in changed)
         if changed:

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 
 from medgraft import hardware
-from medgraft.adapter import MANIFEST, Manifest, TrainedOn, adapter_bytes, finish_package, in_place_digests, save_weights
+from medgraft.adapter import IN_RUN, Manifest, TrainedOn, adapter_bytes, in_place_digests, save_weights, update_manifest
 from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
 from medgraft.benchmark.evaluation import Evaluation, score_captions
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, run_id, write_record
+from medgraft.benchmark.run_folder import CHECKPOINTS, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
 from medgraft.captioning import Generated
 from medgraft.clock import Clock
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
-from medgraft.errors import AdapterError, DataError
+from medgraft.errors import DataError
 from medgraft.inference import Captioner, captioner_for
 from medgraft.plugin import PluginManager
 from medgraft.prepare import Prepared, prepare
@@ -33,7 +34,6 @@ from medgraft.text_statistics import TextStatistics, logged_statistics
 from medgraft.training import Checkpoints, TrainResult, build_features, fit
 from medgraft.types import SPLITS, CaptionData, Example, Split
 
-CHECKPOINTS = ".medgraft-checkpoints"
 _logger = logging.getLogger(__name__)
 
 
@@ -67,14 +67,13 @@ def execute(
     evaluate: bool = True,
     checkpoints: bool = True,
 ) -> RunResult:
-    """Run `config`; write its adapter package (if anything is trained), `predictions.json` and `record.json` to `out`.
+    """Run `config`; write `predictions.json` and `record.json` to `out`, and the package of what was trained to `out/adapter`.
 
     Under accelerate or torchrun every process trains, and only the main one packages, captions and writes. Logs what is loaded
     and trained. Errors pass through; `failed_record` makes a record of them.
     """
     run = _Run(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins), out, plugins, Clock())
-    if not overwrite:
-        _check_out(out, run.strategy, resume)
+    check_out(out, run.strategy, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
         data, fingerprint = _read_data(run)
         model = _prepare_model(run, data)
@@ -92,18 +91,6 @@ def execute(
     if hardware.is_main_process():
         write_record(record, out, RECORD)
     return RunResult(record, evaluation, model.backbone)
-
-
-def _check_out(out: Path, strategy: Strategy, resume: bool) -> None:
-    """Raise AdapterError if writing to `out` could overwrite existing files."""
-    if out.exists() and not out.is_dir():
-        raise AdapterError(f"{out} is a file; --out names a folder.")
-    if strategy.trains and (out / MANIFEST).exists():
-        raise AdapterError(f"{out} already holds an adapter. Name another folder, or add --overwrite to replace it.")
-    if strategy.trains and out.is_dir() and any(out.iterdir()) and not (out / CHECKPOINTS).is_dir():
-        raise AdapterError(f"{out} is not empty and was not made by medgraft train. Name a new folder, or add --overwrite.")
-    if resume and not (out / CHECKPOINTS).is_dir():
-        raise AdapterError(f"{out} holds no checkpoint to resume from. Train without --resume.")
 
 
 def _read_data(run: _Run) -> tuple[CaptionData, str]:
@@ -168,12 +155,19 @@ def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoin
 
 
 def _package(run: _Run, data: CaptionData, model: Prepared, trained: _Trained | None) -> Manifest | None:
-    """Write the adapter package in the main process, and return its manifest."""
-    if trained is None or model.applied is None or not hardware.is_main_process():
+    """Write the adapter package in the main process, and return its manifest; removes what an earlier run left."""
+    if not hardware.is_main_process():
         return None
+    remove_results(run.out)
+    applied = model.applied
+    if trained is None or applied is None:
+        return None
+
+    def write_files(folder: Path) -> tuple[str, ...]:
+        return (*save_weights(folder, applied, trained.base), TrainedOn.of(data.split("train")).write(folder))
+
     with run.clock.phase("package"):
-        files = (*save_weights(run.out, model.applied, trained.base), TrainedOn.of(data.split("train")).write(run.out))
-        return finish_package(run.out, _manifest(run, data, model, trained.result), files)
+        return replace_package(run.out, _manifest(run, data, model, trained.result), write_files)
 
 
 def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult) -> Manifest:
@@ -188,6 +182,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "matched_modules": len(applied.matched_modules),
         "in_place": len(applied.direct),
         "parts": list(backbone.anatomy.parts),
+        "model_class": backbone.model_class,
         "final_loss": result.losses[-1] if result.losses else None,
         "settings": config.train.model_dump(mode="json"),
         "hardware": str(hardware.describe()),
@@ -242,7 +237,7 @@ def _add_scores(run: _Run, package: Manifest | None, evaluation: Evaluation | No
     done |= {"generation": config.generation.model_dump()}
     with run.clock.phase("package"):
         changed = package.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})
-        return finish_package(run.out, changed, tuple(changed.files))
+        return update_manifest(run.out / IN_RUN, changed)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", required=True, metavar="B", help="NAME, NAME:HUB_ID or NAME:FOLDER")
     parser.add_argument("--strategy", required=True, metavar="S", help="a preset, or peft:<METHOD>")
     parser.add_argument("--data", required=True, metavar="NAME[:PATH]", help="such as phantoms or roco:/data/roco")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the adapter's folder")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="the run's folder; its adapter will be in DIR/adapter"
+    )
     add_set(parser, "strategy.K=V, train.K=V, data.K=V or generation.K=V; may be repeated")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
@@ -48,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         backbone=arguments.backbone, strategy=arguments.strategy, data=arguments.data, seed=arguments.seed,
         max_images=arguments.max_images, overrides=[*arguments.overrides, *given],
     )  # fmt: skip
+    from medgraft.adapter import IN_RUN
     from medgraft.benchmark import execute
     from medgraft.hardware import is_main_process
     from medgraft.plugin import PluginManager
@@ -65,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if record.steps:
         print(
             f"{record.steps} steps in {record.training_seconds:.1f} s; "
-            f"adapter of {record.adapter_bytes:,} bytes in {arguments.out}"
+            f"adapter of {record.adapter_bytes:,} bytes in {arguments.out / IN_RUN}"
         )
     if record.metrics:
         scores = "  ".join(f"{name}\u00a0{value:.4f}" for name, value in record.metrics.items() if not name.endswith(CONTROLS))

@@ -14,7 +14,7 @@ from medgraft.metrics.base import Array
 from medgraft.saliency.geometry import Rectangle
 from medgraft.saliency.maps import CaptionMaps
 
-_FILE = "maps.json"
+MAPS_FILE = "maps.json"
 
 
 def packed(maps: CaptionMaps, view: Rectangle, size: tuple[int, int]) -> dict[str, Any]:
@@ -32,13 +32,13 @@ def packed(maps: CaptionMaps, view: Rectangle, size: tuple[int, int]) -> dict[st
 def write_maps(maps: Mapping[str, dict[str, Any]], folder: Path) -> None:
     """Write `maps.json` into `folder`, packed maps by image id."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _FILE).write_text(json.dumps(maps, ensure_ascii=False), encoding="utf-8")
+    (folder / MAPS_FILE).write_text(json.dumps(maps, ensure_ascii=False), encoding="utf-8")
 
 
 def read_maps(folder: Path) -> dict[str, dict[str, Any]]:
     """The content of `maps.json` in `folder`; empty if there is no such file."""
     try:
-        maps: dict[str, dict[str, Any]] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        maps: dict[str, dict[str, Any]] = json.loads((folder / MAPS_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     return maps

@@ -16,7 +16,7 @@ from medgraft.data.json_lists import json_problem, parse_json
 from medgraft.data.notes import ReadingNotes, RowError
 from medgraft.data.text import kind, read_text
 from medgraft.errors import ScoringError
-from medgraft.scoring.run_captions import FILE, RunCaptions, captions_from
+from medgraft.scoring.run_captions import PREDICTIONS_FILE, RunCaptions, captions_from
 
 IDS = (
     "image_id", "id", "image", "file_name", "filename", "image_path", "image_name", "name", "path", "img", "img_id", "uid",
@@ -64,12 +64,12 @@ def read_file(path: Path) -> CaptionFile:
 
 
 def _in_folder(folder: Path) -> Path:
-    if (folder / FILE).is_file():
-        return folder / FILE
-    runs = sorted(path.parent for path in folder.glob(f"runs/*/{FILE}"))
+    if (folder / PREDICTIONS_FILE).is_file():
+        return folder / PREDICTIONS_FILE
+    runs = sorted(path.parent for path in folder.glob(f"runs/*/{PREDICTIONS_FILE}"))
     if runs:
         raise ScoringError(f"{folder} holds the captions of {len(runs)} runs. Name the folder of one, such as {runs[0]}.")
-    raise ScoringError(f"{folder} is a folder without {FILE}. Name a file, or the folder of a run.")
+    raise ScoringError(f"{folder} is a folder without {PREDICTIONS_FILE}. Name a file, or the folder of a run.")
 
 
 def _json(text: str, path: Path) -> tuple[tuple[Row, ...], RunCaptions | None]:

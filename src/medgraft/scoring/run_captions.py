@@ -17,7 +17,7 @@ from medgraft.metrics import CaptionSet
 from medgraft.metrics.saliency_scores import SaliencyScores
 from medgraft.types import Example
 
-FILE = "predictions.json"
+PREDICTIONS_FILE = "predictions.json"
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,14 @@ def captions_of(
 def write_captions(captions: RunCaptions, folder: Path) -> None:
     """Write `predictions.json` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(json.dumps(_rounded(asdict(captions)), indent=0, ensure_ascii=False), encoding="utf-8")
+    (folder / PREDICTIONS_FILE).write_text(
+        json.dumps(_rounded(asdict(captions)), indent=0, ensure_ascii=False), encoding="utf-8"
+    )
 
 
 def read_captions(folder: Path) -> RunCaptions | None:
     """The content of `predictions.json` in `folder`, None if there is no such file; ScoringError if it cannot be read."""
-    path = folder / FILE
+    path = folder / PREDICTIONS_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -45,8 +45,8 @@ class Applied:
         return text
 
 
-def apply_strategy(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: str | None = None) -> Applied:
-    """Change `model` so that exactly the parameters selected by `strategy` are trainable; `base` goes into PEFT's config.
+def apply_strategy(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> Applied:
+    """Change `model` so that exactly the parameters selected by `strategy` are trainable.
 
     StrategyError if the backbone has none of the trained parts, a plan matches nothing, or it would train quantised weights.
     """
@@ -60,7 +60,7 @@ def apply_strategy(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base:
     wrapped: nn.Module = model
     matched: tuple[str, ...] = ()
     if strategy.uses_adapter:
-        wrapped, matched = _add_adapter(model, anatomy, strategy, base)
+        wrapped, matched = _add_adapter(model, anatomy, strategy)
     for name, parameter in _full_parameters(model, anatomy, strategy):
         if not parameter.is_floating_point():
             raise StrategyError(f"{name} is quantised and cannot be trained; freeze its part or give it an adapter.")
@@ -92,10 +92,10 @@ def _check_parts(anatomy: Anatomy, strategy: Strategy) -> None:
         )
 
 
-def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: str | None) -> tuple[nn.Module, tuple[str, ...]]:
+def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> tuple[nn.Module, tuple[str, ...]]:
     from peft import get_peft_model
 
-    config = peft_config(strategy, anatomy, model, base)
+    config = peft_config(strategy, anatomy, model)
     try:
         with warnings.catch_warnings():
             for expected in (
@@ -110,8 +110,6 @@ def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: s
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:  # PEFT's methods raise any of these
         base_kind = f" to a base model in {strategy.quantization}" if strategy.quantization != "none" else ""
         raise ConfigError(f"PEFT method {strategy.method} cannot be applied{base_kind}: {error}") from error
-    for adapter_config in peft_model.peft_config.values():  # PEFT wrote this machine's path of the model here
-        adapter_config.base_model_name_or_path = base
     return peft_model, tuple(peft_model.base_model.targeted_module_names)
 
 

@@ -47,7 +47,7 @@ def peft_strategy(name: str) -> Strategy:
     return Strategy(vision=plan, bridge=plan, text=plan, method=method, learning_rate=2e-3)
 
 
-def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module, base: str | None) -> PeftConfig:
+def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module) -> PeftConfig:
     """The method's PEFT config, with target modules from `anatomy`.
 
     It has no task type, because BLIP's forward does not accept the arguments of PEFT's task wrappers.
@@ -69,8 +69,6 @@ def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module, base: st
     if "feedforward_modules" in fields:  # there IA3 scales inputs instead of outputs
         mlp = _target(strategy, anatomy, ("mlp",))
         extra["feedforward_modules"] = mlp or []
-    if "base_model_name_or_path" in fields:
-        extra["base_model_name_or_path"] = base
     if strategy.method == "ADALORA" and "total_step" not in options:
         extra["total_step"] = 10_000  # replaced by the run's number of steps when training begins
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from medgraft.adapter import Manifest, finish_package, in_place_digests, load_adapter, save_weights
+from medgraft.adapter import Manifest, in_place_digests, load_adapter, save_weights, write_package
 from medgraft.backbones import Backbone
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
@@ -109,10 +109,10 @@ class _Checks:
         assert self._trained is not None, "it could not be trained"
         backbone, applied, untrained = self._trained
         with TemporaryDirectory() as folder:
-            files = save_weights(Path(folder), applied, untrained)
-            finish_package(Path(folder), _manifest(self.name, backbone, applied), files)
+            manifest = _manifest(self.name, backbone, applied)
+            write_package(Path(folder), manifest, lambda new: save_weights(new, applied, untrained))
             expected = self._logits(backbone)
-            loaded = load_adapter(Path(folder), plugins=self.plugins)
+            loaded = load_adapter(Path(folder), plugins=self.plugins, backbone=self.name)
             assert torch.equal(self._logits(loaded.backbone), expected), "logits differ after loading"
 
     def merges(self) -> None:
