@@ -15,7 +15,9 @@ import torch
 import transformers
 from torch import nn
 
-from medgraft.backbones import loading, weights
+from medgraft.backbones import loading
+from medgraft.backbones.checkpoint import read_checkpoint
+from medgraft.backbones.fingerprint import as_stored, fingerprint, loaded_digests
 from medgraft.backbones.visible_region import visible_rectangle
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
@@ -106,15 +108,23 @@ class Backbone(ABC):
 
     @classmethod
     def fingerprint(cls, source: str) -> str:
-        """Hex digest of the base weights, independent of file layout and quantisation."""
-        return weights.fingerprint(source)
+        """Hex digest of the base weights as they are loaded, independent of file layout and quantisation."""
+        return fingerprint(cls._digests(source))
 
     @classmethod
     def checkpoint_digests(cls, source: str) -> dict[str, TensorDigest]:
-        """Digests of the tensors in the weight files by name; empty if the class overrides `fingerprint`."""
+        """Digests of the tensors that `load` loads, by their names in the model; empty if the class overrides `fingerprint`."""
         own: Any = cls.fingerprint
         default: Any = Backbone.fingerprint
-        return weights.checkpoint_digests(source) if own.__func__ is default.__func__ else {}
+        return cls._digests(source) if own.__func__ is default.__func__ else {}
+
+    @classmethod
+    def _digests(cls, source: str) -> dict[str, TensorDigest]:
+        config: Any = loading.read_config(source, cls.model_types)
+        checkpoint = read_checkpoint(source, getattr(config, "transformers_weights", None))
+        if getattr(config, "quantization_config", None) is not None:
+            return as_stored(checkpoint)
+        return loaded_digests(checkpoint, cls.meta_model(config), cls.anatomy.never_run)
 
     @property
     def end_id(self) -> int:

@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from medgraft import hardware
 from medgraft.errors import BackboneError
@@ -43,6 +44,8 @@ def load_model(
 
     BackboneError if tensors are missing, except in modules that match `never_run`.
     """
+    if find_adapter_config_file(source) is not None:  # transformers would add that adapter to the weights
+        raise BackboneError(f"{source} has an adapter_config.json, so it holds an adapter. Name the base model's own folder.")
     loader: Any = getattr(transformers, model_class)
     # transformers puts quantised weights on any accelerator that it finds, and 8-bit ones cannot be moved to the CPU again
     where = {"device_map": {"": "cpu"}} if quantization is not None and hardware.device().type == "cpu" else {}
