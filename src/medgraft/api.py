@@ -76,9 +76,7 @@ def load_adapter(
     Another base is refused; with `allow_base_mismatch` it is used, with a warning that says what differs.
     """
     manager = plugins or PluginManager.from_environment()
-    return adapters.load_adapter(
-        Path(folder), plugins=manager, backbone=backbone, allow_base_mismatch=allow_base_mismatch
-    )
+    return adapters.load_adapter(Path(folder), plugins=manager, backbone=backbone, allow_base_mismatch=allow_base_mismatch)
 
 
 def caption(

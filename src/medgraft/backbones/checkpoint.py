@@ -74,9 +74,7 @@ def checkpoint_files(source: str, named: str | None = None) -> Sequence[Path]:
 
 def _find(source: str, name: str) -> Path | None:
     try:
-        path = cached_file(
-            source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False
-        )
+        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False)
     except OSError as error:
         raise BackboneError(f"{source}: {name} cannot be had: {str(error).splitlines()[0]}") from error
     return Path(path) if path is not None else None
