@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import BlipConfig
 
 import medgraft.file_index as module
 from medgraft.backbones import checkpoint, weights
@@ -349,7 +350,7 @@ def hashed(monkeypatch):
 
 
 def test_checkpoints_are_hashed_once_and_changed_shards_again(index_folder, shards, hashed, monkeypatch):
-    first = read_checkpoint(str(shards)).digests
+    first = read_checkpoint(str(shards), BlipConfig()).digests
     assert hashed == ["1.safetensors", "2.safetensors"]
     whole = {name: tensor for shard in "12" for name, tensor in load_file(shards / f"{shard}.safetensors").items()}
     assert {name: digest.sha256 for name, digest in first.items()} == weights.tensor_digests(whole)
@@ -358,14 +359,14 @@ def test_checkpoints_are_hashed_once_and_changed_shards_again(index_folder, shar
     in_bf16 = {name: tensor.bfloat16() for name, tensor in whole.items()}
     assert {name: digest.loaded.rounded for name, digest in first.items()} == weights.tensor_digests(in_bf16)
     assert first["b"].loaded.layout == "torch.float32(2,)"
-    assert read_checkpoint(str(shards)).digests == first and len(hashed) == 2
+    assert read_checkpoint(str(shards), BlipConfig()).digests == first and len(hashed) == 2
     time.sleep(0.02)
     save_file({"c": torch.zeros(0, 4), "d": torch.tensor(3.0)}, shards / "2.safetensors")
-    second = read_checkpoint(str(shards)).digests
+    second = read_checkpoint(str(shards), BlipConfig()).digests
     assert [name for name in first if second[name] != first[name]] == ["d"]
     assert hashed[2:] == ["2.safetensors"]
     monkeypatch.setenv("MEDGRAFT_FILE_INDEX", "off")
-    assert read_checkpoint(str(shards)).digests["d"].sha256 == weights.tensor_digest(torch.tensor(3.0))
+    assert read_checkpoint(str(shards), BlipConfig()).digests["d"].sha256 == weights.tensor_digest(torch.tensor(3.0))
 
 
 def test_a_second_run_opens_no_image_and_hashes_no_checkpoint(

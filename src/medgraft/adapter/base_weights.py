@@ -1,7 +1,7 @@
 """Whether a base has the weights that an adapter was trained on, and what differs if it does not.
 
-`Manifest.base_tensors` has 16 hex digits for each tensor of the base, by name: the first 8 of its digest, and the first 8 of the
-digest of its values rounded to bf16. They only describe a difference; what decides is the fingerprint.
+`Manifest.base_tensors` has 16 hex digits for each tensor of the base, by name: the first 8 of its digest, and the first 8 of
+the digest of its values rounded to bf16. They only describe a difference; what decides is the fingerprint.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from pathlib import Path
 
 from medgraft.adapter.manifest import Manifest
 from medgraft.backbones import Backbone
-from medgraft.backbones.checkpoint import read_checkpoint
-from medgraft.backbones.fingerprint import fingerprint, former_fingerprint
+from medgraft.backbones.fingerprint import fingerprint
 from medgraft.backbones.weights import TensorDigest
 from medgraft.errors import AdapterError
 
@@ -32,9 +31,8 @@ def check_base(base: Backbone, manifest: Manifest, folder: Path, *, allow_mismat
     found = fingerprint(digests) if digests else base.fingerprint(base.source)
     if manifest.base_fingerprint == found:
         return
-    named = getattr(base.config, "transformers_weights", None)
-    if digests and manifest.base_fingerprint == former_fingerprint(read_checkpoint(base.source, named)):
-        return  # a manifest of an earlier version
+    if manifest.base_fingerprint == base.former_fingerprint(base.source):
+        return
     problem = (
         f"{folder} was trained on another base: it wants {manifest.backbone} with weights "
         f"{manifest.base_fingerprint[:12]}, but {base.source} has {found[:12]}: {_difference(manifest, digests)}."

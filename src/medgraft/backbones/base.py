@@ -16,8 +16,8 @@ import transformers
 from torch import nn
 
 from medgraft.backbones import loading
-from medgraft.backbones.checkpoint import read_checkpoint
-from medgraft.backbones.fingerprint import as_stored, fingerprint, loaded_digests
+from medgraft.backbones.checkpoint import Checkpoint, read_checkpoint
+from medgraft.backbones.fingerprint import fingerprint, former_fingerprint, loaded_digests
 from medgraft.backbones.visible_region import visible_rectangle
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
@@ -114,17 +114,27 @@ class Backbone(ABC):
     @classmethod
     def checkpoint_digests(cls, source: str) -> dict[str, TensorDigest]:
         """Digests of the tensors that `load` loads, by their names in the model; empty if the class overrides `fingerprint`."""
+        return {} if cls._fingerprint_is_own() else cls._digests(source)
+
+    @classmethod
+    def former_fingerprint(cls, source: str) -> str:
+        """The fingerprint in records and adapters of earlier versions, a digest of all tensors as they are stored."""
+        return cls.fingerprint(source) if cls._fingerprint_is_own() else former_fingerprint(cls._checkpoint(source))
+
+    @classmethod
+    def _fingerprint_is_own(cls) -> bool:
         own: Any = cls.fingerprint
         default: Any = Backbone.fingerprint
-        return cls._digests(source) if own.__func__ is default.__func__ else {}
+        return own.__func__ is not default.__func__
+
+    @classmethod
+    def _checkpoint(cls, source: str) -> Checkpoint:
+        return read_checkpoint(source, loading.read_config(source, cls.model_types))
 
     @classmethod
     def _digests(cls, source: str) -> dict[str, TensorDigest]:
-        config: Any = loading.read_config(source, cls.model_types)
-        checkpoint = read_checkpoint(source, getattr(config, "transformers_weights", None))
-        if getattr(config, "quantization_config", None) is not None:
-            return as_stored(checkpoint)
-        return loaded_digests(checkpoint, cls.meta_model(config), cls.anatomy.never_run)
+        checkpoint = cls._checkpoint(source)
+        return loaded_digests(checkpoint, cls.meta_model(checkpoint.config), cls.anatomy.never_run)
 
     @property
     def end_id(self) -> int:

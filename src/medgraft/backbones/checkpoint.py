@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -28,8 +29,9 @@ _QUIET_BELOW = 4 << 30  # bytes of a file from which on hashing shows a progress
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors in a checkpoint's files by their names there: the file that each is loaded from, and its digests."""
+    """A model's configuration, and its tensors by their names in the files: the file that each is loaded from, and digests."""
 
+    config: PreTrainedConfig
     files: Mapping[str, Path]
     digests: Mapping[str, StoredDigest]
 
@@ -39,12 +41,12 @@ class Checkpoint:
             return read(name)
 
 
-def read_checkpoint(source: str, named: str | None = None) -> Checkpoint:
-    """The checkpoint of a folder or hub id; `named` is the file that its configuration names, if it does.
+def read_checkpoint(source: str, config: PreTrainedConfig) -> Checkpoint:
+    """The checkpoint of a folder or hub id.
 
     Files in the file index are not read again. Of tensors that several files have, the last file's counts, as in transformers.
     """
-    paths, index = checkpoint_files(source, named), FileIndex("tensors 2")
+    paths, index = checkpoint_files(source, config), FileIndex("tensors 2")
     known = index.find(paths)
     for path in paths:
         if path not in known:
@@ -54,11 +56,12 @@ def read_checkpoint(source: str, named: str | None = None) -> Checkpoint:
     digests = {
         name: StoredDigest(stored, TensorDigest(*loaded)) for path in paths for name, (stored, loaded) in known[path].items()
     }
-    return Checkpoint({name: path for path in paths for name in known[path]}, digests)
+    return Checkpoint(config, {name: path for path in paths for name in known[path]}, digests)
 
 
-def checkpoint_files(source: str, named: str | None = None) -> Sequence[Path]:
+def checkpoint_files(source: str, config: PreTrainedConfig) -> Sequence[Path]:
     """The weight files of a folder or hub id that transformers loads, downloaded or cached by it, in its order."""
+    named: str | None = getattr(config, "transformers_weights", None)
     for name in (named,) if named else _ORDER:
         if (path := _find(source, name)) is None:
             continue

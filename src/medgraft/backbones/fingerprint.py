@@ -1,8 +1,8 @@
 """The fingerprint of a base: a digest of its weights as transformers loads them, whatever their files look like.
 
-The names are those of the model that they are loaded into, so checkpoints with names of earlier versions of transformers are the
-same base. Tensors that the model has no place for, or never runs, do not count. Numbers are those loaded in fp32. Nothing is
-loaded: names and digests come from the files, so quantised models have the fingerprint of the weights that were quantised.
+The names are those of the model that they are loaded into, so checkpoints with names of earlier versions of transformers are
+the same base. Tensors that the model has no place for, or never runs, do not count. Numbers are those loaded in fp32. Nothing
+is loaded: names and digests come from the files, so a model that is quantised on loading has the fingerprint of its files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def fingerprint(digests: Mapping[str, TensorDigest]) -> str:
 
 
 def former_fingerprint(checkpoint: Checkpoint) -> str:
-    """The fingerprint until version 0.2: over names and values as they are stored, so that it differs by the files' layout."""
+    """The fingerprint of earlier versions: over all tensors as they are stored, so that it depends on the files' layout."""
     return _whole({name: digest.sha256 for name, digest in checkpoint.digests.items()})
 
 
@@ -38,8 +38,11 @@ def _whole(digests: Mapping[str, str]) -> str:
 def loaded_digests(checkpoint: Checkpoint, model: Any, never_run: Iterable[str] = ()) -> dict[str, TensorDigest]:
     """Digests, by their names in the transformers model `model` (on the meta device), of the tensors that it loads.
 
-    Tied tensors count once, and modules that match `never_run` do not count.
+    Tied tensors count once, and modules that match `never_run` do not count. Of weights that are stored quantised all tensors
+    count, under the names in the files.
     """
+    if getattr(checkpoint.config, "quantization_config", None) is not None:
+        return {name: digest.loaded for name, digest in checkpoint.digests.items()}
     found: dict[str, TensorDigest] = {}
     for name, (converter, sources) in _loaded_from(checkpoint.digests, model).items():
         if converter is None:
@@ -50,11 +53,6 @@ def loaded_digests(checkpoint: Checkpoint, model: Any, never_run: Iterable[str] 
         if tied in found and found.setdefault(name, found[tied]) == found[tied]:
             del found[tied]
     return {name: digest for name, digest in found.items() if not lies_in(name, tuple(never_run))}
-
-
-def as_stored(checkpoint: Checkpoint) -> dict[str, TensorDigest]:
-    """Digests of all tensors under the names in the files: for weights that are stored quantised."""
-    return {name: digest.loaded for name, digest in checkpoint.digests.items()}
 
 
 def _loaded_from(names: Iterable[str], model: Any) -> dict[str, tuple[WeightConverter | None, dict[str, str]]]:

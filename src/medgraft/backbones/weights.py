@@ -71,7 +71,7 @@ def stored_digest(tensor: torch.Tensor) -> StoredDigest:
 def _digests_as(tensor: torch.Tensor, *dtypes: torch.dtype) -> dict[torch.dtype, str]:
     """`tensor_digest` of the tensor in each of `dtypes`: its own, or that of its values in fp32 or rounded from fp32."""
     wholes = {dtype: hashlib.sha256(_layout(dtype, tensor).encode()) for dtype in dtypes}
-    for piece in tensor.detach().cpu().contiguous().reshape(-1).split(_PIECE):
+    for piece in torch.split(tensor.detach().cpu().contiguous().reshape(-1), _PIECE):
         for dtype, whole in wholes.items():
             values = piece if dtype == piece.dtype else piece.float().to(dtype)
             whole.update(_bytes(values).numpy().data)
