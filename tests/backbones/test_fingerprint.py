@@ -174,5 +174,5 @@ def test_a_base_that_holds_an_adapter_is_refused(tiny_folder, tmp_path):
     _, folder = tiny_folder("vit-gpt2")
     shutil.copytree(folder, tmp_path / "base")
     (tmp_path / "base" / "adapter_config.json").write_text("{}")
-    with pytest.raises(BackboneError, match=r"has an adapter_config.json, so it holds an adapter. Name the base model"):
+    with pytest.raises(BackboneError, match=r"has an adapter_config.json: it holds an adapter. Name the base model"):
         VitGpt2.load(str(tmp_path / "base"))

@@ -44,12 +44,12 @@ def load_model(
 
     BackboneError if tensors are missing, except in modules that match `never_run`.
     """
-    if find_adapter_config_file(source) is not None:  # transformers would add that adapter to the weights
-        raise BackboneError(f"{source} has an adapter_config.json, so it holds an adapter. Name the base model's own folder.")
     loader: Any = getattr(transformers, model_class)
     # transformers puts quantised weights on any accelerator that it finds, and 8-bit ones cannot be moved to the CPU again
     where = {"device_map": {"": "cpu"}} if quantization is not None and hardware.device().type == "cpu" else {}
     try:
+        if find_adapter_config_file(source) is not None:  # transformers would add that adapter to the weights
+            raise BackboneError(f"{source} has an adapter_config.json: it holds an adapter. Name the base model's own folder.")
         model, info = loader.from_pretrained(
             source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True, **where
         )
