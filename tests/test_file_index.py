@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import BlipConfig
 
 import medgraft.file_index as module
-from medgraft.backbones import weights
+from medgraft.backbones import checkpoint, weights
+from medgraft.backbones.checkpoint import read_checkpoint
 from medgraft.benchmark import execute
 from medgraft.config import run_config
 from medgraft.data.images import ImageFile, image_digests, inspect_images
@@ -338,31 +340,39 @@ def shards(tmp_path):
     return folder
 
 
-def test_checkpoints_are_hashed_once_and_changed_shards_again(index_folder, shards, monkeypatch):
-    hashed = []
-    plain = weights._file_digests
-    monkeypatch.setattr(weights, "_file_digests", lambda path, **options: hashed.append(path.name) or plain(path, **options))
-    first, digests = weights.fingerprint(str(shards)), weights.checkpoint_digests(str(shards))
+@pytest.fixture
+def hashed(monkeypatch):
+    """The names of the checkpoint files that are hashed."""
+    names = []
+    plain = checkpoint._file_digests
+    monkeypatch.setattr(checkpoint, "_file_digests", lambda path, **options: names.append(path.name) or plain(path, **options))
+    return names
+
+
+def test_checkpoints_are_hashed_once_and_changed_shards_again(index_folder, shards, hashed, monkeypatch):
+    first = read_checkpoint(str(shards), BlipConfig()).digests
     assert hashed == ["1.safetensors", "2.safetensors"]
     whole = {name: tensor for shard in "12" for name, tensor in load_file(shards / f"{shard}.safetensors").items()}
-    assert {name: digest.sha256 for name, digest in digests.items()} == weights.tensor_digests(whole)
-    assert digests["a"].layout == "torch.float32(2, 3)"
-    assert weights.fingerprint(str(shards)) == first and len(hashed) == 2
+    assert {name: digest.sha256 for name, digest in first.items()} == weights.tensor_digests(whole)
+    in_fp32 = {name: tensor.float() for name, tensor in whole.items()}
+    assert {name: digest.loaded.sha256 for name, digest in first.items()} == weights.tensor_digests(in_fp32)
+    in_bf16 = {name: tensor.bfloat16() for name, tensor in whole.items()}
+    assert {name: digest.loaded.rounded for name, digest in first.items()} == weights.tensor_digests(in_bf16)
+    assert first["b"].loaded.layout == "torch.float32(2,)"
+    assert read_checkpoint(str(shards), BlipConfig()).digests == first and len(hashed) == 2
     time.sleep(0.02)
     save_file({"c": torch.zeros(0, 4), "d": torch.tensor(3.0)}, shards / "2.safetensors")
-    assert weights.fingerprint(str(shards)) != first
+    second = read_checkpoint(str(shards), BlipConfig()).digests
+    assert [name for name in first if second[name] != first[name]] == ["d"]
     assert hashed[2:] == ["2.safetensors"]
     monkeypatch.setenv("MEDGRAFT_FILE_INDEX", "off")
-    assert weights.checkpoint_digests(str(shards))["d"].sha256 == weights.tensor_digest(torch.tensor(3.0))
+    assert read_checkpoint(str(shards), BlipConfig()).digests["d"].sha256 == weights.tensor_digest(torch.tensor(3.0))
 
 
 def test_a_second_run_opens_no_image_and_hashes_no_checkpoint(
-    index_folder, blip_folder, phantoms_folder, plugins, tmp_path, monkeypatch
+    index_folder, blip_folder, phantoms_folder, plugins, tmp_path, monkeypatch, hashed
 ):
     monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path / "features"))
-    hashed = []
-    plain = weights._file_digests
-    monkeypatch.setattr(weights, "_file_digests", lambda path, **options: hashed.append(path.name) or plain(path, **options))
     config = run_config(
         backbone=f"blip:{blip_folder}", strategy="encoder-frozen", data=f"roco:{phantoms_folder}",
         overrides=["train.max_steps=2", "train.per_device_train_batch_size=4"],

@@ -25,7 +25,7 @@ _PARTS = {
     "check images": ("medgraft.data.image_chunks", "check_images"),
     "data fingerprint": ("medgraft.benchmark.run", "data_fingerprint"),
     "load base": ("medgraft.prepare", "load_model"),
-    "base fingerprint": ("medgraft.backbones.weights", "fingerprint"),
+    "digests of the base": ("medgraft.backbones.base", "read_checkpoint"),
     "apply strategy": ("medgraft.prepare", "apply_strategy"),
     "digest of the prefix": ("medgraft.features.cached", "prefix_key"),
     "digests of trained parameters": ("medgraft.benchmark.run", "in_place_digests"),

@@ -64,9 +64,19 @@ def train(
         return execute(config, Path(out), plugins=manager, resume=resume, overwrite=overwrite).record
 
 
-def load_adapter(folder: str | Path, *, backbone: str | None = None, plugins: PluginManager | None = None) -> LoadedAdapter:
-    """The adapter in `folder` on its base; `backbone` (`NAME:SOURCE`) gives the location of the base on this machine."""
-    return adapters.load_adapter(Path(folder), plugins=plugins or PluginManager.from_environment(), backbone=backbone)
+def load_adapter(
+    folder: str | Path,
+    *,
+    backbone: str | None = None,
+    allow_base_mismatch: bool = False,
+    plugins: PluginManager | None = None,
+) -> LoadedAdapter:
+    """The adapter in `folder` on its base; `backbone` (`NAME:SOURCE`) gives the location of the base on this machine.
+
+    Another base is refused; with `allow_base_mismatch` it is used, with a warning that says what differs.
+    """
+    manager = plugins or PluginManager.from_environment()
+    return adapters.load_adapter(Path(folder), plugins=manager, backbone=backbone, allow_base_mismatch=allow_base_mismatch)
 
 
 def caption(

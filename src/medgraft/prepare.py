@@ -6,8 +6,8 @@ This order is defined only here. Training, evaluation, adapters, benchmarks and 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -15,6 +15,8 @@ from torch import nn
 from medgraft import hardware
 from medgraft.acceleration import KERNELS, Acceleration, Kernels, accelerate, check_kernels
 from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_captioner, prompt_for
+from medgraft.backbones.fingerprint import fingerprint
+from medgraft.backbones.weights import TensorDigest
 from medgraft.config import AccelerationConfig, RunConfig
 from medgraft.features import CachedFeatures, ReusablePrefix, open_cached_features
 from medgraft.models import load_model
@@ -31,6 +33,7 @@ class Prepared:
 
     `features` gives access to the feature store; it is None if no features can be reused, for the reason in `prefix`. For a
     model behind an API `applied` and `prefix` are None. `dtype` is the run's compute dtype, by autocast if it is not fp32.
+    `base_digests` are those of Backbone.checkpoint_digests.
     """
 
     backbone: AnyBackbone
@@ -40,6 +43,7 @@ class Prepared:
     features: CachedFeatures | None
     prefix: ReusablePrefix | None
     dtype: torch.dtype
+    base_digests: Mapping[str, TensorDigest] = field(default_factory=dict)
 
 
 def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy) -> Prepared:
@@ -50,11 +54,12 @@ def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy) ->
         client = captioner.load(source)
         return Prepared(client, None, Acceleration(), client.fingerprint(client.source), None, None, dtype)
     backbone, applied, acceleration = prepare_model(config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels)
-    base = backbone.fingerprint(backbone.source)
+    digests = backbone.checkpoint_digests(backbone.source)
+    base = fingerprint(digests) if digests else backbone.fingerprint(backbone.source)
     features, prefix = _open_features(backbone, config, dtype, base)
     if features is not None and strategy.trains and config.augmentation.on:
         prefix = replace(prefix, reason=f"{prefix.reason}; {_views(config.features.views)}")
-    return Prepared(backbone, applied, acceleration, base, features, prefix, dtype)
+    return Prepared(backbone, applied, acceleration, base, features, prefix, dtype, digests)
 
 
 def prepare_model(

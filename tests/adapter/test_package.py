@@ -135,9 +135,8 @@ def test_parameters_before_training_are_known_by_the_checkpoint(dtype, blip_fold
     monkeypatch.setattr(saving, "tensor_digests", lambda some: hashed.extend(some) or plain(some))
     known = backbone.checkpoint_digests(backbone.source)
     assert saving.in_place_digests(applied, known) == every
-    # a checkpoint in bf16 is widened when it is loaded, so that its digests are not the parameters'
-    assert set(hashed) == (set(every) - set(known) if dtype == torch.float32 else set(every))
-    assert len(hashed) < 0.1 * len(every) or dtype == torch.bfloat16
+    assert set(hashed) == set(every) - set(known)
+    assert len(hashed) < 0.1 * len(every)
     changed = applied.direct[0]
     dict(backbone.model.named_parameters())[changed].data.add_(1)
     saving.save_weights(tmp_path, applied, saving.in_place_digests(applied, known) | {changed: every[changed]})
@@ -164,11 +163,6 @@ def test_manifest_and_card_say_what_it_is(trained):
     assert config["base_model_name_or_path"] is None
     card = (folder / "README.md").read_text()
     assert "vision adapter, text adapter" in card and "PeftModel.from_pretrained" in card and "bridge" not in card
-
-
-def test_another_base_is_refused(trained, other_blip_folder):
-    with pytest.raises(AdapterError, match=r"was trained on another base: it wants .* Pass the right one with --backbone"):
-        medgraft.load_adapter(trained[0], backbone=f"blip:{other_blip_folder}")
 
 
 def test_the_base_may_have_moved(trained, blip_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,19 @@ from threading import Thread, main_thread
 
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
+from medgraft import hardware
 from medgraft.adapter import locate_adapter
-from medgraft.benchmark import expand, read_records, run_suite
+from medgraft.backbones.blip import BlipBackbone
+from medgraft.benchmark import expand, plan, read_records, run_suite
 from medgraft.benchmark.process import PROCESS_NAME
-from medgraft.config import SuiteConfig, load_suite
+from medgraft.benchmark.record import run_id
+from medgraft.config import SuiteConfig, load_suite, run_config
+from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import ConfigError, UnknownNameError
 from medgraft.report import as_json, example_captions, markdown, rows, terminal
+from medgraft.strategies import get_strategy
 
 SUITES = sorted((Path(__file__).parent.parent.parent / "benchmarks/suites").glob("*.toml"))
 
@@ -125,6 +132,26 @@ def test_a_suite_started_again_runs_only_what_is_missing(finished, plugins, logg
     assert [r.run_id for r in again] == [r.run_id for r in records]
     assert sum("done before" in line for line in lines) == 2
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+
+
+def test_a_run_that_an_earlier_version_recorded_keeps_its_id(tiny_folder, phantoms_folder, plugins, tmp_path):
+    """The fingerprint of earlier versions depended on the dtype in the files."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_folder("blip")[1], base)
+    stored = {name: tensor.bfloat16() for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(stored, base / "model.safetensors", {"format": "pt"})
+    config = run_config(backbone=f"blip:{base}", strategy="lora", data=f"roco:{phantoms_folder}")
+    data = data_fingerprint(load_data(config.data, plugins=plugins).examples)
+    lora, versions = get_strategy("lora", plugins=plugins), hardware.versions()
+    own, former = (
+        run_id(config, lora, data, digest(str(base)), versions)
+        for digest in (BlipBackbone.fingerprint, BlipBackbone.former_fingerprint)
+    )
+    assert own != former
+    for recorded, wanted in ((None, own), (tmp_path, own), (tmp_path, former)):
+        assert plan([config], plugins=plugins, records=recorded).runs[0].run_id == wanted
+        if recorded:
+            (tmp_path / f"{former}.json").touch()
 
 
 def _run_under_way():

@@ -14,6 +14,7 @@ from torch import nn
 
 from medgraft import hardware
 from medgraft.adapter.base_name import located_base
+from medgraft.adapter.base_weights import check_base
 from medgraft.adapter.locating import locate_adapter
 from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest, verify_files
 from medgraft.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TENSORS
@@ -44,12 +45,14 @@ class LoadedAdapter:
         return self.manifest.prompt if self.manifest else None
 
 
-def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None = None) -> LoadedAdapter:
+def load_adapter(
+    folder: Path, *, plugins: PluginManager, backbone: str | None = None, allow_base_mismatch: bool = False
+) -> LoadedAdapter:
     """Load the adapter in `folder` onto its base; `backbone` (`NAME:SOURCE`) locates the base on this machine.
 
     The kernels used in training are installed if they apply here, so in the run's precision the logits are bit-identical to
-    those at saving. AdapterError if files are missing or altered, or if the base has another fingerprint. A plain PEFT folder
-    is loaded too if `backbone` is given.
+    those at saving. AdapterError if files are missing or altered, or if the base has other weights; with
+    `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too if `backbone` is given.
     """
     folder = locate_adapter(folder)
     if not (folder / MANIFEST).is_file() and (folder / ADAPTER_CONFIG).is_file():
@@ -59,7 +62,7 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
     base = backbone or located_base(folder, manifest)
 
     def attach(base: Backbone) -> nn.Module:
-        _check_base(base, manifest, folder)
+        check_base(base, manifest, folder, allow_mismatch=allow_base_mismatch)
         base.model.requires_grad_(False)
         model = _attach_peft(base, folder) if ADAPTER_WEIGHTS in manifest.files else base.model
         if TENSORS in manifest.files:
@@ -85,16 +88,6 @@ def _load_plain_peft(folder: Path, plugins: PluginManager, backbone: str | None)
         backbone, Strategy(), lambda base: _attach_peft(base, folder), plugins=plugins
     )
     return LoadedAdapter(loaded, model, None, acceleration.installed)
-
-
-def _check_base(base: Backbone, manifest: Manifest, folder: Path) -> None:
-    found = base.fingerprint(base.source)
-    if found != manifest.base_fingerprint:
-        raise AdapterError(
-            f"{folder} was trained on another base: it wants {manifest.backbone} with weights "
-            f"{manifest.base_fingerprint[:12]}, but {base.source} has {found[:12]}. "
-            "Pass the right one with --backbone NAME:SOURCE."
-        )
 
 
 def _attach_peft(backbone: Backbone, folder: Path) -> nn.Module:

@@ -25,7 +25,8 @@ class FileEntry(BaseModel):
 class Manifest(BaseModel):
     """The content of medgraft.json. Unknown keys are errors, so that a newer format is refused, not misread.
 
-    `acceleration` lists the kernels used in training; None in older packages.
+    `base_tensors` describes the base's tensors one by one, see base_weights.py. `acceleration` lists the kernels used in
+    training. Both are None in older packages.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +34,7 @@ class Manifest(BaseModel):
     format: Literal[1] = 1
     backbone: str
     base_fingerprint: str
+    base_tensors: str | None = None
     strategy: str
     strategy_settings: Strategy
     data: dict[str, Any]

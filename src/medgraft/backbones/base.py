@@ -15,7 +15,9 @@ import torch
 import transformers
 from torch import nn
 
-from medgraft.backbones import loading, weights
+from medgraft.backbones import loading
+from medgraft.backbones.checkpoint import Checkpoint, read_checkpoint
+from medgraft.backbones.fingerprint import fingerprint, former_fingerprint, loaded_digests
 from medgraft.backbones.visible_region import visible_rectangle
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
@@ -106,15 +108,33 @@ class Backbone(ABC):
 
     @classmethod
     def fingerprint(cls, source: str) -> str:
-        """Hex digest of the base weights, independent of file layout and quantisation."""
-        return weights.fingerprint(source)
+        """Hex digest of the base weights as they are loaded, independent of file layout and quantisation."""
+        return fingerprint(cls._digests(source))
 
     @classmethod
     def checkpoint_digests(cls, source: str) -> dict[str, TensorDigest]:
-        """Digests of the tensors in the weight files by name; empty if the class overrides `fingerprint`."""
+        """Digests of the tensors that `load` loads, by their names in the model; empty if the class overrides `fingerprint`."""
+        return {} if cls._fingerprint_is_own() else cls._digests(source)
+
+    @classmethod
+    def former_fingerprint(cls, source: str) -> str:
+        """The fingerprint in records and adapters of earlier versions, a digest of all tensors as they are stored."""
+        return cls.fingerprint(source) if cls._fingerprint_is_own() else former_fingerprint(cls._checkpoint(source))
+
+    @classmethod
+    def _fingerprint_is_own(cls) -> bool:
         own: Any = cls.fingerprint
         default: Any = Backbone.fingerprint
-        return weights.checkpoint_digests(source) if own.__func__ is default.__func__ else {}
+        return own.__func__ is not default.__func__
+
+    @classmethod
+    def _checkpoint(cls, source: str) -> Checkpoint:
+        return read_checkpoint(source, loading.read_config(source, cls.model_types))
+
+    @classmethod
+    def _digests(cls, source: str) -> dict[str, TensorDigest]:
+        checkpoint = cls._checkpoint(source)
+        return loaded_digests(checkpoint, cls.meta_model(checkpoint.config), cls.anatomy.never_run)
 
     @property
     def end_id(self) -> int:

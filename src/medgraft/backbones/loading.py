@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from medgraft import hardware
 from medgraft.errors import BackboneError
@@ -47,6 +48,8 @@ def load_model(
     # transformers puts quantised weights on any accelerator that it finds, and 8-bit ones cannot be moved to the CPU again
     where = {"device_map": {"": "cpu"}} if quantization is not None and hardware.device().type == "cpu" else {}
     try:
+        if find_adapter_config_file(source) is not None:  # transformers would add that adapter to the weights
+            raise BackboneError(f"{source} has an adapter_config.json: it holds an adapter. Name the base model's own folder.")
         model, info = loader.from_pretrained(
             source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True, **where
         )

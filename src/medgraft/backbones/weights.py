@@ -1,121 +1,81 @@
-"""Checkpoint files: their paths, the digests of their tensors, and the fingerprint of the whole checkpoint."""
+"""Digests and checksums of tensors."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from medgraft.errors import BackboneError
-from medgraft.file_index import FileIndex, file_state
-
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
-_INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_QUIET_BELOW = 4 << 30  # bytes of a file from which on hashing shows a progress bar
+_PIECE = 1 << 24  # numbers that are converted and hashed at a time
+_Digest = TypeVar("_Digest")
 
 
 class TensorDigest(NamedTuple):
-    """A tensor's dtype and shape as text, and the hex SHA-256 of dtype, shape and row-major bytes."""
+    """A loaded tensor's dtype and shape as text, its digest, and the digest of its values rounded to bf16.
+
+    The last two are equal if it is no floating-point tensor.
+    """
 
     layout: str
     sha256: str
+    rounded: str
 
 
-def weight_files(source: str) -> tuple[Path, ...]:
-    """The weight files of a folder or hub id (downloaded or cached by transformers)."""
-    from transformers.utils import cached_file
+class StoredDigest(NamedTuple):
+    """The digest of a tensor in a file as it is stored, and those of the tensor loaded in fp32."""
 
-    def find(name: str) -> str | None:
-        found: str | None = cached_file(
-            source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-        return found
-
-    for name in _SINGLE:
-        if path := find(name):
-            return (Path(path),)
-    for name in _INDEXED:
-        if path := find(name):
-            shards = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
-            return tuple(Path(p) for p in (find(shard) for shard in shards) if p)
-    raise BackboneError(f"{source} has no weights: none of {', '.join(_SINGLE + _INDEXED)} exists.")
-
-
-def fingerprint(source: str) -> str:
-    """SHA-256 over the name, dtype, shape and bytes of every tensor, sorted by name; independent of sharding and order."""
-    digests = checkpoint_digests(source)
-    whole = hashlib.sha256()
-    for name in sorted(digests):
-        whole.update(f"{name}:{digests[name].sha256}\n".encode())
-    return whole.hexdigest()
-
-
-def checkpoint_digests(source: str) -> dict[str, TensorDigest]:
-    """The digest of every tensor in the weight files of `source`; files in the file index are not read again."""
-    files, index = weight_files(source), FileIndex("tensors 1")
-    known = index.find(files)
-    for path in files:
-        if path not in known:
-            state = file_state(path)
-            known[path] = _file_digests(path, loud=state is not None and state.size >= _QUIET_BELOW)
-            index.enter({path: (state, known[path])} if state else {})
-    return {name: TensorDigest(*digest) for path in files for name, digest in known[path].items()}
-
-
-def _file_digests(path: Path, *, loud: bool) -> dict[str, TensorDigest]:
-    with _opened(path) as (names, read):
-        return _digests(names, read, progress=f"hashing {path.name}" if loud else None)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], torch.Tensor]]]:
-    """The tensor names in a file, and a function that reads a tensor by name."""
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            yield list(file.keys()), file.get_tensor
-    else:
-        tensors: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        yield list(tensors), tensors.__getitem__
+    sha256: str
+    loaded: TensorDigest
 
 
 def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """`tensor_digest` of each tensor, by name."""
-    return {name: digest.sha256 for name, digest in _digests(tensors, tensors.__getitem__).items()}
+    return in_parallel(tensor_digest, tensors, tensors.__getitem__)
 
 
-def _digests(
-    names: Collection[str], read: Callable[[str], torch.Tensor], progress: str | None = None
-) -> dict[str, TensorDigest]:
-    """Hash in parallel threads, as hashlib releases the GIL; `read` is called in the threads too."""
-
-    def one(name: str) -> TensorDigest:
-        tensor = read(name)
-        return TensorDigest(tensor_layout(tensor), tensor_digest(tensor))
-
+def in_parallel(
+    digest: Callable[[torch.Tensor], _Digest],
+    names: Collection[str],
+    read: Callable[[str], torch.Tensor],
+    progress: str | None = None,
+) -> dict[str, _Digest]:
+    """`digest` of each tensor by name, in threads, as hashlib releases the GIL; `read` is called in the threads too."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return dict(zip(names, tqdm(pool.map(one, names), progress, len(names), disable=progress is None), strict=True))
+        found = pool.map(lambda name: digest(read(name)), names)
+        return dict(zip(names, tqdm(found, progress, len(names), disable=progress is None), strict=True))
 
 
 def tensor_layout(tensor: torch.Tensor) -> str:
     """A tensor's dtype and shape as text, as used in its digest."""
-    return f"{tensor.dtype}{tuple(tensor.shape)}"
+    return _layout(tensor.dtype, tensor)
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Hex SHA-256 of a tensor's dtype, shape and row-major bytes."""
-    whole = hashlib.sha256(tensor_layout(tensor).encode())
-    whole.update(_bytes(tensor.detach().cpu()).numpy().data)
-    return whole.hexdigest()
+    return _digests_as(tensor, tensor.dtype)[tensor.dtype]
+
+
+def stored_digest(tensor: torch.Tensor) -> StoredDigest:
+    """The digests of a tensor in a file; reads it once."""
+    stored = tensor.dtype
+    loaded, rounded = (torch.float32, torch.bfloat16) if stored.is_floating_point else (stored, stored)
+    found = _digests_as(tensor, stored, loaded, rounded)
+    return StoredDigest(found[stored], TensorDigest(_layout(loaded, tensor), found[loaded], found[rounded]))
+
+
+def _digests_as(tensor: torch.Tensor, *dtypes: torch.dtype) -> dict[torch.dtype, str]:
+    """`tensor_digest` of the tensor in each of `dtypes`: its own, or that of its values in fp32 or rounded from fp32."""
+    wholes = {dtype: hashlib.sha256(_layout(dtype, tensor).encode()) for dtype in dtypes}
+    for piece in torch.split(tensor.detach().cpu().contiguous().reshape(-1), _PIECE):
+        for dtype, whole in wholes.items():
+            values = piece if dtype == piece.dtype else piece.float().to(dtype)
+            whole.update(_bytes(values).numpy().data)
+    return {dtype: whole.hexdigest() for dtype, whole in wholes.items()}
 
 
 def tensor_checksum(tensor: torch.Tensor) -> str:
@@ -132,6 +92,10 @@ def tensor_checksum(tensor: torch.Tensor) -> str:
     whole = hashlib.sha256(tensor_layout(tensor).encode())
     whole.update(sample.cpu().numpy().data)
     return whole.hexdigest()
+
+
+def _layout(dtype: torch.dtype, tensor: torch.Tensor) -> str:
+    return f"{dtype}{tuple(tensor.shape)}"
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

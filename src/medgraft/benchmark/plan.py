@@ -6,9 +6,10 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from medgraft import hardware
-from medgraft.backbones import RemoteCaptioner, get_backbone, get_captioner
+from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_captioner
 from medgraft.backbones.published import planning_config
 from medgraft.benchmark.record import run_id
 from medgraft.benchmark.run import needed_splits
@@ -75,14 +76,14 @@ class Plan:
     unsupported: dict[tuple[str, str], str]
 
 
-def plan(configs: Iterable[RunConfig], *, plugins: PluginManager) -> Plan:
-    """Runs with their ids.
+def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path | None = None) -> Plan:
+    """Runs with their ids; one that an earlier version recorded in the folder `records` keeps its id.
 
     Reads the data, the digests of the base weights and the models' shapes, and raises every error in them, so that a
     misspelled name ends the suite before its first run.
     """
     versions = hardware.versions()
-    bases: dict[str, str] = {}
+    bases: dict[str, tuple[str, str]] = {}
     prints: dict[tuple[str, tuple[str, ...]], str] = {}
     reasons: dict[tuple[str, str], str | None] = {}
     planned = []
@@ -101,8 +102,12 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager) -> Plan:
             prints[data_key] = data_fingerprint(load_data(config.data, plugins=plugins, splits=splits).examples)
         if config.backbone not in bases:
             captioner, source = get_captioner(config.backbone, plugins=plugins)
-            bases[config.backbone] = captioner.fingerprint(source)
-        planned.append(PlannedRun(config, run_id(config, strategy, prints[data_key], bases[config.backbone], versions)))
+            base = captioner.fingerprint(source)
+            former = captioner.former_fingerprint(source) if issubclass(captioner, Backbone) else base
+            bases[config.backbone] = base, former
+        ids = [run_id(config, strategy, prints[data_key], base, versions) for base in bases[config.backbone]]
+        recorded = records is not None and (records / f"{ids[1]}.json").is_file()
+        planned.append(PlannedRun(config, ids[1] if recorded else ids[0]))
     return Plan(tuple(planned), {pair: reason for pair, reason in reasons.items() if reason is not None})
 
 

@@ -13,6 +13,7 @@ import torch
 
 from medgraft import hardware
 from medgraft.adapter import IN_RUN, Manifest, TrainedOn, adapter_bytes, in_place_digests, save_weights, update_manifest
+from medgraft.adapter.base_weights import packed
 from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
 from medgraft.benchmark.evaluation import Evaluation, score_captions
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, run_id, write_record
@@ -150,7 +151,7 @@ def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoin
     if not isinstance(backbone, Backbone) or applied is None or not run.strategy.trains:
         return None
     with run.clock.phase("digests"):
-        base = in_place_digests(applied, backbone.checkpoint_digests(backbone.source))
+        base = in_place_digests(applied, model.base_digests)
     return _Trained(fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
 
 
@@ -192,6 +193,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
     return Manifest(
         backbone=config.backbone,
         base_fingerprint=model.base_fingerprint,
+        base_tensors=packed(model.base_digests),
         strategy=config.strategy,
         strategy_settings=run.strategy,
         data={"options": {}, **read_by, "fingerprint": fingerprint},

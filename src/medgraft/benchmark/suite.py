@@ -35,7 +35,7 @@ def run_suite(suite: SuiteConfig, out: Path, *, plugins: PluginManager, retry_fa
         plan(configs, plugins=plugins)  # an unknown name ends the suite before the search
         choices = _tune(configs, suite.tuning, work)
         configs = tuple(_tuned(config, choices.get(_row_of(config))) for config in configs)
-    planned = plan(configs, plugins=plugins)
+    planned = plan(configs, plugins=plugins, records=work.records)
     for (backbone, strategy), reason in planned.unsupported.items():
         _logger.info("left out: %s on %s: %s", strategy, backbone, reason)
     results = []
@@ -56,6 +56,11 @@ class _Work:
     out: Path
     plugins: PluginManager
     retry_failed: bool
+
+    @property
+    def records(self) -> Path:
+        """The folder of their records."""
+        return self.out / "records"
 
     def below(self, name: str) -> _Work:
         """The same, with records and files in the subfolder `name`."""
@@ -92,12 +97,14 @@ def _tune(configs: Sequence[RunConfig], tuning: TuningConfig, work: _Work) -> di
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=work.plugins)
         if _row_of(config) not in rows and strategy.trains:
             rows[_row_of(config)] = trials(config, strategy, tuning)
-    planned = plan([tried for candidates in rows.values() for tried in candidates], plugins=work.plugins).runs
+    work = work.below("tuning")
+    every = [tried for candidates in rows.values() for tried in candidates]
+    planned = plan(every, plugins=work.plugins, records=work.records).runs
     ids = {run.config.model_dump_json(): run for run in planned}
     choices = {}
     for number, (row, candidates) in enumerate(rows.items(), start=1):
         runs = [ids[tried.model_dump_json()] for tried in candidates if tried.model_dump_json() in ids]
-        records = [work.below("tuning").do(run, f"[tuning {number}/{len(rows)}] {_rate(run)}:") for run in runs]
+        records = [work.do(run, f"[tuning {number}/{len(rows)}] {_rate(run)}:") for run in runs]
         choice = choose(records, tuning)
         if choice is not None:
             choices[row] = choice

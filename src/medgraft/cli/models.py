@@ -18,7 +18,8 @@ def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, Any
     """The model named by --adapter or --backbone."""
     quiet_libraries()
     if arguments.adapter is not None:
-        return api.load_adapter(arguments.adapter, backbone=arguments.backbone), None
+        allow = arguments.allow_base_mismatch
+        return api.load_adapter(arguments.adapter, backbone=arguments.backbone, allow_base_mismatch=allow), None
     if arguments.backbone is None:
         raise ConfigError("Name the model: --adapter DIR or --backbone NAME[:SOURCE].")
     return None, api.load_backbone(arguments.backbone)

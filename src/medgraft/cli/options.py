@@ -17,9 +17,13 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add --adapter and --backbone; at least one is required."""
+    """Add --adapter and --backbone, of which at least one is required, and --allow-base-mismatch."""
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="adapter folder made by `medgraft train`, or PEFT's")
     parser.add_argument("--backbone", metavar="B", help="NAME or NAME:SOURCE; with --adapter, its base's location")
+    parser.add_argument(
+        "--allow-base-mismatch", action="store_true",
+        help="use the adapter on a base with other weights than it was trained on, and say what differs",
+    )  # fmt: skip
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from medgraft.backbones import Backbone, TextBatch
+from medgraft.backbones.weights import tensor_digest
 from medgraft.config import GenerationConfig
 from medgraft.errors import BackboneError
 from medgraft.saliency import caption_maps
@@ -77,7 +78,7 @@ class _Checks:
         return self.backbone.encode(self.backbone.pixel_values(images(count)), prompt=self.prompt)
 
     def loads(self) -> None:
-        """Loads in eval mode, in fp32, with the same fingerprint every time."""
+        """Loads in eval mode, in fp32, with the same fingerprint every time, which is of the loaded tensors."""
         backbone = self.backbone
         assert not any(module.training for module in backbone.model.modules()), "a module is in training mode"
         wrong = [n for n, p in backbone.model.named_parameters() if p.dtype != torch.float32]
@@ -85,6 +86,9 @@ class _Checks:
         assert backbone.source == self.source, f"source is {backbone.source!r} and not {self.source!r}"
         first, second = (self.backbone_class.fingerprint(self.source) for _ in range(2))
         assert first == second and len(first) == 64, "the fingerprint is not a constant SHA-256 in hex"
+        loaded, digests = backbone.model.state_dict(), self.backbone_class.checkpoint_digests(self.source)
+        other = [name for name in digests if name not in loaded or tensor_digest(loaded[name]) != digests[name].sha256]
+        assert not other, f"{len(other)} loaded tensors are not those in the files, such as {other[0]}; override fingerprint"
 
     def declares_seams(self) -> None:
         """Seams are named, and each includes the parts of the one below it."""
