@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from medgraft.benchmark import BASELINE, Record
+from medgraft.escaping import markdown_text, one_line, spreadsheet_cell
 from medgraft.report.results import Entry, Group, leak_notes
 from medgraft.report.text_notes import cut_off_note, cut_off_share, text_notes
 
@@ -228,7 +229,8 @@ def terminal(table: Sequence[Row]) -> str:
     blocks = []
     for title, group in _groups(table):
         cells = [["strategy", *(heading for heading, *_ in _columns(group))], *_cells(group, "*")]
-        widths = [max(len(row[i].rstrip("*")) for row in cells) for i in range(len(cells[0]))]
+        cells = [[one_line(name), *rest] for name, *rest in cells]
+        widths = [max(len(row[i]) - row[i].endswith("*") for row in cells) for i in range(len(cells[0]))]
         lines = []
         for row in cells:
             first = row[0].ljust(widths[0])
@@ -239,7 +241,7 @@ def terminal(table: Sequence[Row]) -> str:
             lines.append(f"{first} {''.join(rest)}".rstrip())
         lines.insert(1, "-" * max(map(len, lines)))
         notes = [line for note in _notes(group) for line in textwrap.wrap(note, 80)]
-        blocks.append("\n".join([title, "", *lines, *(["", *notes] if notes else [])]))
+        blocks.append("\n".join([one_line(title), "", *lines, *(["", *notes] if notes else [])]))
     return "\n\n".join(blocks)
 
 
@@ -249,10 +251,11 @@ def markdown(table: Sequence[Row]) -> str:
     for title, group in _groups(table):
         headings = [heading for heading, *_ in _columns(group)]
         lines = [f"| strategy | {' | '.join(headings)} |", "|---" + "|---:" * len(headings) + "|"]
-        for row in _cells(group, "*"):
-            lines.append("| " + " | ".join(f"**{c[:-1]}**" if c.endswith("*") else c for c in row) + " |")
-        notes = _notes(group)
-        blocks.append("\n".join([f"**{title}**", "", *lines, *(["", " ".join(notes)] if notes else [])]))
+        for name, *values in _cells(group, "*"):
+            cells = [f"**{c[:-1]}**" if c.endswith("*") else c for c in values]
+            lines.append(f"| {' | '.join([markdown_text(name), *cells])} |")
+        notes = [markdown_text(note) for note in _notes(group)]
+        blocks.append("\n".join([f"**{markdown_text(title)}**", "", *lines, *(["", " ".join(notes)] if notes else [])]))
     return "\n\n".join(blocks)
 
 
@@ -261,7 +264,7 @@ def as_csv(table: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in table)
+    writer.writerows({name: spreadsheet_cell(value) for name, value in asdict(row).items()} for row in table)
     return text.getvalue().rstrip("\n")
 
 
