@@ -16,9 +16,12 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="K=V", dest="overrides", help=what)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add --adapter and --backbone; at least one is required."""
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="adapter folder made by `medgraft train`, or PEFT's")
+def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add --adapter and --backbone; at least one is required. If `several`, --adapter may be repeated and is a list."""
+    parser.add_argument(
+        "--adapter", type=Path, metavar="DIR", action="append" if several else "store",
+        help="adapter folder made by `medgraft train`, or PEFT's" + ("; may be repeated" if several else ""),
+    )  # fmt: skip
     parser.add_argument("--backbone", metavar="B", help="NAME or NAME:SOURCE; with --adapter, its base's location")
 
 
