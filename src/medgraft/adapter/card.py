@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medgraft.adapter.manifest import Manifest
+from medgraft.adapter.serving import serving_section
 from medgraft.config import CONTROLS
 
 _USE_PEFT = """
@@ -58,5 +59,6 @@ import medgraft
 adapter = medgraft.load_adapter("{folder.name}")
 print(medgraft.caption(["image.jpg"], adapter=adapter))
 ```
-{plain}"""
+{plain}
+{serving_section(folder, manifest)}"""
     (folder / "README.md").write_text(text, encoding="utf-8")
