@@ -54,7 +54,7 @@ def record(tmp_path):
 
 
 def test_tables(record):
-    one, folder = record
+    one, _ = record
     table = rows([one])
     lines = terminal(table).splitlines()
     assert len([line for line in lines if "owned" in line]) == 2 and not any("\x1b" in line for line in lines)
@@ -72,7 +72,7 @@ def test_tables(record):
 def test_no_command_prints_control_characters(form, record, capsys):
     assert main(["report", str(record[1]), "--format", form]) == 0
     printed = capsys.readouterr().out
-    assert "owned" in printed and not [c for c in printed if ord(c) < 32 and c not in "\n\t" or 0x7F <= ord(c) < 0xA0]
+    assert "owned" in printed and not [c for c in printed if (ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0]
     if form == "json":
         assert json.loads(printed)[0]["strategy"] == record[0].strategy
 

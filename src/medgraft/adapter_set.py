@@ -26,7 +26,7 @@ class AdapterSet:
     """
 
     def __init__(self, adapters: Mapping[str, LoadedAdapter], base: str, plugins: PluginManager):
-        self._adapters: dict[str | None, LoadedAdapter] = {**adapters}
+        self._adapters: dict[str | None, LoadedAdapter] = dict(adapters.items())
         self._base, self._plugins = base, plugins
         self.names = tuple(adapters)
         self.active: str | None = self.names[0]

@@ -9,7 +9,9 @@ from medgraft.strategies import apply_strategy, get_strategy
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "strategy"), [("blip", "lora"), ("blip", "qlora"), ("blip", "lora-int8"), ("vit-gpt2", "lora")])
+@pytest.mark.parametrize(
+    ("name", "strategy"), [("blip", "lora"), ("blip", "qlora"), ("blip", "lora-int8"), ("vit-gpt2", "lora")]
+)
 def test_it_prints_the_classes_of_the_libraries(name, strategy, dtype, tiny_folder, plugins):
     chosen = get_strategy(strategy, plugins=plugins)
     backbone = load_model(":".join(map(str, tiny_folder(name))), chosen, plugins=plugins)

@@ -100,7 +100,7 @@ def test_what_cannot_be_held_together(made, other_blip_folder, plugins):
     with pytest.raises(AdapterError, match="There is no adapter to load"):
         medgraft.load_adapters({}, plugins=plugins)
     several = medgraft.load_adapters({"chest": made("lora")}, plugins=plugins)
-    with pytest.raises(UnknownNameError, match="There is no adapter 'chst'. Did you mean 'chest'"):
+    with pytest.raises(UnknownNameError, match=r"There is no adapter 'chst'. Did you mean 'chest'"):
         several.use("chst")
     assert several.active == "chest"
 

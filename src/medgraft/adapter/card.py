@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from medgraft.adapter.manifest import Manifest
 from medgraft.adapter.serving import serving_section
@@ -52,7 +54,7 @@ Made by medgraft {manifest.versions.get("medgraft")}. Not a medical device: capt
 - Training took {training["seconds"]:.0f} s on {training["hardware"]}.
 - Base weights `{manifest.base_fingerprint[:16]}` (SHA-256 over all tensors); another base is refused.
 
-{table}## Use
+{table}{_forgetting(evaluation)}## Use
 
 ```python
 import medgraft
@@ -62,3 +64,14 @@ print(medgraft.caption(["image.jpg"], adapter=adapter))
 {plain}
 {serving_section(folder, manifest)}"""
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _forgetting(evaluation: Mapping[str, Any]) -> str:
+    """What training cost on general images, if that was measured."""
+    lost = evaluation.get("forgetting")
+    if lost is None:
+        return ""
+    return (
+        f"Forgetting: the loss on the base's own captions of general images changed by {lost:+.3f} nats per token. "
+        "0 means that nothing was lost.\n\n"
+    )

@@ -77,7 +77,7 @@ def serving_section(folder: Path, manifest: Manifest) -> str:
         return f"""## Serving
 
 vLLM cannot load this adapter beside its base, by the documentation of version {VLLM}: {"; ".join(found.obstacles)}.
-`medgraft adapter merge` makes an ordinary transformers model of it, for servers and pipelines that load the base's kind of model.
+`medgraft adapter merge` makes an ordinary transformers model of it, for servers and pipelines that load models of its kind.
 """
     tower = "Adapters on vision towers and bridges are experimental there.\n" if len(found.options) > 2 else ""
     return f"""## Serving
