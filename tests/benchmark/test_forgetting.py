@@ -73,7 +73,7 @@ def test_it_is_the_difference_of_two_losses(run, plugins):
 def test_it_is_in_every_output(run, tmp_path, plugins, capsys):
     out, record = run
     shown = f"{record.forgetting:+.2f}"
-    other = record.model_copy(update={"strategy": "an-older-run", "forgetting": None, "run_id": "x"})
+    other = record.model_copy(update={"strategy": "bitfit", "forgetting": None, "run_id": "x"})
     table = rows([record, other])
     text = terminal(table)
     assert shown in text and "forget" in text.splitlines()[2] and "in nats per token" in " ".join(text.split())
