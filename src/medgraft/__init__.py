@@ -12,6 +12,7 @@ from medgraft.errors import MedgraftError
 from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, StrategySpec, hookimpl
 
 if TYPE_CHECKING:
+    from medgraft.adapter_set import load_adapters
     from medgraft.api import caption, evaluate, explain, load_adapter, load_backbone, run_suite, train
     from medgraft.config import run_config
     from medgraft.scoring import score
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = dict.fromkeys(("caption", "evaluate", "explain", "load_adapter", "load_backbone", "run_suite", "train"), "api")
-_LAZY |= {"run_config": "config", "score": "scoring"}
+_LAZY |= {"load_adapters": "adapter_set", "run_config": "config", "score": "scoring"}
 
 __all__ = [
     "BackboneSpec",
@@ -32,6 +33,7 @@ __all__ = [
     "explain",
     "hookimpl",
     "load_adapter",
+    "load_adapters",
     "load_backbone",
     "run_config",
     "run_suite",

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 Phase = Literal[
     "read_data", "load", "digests", "features", "train", "data", "forward", "backward", "optimizer", "validation", "checkpoint",
-    "package", "generation", "saliency", "scoring",
+    "package", "generation", "saliency", "scoring", "forgetting",
 ]  # fmt: skip
 STEPS: tuple[Phase, ...] = ("train", "data", "forward", "backward", "optimizer")  # "train": time in none of the other four
 

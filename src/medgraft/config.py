@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from medgraft.augmentation_config import AugmentationConfig
 from medgraft.errors import ConfigError, suggestion
+from medgraft.forgetting_config import ForgettingConfig
 from medgraft.strict_model import StrictModel, validated
 from medgraft.types import Split
 
@@ -145,6 +146,7 @@ class RunSettings(StrictModel):
     features: FeaturesConfig = FeaturesConfig()
     acceleration: AccelerationConfig = AccelerationConfig()
     saliency: SaliencyConfig = SaliencyConfig()
+    forgetting: ForgettingConfig = ForgettingConfig()
     metrics: tuple[str, ...] = Field(default=METRICS, description="metrics to compute")
     eval_split: Split = Field(default="test", description="the split to caption and score")
 

@@ -20,6 +20,8 @@ def swap(model: nn.Module, table: Table, wanted: Callable[[str, nn.Module], bool
     targets = tuple(table.values())
     if not changed and not any(isinstance(module, targets) for module in model.modules()):
         return None
+    for kind in set(targets):
+        kind._get_name = _library_name  # type: ignore[method-assign] # print(model) shows the library's names
     for module, kind in changed:
         module.__class__ = table[kind]
 
@@ -28,3 +30,8 @@ def swap(model: nn.Module, table: Table, wanted: Callable[[str, nn.Module], bool
             module.__class__ = kind
 
     return undo
+
+
+def _library_name(module: nn.Module) -> str:
+    """The name of the class that a kernel's class replaces."""
+    return next(kind.__name__ for kind in type(module).__mro__ if not kind.__module__.startswith("medgraft."))

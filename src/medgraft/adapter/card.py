@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from huggingface_hub import ModelCardData
 
 from medgraft.adapter.base_name import hub_id
 from medgraft.adapter.manifest import Manifest
+from medgraft.adapter.serving import serving_section
 from medgraft.config import CONTROLS
 
 CARD = "README.md"
 
 
-def card_text(manifest: Manifest, folder: str) -> str:
-    """The card: how the adapter was trained, its scores, and how to use it from the folder called `folder`."""
+def card_text(manifest: Manifest, folder: Path, name: str) -> str:
+    """The card of the package in `folder`: how it was trained, its scores, and how to use it from a folder called `name`."""
     training, settings = manifest.training, manifest.strategy_settings
     base, fingerprint = _base_title(manifest), manifest.base_fingerprint[:16]
     where = ", ".join(f"{part} {plan.mode}" for part, plan in settings.plans.items() if part in training["parts"])
@@ -34,9 +39,10 @@ Made by medgraft {manifest.versions.get("medgraft")}. Not a medical device: capt
 - Training took {training["seconds"]:.0f} s on {training["hardware"]}.
 - Base {base}, with weights `{fingerprint}` (SHA-256 over all tensors); another base is refused.
 
-{_scores(manifest)}## Use
+{_scores(manifest)}{_forgetting(manifest.evaluation)}## Use
 
-{_medgraft_recipe(manifest, folder)}{_plain_recipe(manifest, folder)}"""
+{_medgraft_recipe(manifest, name)}{_plain_recipe(manifest, name)}
+{serving_section(folder, manifest, name)}"""
 
 
 def _metadata(manifest: Manifest) -> ModelCardData:
@@ -108,3 +114,14 @@ def _plain_recipe(manifest: Manifest, folder: str) -> str:
     note = f" (values differ a little from those on a base in {settings.quantization})" if quantized else ""
     lines = "\n".join([*sorted(imports, key=lambda line: line.split()[1]), "", *code])
     return f"\nIn plain {library}{note}:\n\n```python\n{lines}\n```\n"
+
+
+def _forgetting(evaluation: Mapping[str, Any]) -> str:
+    """What training cost on general images, if that was measured."""
+    lost = evaluation.get("forgetting")
+    if lost is None:
+        return ""
+    return (
+        f"Forgetting: the loss on the base's own captions of general images changed by {lost:+.3f} nats per token. "
+        "0 means that nothing was lost.\n\n"
+    )

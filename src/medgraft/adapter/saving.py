@@ -45,7 +45,7 @@ def write_package(folder: Path, manifest: Manifest, write_files: Callable[[Path]
             if ADAPTER_CONFIG in names:
                 _name_base(new / ADAPTER_CONFIG, hub_id(manifest.backbone))
             manifest = manifest.model_copy(update={"files": {name: file_entry(new / name) for name in names}})
-            (new / CARD).write_text(card_text(manifest, folder.resolve().name), encoding="utf-8")
+            (new / CARD).write_text(card_text(manifest, new, folder.resolve().name), encoding="utf-8")
             write_manifest(new, manifest)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"The adapter cannot be written to {folder}: {error}. What was there is unchanged.") from error

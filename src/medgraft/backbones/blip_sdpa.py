@@ -15,16 +15,17 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
+from transformers.utils.output_capturing import _active_collector
 
 
 class SdpaBlipAttention(BlipAttention):
-    """The vision tower's self-attention; returns (output [B, T, C], None)."""
+    """The vision tower's self-attention; returns (output [B, T, C], None or weights)."""
 
     eager = False
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As in transformers, but returns no attention weights."""
-        if self.eager:
+        """As in transformers, but returns attention weights only if they are asked for."""
+        if self.eager or _weights_are_wanted():
             eager: tuple[torch.Tensor, torch.Tensor] = super().forward(hidden_states, **kwargs)
             return eager
         batch, length, width = hidden_states.shape
@@ -39,7 +40,7 @@ class SdpaBlipAttention(BlipAttention):
 
 
 class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
-    """The decoder's self- and cross-attention; returns (context [B, T, C], None)."""
+    """The decoder's self- and cross-attention; returns (context [B, T, C], None or weights)."""
 
     eager = False
 
@@ -52,8 +53,8 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As in transformers, but returns no attention weights."""
-        if self.eager:
+        """As in transformers, but returns attention weights only if they are asked for."""
+        if self.eager or _weights_are_wanted():
             eager: tuple[torch.Tensor, torch.Tensor] = super().forward(
                 hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, past_key_values, **kwargs
             )
@@ -91,6 +92,12 @@ class SdpaBlipTextSelfAttention(BlipTextSelfAttention):
             if crossing and isinstance(cache, EncoderDecoderCache):
                 cache.is_updated[self.layer_idx] = True
         return key, value
+
+
+def _weights_are_wanted() -> bool:
+    """Whether the model runs with `output_attentions`, which transformers does not pass to BLIP's text layers."""
+    wanted = _active_collector.get()
+    return wanted is not None and ("attentions" in wanted or "cross_attentions" in wanted)
 
 
 SDPA: dict[type[nn.Module], type[nn.Module]] = {

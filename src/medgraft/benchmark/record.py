@@ -15,6 +15,8 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from medgraft.backbones import Usage
 from medgraft.config import SECTIONS, DataConfig, RunConfig
 from medgraft.errors import ConfigError
+from medgraft.features import CachedFeatures, ReusablePrefix
+from medgraft.forgetting_config import ForgettingConfig
 from medgraft.hardware import Hardware
 from medgraft.strategies import Strategy
 from medgraft.strict_model import StrictModel
@@ -36,6 +38,15 @@ class FeatureUse(StrictModel):
     reason: str
     found: int = 0
     built: int = 0
+
+    @classmethod
+    def of(cls, prefix: ReusablePrefix | None, cached: CachedFeatures | None) -> FeatureUse | None:
+        """The use of a run's features; None for a model behind an API."""
+        if prefix is None:
+            return None
+        if cached is None:
+            return cls(seam=None, reason=prefix.reason)
+        return cls(seam=cached.seam.name, reason=prefix.reason, found=cached.found, built=cached.built)
 
 
 class LeftOut(StrictModel):
@@ -80,6 +91,7 @@ class Record(StrictModel):
     signs of captions that ignore the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids;
     None if they are unknown. `text` counts captions that training truncated and unknown tokens, `generated` captions that
     were cut off.
+    `forgetting` is the rise, in nats per token, of the loss on the base's own captions of general images.
     `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
     products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
     the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. A failed run has an
@@ -119,6 +131,7 @@ class Record(StrictModel):
     leaks: tuple[Leak, ...] | None = None
     text: TextStatistics | None = None
     generated: GenerationStatistics | None = None
+    forgetting: float | None = None
     data_fingerprint: str | None = None
     base_fingerprint: str | None = None
     phase_seconds: dict[str, float] | None = None
@@ -189,6 +202,8 @@ def run_id(
     for name in ("features", "acceleration"):  # these change only speed and rounding
         values.pop(name)
     values["saliency"].pop("maps")  # only for display
+    if config.forgetting in (ForgettingConfig(), ForgettingConfig(images=0)):  # as in the ids of earlier records
+        values.pop("forgetting")
     values["backbone"] = values["backbone"].partition(":")[0]
     values["metrics"] = [_with_content(name) for name in values["metrics"]]
     text = json.dumps(

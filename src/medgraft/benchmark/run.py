@@ -16,6 +16,7 @@ from medgraft.adapter import IN_RUN, Manifest, TrainedOn, adapter_bytes, in_plac
 from medgraft.adapter.base_weights import packed
 from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
 from medgraft.benchmark.evaluation import Evaluation, score_captions
+from medgraft.benchmark.forgetting import base_captions, forgetting
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, run_id, write_record
 from medgraft.benchmark.run_folder import CHECKPOINTS, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
@@ -80,15 +81,19 @@ def execute(
         model = _prepare_model(run, data)
         with run.clock.phase("read_data"):
             text = logged_statistics(config, model.backbone, data, trains=run.strategy.trains)
+        captioner = _captioner(run, model)
+        with run.clock.phase("forgetting"):
+            general = base_captions(captioner, model.applied, config.forgetting) if evaluate else None
         trained = _train(run, data, model, Checkpoints(out / CHECKPOINTS, resume, checkpoints))
         package = _package(run, data, model, trained)
         examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
-        captioner = _captioner(run, model)
         with run.clock.phase("generation"):
             generated = captioner.caption([example.image for example in examples], config.generation)
         evaluation = _score(run, captioner, examples, generated)
-        package = _add_scores(run, package, evaluation)
-    record = _record(run, data, fingerprint, model, _Outcome(text, trained, package, evaluation, captioner))
+        with run.clock.phase("forgetting"):
+            lost = forgetting(captioner, general)
+        package = _add_scores(run, package, evaluation, lost)
+    record = _record(run, data, fingerprint, model, _Outcome(text, trained, package, evaluation, captioner, lost))
     if hardware.is_main_process():
         write_record(record, out, RECORD)
     return RunResult(record, evaluation, model.backbone)
@@ -230,13 +235,13 @@ def _score(run: _Run, captioner: Captioner, examples: Sequence[Example], generat
     return evaluation
 
 
-def _add_scores(run: _Run, package: Manifest | None, evaluation: Evaluation | None) -> Manifest | None:
+def _add_scores(run: _Run, package: Manifest | None, evaluation: Evaluation | None, lost: float | None) -> Manifest | None:
     """Add the scores to the package's manifest."""
     if package is None or evaluation is None:
         return package
     config = run.config
     done: dict[str, Any] = {"images": len(evaluation.predictions), "split": config.eval_split}
-    done |= {"generation": config.generation.model_dump()}
+    done |= {"generation": config.generation.model_dump()} | ({} if lost is None else {"forgetting": lost})
     with run.clock.phase("package"):
         changed = package.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})
         return update_manifest(run.out / IN_RUN, changed)
@@ -249,6 +254,7 @@ class _Outcome:
     package: Manifest | None
     evaluation: Evaluation | None
     captioner: Captioner
+    forgetting: float | None
 
 
 def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, outcome: _Outcome) -> Record:
@@ -281,7 +287,8 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         data_fingerprint=fingerprint,
         base_fingerprint=model.base_fingerprint,
         phase_seconds=dict(clock.seconds),
-        features=_feature_use(model),
+        features=FeatureUse.of(model.prefix, model.features),
+        forgetting=outcome.forgetting,
         acceleration=model.acceleration.installed,
         usage=outcome.captioner.usage(),
         **_about(config),
@@ -301,12 +308,3 @@ def _about(config: RunConfig) -> dict[str, Any]:
         "config": config, "versions": hardware.versions(), "hardware": hardware.describe(), "git": hardware.git_revision(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-
-
-def _feature_use(model: Prepared) -> FeatureUse | None:
-    prefix, cached = model.prefix, model.features
-    if prefix is None:
-        return None
-    if cached is None:
-        return FeatureUse(seam=None, reason=prefix.reason)
-    return FeatureUse(seam=cached.seam.name, reason=prefix.reason, found=cached.found, built=cached.built)

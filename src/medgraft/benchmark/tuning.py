@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from medgraft.benchmark.record import Record, Tuning
 from medgraft.config import SALIENCY_METRICS, RunConfig, SaliencyConfig, TuningConfig
 from medgraft.errors import ConfigError
+from medgraft.forgetting_config import ForgettingConfig
 from medgraft.metrics import LESS_IS_BETTER
 from medgraft.strategies import Strategy
 
@@ -25,6 +26,7 @@ def trials(config: RunConfig, strategy: Strategy, tuning: TuningConfig) -> tuple
                 "eval_split": "validation",
                 "metrics": tuple(name for name in config.metrics if name not in SALIENCY_METRICS),
                 "saliency": SaliencyConfig(maps=0, curves=0),
+                "forgetting": ForgettingConfig(images=0),
             }
         )
         for factor in tuning.factors

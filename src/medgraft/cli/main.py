@@ -6,6 +6,8 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from typing import TextIO, cast
 
 import medgraft
 from medgraft.cli import (
@@ -27,6 +29,7 @@ from medgraft.cli import (
     train,
 )  # fmt: skip
 from medgraft.errors import MedgraftError
+from medgraft.escaping import PrintableStream, one_line
 from medgraft.progress import log_to_stderr
 from medgraft.quiet import quiet_libraries
 
@@ -42,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     level = logging.DEBUG if arguments.verbose else logging.WARNING if arguments.quiet else logging.INFO
     try:
-        with log_to_stderr(level):
+        with log_to_stderr(level), redirect_stdout(cast(TextIO, PrintableStream(sys.stdout))):
             code: int = arguments.run(arguments)
     except MedgraftError as error:
-        print(f"medgraft: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"medgraft: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nmedgraft: stopped. Finished work is saved; run the same command again to continue.", file=sys.stderr)

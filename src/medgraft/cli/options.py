@@ -16,9 +16,12 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="K=V", dest="overrides", help=what)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add --adapter and --backbone, of which at least one is required, and --allow-base-mismatch."""
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="adapter folder made by `medgraft train`, or PEFT's")
+def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add --adapter and --backbone, of which one is required, and --allow-base-mismatch; `several` makes --adapter a list."""
+    parser.add_argument(
+        "--adapter", type=Path, metavar="DIR", action="append" if several else "store",
+        help="adapter folder made by `medgraft train`, or PEFT's" + ("; may be repeated" if several else ""),
+    )  # fmt: skip
     parser.add_argument("--backbone", metavar="B", help="NAME or NAME:SOURCE; with --adapter, its base's location")
     parser.add_argument(
         "--allow-base-mismatch", action="store_true",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medgraft.escaping import markdown_text
 from medgraft.report.results import Entry, Group
 
 # heading, score
@@ -33,13 +34,14 @@ def _table(group: Group) -> str:
     for entry in entries:
         cells = [_with_interval(group, entry, score) for _, score in _COLUMNS]
         cells += [_beside_random(entry, name) for name in curves]
-        lines.append(f"| {entry.name} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown_text(entry.name)} | {' | '.join(cells)} |")
     blank = " | -" * len(curves)
     for name, control in (("no preference", "uniform"), ("untrained decoder", "untrained")):
         ranges = [_range(entries, f"{score}_{control}") for _, score in _COLUMNS]
         lines.append(f"| *{name}* | {' | '.join(ranges)}{blank} |")
     backbones = ", ".join(dict.fromkeys(entry.backbone for entry in entries))
-    return "\n".join([f"**Attention of {backbones} on {group.data}, teacher-forced with the reference**", "", *lines])
+    where = markdown_text(f"{backbones} on {group.data}")
+    return "\n".join([f"**Attention of {where}, teacher-forced with the reference**", "", *lines])
 
 
 def _with_interval(group: Group, entry: Entry, score: str) -> str:

@@ -22,7 +22,7 @@ _PHASES = {
     "train": ("other in training", "#999999"), "validation": ("validation", "#999933"),
     "checkpoint": ("checkpoints", "#661100"), "package": ("packaging", "#DDDDDD"), "generation": ("captioning", "#AA4499"),
     "saliency": ("attention maps", "#661133"),
-    "scoring": ("scoring", "#882255"),
+    "scoring": ("scoring", "#882255"), "forgetting": ("forgetting", "#332288"),
 }  # fmt: skip
 _POINTS = 200  # of a learning curve, at most
 _LABEL_WIDTH, _LABEL_HEIGHT = 0.25, 0.055  # of a label, as shares of the plot's size

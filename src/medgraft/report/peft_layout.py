@@ -50,6 +50,8 @@ def _result(record: Record, plugins: PluginManager) -> dict[str, Any]:
         "step": record.steps or 0, "train loss": loss, "train samples": samples, "train total tokens": 0,
         "test accuracy": (record.metrics or {}).get(_SCORE),
     }  # fmt: skip
+    if record.forgetting is not None:  # PEFT's own is of a language model's loss on text
+        metrics["forgetting"] = record.forgetting
     return {
         "run_info": {
             "created_at": record.finished,

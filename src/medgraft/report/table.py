@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from medgraft.benchmark import BASELINE, Record
+from medgraft.escaping import markdown_text, one_line, spreadsheet_cell
 from medgraft.report.results import Entry, Group, leak_notes
 from medgraft.report.text_notes import cut_off_note, cut_off_share, text_notes
 
@@ -27,7 +28,7 @@ class Row:
     `step` is a step's median seconds with quartiles; `disturbed` means that other work ran on the machine. `tuning_seconds` is
     the time of the search for the learning rate, which `training_seconds` excludes. `leaks` says how the splits overlap.
     `cut_off` is the share of generated captions that reached `generation.max_new_tokens`, `text_notes` are warnings about
-    captions' lengths and unknown tokens.
+    captions' lengths and unknown tokens. `forgetting` is the rise of the loss on the base's captions of general images.
     """
 
     backbone: str
@@ -56,6 +57,7 @@ class Row:
     leaks: str | None
     cut_off: float | None = None
     text_notes: tuple[str, ...] = ()
+    forgetting: float | None = None
 
 
 def _count(value: float) -> str:
@@ -74,18 +76,22 @@ def _interval(value: tuple[float, float]) -> str:
     return f"{value[0]:.2f}-{value[1]:.2f}"
 
 
-# heading, field, format, whether more is better (None: neither)
-_COLUMNS: tuple[tuple[str, str, Callable[[Any], str], bool | None], ...] = (
+_Column = tuple[str, str, Callable[[Any], str], bool | None]  # heading, field, format, whether more is better (None: neither)
+_COLUMNS: tuple[_Column, ...] = (
     ("CIDEr", "cider", lambda v: f"{v:.3f}", True),
     ("95%", "cider_interval", _interval, None),
     ("BLEU-4", "bleu_4", lambda v: f"{v:.3f}", True),
     ("ROUGE-L", "rouge_l", lambda v: f"{v:.3f}", True),
     ("point", "pointing", lambda v: f"{v:.0%}", None),  # the score of chance is below the table
+    ("forget", "forgetting", lambda v: f"{v:+.2f}", False),
     ("train s", "training_seconds", lambda v: f"{v:,.1f}", False),
     ("params", "trainable_parameters", _count, False),
     ("memory", "peak_memory_bytes", _size, False),
     ("size", "adapter_bytes", _size, False),
 )
+_OPTIONAL = ("pointing", "forgetting")
+_TERMINAL = 80  # characters
+_LEFT_OUT_FIRST = ("bleu_4", "rouge_l")
 
 
 def rows(records: Iterable[Record], results: Iterable[Group] = ()) -> tuple[Row, ...]:
@@ -167,21 +173,22 @@ def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], don
         leaks=" ".join(leak_notes(done)) or None,
         cut_off=cut_off_share(done),
         text_notes=tuple(text_notes(done)),
+        forgetting=mean(r.forgetting for r in done),
     )
 
 
-def _columns(table: Sequence[Row]) -> list[tuple[str, str, Callable[[Any], str], bool | None]]:
-    """The columns for which at least one row has a value."""
-    return [column for column in _COLUMNS if column[1] != "pointing" or any(row.pointing is not None for row in table)]
+def _columns(table: Sequence[Row]) -> list[_Column]:
+    """The columns of a table; the optional ones only if at least one row has a value."""
+    return [c for c in _COLUMNS if c[1] not in _OPTIONAL or any(getattr(row, c[1]) is not None for row in table)]
 
 
-def _cells(table: Sequence[Row], mark: str) -> list[list[str]]:
+def _cells(table: Sequence[Row], columns: Sequence[_Column], mark: str) -> list[list[str]]:
     """Formatted cells of one backbone and data set; the best trained run of each column gets `mark`.
 
     In the CIDEr column all rows that tie for the best get it, if that is known.
     """
     cells = [[row.strategy] for row in table]
-    for _, field, text, more in _columns(table):
+    for _, field, text, more in columns:
         values = [getattr(row, field) for row in table]
         trained = [v for v, row in zip(values, table, strict=True) if v is not None and row.trainable_parameters]
         best = (max if more else min)(trained) if trained and len(table) > 1 and more is not None else None
@@ -201,6 +208,8 @@ def _notes(group: Sequence[Row]) -> list[str]:
         controls = f"a uniform map {fmean(uniform):.0%}"
         controls += f", untrained decoders {min(untrained):.0%} to {max(untrained):.0%}" if untrained else ""
         notes.append(f"point: how often attention at the finding's words is highest on the finding; {controls}.")
+    if any(row.forgetting is not None for row in group):
+        notes.append("forget: rise of the loss on the base's own captions of general images, in nats per token.")
     tuned = [row.tuning_seconds for row in group if row.tuning_seconds is not None]
     if tuned:
         notes.append(f"Choosing learning rates on validation images took {sum(tuned):,.0f} s more.")
@@ -224,35 +233,51 @@ def _groups(table: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
 
 
 def terminal(table: Sequence[Row]) -> str:
-    """A table at most 80 columns wide (except for long strategy names); `*` marks the best trained run of each column."""
+    """A table at most 80 columns wide (except for long strategy names); `*` marks the best trained run of each column.
+
+    BLEU-4 and ROUGE-L are left out where they do not fit.
+    """
     blocks = []
     for title, group in _groups(table):
-        cells = [["strategy", *(heading for heading, *_ in _columns(group))], *_cells(group, "*")]
-        widths = [max(len(row[i].rstrip("*")) for row in cells) for i in range(len(cells[0]))]
-        lines = []
-        for row in cells:
-            first = row[0].ljust(widths[0])
-            rest = [
-                cell.rstrip("*").rjust(width) + ("*" if cell.endswith("*") else " ")
-                for cell, width in zip(row[1:], widths[1:], strict=True)
-            ]
-            lines.append(f"{first} {''.join(rest)}".rstrip())
+        columns = _columns(group)
+        lines = _lines(group, columns)
+        for field in _LEFT_OUT_FIRST:
+            if max(map(len, lines)) > _TERMINAL:
+                columns = [column for column in columns if column[1] != field]
+                lines = _lines(group, columns)
         lines.insert(1, "-" * max(map(len, lines)))
-        notes = [line for note in _notes(group) for line in textwrap.wrap(note, 80)]
-        blocks.append("\n".join([title, "", *lines, *(["", *notes] if notes else [])]))
+        notes = [line for note in _notes(group) for line in textwrap.wrap(note, _TERMINAL)]
+        blocks.append("\n".join([one_line(title), "", *lines, *(["", *notes] if notes else [])]))
     return "\n\n".join(blocks)
+
+
+def _lines(group: Sequence[Row], columns: Sequence[_Column]) -> list[str]:
+    """The heading and the rows of a table for the terminal."""
+    cells = [["strategy", *(heading for heading, *_ in columns)], *_cells(group, columns, "*")]
+    cells = [[one_line(name), *rest] for name, *rest in cells]
+    widths = [max(len(row[i]) - row[i].endswith("*") for row in cells) for i in range(len(cells[0]))]
+    lines = []
+    for name, *values in cells:
+        rest = [
+            value.rstrip("*").rjust(width) + ("*" if value.endswith("*") else " ")
+            for value, width in zip(values, widths[1:], strict=True)
+        ]
+        lines.append(f"{name.ljust(widths[0])} {''.join(rest)}".rstrip())
+    return lines
 
 
 def markdown(table: Sequence[Row]) -> str:
     """The table in Markdown, the best in bold."""
     blocks = []
     for title, group in _groups(table):
-        headings = [heading for heading, *_ in _columns(group)]
+        columns = _columns(group)
+        headings = [heading for heading, *_ in columns]
         lines = [f"| strategy | {' | '.join(headings)} |", "|---" + "|---:" * len(headings) + "|"]
-        for row in _cells(group, "*"):
-            lines.append("| " + " | ".join(f"**{c[:-1]}**" if c.endswith("*") else c for c in row) + " |")
-        notes = _notes(group)
-        blocks.append("\n".join([f"**{title}**", "", *lines, *(["", " ".join(notes)] if notes else [])]))
+        for name, *values in _cells(group, columns, "*"):
+            cells = [f"**{c[:-1]}**" if c.endswith("*") else c for c in values]
+            lines.append(f"| {' | '.join([markdown_text(name), *cells])} |")
+        notes = [markdown_text(note) for note in _notes(group)]
+        blocks.append("\n".join([f"**{markdown_text(title)}**", "", *lines, *(["", " ".join(notes)] if notes else [])]))
     return "\n\n".join(blocks)
 
 
@@ -261,7 +286,7 @@ def as_csv(table: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in table)
+    writer.writerows({name: spreadsheet_cell(value) for name, value in asdict(row).items()} for row in table)
     return text.getvalue().rstrip("\n")
 
 
