@@ -7,7 +7,6 @@ card.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import nn
 
 from medgraft.adapter.card import write_card
 from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, write_manifest
+from medgraft.adapter.peft_writing import write_peft
 from medgraft.adapter.trained_on import TRAINED_ON
 from medgraft.backbones.weights import TensorDigest, tensor_digests, tensor_layout
 from medgraft.strategies import Applied
@@ -35,11 +35,7 @@ def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tup
             (folder / name).unlink(missing_ok=True)
     written: list[str] = []
     if applied.strategy.uses_adapter:
-        with warnings.catch_warnings():
-            if applied.strategy.method == "ADALORA":  # AdaLoRA may prune a layer to rank 0
-                warnings.filterwarnings("ignore", message=".*tensor.s. have invalid shape")
-            # by default PEFT contacts the hub to find out whether the vocabulary grew
-            applied.model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+        write_peft(folder, applied)
         written += [ADAPTER_WEIGHTS, ADAPTER_CONFIG]
     if applied.direct:
         own = dict(_bare_model(applied.model).named_parameters())

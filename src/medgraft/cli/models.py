@@ -15,13 +15,14 @@ from medgraft.strict_model import validated
 
 
 def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, AnyBackbone | None]:
-    """The model named by --adapter or --backbone."""
+    """The model named by --adapter or --backbone, with --prompt and --quantization."""
     quiet_libraries()
+    changes = {"quantization": arguments.quantization, "prompt": arguments.prompt}
     if arguments.adapter is not None:
-        return api.load_adapter(arguments.adapter, backbone=arguments.backbone), None
+        return api.load_adapter(arguments.adapter, backbone=arguments.backbone, **changes), None
     if arguments.backbone is None:
         raise ConfigError("Name the model: --adapter DIR or --backbone NAME[:SOURCE].")
-    return None, api.load_backbone(arguments.backbone)
+    return None, api.load_backbone(arguments.backbone, **changes)
 
 
 def generation(arguments: argparse.Namespace, adapter: LoadedAdapter | None) -> GenerationConfig:

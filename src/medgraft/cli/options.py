@@ -17,9 +17,14 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add --adapter and --backbone; at least one is required."""
+    """Add --adapter and --backbone, of which at least one is required, --quantization and --prompt."""
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="adapter folder made by `medgraft train`, or PEFT's")
     parser.add_argument("--backbone", metavar="B", help="NAME or NAME:SOURCE; with --adapter, its base's location")
+    parser.add_argument(
+        "--quantization", choices=("none", "int8", "nf4", "fp4"), default="none",
+        help="hold the base of a PEFT adapter, or a bare backbone, in 8 or 4 bits",
+    )  # fmt: skip
+    parser.add_argument("--prompt", metavar="TEXT", help="prompt (default: the adapter's own, else the backbone's)")
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:

@@ -12,10 +12,11 @@ from torch import nn
 
 from medgraft.errors import ConfigError, StrategyError, UnknownNameError, suggestion
 from medgraft.strategies.base import ADAPTER, LINEAR_ROLES, PartPlan, Strategy
+from medgraft.strategies.lora_inits import check_init
 from medgraft.types import ROLES, Anatomy, Role
 
 # methods with target_modules in their config that nevertheless cannot adapt arbitrary linear layers
-_UNSUITED = {
+UNSUITED = {
     "ADAPTION_PROMPT": "works on LLaMA's attention only",
     "FROD": "fails on layers that are not square in this version of PEFT",
     "POLY": "needs a task id with every batch",
@@ -29,14 +30,14 @@ _OURS = ("target_modules", "feedforward_modules", "task_type", "peft_type", "inf
 def methods() -> tuple[str, ...]:
     """Every PEFT type that works on chosen linear layers (and LN_TUNING, which does the same for norms)."""
     targeted = (t.value for t, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if "target_modules" in _fields(config))
-    return tuple(sorted(set(targeted) - set(_UNSUITED)))
+    return tuple(sorted(set(targeted) - set(UNSUITED)))
 
 
 def peft_strategy(name: str) -> Strategy:
     """The strategy `peft:<METHOD>`: the method with PEFT's defaults on the linear layers of every part."""
     method = name.partition(":")[2].upper()
-    if method in _UNSUITED:
-        raise StrategyError(f"PEFT method {method} {_UNSUITED[method]}. Methods for linear layers: {', '.join(methods())}.")
+    if method in UNSUITED:
+        raise StrategyError(f"PEFT method {method} {UNSUITED[method]}. Methods for linear layers: {', '.join(methods())}.")
     if method not in methods():
         raise UnknownNameError(
             f"Unknown PEFT method {method!r} in {name!r}.{suggestion(method.lower(), [m.lower() for m in methods()])} "
@@ -64,6 +65,9 @@ def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module, base: st
         raise StrategyError(
             f"The strategy's adapter matches no module of this backbone: {target!r}. Linear modules: {near[:300]}."
         )
+    for wanted in options.get("modules_to_save") or ():  # type: ignore[union-attr]
+        if not any(name.endswith(str(wanted)) for name, _ in model.named_modules()):
+            raise StrategyError(f"modules_to_save: no module of this backbone has a name that ends with {wanted!r}.")
     # if a role matches a container, such as embeddings, PEFT needs the names of its layers
     extra: dict[str, Any] = {"target_modules": target if matched == named else matched}
     if "feedforward_modules" in fields:  # there IA3 scales inputs instead of outputs
@@ -91,7 +95,7 @@ def _target(strategy: Strategy, anatomy: Anatomy, among: tuple[Role, ...]) -> st
 
 
 def check_options(strategy: Strategy) -> None:
-    """Raise ConfigError for an option that the PEFT method lacks, and UnknownNameError for a method that PEFT lacks."""
+    """Raise ConfigError for an option that PEFT's method lacks or that cannot work here, UnknownNameError for its method."""
     if not strategy.uses_adapter:
         return
     fields = _fields(PEFT_TYPE_TO_CONFIG_MAPPING[_peft_type(strategy.method)])
@@ -103,6 +107,7 @@ def check_options(strategy: Strategy) -> None:
                 f"PEFT method {strategy.method}: {key!r} {why}.{suggestion(key, [*known, *Strategy.model_fields])} "
                 f"Options: {', '.join(known)}."
             )
+    check_init(strategy)
 
 
 def _fields(config: type[PeftConfig]) -> dict[str, dataclasses.Field[Any]]:

@@ -1,0 +1,82 @@
+"""Put a PEFT adapter onto a base: every tensor of the file is loaded and every tensor of the adapter comes from the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+
+from medgraft.adapter.peft_files import read_peft_config, read_peft_tensors
+from medgraft.adapter.tensor_names import fit_names
+from medgraft.adapter.vocabulary import embedding_tensors, grow_vocabulary
+from medgraft.backbones import Backbone
+from medgraft.errors import AdapterError
+from medgraft.strategies import logged_warnings
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def attach_peft(backbone: Backbone, folder: Path, *, tokenizer_beside: bool = False) -> nn.Module:
+    """Add the PEFT adapter in `folder` to `backbone.model`, its parameters trainable; returns PEFT's model.
+
+    `tokenizer_beside` says that a tokenizer in `folder` belongs to the adapter. AdapterError unless the file and the adapter
+    have the same tensors, of the same shapes, and the loaded values are those of the file.
+    """
+    config, tensors = fit_names(backbone.model, read_peft_config(folder), read_peft_tensors(folder))
+    asked = f"{folder} does not fit {backbone.source}"
+    grow_vocabulary(backbone, tensors, folder, tokenizer_beside)
+    own = {id(parameter) for parameter in backbone.model.parameters()}
+    with logged_warnings():
+        try:
+            with torch.random.fork_rng([]):  # PEFT initialises weights at random before it loads them
+                model = PeftModel(backbone.model, config)
+            _compare_names(asked, tensors, model)
+            set_peft_model_state_dict(model, dict(tensors))
+        except AdapterError:
+            raise
+        except Exception as error:  # 40 methods of PEFT raise whatever they like
+            raise AdapterError(f"{asked}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}") from error
+    _compare_values(asked, tensors, model)
+    for name, parameter in model.named_parameters():
+        trained = id(parameter) not in own or name in tensors  # such as biases of the base, which PEFT can train in place
+        parameter.requires_grad_(trained and parameter.is_floating_point())
+    return model.eval()
+
+
+def _compare_names(asked: str, tensors: Tensors, model: PeftModel) -> None:
+    """Raise AdapterError unless `tensors` have the names and shapes of the adapter's, and perhaps embeddings too."""
+    expected, embeddings = _adapter_tensors(model), embedding_tensors(model)
+    surplus, lacking = sorted(tensors.keys() - expected.keys() - embeddings.keys()), sorted(expected.keys() - tensors.keys())
+    if surplus or lacking:
+        left = (
+            f"{len(surplus)} of its {len(tensors)} tensors have no place in the model, such as {surplus[0]}" if surplus else ""
+        )
+        empty = f"{len(lacking)} of the {len(expected)} tensors of its adapter are not in the file, such as {lacking[0]}"
+        other = f"a name in the model is {sorted(expected)[0]}" if expected else "the adapter has no tensors in this model"
+        found = "; ".join(filter(None, (left, empty if lacking else other)))
+        raise AdapterError(f"{asked}: {found}. Was it trained on this kind of model, and is its file whole?")
+    for name, tensor in tensors.items():
+        wanted = (expected.get(name) if name in expected else embeddings[name]).shape  # type: ignore[union-attr]
+        if tensor.shape != wanted:
+            raise AdapterError(
+                f"{asked}: {name} has shape {tuple(tensor.shape)}, but {tuple(wanted)} in this model. "
+                "Pass the base that it was trained on with --backbone NAME:SOURCE."
+            )
+
+
+def _compare_values(asked: str, tensors: Tensors, model: PeftModel) -> None:
+    """Raise AdapterError unless the adapter's values are those of `tensors`."""
+    loaded = embedding_tensors(model) | _adapter_tensors(model)
+    for name, tensor in tensors.items():
+        found = loaded[name]
+        if not torch.equal(found, tensor.to(found.device, found.dtype)):
+            raise AdapterError(f"{asked}: PEFT did not take over the values of {name}. Load it with the version that saved it.")
+
+
+def _adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
+    """What PEFT would save of the adapter."""
+    found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return found
