@@ -56,7 +56,8 @@ def load_adapter(
     """
     folder = locate_adapter(folder)
     if not (folder / MANIFEST).is_file() and (folder / ADAPTER_CONFIG).is_file():
-        return _load_plain_peft(folder, plugins, backbone or base_of(folder, plugins=plugins), quantization)
+        base = backbone or base_of(folder, plugins=plugins)
+        return _load_plain_peft(folder, base, plugins=plugins, quantization=quantization)
     manifest = read_manifest(folder)
     if quantization not in ("none", manifest.strategy_settings.quantization):
         own = manifest.strategy_settings.quantization
@@ -83,7 +84,7 @@ def load_adapter(
     return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on)
 
 
-def _load_plain_peft(folder: Path, backbone: str, quantization: Quantization) -> LoadedAdapter:
+def _load_plain_peft(folder: Path, backbone: str, *, plugins: PluginManager, quantization: Quantization) -> LoadedAdapter:
     loaded, model, acceleration = prepare_adapter(
         backbone, Strategy(quantization=quantization),
         lambda base: attach_peft(base, folder, tokenizer_beside=True), plugins=plugins,
