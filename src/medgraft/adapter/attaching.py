@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from torch import nn
 
 from medgraft.adapter.peft_files import read_peft_config, read_peft_tensors
 from medgraft.adapter.tensor_names import fit_names
@@ -19,8 +18,8 @@ from medgraft.strategies import logged_warnings
 Tensors = Mapping[str, torch.Tensor]
 
 
-def attach_peft(backbone: Backbone, folder: Path, *, tokenizer_beside: bool = False) -> nn.Module:
-    """Add the PEFT adapter in `folder` to `backbone.model`, its parameters trainable; returns PEFT's model.
+def attach_peft(backbone: Backbone, folder: Path, *, tokenizer_beside: bool = False) -> PeftModel:
+    """Add the PEFT adapter in `folder` to `backbone.model`, trainable as in its training; returns PEFT's model.
 
     `tokenizer_beside` says that a tokenizer in `folder` belongs to the adapter. AdapterError unless the file and the adapter
     have the same tensors, of the same shapes, and the loaded values are those of the file.
@@ -28,7 +27,6 @@ def attach_peft(backbone: Backbone, folder: Path, *, tokenizer_beside: bool = Fa
     config, tensors = fit_names(backbone.model, read_peft_config(folder), read_peft_tensors(folder))
     asked = f"{folder} does not fit {backbone.source}"
     grow_vocabulary(backbone, tensors, folder, tokenizer_beside)
-    own = {id(parameter) for parameter in backbone.model.parameters()}
     with logged_warnings():
         try:
             with torch.random.fork_rng([]):  # PEFT initialises weights at random before it loads them
@@ -38,12 +36,11 @@ def attach_peft(backbone: Backbone, folder: Path, *, tokenizer_beside: bool = Fa
         except AdapterError:
             raise
         except Exception as error:  # 40 methods of PEFT raise whatever they like
-            raise AdapterError(f"{asked}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}") from error
+            text = (str(error).strip().splitlines() or [""])[0]
+            raise AdapterError(f"{asked}: PEFT cannot put it there, {type(error).__name__}: {text}") from error
     _compare_values(asked, tensors, model)
-    for name, parameter in model.named_parameters():
-        trained = id(parameter) not in own or name in tensors  # such as biases of the base, which PEFT can train in place
-        parameter.requires_grad_(trained and parameter.is_floating_point())
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _compare_names(asked: str, tensors: Tensors, model: PeftModel) -> None:
@@ -51,13 +48,12 @@ def _compare_names(asked: str, tensors: Tensors, model: PeftModel) -> None:
     expected, embeddings = _adapter_tensors(model), embedding_tensors(model)
     surplus, lacking = sorted(tensors.keys() - expected.keys() - embeddings.keys()), sorted(expected.keys() - tensors.keys())
     if surplus or lacking:
-        left = (
-            f"{len(surplus)} of its {len(tensors)} tensors have no place in the model, such as {surplus[0]}" if surplus else ""
-        )
-        empty = f"{len(lacking)} of the {len(expected)} tensors of its adapter are not in the file, such as {lacking[0]}"
-        other = f"a name in the model is {sorted(expected)[0]}" if expected else "the adapter has no tensors in this model"
-        found = "; ".join(filter(None, (left, empty if lacking else other)))
-        raise AdapterError(f"{asked}: {found}. Was it trained on this kind of model, and is its file whole?")
+        found = [f"{len(surplus)} of its {len(tensors)} tensors have no place there, such as {surplus[0]}"] if surplus else []
+        if lacking:
+            found.append(f"{len(lacking)} of the {len(expected)} tensors that it needs are not in it, such as {lacking[0]}")
+        elif expected:
+            found.append(f"a name there is {min(expected)}")
+        raise AdapterError(f"{asked}: {'; '.join(found)}. Was it trained on this kind of model, and is its file whole?")
     for name, tensor in tensors.items():
         wanted = (expected.get(name) if name in expected else embeddings[name]).shape  # type: ignore[union-attr]
         if tensor.shape != wanted:
@@ -78,5 +74,5 @@ def _compare_values(asked: str, tensors: Tensors, model: PeftModel) -> None:
 
 def _adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
     """What PEFT would save of the adapter."""
-    found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, model.state_dict(), save_embedding_layers=False)
     return found

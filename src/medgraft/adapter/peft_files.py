@@ -19,17 +19,10 @@ from safetensors.torch import load_file
 
 from medgraft.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from medgraft.errors import AdapterError
-from medgraft.strategies import UNSUITED
+from medgraft.strategies import UNSUITED, UNSUITED_OPTIONS
 
 _PICKLE = "adapter_model.bin"
 _TRAINED_ELSEWHERE = ("TRAINABLE_TOKENS", "FROD")  # cannot be trained here, but computed
-# options of PEFT's configs that change what a forward pass has to do
-_OPTIONS = {
-    "alora_invocation_tokens": "is switched on by certain tokens, which medgraft's forward pass does not look for (aLoRA)",
-    "arrow_config": "chooses among several adapters for each token (Arrow)",
-    "layer_replication": "repeats layers of the base",
-    "megatron_config": "needs Megatron's layers",
-}
 # ways of initialising LoRA that change the base, and why that change cannot be made again
 _CHANGED_BASE = {
     "pissa_niter": "a random decomposition of the base's weights",
@@ -54,7 +47,7 @@ def read_peft_json(folder: Path) -> dict[str, Any]:
 def read_peft_config(folder: Path) -> PeftConfig:
     """The config of the adapter in `folder`, of old and new versions of PEFT; logs the keys that this version ignores.
 
-    Without a task type, which would select a wrapper with another forward pass. AdapterError for methods and options that
+    Trainable, and without a task type, which would select a wrapper with another forward pass. AdapterError for methods and options that
     cannot work here.
     """
     path, content = folder / ADAPTER_CONFIG, read_peft_json(folder)
@@ -68,7 +61,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
         logging.getLogger(__name__).warning(
             "%s: PEFT %s does not know and ignores %s.", path, peft.__version__, ", ".join(map(repr, unknown))
         )
-    known = {key: value for key, value in content.items() if key in fields} | {"task_type": None, "inference_mode": True}
+    known = {key: value for key, value in content.items() if key in fields} | {"task_type": None, "inference_mode": False}
     try:
         return config_class(**known)
     except Exception as error:  # the checks of 40 classes of settings raise whatever they like
@@ -101,7 +94,7 @@ def _refuse_ignored(path: Path, method: str, config_class: type, content: Mappin
         )
     if method in UNSUITED and method not in _TRAINED_ELSEWHERE:
         raise AdapterError(f"{path}: {method} does not work in medgraft: it {UNSUITED[method]}. Load it with PEFT.")
-    for option, why in _OPTIONS.items():
+    for option, why in UNSUITED_OPTIONS.items():
         if content.get(option):
             raise AdapterError(f"{path}: {option} is set, so this adapter {why}. Load it with PEFT.")
     init = str(content.get("init_lora_weights", True)).lower()

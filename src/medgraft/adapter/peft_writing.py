@@ -19,7 +19,7 @@ def write_peft(folder: Path, applied: Applied) -> None:
     """
     sharded = ".*tensor.s. have invalid shape"  # AdaLoRA may prune a layer to rank 0, and biases have one axis
     shapes = (sharded,) if applied.strategy.method == "ADALORA" or applied.strategy.options.get("lora_bias") else ()
-    with logged_warnings(*shapes), TemporaryDirectory() as temporary:
+    with logged_warnings("changes the base weights of the model", *shapes), TemporaryDirectory() as temporary:
         initial = Path(temporary) / "initial"
         if applied.initial:
             initial.mkdir()

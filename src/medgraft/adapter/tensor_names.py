@@ -37,11 +37,12 @@ def fit_names(model: nn.Module, config: PeftConfig, tensors: Tensors) -> tuple[P
     plain = _without_wrappers(model, tensors)
     for namings in _namings(model):
         fitting = [(what, names) for what, names in namings if all(_place(name, names) for name in plain if _is_inside(name))]
-        results = {tuple(_renamed(name, names) for name in plain): (what, names) for what, names in fitting}
+        results = {tuple(_renamed(name, names) for name in plain): (what, names) for what, names in reversed(fitting)}
         if len(results) != 1:  # none fits, or several parts of the model do
             continue
         (renamed, (what, names)), *_ = results.items()
         own = all(old == new for old, new in names.items())
+        _tell_unmatched(config, names)
         if changed := [(old, new) for old, new in zip(tensors, renamed, strict=True) if old != new]:
             what = "a wrapper, or of another way of saving" if own else what
             _logger.warning("The names of %d tensors are those of %s: %s was taken for %s.", len(changed), what, *changed[0])
@@ -104,6 +105,15 @@ def _without_wrappers_in(config: PeftConfig) -> PeftConfig:
         elif value:
             setattr(changed, field, type(value)(re.sub(pattern, "", name) for name in value))
     return changed
+
+
+def _tell_unmatched(config: PeftConfig, names: Mapping[str, str]) -> None:
+    """Log the listed target modules that no module is called by."""
+    targets = getattr(config, "target_modules", None)
+    listed = sorted(targets) if targets and not isinstance(targets, str) else []
+    modules = {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)}
+    if unmatched := [target for target in listed if not any(f".{name}".endswith(f".{target}") for name in modules)]:
+        _logger.warning("The adapter targets modules that this model does not have: %s.", ", ".join(unmatched))
 
 
 def _is_inside(name: str) -> bool:

@@ -7,10 +7,10 @@ from medgraft.strategies.base import Strategy
 
 _CHANGING = ("pissa", "olora")  # they move a part of the base's weights into the adapter
 _UNMADE = {
-    "eva": "needs activations on data",
-    "lora_ga": "needs gradients on data",
-    "corda": "needs activations on data",
-    "loftq": "is made for a quantised copy of the base, from which the adapter cannot be told apart",
+    "eva": "needs activations on data, which medgraft does not compute",
+    "lora_ga": "needs gradients on data, which medgraft does not compute",
+    "corda": "needs activations on data, which medgraft does not compute",
+    "loftq": "replaces the base by a quantised copy, for which no plain LoRA can be saved",
 }
 _NOT_CONVERTED = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
 
@@ -25,9 +25,7 @@ def check_init(strategy: Strategy) -> None:
     init = _init(strategy)
     for start, why in _UNMADE.items():
         if init.startswith(start):
-            raise ConfigError(
-                f"init_lora_weights={init!r} {why}, which medgraft does not give to PEFT. Use true, pissa or olora."
-            )
+            raise ConfigError(f"init_lora_weights={init!r} {why}. Use true, pissa or olora.")
     if not changes_base(strategy):
         return
     if strategy.quantization != "none":
