@@ -12,7 +12,7 @@ from medgraft.adapter.peft_files import read_peft_config, read_peft_tensors
 from medgraft.adapter.tensor_names import fit_names
 from medgraft.adapter.vocabulary import embedding_tensors, grow_vocabulary
 from medgraft.backbones import Backbone
-from medgraft.errors import AdapterError
+from medgraft.errors import AdapterError, MedgraftError
 from medgraft.strategies import logged_warnings
 
 Tensors = Mapping[str, torch.Tensor]
@@ -24,16 +24,16 @@ def attach_peft(backbone: Backbone, folder: Path, *, tokenizer_beside: bool = Fa
     `tokenizer_beside` says that a tokenizer in `folder` belongs to the adapter. AdapterError unless the file and the adapter
     have the same tensors, of the same shapes, and the loaded values are those of the file.
     """
-    config, tensors = fit_names(backbone.model, read_peft_config(folder), read_peft_tensors(folder))
-    asked = f"{folder} does not fit {backbone.source}"
-    grow_vocabulary(backbone, tensors, folder, tokenizer_beside)
+    given, held, asked = read_peft_config(folder), read_peft_tensors(folder), f"{folder} does not fit {backbone.source}"
     with logged_warnings():
         try:
+            config, tensors = fit_names(backbone.model, given, held)
+            grow_vocabulary(backbone, tensors, folder, tokenizer_beside)
             with torch.random.fork_rng([]):  # PEFT initialises weights at random before it loads them
                 model = PeftModel(backbone.model, config)
             _compare_names(asked, tensors, model)
             set_peft_model_state_dict(model, dict(tensors))
-        except AdapterError:
+        except MedgraftError:
             raise
         except Exception as error:  # 40 methods of PEFT raise whatever they like
             text = (str(error).strip().splitlines() or [""])[0]

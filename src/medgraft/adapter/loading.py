@@ -69,7 +69,7 @@ def load_adapter(
     def attach(base: Backbone) -> nn.Module:
         _check_base(base, manifest, folder)
         base.model.requires_grad_(False)
-        model = attach_peft(base, folder) if ADAPTER_WEIGHTS in manifest.files else base.model
+        model: nn.Module = attach_peft(base, folder) if ADAPTER_WEIGHTS in manifest.files else base.model
         if TENSORS in manifest.files:
             _restore(base.model, load_file(folder / TENSORS), folder)
         return model

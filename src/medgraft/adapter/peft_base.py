@@ -49,7 +49,7 @@ def base_of(folder: Path, *, plugins: PluginManager) -> str:
         return option
     if model_type and not names:
         raise AdapterError(f"{asked} for {base}, a model of type {model_type!r}, for which there is no backbone here.")
-    where = "" if model_type else ", which is not on this machine"
+    where = "" if model_type else ", which is no model on this machine"
     raise AdapterError(f"{asked}; its base is {base}{where}. Add --backbone {option}.")
 
 

@@ -45,10 +45,10 @@ def read_peft_json(folder: Path) -> dict[str, Any]:
 
 
 def read_peft_config(folder: Path) -> PeftConfig:
-    """The config of the adapter in `folder`, of old and new versions of PEFT; logs the keys that this version ignores.
+    """The config of the adapter in `folder`, written by any version of PEFT; logs the keys that this version ignores.
 
-    Trainable, and without a task type, which would select a wrapper with another forward pass. AdapterError for methods and options that
-    cannot work here.
+    Trainable, and without a task type, which would select a wrapper with another forward pass. AdapterError for methods and
+    options that cannot work here.
     """
     path, content = folder / ADAPTER_CONFIG, read_peft_json(folder)
     method = content.get("peft_type")
@@ -81,9 +81,13 @@ def read_peft_tensors(folder: Path) -> dict[str, torch.Tensor]:
             f"{folder} has {ADAPTER_CONFIG} but no weights: {ADAPTER_WEIGHTS} is missing. Copy the whole folder."
         )
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(f"{path} was cut off or altered: {_first_line(error)}. Copy it again.") from None
+    # PEFT writes embeddings in modules_to_save twice where the vocabulary has grown
+    plain = {name: name.replace(".modules_to_save.", ".") for name in tensors}
+    twice = {n for n, p in plain.items() if n != p and p in tensors and torch.equal(tensors[n], tensors[p])}
+    return {name: tensor for name, tensor in tensors.items() if name not in twice}
 
 
 def _refuse_ignored(path: Path, method: str, config_class: type, content: Mapping[str, Any]) -> None:

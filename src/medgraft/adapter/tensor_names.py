@@ -110,7 +110,7 @@ def _without_wrappers_in(config: PeftConfig) -> PeftConfig:
 def _tell_unmatched(config: PeftConfig, names: Mapping[str, str]) -> None:
     """Log the listed target modules that no module is called by."""
     targets = getattr(config, "target_modules", None)
-    listed = sorted(targets) if targets and not isinstance(targets, str) else []
+    listed = sorted(map(str, targets)) if targets and not isinstance(targets, str) else []
     modules = {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)}
     if unmatched := [target for target in listed if not any(f".{name}".endswith(f".{target}") for name in modules)]:
         _logger.warning("The adapter targets modules that this model does not have: %s.", ", ".join(unmatched))

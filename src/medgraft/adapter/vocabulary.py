@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from medgraft.adapter.tensor_names import PREFIX
 from medgraft.backbones import Backbone
@@ -20,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 def embedding_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The base's parameters in the embedding and the output layer by name; PEFT saves them if a vocabulary has grown."""
-    bare = [getattr(layer, "base_layer", layer) for layer in _layers(model)]
+    bare = [getattr(layer, "original_module", getattr(layer, "base_layer", layer)) for layer in _layers(model)]
     return {
         f"{name}.{own}": parameter
         for name, module in model.named_modules()
@@ -46,8 +47,7 @@ def grow_vocabulary(backbone: Backbone, tensors: Mapping[str, torch.Tensor], fol
             raise AdapterError(f"{asked}. Put the tokenizer of its training, with every token of the base, into the folder.")
         if {count for _, _, count in held} != {rows} or len(held) < len(_own_layers(backbone.model)):
             raise AdapterError(f"{asked}, and the new rows are not in the file for both embedding and output layer.")
-        with torch.random.fork_rng([]):
-            backbone.model.resize_token_embeddings(rows, mean_resizing=False)
+        _resize(backbone.model, rows)
     if tokenizer is None:
         return
     if (last := max(tokenizer.get_vocab().values())) >= rows:
@@ -56,6 +56,20 @@ def grow_vocabulary(backbone: Backbone, tensors: Mapping[str, torch.Tensor], fol
         "The tokenizer beside the adapter is used: it has %d tokens more.", len(tokenizer) - len(backbone.tokenizer)
     )
     backbone.tokenizer = tokenizer
+
+
+def _resize(model: nn.Module, rows: int) -> None:
+    """Give embedding and output layer `rows` rows; some models can do this only in their decoder."""
+    embedding = _layers(model)[0]
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module.get_input_embeddings() is embedding:
+            try:
+                with torch.random.fork_rng([]):
+                    module.resize_token_embeddings(rows, mean_resizing=False)
+                return
+            except NotImplementedError:
+                continue
+    raise AdapterError(f"The vocabulary of a {type(model).__name__} cannot grow to {rows} tokens.")
 
 
 def _longer_tokenizer(backbone: Backbone, folder: Path) -> Any:
