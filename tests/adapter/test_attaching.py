@@ -119,9 +119,9 @@ NAMES = {  # model, config, the part that was trained alone, renaming, changed s
     "language model alone": ("blip2-opt", lora("q_proj"), "language_model", str, {}, "of its OPTForCausalLM alone"),
     "vision tower alone": ("vit-gpt2", lora("q_proj"), "encoder", str, {}, "of its ViTModel alone"),
     "old settings": (
-        "blip", lora(), "", str, {"enable_lora": None, "merge_weights": False, "task_type": "X"}, "'enable_lora', 'merge_weights'",
+        "blip", lora(), "", str, {"enable_lora": None, "merge_weights": False, "task_type": "X"}, "ignores 'enable_lora'",
     ),
-    "targets that are not here": ("blip", lora(), "", str, {"target_modules": ["query", "value", "q_proj"]}, "not have: q_proj"),
+    "targets that are not here": ("blip", lora(), "", str, {"target_modules": ["query", "value", "fc3"]}, "not have: fc3"),
 }  # fmt: skip
 
 
@@ -143,9 +143,9 @@ def test_names_are_mapped_where_that_is_certain(case, theirs, logged):
         lora(bias="lora_only"), lora(lora_bias=True), lora(modules_to_save=["cls"]), lora("word_embeddings", "query"),
         lora(trainable_token_indices={"word_embeddings": [5]}),
         TrainableTokensConfig(token_indices=[5, 6], target_modules=["word_embeddings"]),
-        *(LoraConfig(r=4, target_modules=["query"], init_lora_weights=init) for init in ("pissa", "olora", "orthogonal", "mica")),
+        *(LoraConfig(r=4, target_modules=["query"], init_lora_weights=i) for i in ("pissa", "olora", "orthogonal", "mica")),
     ],
-    ids=lambda config: f"{config.peft_type.value}-{str(getattr(config, 'init_lora_weights', ''))}",
+    ids=lambda config: f"{config.peft_type.value}-{getattr(config, 'init_lora_weights', '')!s}",
 )  # fmt: skip
 def test_what_peft_can_do_gives_its_logits(config, theirs, logged):
     folder, base, expected = theirs("blip", config)
@@ -220,7 +220,7 @@ def test_a_part_of_a_model_that_occurs_twice_is_not_guessed(theirs):
 def test_missing_weights_are_said_plainly(theirs):
     folder, base, _ = theirs("blip", lora())
     (folder / WEIGHTS).unlink()
-    with pytest.raises(AdapterError, match="has adapter_config.json but no weights: adapter_model.safetensors is missing"):
+    with pytest.raises(AdapterError, match=r"has adapter_config.json but no weights: adapter_model.safetensors is missing"):
         medgraft.load_adapter(folder, backbone=base)
     (folder / "adapter_model.bin").touch()
     with pytest.raises(AdapterError, match=r"as a pickle, adapter_model.bin"):
