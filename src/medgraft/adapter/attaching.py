@@ -55,7 +55,7 @@ def _compare_names(asked: str, tensors: Tensors, model: PeftModel) -> None:
             found.append(f"a name there is {min(expected)}")
         raise AdapterError(f"{asked}: {'; '.join(found)}. Was it trained on this kind of model, and is its file whole?")
     for name, tensor in tensors.items():
-        wanted = (expected.get(name) if name in expected else embeddings[name]).shape  # type: ignore[union-attr]
+        wanted = (embeddings | expected)[name].shape
         if tensor.shape != wanted:
             raise AdapterError(
                 f"{asked}: {name} has shape {tuple(tensor.shape)}, but {tuple(wanted)} in this model. "
