@@ -35,18 +35,28 @@ from medgraft.prepare import prepare_captioner
 from medgraft.progress import progress_bars
 from medgraft.saliency import Explanation, MapOptions
 from medgraft.saliency.maps import attention_layout_of
-from medgraft.strategies import Strategy, get_strategy
+from medgraft.strategies import Quantization, Strategy, get_strategy
 from medgraft.types import Split
 
 
-def load_backbone(name: str, *, strategy: str | None = None, plugins: PluginManager | None = None) -> AnyBackbone:
-    """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), quantised if `strategy` quantises its base.
+def load_backbone(
+    name: str,
+    *,
+    strategy: str | None = None,
+    quantization: Quantization = "none",
+    prompt: str | None = None,
+    plugins: PluginManager | None = None,
+) -> AnyBackbone:
+    """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), in `quantization` or as `strategy` holds its base.
 
-    For a model behind an API this returns its client.
+    `prompt` takes the place of its default prompt. For a model behind an API this returns its client.
     """
     manager = plugins or PluginManager.from_environment()
-    chosen = get_strategy(strategy, plugins=manager) if strategy else Strategy()
-    return prepare_captioner(name, chosen, plugins=manager)
+    chosen = get_strategy(strategy, plugins=manager) if strategy else Strategy(quantization=quantization)
+    backbone = prepare_captioner(name, chosen, plugins=manager)
+    if prompt is not None:
+        backbone.default_prompt = prompt  # type: ignore[misc]
+    return backbone
 
 
 def train(
@@ -69,14 +79,20 @@ def load_adapter(
     *,
     backbone: str | None = None,
     allow_base_mismatch: bool = False,
+    quantization: Quantization = "none",
+    prompt: str | None = None,
     plugins: PluginManager | None = None,
 ) -> LoadedAdapter:
     """The adapter in `folder` on its base; `backbone` (`NAME:SOURCE`) gives the location of the base on this machine.
 
-    Another base is refused; with `allow_base_mismatch` it is used, with a warning that says what differs.
+    Another base is refused; with `allow_base_mismatch` it is used, with a warning that says what differs. `quantization` holds
+    the base of a plain PEFT adapter in 4 or 8 bits. `prompt` takes the place of the training's.
     """
     manager = plugins or PluginManager.from_environment()
-    return adapters.load_adapter(Path(folder), plugins=manager, backbone=backbone, allow_base_mismatch=allow_base_mismatch)
+    loaded = adapters.load_adapter(
+        Path(folder), plugins=manager, backbone=backbone, quantization=quantization, allow_base_mismatch=allow_base_mismatch
+    )
+    return replace(loaded, given_prompt=prompt)
 
 
 def caption(

@@ -144,6 +144,10 @@ class FusedLora:
             total: torch.Tensor = _LoraSum.apply(*rows, a, b, scaling)  # type: ignore[no-untyped-call]
         return total.view(base.shape)
 
+    def _get_name(self) -> str:
+        """The name in `repr`: that of PEFT's layer, which this is for everyone but the processor."""
+        return next(kind.__name__ for kind in type(self).__mro__ if kind.__module__.startswith("peft."))
+
     def as_effective_weight(self: Any) -> EffectiveWeight | None:
         """See medgraft.acceleration.effective_weight."""
         name = self._plain_adapter()

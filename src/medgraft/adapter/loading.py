@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from medgraft import hardware
+from medgraft.adapter.attaching import attach_peft
 from medgraft.adapter.base_name import located_base
 from medgraft.adapter.base_weights import check_base
 from medgraft.adapter.locating import locate_adapter
 from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest, verify_files
+from medgraft.adapter.peft_base import base_of
 from medgraft.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TENSORS
 from medgraft.adapter.trained_on import TRAINED_ON, TrainedOn
 from medgraft.backbones import Backbone
 from medgraft.errors import AdapterError
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_adapter
-from medgraft.strategies import Strategy
+from medgraft.strategies import Quantization, Strategy
 
 
 @dataclass(frozen=True)
 class LoadedAdapter:
     """A backbone with an adapter, and its installed kernels.
 
-    `manifest` is None for a plain PEFT folder, `trained_on` also for a package of an older version.
+    `manifest` is None for a plain PEFT folder, `trained_on` also for a package of an older version. `given_prompt` takes the
+    place of the prompt used in training.
     """
 
     backbone: Backbone
@@ -38,33 +39,46 @@ class LoadedAdapter:
     manifest: Manifest | None
     acceleration: tuple[str, ...] = ()
     trained_on: TrainedOn | None = None
+    given_prompt: str | None = None
 
     @property
     def prompt(self) -> str | None:
-        """The prompt used in training; None if unknown, which stands for the backbone's default."""
-        return self.manifest.prompt if self.manifest else None
+        """The prompt given, else that of the training; None if unknown, which stands for the backbone's default."""
+        return self.given_prompt if self.given_prompt is not None or self.manifest is None else self.manifest.prompt
 
 
 def load_adapter(
-    folder: Path, *, plugins: PluginManager, backbone: str | None = None, allow_base_mismatch: bool = False
+    folder: Path,
+    *,
+    plugins: PluginManager,
+    backbone: str | None = None,
+    quantization: Quantization = "none",
+    allow_base_mismatch: bool = False,
 ) -> LoadedAdapter:
     """Load the adapter in `folder` onto its base; `backbone` (`NAME:SOURCE`) locates the base on this machine.
 
     The kernels used in training are installed if they apply here, so in the run's precision the logits are bit-identical to
     those at saving. AdapterError if files are missing or altered, or if the base has other weights; with
-    `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too if `backbone` is given.
+    `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too, onto `backbone` or the base that it names, held
+    in `quantization`.
     """
     folder = locate_adapter(folder)
     if not (folder / MANIFEST).is_file() and (folder / ADAPTER_CONFIG).is_file():
-        return _load_plain_peft(folder, plugins, backbone)
+        base = backbone or base_of(folder, plugins=plugins)
+        return _load_plain_peft(folder, base, plugins=plugins, quantization=quantization)
     manifest = read_manifest(folder)
+    if quantization not in ("none", manifest.strategy_settings.quantization):
+        own = manifest.strategy_settings.quantization
+        raise AdapterError(
+            f"{folder} was trained on a base in quantization {own!r} and is loaded on no other: not {quantization!r}."
+        )
     verify_files(folder, manifest)
     base = backbone or located_base(folder, manifest)
 
     def attach(base: Backbone) -> nn.Module:
         check_base(base, manifest, folder, allow_mismatch=allow_base_mismatch)
         base.model.requires_grad_(False)
-        model = _attach_peft(base, folder) if ADAPTER_WEIGHTS in manifest.files else base.model
+        model: nn.Module = attach_peft(base, folder) if ADAPTER_WEIGHTS in manifest.files else base.model
         if TENSORS in manifest.files:
             _restore(base.model, load_file(folder / TENSORS), folder)
         return model
@@ -79,35 +93,12 @@ def load_adapter(
     return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on)
 
 
-def _load_plain_peft(folder: Path, plugins: PluginManager, backbone: str | None) -> LoadedAdapter:
-    if backbone is None:
-        raise AdapterError(
-            f"{folder} is a plain PEFT adapter and does not say which backbone it is for. Add --backbone NAME:SOURCE."
-        )
+def _load_plain_peft(folder: Path, backbone: str, *, plugins: PluginManager, quantization: Quantization) -> LoadedAdapter:
     loaded, model, acceleration = prepare_adapter(
-        backbone, Strategy(), lambda base: _attach_peft(base, folder), plugins=plugins
-    )
+        backbone, Strategy(quantization=quantization),
+        lambda base: attach_peft(base, folder, tokenizer_beside=True), plugins=plugins,
+    )  # fmt: skip
     return LoadedAdapter(loaded, model, None, acceleration.installed)
-
-
-def _attach_peft(backbone: Backbone, folder: Path) -> nn.Module:
-    from peft import PeftModel
-
-    own = {id(parameter) for parameter in backbone.model.parameters()}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            with torch.random.fork_rng([]):  # PEFT initialises weights at random before it loads them
-                model: Any = PeftModel.from_pretrained(backbone.model, str(folder))
-        except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
-            raise AdapterError(f"{folder} does not fit {backbone.source}: {str(error).splitlines()[0]}") from error
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) not in own and parameter.is_floating_point())  # as in training
-    lost = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
-    if lost:
-        raise AdapterError(f"{folder} does not fit {backbone.source}: {lost[0][:200]}")
-    result: nn.Module = model
-    return result
 
 
 @torch.no_grad()

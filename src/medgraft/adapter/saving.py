@@ -8,7 +8,6 @@ card: what a colleague may have, without a path of the machine that made it.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import nn
 from medgraft.adapter.base_name import hub_id, public_base, public_options
 from medgraft.adapter.card import CARD, card_text
 from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, read_manifest, write_manifest
+from medgraft.adapter.peft_writing import write_peft
 from medgraft.adapter.trained_on import TRAINED_ON
 from medgraft.adapter.whole_folder import link_or_copy, replacing
 from medgraft.backbones.weights import TensorDigest, tensor_digests, tensor_layout
@@ -78,11 +78,7 @@ def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tup
     """
     written: list[str] = []
     if applied.strategy.uses_adapter:
-        with warnings.catch_warnings():
-            if applied.strategy.method == "ADALORA":  # AdaLoRA may prune a layer to rank 0
-                warnings.filterwarnings("ignore", message=".*tensor.s. have invalid shape")
-            # by default PEFT contacts the hub to find out whether the vocabulary grew
-            applied.model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+        write_peft(folder, applied)
         written += [ADAPTER_WEIGHTS, ADAPTER_CONFIG]
     if applied.direct:
         own = dict(_bare_model(applied.model).named_parameters())

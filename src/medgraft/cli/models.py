@@ -15,14 +15,16 @@ from medgraft.strict_model import validated
 
 
 def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, AnyBackbone | None]:
-    """The model named by --adapter or --backbone."""
+    """The model named by --adapter or --backbone, with --prompt and --quantization."""
     quiet_libraries()
+    changes = {"quantization": arguments.quantization, "prompt": arguments.prompt}
     if arguments.adapter is not None:
         allow = arguments.allow_base_mismatch
-        return api.load_adapter(arguments.adapter, backbone=arguments.backbone, allow_base_mismatch=allow), None
+        loaded = api.load_adapter(arguments.adapter, backbone=arguments.backbone, allow_base_mismatch=allow, **changes)
+        return loaded, None
     if arguments.backbone is None:
         raise ConfigError("Name the model: --adapter DIR or --backbone NAME[:SOURCE].")
-    return None, api.load_backbone(arguments.backbone)
+    return None, api.load_backbone(arguments.backbone, **changes)
 
 
 def generation(arguments: argparse.Namespace, adapter: LoadedAdapter | None) -> GenerationConfig:

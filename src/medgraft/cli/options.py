@@ -17,7 +17,7 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Add --adapter and --backbone, of which one is required, and --allow-base-mismatch; `several` makes --adapter a list."""
+    """Add --adapter and --backbone, --quantization, --prompt, --allow-base-mismatch; `several` makes --adapter a list."""
     parser.add_argument(
         "--adapter", type=Path, metavar="DIR", action="append" if several else "store",
         help="adapter folder made by `medgraft train`, or PEFT's" + ("; may be repeated" if several else ""),
@@ -27,6 +27,11 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
         "--allow-base-mismatch", action="store_true",
         help="use the adapter on a base with other weights than it was trained on, and say what differs",
     )  # fmt: skip
+    parser.add_argument(
+        "--quantization", choices=("none", "int8", "nf4", "fp4"), default="none",
+        help="hold the base of a PEFT adapter, or a bare backbone, in 8 or 4 bits",
+    )  # fmt: skip
+    parser.add_argument("--prompt", metavar="TEXT", help="prompt (default: the adapter's own, else the backbone's)")
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
 from medgraft.errors import ConfigError, StrategyError
 from medgraft.strategies.base import PartPlan, Strategy
+from medgraft.strategies.lora_inits import changes_base
 from medgraft.strategies.peft_methods import peft_config
+from medgraft.strategies.peft_warnings import EXPECTED
 from medgraft.strategies.quantization import quantized_modules
 from medgraft.types import Anatomy, Part, lies_in
 
@@ -21,7 +25,8 @@ _WRAPPED = ("base_model.model.", "base_model.")
 class Applied:
     """The result of applying a strategy. `model` is the PeftModel, or the backbone's model if there is no adapter.
 
-    `direct` are the names of parameters trained in place, `adapter_parameters` of those that PEFT added.
+    `direct` are the names of parameters trained in place, `adapter_parameters` of those in PEFT's files. `initial` are
+    the adapter's first tensors if its initialisation changed the base.
     """
 
     strategy: Strategy
@@ -33,6 +38,7 @@ class Applied:
     frozen_parts: tuple[Part, ...]
     trainable_parameters: int
     total_parameters: int
+    initial: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line: how many parameters are trained, their share, adapted modules and quantisation."""
@@ -59,15 +65,22 @@ def apply_strategy(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> Ap
     before = {id(parameter) for parameter in model.parameters()}
     wrapped: nn.Module = model
     matched: tuple[str, ...] = ()
+    initial: Mapping[str, torch.Tensor] = {}
+    by_peft: set[int] = set()  # PEFT's option `bias` trains parameters of the base, and its files hold them
     if strategy.uses_adapter:
-        wrapped, matched = _add_adapter(model, anatomy, strategy)
+        wrapped = peft_model = _add_adapter(model, anatomy, strategy)
+        matched = tuple(peft_model.base_model.targeted_module_names)
+        by_peft = {id(parameter) for parameter in wrapped.parameters() if parameter.requires_grad}
+        if changes_base(strategy):
+            saved = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+            initial = {name: tensor.detach().clone() for name, tensor in saved.items()}
     for name, parameter in _full_parameters(model, anatomy, strategy):
         if not parameter.is_floating_point():
             raise StrategyError(f"{name} is quantised and cannot be trained; freeze its part or give it an adapter.")
         parameter.requires_grad_(True)
     trained = {bare_name(n): p for n, p in wrapped.named_parameters() if p.requires_grad}
-    direct = tuple(name for name, parameter in trained.items() if id(parameter) in before)
-    added = tuple(name for name, parameter in trained.items() if id(parameter) not in before)
+    direct = tuple(name for name, parameter in trained.items() if id(parameter) in before - by_peft)
+    added = tuple(name for name, parameter in trained.items() if id(parameter) not in before - by_peft)
     _check_scope(anatomy, strategy, direct, added)
     return Applied(
         strategy=strategy,
@@ -76,6 +89,7 @@ def apply_strategy(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> Ap
         quantized=quantized,
         direct=direct,
         adapter_parameters=added,
+        initial=initial,
         frozen_parts=tuple(p for p in anatomy.parts if strategy.plan(p).mode == "frozen"),
         trainable_parameters=sum(p.numel() for p in trained.values()),
         total_parameters=sum(_size(p) for p in wrapped.parameters()),
@@ -92,25 +106,17 @@ def _check_parts(anatomy: Anatomy, strategy: Strategy) -> None:
         )
 
 
-def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> tuple[nn.Module, tuple[str, ...]]:
-    from peft import get_peft_model
-
+def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> PeftModel:
     config = peft_config(strategy, anatomy, model)
     try:
         with warnings.catch_warnings():
-            for expected in (
-                "base_model_name_or_path. was renamed",
-                "fan_in_fan_out",
-                "Failed to load the CUDA extension",
-                "Unsupported layer type.*LayerNorm",
-                "Setting boft_n",
-            ):
+            for expected in EXPECTED:
                 warnings.filterwarnings("ignore", message=f".*{expected}")
             peft_model = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:  # PEFT's methods raise any of these
         base_kind = f" to a base model in {strategy.quantization}" if strategy.quantization != "none" else ""
         raise ConfigError(f"PEFT method {strategy.method} cannot be applied{base_kind}: {error}") from error
-    return peft_model, tuple(peft_model.base_model.targeted_module_names)
+    return peft_model
 
 
 def _full_parameters(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> Iterator[tuple[str, nn.Parameter]]:
@@ -139,7 +145,10 @@ def _check_scope(anatomy: Anatomy, strategy: Strategy, direct: tuple[str, ...], 
         for name in names:
             part = anatomy.part_of(name)
             if part is not None and strategy.plan(part).mode != mode:
-                raise StrategyError(f"{name} became trainable, but part {part!r} is {strategy.plan(part).mode!r}.")
+                raise StrategyError(
+                    f"The options of PEFT's {strategy.method} train {name}, but part {part!r} is {strategy.plan(part).mode!r}. "
+                    f"Set strategy.{part}={mode}, or change the option (bias, modules_to_save)."
+                )
     assert not strategy.trains or direct or added, "a strategy that trains something made nothing trainable"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from peft import PeftConfig
@@ -12,10 +13,11 @@ from torch import nn
 
 from medgraft.errors import ConfigError, StrategyError, UnknownNameError, suggestion
 from medgraft.strategies.base import ADAPTER, LINEAR_ROLES, PartPlan, Strategy
+from medgraft.strategies.lora_inits import check_init
 from medgraft.types import ROLES, Anatomy, Role
 
 # methods with target_modules in their config that nevertheless cannot adapt arbitrary linear layers
-_UNSUITED = {
+UNSUITED = {
     "ADAPTION_PROMPT": "works on LLaMA's attention only",
     "FROD": "fails on layers that are not square in this version of PEFT",
     "POLY": "needs a task id with every batch",
@@ -23,20 +25,27 @@ _UNSUITED = {
     "TRAINABLE_TOKENS": "trains rows of an embedding, not linear layers",
     "XLORA": "mixes adapters that were trained before",
 }
+# options that change what a forward pass has to do, beyond the modules of the adapter
+UNSUITED_OPTIONS = {
+    "alora_invocation_tokens": "is switched on by certain tokens, which medgraft's forward pass does not look for (aLoRA)",
+    "arrow_config": "chooses among several adapters for each token (Arrow)",
+    "layer_replication": "repeats layers of the base",
+    "megatron_config": "needs Megatron's layers",
+}
 _OURS = ("target_modules", "feedforward_modules", "task_type", "peft_type", "inference_mode", "base_model_name_or_path")
 
 
 def methods() -> tuple[str, ...]:
     """Every PEFT type that works on chosen linear layers (and LN_TUNING, which does the same for norms)."""
     targeted = (t.value for t, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if "target_modules" in _fields(config))
-    return tuple(sorted(set(targeted) - set(_UNSUITED)))
+    return tuple(sorted(set(targeted) - set(UNSUITED)))
 
 
 def peft_strategy(name: str) -> Strategy:
     """The strategy `peft:<METHOD>`: the method with PEFT's defaults on the linear layers of every part."""
     method = name.partition(":")[2].upper()
-    if method in _UNSUITED:
-        raise StrategyError(f"PEFT method {method} {_UNSUITED[method]}. Methods for linear layers: {', '.join(methods())}.")
+    if method in UNSUITED:
+        raise StrategyError(f"PEFT method {method} {UNSUITED[method]}. Methods for linear layers: {', '.join(methods())}.")
     if method not in methods():
         raise UnknownNameError(
             f"Unknown PEFT method {method!r} in {name!r}.{suggestion(method.lower(), [m.lower() for m in methods()])} "
@@ -64,6 +73,7 @@ def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module) -> PeftC
         raise StrategyError(
             f"The strategy's adapter matches no module of this backbone: {target!r}. Linear modules: {near[:300]}."
         )
+    _check_modules_to_save(options.get("modules_to_save"), model, matched)
     # if a role matches a container, such as embeddings, PEFT needs the names of its layers
     extra: dict[str, Any] = {"target_modules": target if matched == named else matched}
     if "feedforward_modules" in fields:  # there IA3 scales inputs instead of outputs
@@ -88,8 +98,24 @@ def _target(strategy: Strategy, anatomy: Anatomy, among: tuple[Role, ...]) -> st
     return "|".join(pattern for pattern in patterns if pattern)
 
 
+def _check_modules_to_save(wanted: Any, model: nn.Module, adapted: Sequence[str]) -> None:
+    """Raise StrategyError for no such module, or one with modules that get an adapter, which PEFT could not load again."""
+    for end in [wanted] if isinstance(wanted, str) else wanted or ():
+        saved = [name for name, _ in model.named_modules() if name.endswith(str(end))]
+        if not saved:
+            raise StrategyError(f"modules_to_save: no module of this backbone has a name that ends with {end!r}.")
+        excluded = re.compile(rf"(^|.*\.){end}($|\..*)")  # by PEFT, from the modules that get an adapter
+        both = [name for name in adapted if name.startswith(tuple(f"{s}." for s in saved)) and not excluded.match(name)]
+        nested = [name for name in saved if name.startswith(tuple(f"{s}." for s in saved))]
+        if both or nested:
+            raise StrategyError(
+                f"modules_to_save={end!r} is {saved[0]}, and inside of it {(both or nested)[0]}, which PEFT cannot load "
+                "again. Write whole names, or train the part in place, such as strategy.text=full."
+            )
+
+
 def check_options(strategy: Strategy) -> None:
-    """Raise ConfigError for an option that the PEFT method lacks, and UnknownNameError for a method that PEFT lacks."""
+    """Raise ConfigError for an option that PEFT's method lacks or that cannot work here, UnknownNameError for its method."""
     if not strategy.uses_adapter:
         return
     fields = _fields(PEFT_TYPE_TO_CONFIG_MAPPING[_peft_type(strategy.method)])
@@ -101,6 +127,9 @@ def check_options(strategy: Strategy) -> None:
                 f"PEFT method {strategy.method}: {key!r} {why}.{suggestion(key, [*known, *Strategy.model_fields])} "
                 f"Options: {', '.join(known)}."
             )
+        if key in UNSUITED_OPTIONS and strategy.options[key]:
+            raise ConfigError(f"{key} cannot be set: with it an adapter {UNSUITED_OPTIONS[key]}. Leave it out.")
+    check_init(strategy)
 
 
 def _fields(config: type[PeftConfig]) -> dict[str, dataclasses.Field[Any]]:

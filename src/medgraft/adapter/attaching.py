@@ -1,0 +1,78 @@
+"""Put a PEFT adapter onto a base: every tensor of the file is loaded and every tensor of the adapter comes from the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+from medgraft.adapter.peft_files import read_peft_config, read_peft_tensors
+from medgraft.adapter.tensor_names import fit_names
+from medgraft.adapter.vocabulary import embedding_tensors, grow_vocabulary
+from medgraft.backbones import Backbone
+from medgraft.errors import AdapterError, MedgraftError
+from medgraft.strategies import logged_warnings
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def attach_peft(backbone: Backbone, folder: Path, *, tokenizer_beside: bool = False) -> PeftModel:
+    """Add the PEFT adapter in `folder` to `backbone.model`, trainable as in its training; returns PEFT's model.
+
+    `tokenizer_beside` says that a tokenizer in `folder` belongs to the adapter. AdapterError unless the file and the adapter
+    have the same tensors, of the same shapes, and the loaded values are those of the file.
+    """
+    given, held, asked = read_peft_config(folder), read_peft_tensors(folder), f"{folder} does not fit {backbone.source}"
+    with logged_warnings():
+        try:
+            config, tensors = fit_names(backbone.model, given, held)
+            grow_vocabulary(backbone, tensors, folder, tokenizer_beside)
+            with torch.random.fork_rng([]):  # PEFT initialises weights at random before it loads them
+                model = PeftModel(backbone.model, config)
+            _compare_names(asked, tensors, model)
+            set_peft_model_state_dict(model, dict(tensors))
+        except MedgraftError:
+            raise
+        except Exception as error:  # 40 methods of PEFT raise whatever they like
+            text = (str(error).strip().splitlines() or [""])[0]
+            raise AdapterError(f"{asked}: PEFT cannot put it there, {type(error).__name__}: {text}") from error
+    _compare_values(asked, tensors, model)
+    model.eval()
+    return model
+
+
+def _compare_names(asked: str, tensors: Tensors, model: PeftModel) -> None:
+    """Raise AdapterError unless `tensors` have the names and shapes of the adapter's, and perhaps embeddings too."""
+    expected, embeddings = _adapter_tensors(model), embedding_tensors(model)
+    surplus, lacking = sorted(tensors.keys() - expected.keys() - embeddings.keys()), sorted(expected.keys() - tensors.keys())
+    if surplus or lacking:
+        found = [f"{len(surplus)} of its {len(tensors)} tensors have no place there, such as {surplus[0]}"] if surplus else []
+        if lacking:
+            found.append(f"{len(lacking)} of the {len(expected)} tensors that it needs are not in it, such as {lacking[0]}")
+        elif expected:
+            found.append(f"a name there is {min(expected)}")
+        raise AdapterError(f"{asked}: {'; '.join(found)}. Was it trained on this kind of model, and is its file whole?")
+    for name, tensor in tensors.items():
+        wanted = (embeddings | expected)[name].shape
+        if tensor.shape != wanted:
+            raise AdapterError(
+                f"{asked}: {name} has shape {tuple(tensor.shape)}, but {tuple(wanted)} in this model. "
+                "Pass the base that it was trained on with --backbone NAME:SOURCE."
+            )
+
+
+def _compare_values(asked: str, tensors: Tensors, model: PeftModel) -> None:
+    """Raise AdapterError unless the adapter's values are those of `tensors`."""
+    loaded = embedding_tensors(model) | _adapter_tensors(model)
+    for name, tensor in tensors.items():
+        found = loaded[name]
+        if not torch.equal(found, tensor.to(found.device, found.dtype)):
+            raise AdapterError(f"{asked}: PEFT did not take over the values of {name}. Load it with the version that saved it.")
+
+
+def _adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
+    """What PEFT would save of the adapter."""
+    found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, model.state_dict(), save_embedding_layers=False)
+    return found

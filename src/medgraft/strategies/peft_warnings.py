@@ -1,0 +1,30 @@
+"""What PEFT warns of: shown in medgraft's log, but for what is expected here."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXPECTED = (
+    "base_model_name_or_path. was renamed",
+    "fan_in_fan_out",
+    "Failed to load the CUDA extension",
+    "Unsupported layer type.*LayerNorm",
+    "Setting boft_n",
+)
+
+
+@contextmanager
+def logged_warnings(*expected: str) -> Iterator[None]:
+    """Log each warning inside the block once, but for EXPECTED, those that match `expected`, and deprecations."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        for message in (*EXPECTED, *expected):
+            warnings.filterwarnings("ignore", message=f".*{message}")
+        yield
+    for text in dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught):
+        logging.getLogger(__name__).warning("PEFT: %s", text)
