@@ -50,3 +50,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x' or 'y'?` for the known names closest to `name`, or the empty string."""
     close = difflib.get_close_matches(name.lower(), list(known), n=2, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def printable(text: str) -> str:
+    """`text` in one line for a terminal: what is not printable, such as a control character, is written as an escape."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import medgraft
 from medgraft.cli import (
+    adapter,
     bench,
     caption,
     check_plugin,
@@ -26,12 +27,12 @@ from medgraft.cli import (
     tiny_models,
     train,
 )  # fmt: skip
-from medgraft.errors import MedgraftError
+from medgraft.errors import MedgraftError, printable
 from medgraft.progress import log_to_stderr
 from medgraft.quiet import quiet_libraries
 
 _COMMANDS = (
-    list_names, plugins, phantoms, tiny_models, data, train, evaluate, caption, explain, score, bench, report, compare,
+    list_names, plugins, phantoms, tiny_models, data, train, adapter, evaluate, caption, explain, score, bench, report, compare,
     features, new_plugin, check_plugin,
 )  # fmt: skip
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with log_to_stderr(level):
             code: int = arguments.run(arguments)
     except MedgraftError as error:
-        print(f"medgraft: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"medgraft: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nmedgraft: stopped. Finished work is saved; run the same command again to continue.", file=sys.stderr)
