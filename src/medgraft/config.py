@@ -98,11 +98,13 @@ CONTROLS = ("_uniform", "_untrained", "_random")  # suffixes of scores that are 
 class GenerationConfig(StrictModel):
     """Decoding of captions, under the names of transformers' GenerationConfig."""
 
-    max_new_tokens: int = Field(default=96, gt=0, description="maximum caption length in tokens, without the prompt")
-    num_beams: int = Field(default=1, gt=0, description="number of beams in beam search; 1: greedy")
-    length_penalty: float = Field(default=1.0, description="for beam search: above 0 favours longer captions")
-    no_repeat_ngram_size: int = Field(default=0, ge=0, description="no n-gram of this size occurs twice; 0 allows all")
-    repetition_penalty: float = Field(default=1.0, gt=0, description="above 1 makes repeated tokens less likely")
+    max_new_tokens: int = Field(
+        default=96, gt=0, le=100_000, description="maximum caption length in tokens, without the prompt"
+    )
+    num_beams: int = Field(default=1, gt=0, le=1000, description="number of beams in beam search; 1: greedy")
+    length_penalty: float = Field(default=1.0, ge=-100, le=100, description="for beam search: above 0 favours longer captions")
+    no_repeat_ngram_size: int = Field(default=0, ge=0, le=1000, description="no n-gram of this size occurs twice; 0 allows all")
+    repetition_penalty: float = Field(default=1.0, gt=0, le=100, description="above 1 makes repeated tokens less likely")
 
 
 class FeaturesConfig(StrictModel):

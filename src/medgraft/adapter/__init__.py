@@ -1,14 +1,30 @@
-"""Adapter packages: trained weights with a manifest, saved and loaded safely."""
+"""Adapter packages: trained weights with a manifest, saved, read and loaded safely.
 
-from medgraft.adapter.loading import LoadedAdapter, load_adapter
+Reading needs neither torch nor the base; torch is loaded by the first name that saves or loads.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from medgraft.adapter.contents import Contents, read_contents
 from medgraft.adapter.locating import IN_RUN, is_adapter, locate_adapter
 from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest
-from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest, write_package
-from medgraft.adapter.trained_on import SeenInTraining, TrainedOn
+
+if TYPE_CHECKING:
+    from medgraft.adapter.loading import LoadedAdapter, load_adapter
+    from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest, write_package
+    from medgraft.adapter.trained_on import SeenInTraining, TrainedOn
+
+_LAZY = dict.fromkeys(("LoadedAdapter", "load_adapter"), "loading")
+_LAZY |= dict.fromkeys(("adapter_bytes", "in_place_digests", "save_weights", "update_manifest", "write_package"), "saving")
+_LAZY |= dict.fromkeys(("SeenInTraining", "TrainedOn"), "trained_on")
 
 __all__ = [
     "IN_RUN",
     "MANIFEST",
+    "Contents",
     "LoadedAdapter",
     "Manifest",
     "SeenInTraining",
@@ -18,8 +34,15 @@ __all__ = [
     "is_adapter",
     "load_adapter",
     "locate_adapter",
+    "read_contents",
     "read_manifest",
     "save_weights",
     "update_manifest",
     "write_package",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"medgraft.adapter.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'medgraft.adapter' has no attribute {name!r}")

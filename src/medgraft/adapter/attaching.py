@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
+from medgraft.adapter.contents import Contents
+from medgraft.adapter.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from medgraft.adapter.patterns import check_patterns
 from medgraft.adapter.peft_files import read_peft_config, read_peft_tensors
 from medgraft.adapter.tensor_names import fit_names
 from medgraft.adapter.vocabulary import embedding_tensors, grow_vocabulary
@@ -16,15 +18,19 @@ from medgraft.errors import AdapterError, MedgraftError
 from medgraft.strategies import logged_warnings
 
 Tensors = Mapping[str, torch.Tensor]
+_TENSORS_A_MODULE = 16  # more than any method of PEFT adds to a module
 
 
-def attach_peft(backbone: Backbone, folder: Path, *, tokenizer_beside: bool = False) -> PeftModel:
-    """Add the PEFT adapter in `folder` to `backbone.model`, trainable as in its training; returns PEFT's model.
+def attach_peft(backbone: Backbone, contents: Contents, *, tokenizer_beside: bool = False) -> PeftModel:
+    """Add the PEFT adapter in `contents` to `backbone.model`, trainable as in its training; returns PEFT's model.
 
-    `tokenizer_beside` says that a tokenizer in `folder` belongs to the adapter. AdapterError unless the file and the adapter
+    `tokenizer_beside` says that a tokenizer in its folder belongs to the adapter. AdapterError unless the file and the adapter
     have the same tensors, of the same shapes, and the loaded values are those of the file.
     """
-    given, held, asked = read_peft_config(folder), read_peft_tensors(folder), f"{folder} does not fit {backbone.source}"
+    folder, settings = contents.folder, contents.settings or {}
+    asked = f"{folder} does not fit {backbone.source}"
+    _check_amount(asked, backbone, contents)
+    given, held = read_peft_config(folder / ADAPTER_CONFIG, settings), read_peft_tensors(folder / ADAPTER_WEIGHTS)
     with logged_warnings():
         try:
             config, tensors = fit_names(backbone.model, given, held)
@@ -41,6 +47,14 @@ def attach_peft(backbone: Backbone, folder: Path, *, tokenizer_beside: bool = Fa
     _compare_values(asked, tensors, model)
     model.eval()
     return model
+
+
+def _check_amount(asked: str, backbone: Backbone, contents: Contents) -> None:
+    """Raise AdapterError for more tensors than the model can take, and for expressions that take too long to match."""
+    modules, tensors = [name for name, _ in backbone.model.named_modules()], contents.tensors[ADAPTER_WEIGHTS]
+    if len(tensors) > _TENSORS_A_MODULE * len(modules):
+        raise AdapterError(f"{asked}: it has more tensors than {len(modules):,} modules can take.")
+    check_patterns(contents.folder / ADAPTER_CONFIG, contents.settings or {}, [*modules, *tensors])
 
 
 def _compare_names(asked: str, tensors: Tensors, model: PeftModel) -> None:

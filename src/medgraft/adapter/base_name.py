@@ -7,6 +7,7 @@ folder. On the machine that made it the run's record says where the base is.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +52,7 @@ def located_base(folder: Path, manifest: Manifest) -> str:
     name, _, source = manifest.backbone.partition(":")
     if recorded := _recorded_base(folder, manifest):
         return recorded
-    if source.startswith("./") and not Path(source).is_dir():
+    if source.startswith("./") and not os.path.isdir(source):  # noqa: PTH112 - Path raises for long names
         raise AdapterError(
             f"{folder} was trained on {name} from a folder called {source[2:]}, which is not here: "
             f"add --backbone {name}:FOLDER for the base with weights {manifest.base_fingerprint[:12]}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,18 @@ from medgraft import hardware
 from medgraft.adapter.attaching import attach_peft
 from medgraft.adapter.base_name import located_base
 from medgraft.adapter.base_weights import check_base
-from medgraft.adapter.locating import locate_adapter
-from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest, verify_files
+from medgraft.adapter.contents import Contents, check_bytes, read_contents
+from medgraft.adapter.manifest import ADAPTER_WEIGHTS, TENSORS, TRAINED_ON, Manifest
 from medgraft.adapter.peft_base import base_of
-from medgraft.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TENSORS
-from medgraft.adapter.trained_on import TRAINED_ON, TrainedOn
+from medgraft.adapter.tensor_files import StoredTensor
+from medgraft.adapter.trained_on import TrainedOn
 from medgraft.backbones import Backbone
 from medgraft.errors import AdapterError
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_adapter
 from medgraft.strategies import Quantization, Strategy
+
+_logger = logging.getLogger("medgraft")
 
 
 @dataclass(frozen=True)
@@ -62,25 +65,28 @@ def load_adapter(
     `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too, onto `backbone` or the base that it names, held
     in `quantization`.
     """
-    folder = locate_adapter(folder)
-    if not (folder / MANIFEST).is_file() and (folder / ADAPTER_CONFIG).is_file():
-        base = backbone or base_of(folder, plugins=plugins)
-        return _load_plain_peft(folder, base, plugins=plugins, quantization=quantization)
-    manifest = read_manifest(folder)
+    contents = read_contents(folder)
+    check_bytes(contents)
+    if contents.manifest is None:
+        found = backbone or base_of(contents, plugins=plugins)
+        return _load_plain_peft(contents, found, plugins=plugins, quantization=quantization)
+    folder, manifest = contents.folder, contents.manifest
     if quantization not in ("none", manifest.strategy_settings.quantization):
         own = manifest.strategy_settings.quantization
         raise AdapterError(
             f"{folder} was trained on a base in quantization {own!r} and is loaded on no other: not {quantization!r}."
         )
-    verify_files(folder, manifest)
+    if not contents.weights:
+        _logger.warning(f"{folder} holds no trained weights, so it captions as its base does: training changed nothing.")
     base = backbone or located_base(folder, manifest)
 
     def attach(base: Backbone) -> nn.Module:
         check_base(base, manifest, folder, allow_mismatch=allow_base_mismatch)
         base.model.requires_grad_(False)
-        model: nn.Module = attach_peft(base, folder) if ADAPTER_WEIGHTS in manifest.files else base.model
+        model: nn.Module = attach_peft(base, contents) if ADAPTER_WEIGHTS in manifest.files else base.model
         if TENSORS in manifest.files:
-            _restore(base.model, load_file(folder / TENSORS), folder)
+            _check_fits(base.model, contents.tensors[TENSORS], folder)
+            _restore(base.model, load_file(folder / TENSORS))
         return model
 
     bf16 = manifest.bf16 and hardware.bf16_supported(hardware.device().type)
@@ -93,20 +99,28 @@ def load_adapter(
     return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on)
 
 
-def _load_plain_peft(folder: Path, backbone: str, *, plugins: PluginManager, quantization: Quantization) -> LoadedAdapter:
+def _load_plain_peft(contents: Contents, backbone: str, *, plugins: PluginManager, quantization: Quantization) -> LoadedAdapter:
+    _logger.warning(
+        f"{contents.folder} is a plain PEFT adapter: without medgraft's digests it cannot be told whether it was altered."
+    )
     loaded, model, acceleration = prepare_adapter(
         backbone, Strategy(quantization=quantization),
-        lambda base: attach_peft(base, folder, tokenizer_beside=True), plugins=plugins,
+        lambda base: attach_peft(base, contents, tokenizer_beside=True), plugins=plugins,
     )  # fmt: skip
     return LoadedAdapter(loaded, model, None, acceleration.installed)
 
 
-@torch.no_grad()
-def _restore(model: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+def _check_fits(model: nn.Module, tensors: Mapping[str, StoredTensor], folder: Path) -> None:
     own = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             found = f"has shape {tuple(own[name].shape)}" if name in own else "does not exist"
-            raise AdapterError(f"{folder / TENSORS}: {name} of shape {tuple(tensor.shape)} {found} in the base.")
+            raise AdapterError(f"{folder / TENSORS}: {name} of shape {tensor.shape} {found} in the base.")
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    own = dict(model.named_parameters())
+    for name, tensor in tensors.items():
         own[name].copy_(tensor)
         own[name].requires_grad_(True)  # kernels cast only frozen weights to bf16

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from medgraft.adapter.manifest import MANIFEST
-from medgraft.adapter.saving import ADAPTER_CONFIG
+from medgraft.adapter.manifest import ADAPTER_CONFIG, MANIFEST
 from medgraft.adapter.whole_folder import standing
 from medgraft.errors import AdapterError
 
@@ -15,7 +15,7 @@ IN_RUN = "adapter"  # the package's folder in the folder of a run
 def locate_adapter(source: str | Path) -> Path:
     """The folder of the adapter `source`: a package, a plain PEFT adapter, or a run's folder that has one."""
     folder = standing(Path(source))
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path raises for a name of 300 characters
         raise AdapterError(f"There is no adapter folder {folder}.")
     inside = standing(folder / IN_RUN)
     newer = (inside / MANIFEST).is_file()  # than a package of an earlier version in the run's folder itself
@@ -24,4 +24,4 @@ def locate_adapter(source: str | Path) -> Path:
 
 def is_adapter(folder: Path) -> bool:
     """Whether `folder` has a manifest or PEFT's config."""
-    return (folder / MANIFEST).is_file() or (folder / ADAPTER_CONFIG).is_file()
+    return any(os.path.lexists(folder / name) for name in (MANIFEST, ADAPTER_CONFIG))

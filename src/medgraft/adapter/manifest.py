@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from medgraft.errors import AdapterError
+from medgraft.adapter.files import file_digest, file_size, read_json, regular_file, shown
+from medgraft.config import GenerationConfig
+from medgraft.errors import AdapterError, ConfigError
 from medgraft.strategies import Strategy
+from medgraft.strict_model import validated
 
 MANIFEST = "medgraft.json"
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+TENSORS = "trained_tensors.safetensors"
+TRAINED_ON = "trained_on.safetensors"
+FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS, TRAINED_ON)  # all that medgraft writes beside manifest and card
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja",
+)  # fmt: skip
+
+Name = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class FileEntry(BaseModel):
     """The SHA-256 and size of a file in the package."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    sha256: str
-    bytes: int
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
 
 
 class Manifest(BaseModel):
@@ -32,16 +45,16 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
-    backbone: str
-    base_fingerprint: str
-    base_tensors: str | None = None
-    strategy: str
+    backbone: Name
+    base_fingerprint: Name
+    base_tensors: str | None = Field(default=None, pattern="^[0-9a-f]*$")
+    strategy: Name
     strategy_settings: Strategy
     data: dict[str, Any]
-    prompt: str
-    max_text_tokens: int
+    prompt: str = Field(max_length=100_000)
+    max_text_tokens: int = Field(gt=0)
     bf16: bool
-    acceleration: tuple[str, ...] | None = None
+    acceleration: tuple[Name, ...] | None = None
     seed: int
     training: dict[str, Any]
     metrics: dict[str, float]
@@ -49,18 +62,37 @@ class Manifest(BaseModel):
     versions: dict[str, str | None]
     files: dict[str, FileEntry]
 
+    @field_validator("data")
+    @classmethod
+    def _names_the_data(cls, data: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(data.get("name"), str) or not isinstance(data.get("options", {}), dict):
+            raise ValueError("it needs the name of the data set, and options by name if there are any")
+        return data
+
+    @field_validator("files")
+    @classmethod
+    def _are_known(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files.keys() - {*FILES, *TOKENIZER_FILES}:  # which may lead out of the folder
+            raise ValueError(f"{shown(name)} is no file of a package. Known: {', '.join(FILES)}")
+        return files
+
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in `folder`; AdapterError if it is missing or of another format."""
-    path = folder / MANIFEST
-    if not path.is_file():
+    """The manifest in `folder`; AdapterError if it is missing, of another format, or has settings that cannot be used."""
+    path = regular_file(folder, MANIFEST)
+    if path is None:
         raise AdapterError(f"{folder} is no medgraft adapter: it has no {MANIFEST}.")
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate(read_json(path))
+        if stored := manifest.evaluation.get("generation"):
+            validated(GenerationConfig, stored, "evaluation.generation")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise AdapterError(f"{path} cannot be read by this medgraft: {where}: {first['msg']}") from None
+    except ConfigError as error:
+        raise AdapterError(f"{path} cannot be read by this medgraft: {error}") from None
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -70,15 +102,38 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def file_entry(path: Path) -> FileEntry:
     """Digest and size of a file."""
-    content = path.read_bytes()
-    return FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    return FileEntry(sha256=file_digest(path), bytes=file_size(path))
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Raise AdapterError unless every file in the manifest exists, unaltered."""
+    """AdapterError unless the files of the package in `folder` are those in the manifest, unaltered. Reads all of them."""
+    for problems in (listing_problems(folder, manifest), digest_problems(folder, manifest)):
+        for problem in problems:
+            raise AdapterError(problem)
+
+
+def listing_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """A sentence for each file of the package in `folder` that is missing, not listed or of a wrong size."""
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS):
+        if name not in manifest.files and regular_file(folder, name):
+            yield f"{folder / name} is not listed in {MANIFEST}, so it is not the adapter's. Copy the whole folder again."
     for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise AdapterError(f"{folder} is incomplete: {name} is missing. Copy the whole folder again.")
-        if file_entry(path) != entry:
-            raise AdapterError(f"{path} was altered or cut off: its SHA-256 is not the one in {MANIFEST}. Copy it again.")
+        path = regular_file(folder, name)
+        if path is None:
+            yield f"{folder} is incomplete: {name} is missing. Copy the whole folder again."
+        elif file_size(path) != entry.bytes:
+            yield f"{path} was altered or cut off: it has {file_size(path):,} bytes instead of {entry.bytes:,}. Copy it again."
+    strategy, in_place = manifest.strategy_settings, manifest.training.get("in_place", 0)
+    wanted = [ADAPTER_WEIGHTS, ADAPTER_CONFIG] if strategy.uses_adapter else []
+    wanted += [TENSORS] if in_place or not strategy.uses_adapter else []
+    for name in wanted:
+        if name not in manifest.files:
+            yield f"{folder / MANIFEST} lists no {name}, which its strategy {manifest.strategy} needs."
+
+
+def digest_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """A sentence for each file whose SHA-256 is not the one in the manifest; `listing_problems` tells of those it skips."""
+    for name, entry in manifest.files.items():
+        path = regular_file(folder, name)
+        if path and file_size(path) == entry.bytes and file_digest(path) != entry.sha256:
+            yield f"{path} was altered or cut off: its SHA-256 is not the one in {MANIFEST}. Copy it again."

@@ -10,7 +10,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from medgraft.adapter.peft_files import read_peft_json
+from medgraft.adapter.contents import Contents
 from medgraft.backbones import Backbone
 from medgraft.backbones.published import published_config
 from medgraft.errors import AdapterError, MedgraftError
@@ -19,14 +19,14 @@ from medgraft.plugin import PluginManager
 _WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 
 
-def base_of(folder: Path, *, plugins: PluginManager) -> str:
-    """`NAME:SOURCE` of the base that the PEFT adapter in `folder` names, if it is on this machine; logs which it is.
+def base_of(contents: Contents, *, plugins: PluginManager) -> str:
+    """`NAME:SOURCE` of the base that the plain PEFT adapter in `contents` names, if it is on this machine; logs which it is.
 
     AdapterError, with the option to add where it is known, if it is not, or if it belongs to no backbone or to several.
     """
-    content = read_peft_json(folder)
+    content = contents.settings or {}
     base = content.get("base_model_name_or_path")
-    asked = f"{folder} is a plain PEFT adapter"
+    asked = f"{contents.folder} is a plain PEFT adapter"
     if not isinstance(base, str) or not base:
         raise AdapterError(f"{asked} and does not say which base it is for. Add --backbone NAME:SOURCE.")
     backbones = dict(_backbones(plugins))

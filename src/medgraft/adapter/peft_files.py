@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +16,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from medgraft.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from medgraft.errors import AdapterError
 from medgraft.strategies import UNSUITED, UNSUITED_OPTIONS
 
-_PICKLE = "adapter_model.bin"
 _TRAINED_ELSEWHERE = ("TRAINABLE_TOKENS", "FROD")  # cannot be trained here, but computed
 # ways of initialising LoRA that change the base, and why that change cannot be made again
 _CHANGED_BASE = {
@@ -32,25 +29,12 @@ _CHANGED_BASE = {
 }
 
 
-def read_peft_json(folder: Path) -> dict[str, Any]:
-    """The content of adapter_config.json."""
-    path = folder / ADAPTER_CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"{path} cannot be read as JSON: {_first_line(error)}. Copy the adapter again.") from None
-    if not isinstance(content, dict):
-        raise AdapterError(f"{path} holds a {type(content).__name__}, not PEFT's settings by name. Copy the adapter again.")
-    return content
-
-
-def read_peft_config(folder: Path) -> PeftConfig:
-    """The config of the adapter in `folder`, written by any version of PEFT; logs the keys that this version ignores.
+def read_peft_config(path: Path, content: Mapping[str, Any]) -> PeftConfig:
+    """The config with the `content` of the file `path`, written by any version of PEFT; logs the keys that this one ignores.
 
     Trainable, and without a task type, which would select a wrapper with another forward pass. AdapterError for methods and
     options that cannot work here.
     """
-    path, content = folder / ADAPTER_CONFIG, read_peft_json(folder)
     method = content.get("peft_type")
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(method) if isinstance(method, str) else None
     if config_class is None:
@@ -68,18 +52,8 @@ def read_peft_config(folder: Path) -> PeftConfig:
         raise AdapterError(f"{path} is not accepted by PEFT {peft.__version__}: {_first_line(error)}") from None
 
 
-def read_peft_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of adapter_model.safetensors by name, on the CPU."""
-    path = folder / ADAPTER_WEIGHTS
-    if not path.is_file() and (folder / _PICKLE).is_file():
-        raise AdapterError(
-            f"{folder} holds its weights as a pickle, {_PICKLE}, which can run code when it is read. Load it with PEFT where "
-            "you trust it and save it again, as safetensors."
-        )
-    if not path.is_file():
-        raise AdapterError(
-            f"{folder} has {ADAPTER_CONFIG} but no weights: {ADAPTER_WEIGHTS} is missing. Copy the whole folder."
-        )
+def read_peft_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name, on the CPU."""
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -17,17 +17,24 @@ from torch import nn
 
 from medgraft.adapter.base_name import hub_id, public_base, public_options
 from medgraft.adapter.card import CARD, card_text
-from medgraft.adapter.manifest import MANIFEST, Manifest, file_entry, read_manifest, write_manifest
+from medgraft.adapter.manifest import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    FILES,
+    MANIFEST,
+    TENSORS,
+    Manifest,
+    file_entry,
+    read_manifest,
+    write_manifest,
+)
 from medgraft.adapter.peft_writing import write_peft
-from medgraft.adapter.trained_on import TRAINED_ON
 from medgraft.adapter.whole_folder import link_or_copy, replacing
 from medgraft.backbones.weights import TensorDigest, tensor_digests, tensor_layout
 from medgraft.errors import AdapterError
 from medgraft.strategies import Applied
 
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-TENSORS = "trained_tensors.safetensors"
-_OURS = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS, TRAINED_ON, MANIFEST, CARD)
+_OURS = (*FILES, MANIFEST, CARD)
 
 
 def write_package(folder: Path, manifest: Manifest, write_files: Callable[[Path], Iterable[str]]) -> Manifest:

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from medgraft.adapter.manifest import TRAINED_ON
 from medgraft.data.images import image_digests
+from medgraft.errors import AdapterError
 from medgraft.types import Example
 
-TRAINED_ON = "trained_on.safetensors"
 _REST = 24  # bits
 
 
@@ -50,8 +51,15 @@ class TrainedOn:
 
     @classmethod
     def read(cls, folder: Path) -> TrainedOn:
-        """Of a package that has the file."""
-        return cls(load_file(folder / TRAINED_ON))
+        """Of a package that has the file; AdapterError if it is not as `write` made it."""
+        tensors = load_file(folder / TRAINED_ON)
+        for name in ("images", "groups"):
+            empty = np.zeros(0)
+            counts, rest = tensors.get(f"{name}.counts", empty), tensors.get(f"{name}.rest", empty)
+            sound = counts.ndim == 1 and counts.size.bit_count() == 1 and {counts.dtype, rest.dtype} == {np.dtype(np.uint8)}
+            if not sound or rest.shape != (int(counts.sum()), 3):
+                raise AdapterError(f"{folder / TRAINED_ON} does not list {name} as medgraft does. Copy the adapter again.")
+        return cls(tensors)
 
     def write(self, folder: Path) -> str:
         """Write the file into a package; returns its name."""

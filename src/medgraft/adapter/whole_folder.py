@@ -49,7 +49,7 @@ def replacing(folder: Path, ours: Collection[str]) -> Iterator[Path]:
 
 def standing(folder: Path) -> Path:
     """`folder`, or the old one if a process died while it replaced it."""
-    return folder if folder.exists() else next(_left(folder, _OLD), folder)
+    return folder if os.path.exists(folder) else next(_left(folder, _OLD), folder)  # noqa: PTH110 - Path raises for long names
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
@@ -90,7 +90,7 @@ def _clean_up(folder: Path) -> None:
 
 
 def _left(folder: Path, kind: str) -> Iterator[Path]:
-    others = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    others = folder.parent.iterdir() if os.path.isdir(folder.parent) else ()  # noqa: PTH112 - the same
     return (path for path in others if path.name.startswith(_prefix(folder, kind)))
 
 

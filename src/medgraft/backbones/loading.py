@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
     """The model's configuration; BackboneError if there is none or its model type is not one of `model_types`."""
     kind = " or ".join(model_types)
-    if source.startswith((".", "/", "~")) and not Path(source).is_dir():
+    is_folder = os.path.isdir(source)  # noqa: PTH112 - Path raises for a name of 300 characters
+    if source.startswith((".", "/", "~")) and not is_folder:
         raise BackboneError(
             f"There is no folder {source}. A {kind} folder holds config.json, model.safetensors and a tokenizer."
         )
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        where = "is no model folder" if Path(source).is_dir() else "is neither a folder nor a model that the hub gave"
+        where = "is no model folder" if is_folder else "is neither a folder nor a model that the hub gave"
         raise BackboneError(f"{source} {where}: {_first_line(error)}") from None
     if config.model_type not in model_types:
         raise BackboneError(f"{source} is not {kind}: its config.json says model_type {config.model_type!r}.")

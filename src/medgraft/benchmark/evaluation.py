@@ -144,7 +144,7 @@ def seen_in_training(adapter: LoadedAdapter, data: DataConfig, examples: Sequenc
     """
     if adapter.manifest is not None and adapter.manifest.data["name"] == data.name:
         before, now = adapter.manifest.data, data.model_dump()
-        before, now = ({n: d.get(n) for n in ("window", "frame")} | public_options(d["options"]) for d in (before, now))
+        before, now = ({n: d.get(n) for n in ("window", "frame")} | public_options(d.get("options", {})) for d in (before, now))
         changed = [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]
         shown = ", ".join(f"data.{name} was {_setting(before, name)} and is {_setting(now, name)}" for name in changed)
         if changed:

@@ -11,6 +11,7 @@ from typing import TextIO, cast
 
 import medgraft
 from medgraft.cli import (
+    adapter,
     bench,
     caption,
     check_plugin,
@@ -34,7 +35,7 @@ from medgraft.progress import log_to_stderr
 from medgraft.quiet import quiet_libraries
 
 _COMMANDS = (
-    list_names, plugins, phantoms, tiny_models, data, train, evaluate, caption, explain, score, bench, report, compare,
+    list_names, plugins, phantoms, tiny_models, data, train, adapter, evaluate, caption, explain, score, bench, report, compare,
     features, new_plugin, check_plugin,
 )  # fmt: skip
 

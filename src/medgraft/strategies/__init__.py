@@ -1,11 +1,26 @@
-"""Strategies: which parameters are trained, and how that is applied to a model."""
+"""Strategies: which parameters are trained, and how that is applied to a model.
+
+Settings alone need no torch; it is loaded by the first name that applies them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from medgraft.strategies.base import PartPlan, Quantization, Strategy
-from medgraft.strategies.lookup import get_strategy
-from medgraft.strategies.parts import Applied, apply_strategy, bare_name
-from medgraft.strategies.peft_methods import UNSUITED, UNSUITED_OPTIONS, methods
-from medgraft.strategies.peft_warnings import logged_warnings
-from medgraft.strategies.quantization import check_quantized, keep_as_loaded, quantization_config, quantized_modules
+
+if TYPE_CHECKING:
+    from medgraft.strategies.lookup import get_strategy
+    from medgraft.strategies.parts import Applied, apply_strategy, bare_name
+    from medgraft.strategies.peft_methods import UNSUITED, UNSUITED_OPTIONS, methods
+    from medgraft.strategies.peft_warnings import logged_warnings
+    from medgraft.strategies.quantization import check_quantized, keep_as_loaded, quantization_config, quantized_modules
+
+_LAZY = {"get_strategy": "lookup", "logged_warnings": "peft_warnings"}
+_LAZY |= dict.fromkeys(("UNSUITED", "UNSUITED_OPTIONS", "methods"), "peft_methods")
+_LAZY |= dict.fromkeys(("Applied", "apply_strategy", "bare_name"), "parts")
+_LAZY |= dict.fromkeys(("check_quantized", "keep_as_loaded", "quantization_config", "quantized_modules"), "quantization")
 
 __all__ = [
     "UNSUITED",
@@ -24,3 +39,9 @@ __all__ = [
     "quantization_config",
     "quantized_modules",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"medgraft.strategies.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'medgraft.strategies' has no attribute {name!r}")

@@ -1,0 +1,81 @@
+"""`medgraft adapter inspect`: what an adapter is and how it was made."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medgraft.cli.options import add_json
+from medgraft.escaping import one_line
+
+if TYPE_CHECKING:
+    from medgraft.adapter.inspection import AdapterInspection
+
+NAME = "inspect"
+SUMMARY = "show what an adapter is: its base, strategy, sizes, ranks, training and scores"
+EXAMPLE = "medgraft adapter inspect my-adapter"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See medgraft.cli."""
+    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="a package, a plain PEFT folder, or a run's folder")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """See medgraft.cli."""
+    from medgraft.adapter import read_contents
+    from medgraft.adapter.inspection import inspect_adapter
+
+    found = inspect_adapter(read_contents(arguments.adapter))
+    if arguments.json:
+        print(found.model_dump_json(indent=1))
+    else:
+        print("\n".join(f"{label:<10}{one_line(text)}" if label else f"  {one_line(text)}" for label, text in _rows(found)))
+    return 0
+
+
+def _rows(found: AdapterInspection) -> Iterator[tuple[str, str]]:
+    """Lines of label and text; those without a label are listed below the line before."""
+    settings, manifest = found.settings or {}, found.manifest
+    yield "adapter", f"{found.folder}, {'a medgraft package' if manifest else 'a plain PEFT adapter, without digests'}"
+    if manifest is None:
+        yield "base", f"{settings.get('base_model_name_or_path') or 'not named'}"
+    else:
+        yield "base", f"{manifest['backbone']}, weights {manifest['base_fingerprint'][:12]}"
+        yield "strategy", _strategy(manifest)
+    if found.settings is not None:
+        ranks = ", ".join(f"{rank} on {count} layers" for rank, count in found.ranks.items())
+        alpha = f", alpha {settings['lora_alpha']}" if ranks and "lora_alpha" in settings else ""
+        yield "method", f"{settings['peft_type']}{f', rank {ranks}' if ranks else ''}{alpha}"
+    if manifest is not None:
+        yield from _made(manifest)
+    size = sum(group.bytes for group in found.groups)
+    yield "weights", f"{found.parameters:,} parameters, {size / 1e6:,.2f} MB"
+    for group in found.groups:
+        yield "", f"{group.module}: {group.parameters:,} in {group.tensors} tensors, {', '.join(group.dtypes)}"
+    for name, entry in (found.files or {}).items():
+        yield "file", f"{name}, {entry.bytes:,} bytes, SHA-256 {entry.sha256[:12]}"
+
+
+def _strategy(manifest: dict[str, Any]) -> str:
+    settings = manifest["strategy_settings"]
+    plans = ", ".join(f"{part} {settings[part]['mode']}" for part in ("vision", "bridge", "text"))
+    quantised = f"; base in {settings['quantization']}" if settings["quantization"] != "none" else ""
+    return f"{manifest['strategy']}: {plans}{quantised}"
+
+
+def _made(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    training, evaluation = manifest["training"], manifest["evaluation"]
+    known = {key: training[key] for key in ("steps", "images", "learning_rate", "final_loss", "seconds") if key in training}
+    about = ", ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in known.items())
+    yield "training", f"{manifest['data']['name']}: {about}, seed {manifest['seed']}"
+    for ancestor in manifest.get("lineage", ()):
+        yield "went on", f"from {ancestor}"
+    if manifest["metrics"]:
+        where = f" ({evaluation.get('images')} images, split {evaluation.get('split')})"
+        yield "scores", ", ".join(f"{name} {value:.4f}" for name, value in manifest["metrics"].items()) + where
+    yield "prompt", repr(manifest["prompt"])
+    yield "versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items() if version)
