@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"folder": str(folder), "digests": signed, "problems": problems}, indent=1))
     elif problems:
-        print("\n".join(map(printable, problems)))
+        print("\n".join(map(one_line, problems)))
     else:
         how = "all digests agree" if signed else "a plain PEFT adapter, without digests to compare"
         print(one_line(f"{folder}: nothing is wrong; {how}."))
