@@ -65,8 +65,8 @@ def train(
 
 
 def load_adapter(folder: str | Path, *, backbone: str | None = None, plugins: PluginManager | None = None) -> LoadedAdapter:
-    """The adapter in `folder` on its base; `backbone` (`NAME:SOURCE`) gives the location of the base on this machine."""
-    return adapters.load_adapter(Path(folder), plugins=plugins or PluginManager.from_environment(), backbone=backbone)
+    """The adapter in `folder`, or `USER/REPO[@REVISION]` on the hub, on its base, which `backbone` (`NAME:SOURCE`) locates."""
+    return adapters.load_adapter(folder, plugins=plugins or PluginManager.from_environment(), backbone=backbone)
 
 
 def caption(
@@ -78,7 +78,7 @@ def caption(
     progress: bool = False,
     plugins: PluginManager | None = None,
 ) -> list[str]:
-    """One caption for each image file, from an adapter (an object or its folder) or a backbone without one."""
+    """One caption for each image file, from an adapter (an object, a folder, a name on the hub) or a backbone without one."""
     with progress_bars(progress):
         model, own = _captioner(adapter, backbone, plugins)
         return model.caption([Path(image) for image in images], generation or own).captions

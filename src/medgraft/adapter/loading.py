@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medgraft import hardware
-from medgraft.adapter.locating import locate_adapter
+from medgraft.adapter.locating import locate
 from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest, verify_files
 from medgraft.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TENSORS
 from medgraft.adapter.trained_on import TRAINED_ON, TrainedOn
@@ -28,7 +28,8 @@ from medgraft.strategies import Strategy
 class LoadedAdapter:
     """A backbone with an adapter, and its installed kernels.
 
-    `manifest` is None for a plain PEFT folder, `trained_on` also for a package of an older version.
+    `manifest` is None for a plain PEFT folder, `trained_on` also for a package of an older version. `name` is the folder, or
+    `USER/REPO@COMMIT` for one from the hub.
     """
 
     backbone: Backbone
@@ -36,6 +37,7 @@ class LoadedAdapter:
     manifest: Manifest | None
     acceleration: tuple[str, ...] = ()
     trained_on: TrainedOn | None = None
+    name: str | None = None
 
     @property
     def prompt(self) -> str | None:
@@ -43,16 +45,17 @@ class LoadedAdapter:
         return self.manifest.prompt if self.manifest else None
 
 
-def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None = None) -> LoadedAdapter:
-    """Load the adapter in `folder` onto its base; `backbone` (`NAME:SOURCE`) locates the base on this machine.
+def load_adapter(source: str | Path, *, plugins: PluginManager, backbone: str | None = None) -> LoadedAdapter:
+    """Load the adapter that `locate` finds onto its base; `backbone` (`NAME:SOURCE`) locates the base on this machine.
 
     The kernels used in training are installed if they apply here, so in the run's precision the logits are bit-identical to
     those at saving. AdapterError if files are missing or altered, or if the base has another fingerprint. A plain PEFT folder
     is loaded too if `backbone` is given.
     """
-    folder = locate_adapter(folder)
+    located = locate(source)
+    folder = located.folder
     if not (folder / MANIFEST).is_file() and (folder / ADAPTER_CONFIG).is_file():
-        return _load_plain_peft(folder, plugins, backbone)
+        return replace(_load_plain_peft(folder, plugins, backbone), name=located.name)
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
 
@@ -71,7 +74,7 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
         trained_with=manifest.acceleration,
     )  # fmt: skip
     trained_on = TrainedOn.read(folder) if TRAINED_ON in manifest.files else None
-    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on)
+    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on, located.name)
 
 
 def _load_plain_peft(folder: Path, plugins: PluginManager, backbone: str | None) -> LoadedAdapter:

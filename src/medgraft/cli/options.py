@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +17,9 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add --adapter and --backbone; at least one is required."""
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="adapter folder made by `medgraft train`, or PEFT's")
+    parser.add_argument(
+        "--adapter", metavar="ADAPTER", help="folder made by `medgraft train` or PEFT, or USER/REPO[@REVISION] on the hub"
+    )
     parser.add_argument("--backbone", metavar="B", help="NAME or NAME:SOURCE; with --adapter, its base's location")
 
 
