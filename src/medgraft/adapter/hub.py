@@ -103,7 +103,7 @@ def _downloaded_before(name: HubName, reason: Exception) -> Snapshot:
         files = get_cached_repo_tree(name.repo, revision=revision)  # a snapshot without this list may lack some
         folder = snapshot_download(name.repo, revision=revision, allow_patterns=list(PACKAGE_FILES), local_files_only=True)
     except (RevisionResolutionError, CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
-        raise AdapterError(f"{name} was not downloaded to this machine before, and {obstacle}.") from None
+        raise AdapterError(f"{name} was not downloaded to this machine before, or not all of it, and {obstacle}.") from None
     _check_files(name, {file.path: file.size for file in files})
     _logger.log(
         logging.INFO if on_purpose else logging.WARNING,
@@ -120,7 +120,7 @@ def _check_files(name: HubName, sizes: Mapping[str, int | None]) -> None:
         pickles = [file for file in sizes if file.endswith(_PICKLES)]
         if pickles:
             raise AdapterError(
-                f"{name} on the hub has its weights in {pickles[0]}, a pickle, which can run any code when it is read. "
+                f"{name} on the hub has its weights in {pickles[0]!r}, a pickle, which can run any code when it is read. "
                 f"Ask its author for {ADAPTER_WEIGHTS}."
             )
         raise AdapterError(f"{name} on the hub has no weights: {ADAPTER_WEIGHTS} is missing.")
@@ -150,7 +150,8 @@ def hub_calls(name: HubName) -> Iterator[None]:
     except MedgraftError:
         raise
     except Exception as error:  # the client has errors of its own, of httpx, and of Python
-        raise AdapterError(_sentence(error, name)) from error
+        failed_upload = isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception)
+        raise AdapterError(_sentence(error.__cause__ if failed_upload else error, name)) from error
     finally:
         logger.setLevel(level)
         if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:

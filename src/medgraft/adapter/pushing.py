@@ -14,6 +14,7 @@ from medgraft.errors import AdapterError
 
 _MAIN = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAMED = re.compile(r'((?:load_adapter\(|PeftModel\.from_pretrained\(\w+, ))"[^"]*"')  # the adapter, in the card's examples
 _PATHS = re.compile(r"(?<![\w/.])(?:/[\w.+@-]+){2,}|\b[A-Za-z]:\\{1,2}\w[\w.\\-]*")  # absolute ones
 
 
@@ -121,8 +122,7 @@ def _card_for_hub(folder: Path, name: HubName) -> bytes:
     base = card.data.get("base_model")
     if isinstance(base, str) and (HubName.parse(base) is None or Path(base).exists()):
         card.data.pop("base_model")
-    call = re.compile(rf'((?:load_adapter|from_pretrained)\([^)"]*)"{re.escape(folder.name)}"')
-    card.text = call.sub(rf'\g<1>"{name}"', card.text)
+    card.text = _NAMED.sub(rf'\g<1>"{name}"', card.text)
     return str(card).encode()
 
 
