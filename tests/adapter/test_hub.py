@@ -180,6 +180,32 @@ def test_it_asks_before_uploading(hub, package, capsys, monkeypatch, answer, upl
     assert uploads or "Nothing was uploaded" in capsys.readouterr().err
 
 
+_CARD = """---
+base_model: some/base
+---
+adapter = medgraft.load_adapter("a", backbone="blip:b")
+base = BlipForConditionalGeneration.from_pretrained("b", dtype="float32")
+from safetensors.torch import load_file
+model = PeftModel.from_pretrained(base, "a")
+tensors = load_file("a/trained_tensors.safetensors")
+"""
+
+
+def test_the_card_names_the_adapter_as_it_is_called_there(hub, package):
+    (package / "README.md").write_text(_CARD)
+    card = plan_push(package, HubName(NAME.repo, "trial")).files["README.md"].decode()
+    assert card.split("---\n")[1:] == [
+        "base_model: some/base\n",
+        """adapter = medgraft.load_adapter("radiology/blip-lora@trial", backbone="blip:b")
+base = BlipForConditionalGeneration.from_pretrained("b", dtype="float32")
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+model = PeftModel.from_pretrained(base, "radiology/blip-lora", revision="trial")
+tensors = load_file(hf_hub_download("radiology/blip-lora", revision="trial", filename="trained_tensors.safetensors"))
+""",
+    ]
+
+
 def test_paths_of_this_machine_are_shown_before_they_leave_it(hub, package):
     manifest = read_manifest(package)
     write_manifest(package, manifest.model_copy(update={"backbone": "blip:/home/alice/ward-3/blip"}))

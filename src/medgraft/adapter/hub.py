@@ -150,8 +150,8 @@ def hub_calls(name: HubName) -> Iterator[None]:
     except MedgraftError:
         raise
     except Exception as error:  # the client has errors of its own, of httpx, and of Python
-        failed_upload = isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception)
-        raise AdapterError(_sentence(error.__cause__ if failed_upload else error, name)) from error
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None  # of an upload that failed
+        raise AdapterError(_sentence(cause if isinstance(cause, Exception) else error, name)) from error
     finally:
         logger.setLevel(level)
         if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from medgraft.adapter.hub import CARD, PACKAGE_FILES, HubName, hub_calls
 from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest, verify_files
+from medgraft.adapter.saving import TENSORS
 from medgraft.adapter.trained_on import TRAINED_ON
 from medgraft.errors import AdapterError
 
 _MAIN = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_NAMED = re.compile(r'((?:load_adapter\(|PeftModel\.from_pretrained\(\w+, ))"[^"]*"')  # the adapter, in the card's examples
 _PATHS = re.compile(r"(?<![\w/.])(?:/[\w.+@-]+){2,}|\b[A-Za-z]:\\{1,2}\w[\w.\\-]*")  # absolute ones
 
 
@@ -115,14 +115,21 @@ def push(plan: Push, *, message: str | None = None) -> Pushed:
 
 
 def _card_for_hub(folder: Path, name: HubName) -> bytes:
-    """The card with the adapter's name on the hub, and without a base that is a folder here, which the hub does not take."""
+    """The card with the adapter's name on the hub in its examples, and no base in its metadata that is not on the hub."""
     from huggingface_hub import ModelCard
 
     card = ModelCard((folder / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=False)
     base = card.data.get("base_model")
     if isinstance(base, str) and (HubName.parse(base) is None or Path(base).exists()):
         card.data.pop("base_model")
-    card.text = _NAMED.sub(rf'\g<1>"{name}"', card.text)
+    where = f'"{name.repo}", revision="{name.revision}"' if name.revision else f'"{name.repo}"'
+    for found, instead in (
+        (r'load_adapter\("[^"]*"', f'load_adapter("{name}"'),
+        (r'(PeftModel\.from_pretrained\(\w+, )"[^"]*"', rf"\g<1>{where}"),
+        (rf'load_file\("[^"]*/({TENSORS})"\)', rf'load_file(hf_hub_download({where}, filename="\g<1>"))'),
+        ("(?=from safetensors.torch import load_file)", "from huggingface_hub import hf_hub_download\n"),
+    ):
+        card.text = re.sub(found, instead, card.text)
     return str(card).encode()
 
 
