@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +28,9 @@ def locate(source: str | Path) -> Located:
     A folder that exists is taken before the hub. A `Path` is never a name on the hub; nor is text that starts with `.` or `/`.
     """
     folder = Path(source)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # noqa: PTH112 - Path raises for a name of 300 characters
         return Located(folder if is_adapter(folder) or not is_adapter(folder / IN_RUN) else folder / IN_RUN, str(source))
-    if folder.exists():
+    if os.path.exists(folder):  # noqa: PTH110 - the same
         raise AdapterError(f"{source} is a file. Name the adapter's folder.")
     name = HubName.parse(source) if isinstance(source, str) else None
     if name is None:
