@@ -44,7 +44,9 @@ _ENVIRONMENT = """## Environment
 | `MEDGRAFT_STRICT_PLUGINS` | `1`: a plugin that fails to load is an error |
 | `MEDGRAFT_DEBUG` | `1`: print the exception of a plugin that fails to load |
 | `XDG_CACHE_HOME` | the user's cache, else `~/.cache`; answers from APIs are always there |
-| `HF_HUB_OFFLINE` | `1`: transformers downloads nothing |
+| `HF_HUB_OFFLINE` | `1`: nothing is downloaded from the Hugging Face hub; USER/REPO is what was downloaded before |
+| `HF_TOKEN` | a token of the hub, instead of the one that `hf auth login` stores |
+| `HF_ENDPOINT` | the address of another hub |
 """
 
 

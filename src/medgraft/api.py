@@ -83,14 +83,14 @@ def load_adapter(
     prompt: str | None = None,
     plugins: PluginManager | None = None,
 ) -> LoadedAdapter:
-    """The adapter in `folder` on its base; `backbone` (`NAME:SOURCE`) gives the location of the base on this machine.
+    """The adapter in `folder`, or `USER/REPO[@REVISION]` on the hub, on its base, which `backbone` (`NAME:SOURCE`) locates.
 
     Another base is refused; with `allow_base_mismatch` it is used, with a warning that says what differs. `quantization` holds
     the base of a plain PEFT adapter in 4 or 8 bits. `prompt` takes the place of the training's.
     """
     manager = plugins or PluginManager.from_environment()
     loaded = adapters.load_adapter(
-        Path(folder), plugins=manager, backbone=backbone, quantization=quantization, allow_base_mismatch=allow_base_mismatch
+        folder, plugins=manager, backbone=backbone, quantization=quantization, allow_base_mismatch=allow_base_mismatch
     )
     return replace(loaded, given_prompt=prompt)
 
@@ -104,7 +104,7 @@ def caption(
     progress: bool = False,
     plugins: PluginManager | None = None,
 ) -> list[str]:
-    """One caption for each image file, from an adapter (an object or its folder) or a backbone without one."""
+    """One caption for each image file, from an adapter (an object, a folder, a name on the hub) or a backbone without one."""
     with progress_bars(progress):
         model, own = _captioner(adapter, backbone, plugins)
         return model.caption([Path(image) for image in images], generation or own).captions

@@ -13,8 +13,6 @@ from medgraft.adapter.manifest import Manifest
 from medgraft.adapter.serving import serving_section
 from medgraft.config import CONTROLS
 
-CARD = "README.md"
-
 
 def card_text(manifest: Manifest, folder: Path, name: str) -> str:
     """The card of the package in `folder`: how it was trained, its scores, and how to use it from a folder called `name`."""

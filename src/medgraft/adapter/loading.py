@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from medgraft.adapter.attaching import attach_peft
 from medgraft.adapter.base_name import located_base
 from medgraft.adapter.base_weights import check_base
 from medgraft.adapter.contents import Contents, check_bytes, read_contents
+from medgraft.adapter.locating import locate
 from medgraft.adapter.manifest import ADAPTER_WEIGHTS, TENSORS, TRAINED_ON, Manifest
 from medgraft.adapter.peft_base import base_of
 from medgraft.adapter.tensor_files import StoredTensor
@@ -34,7 +35,7 @@ class LoadedAdapter:
     """A backbone with an adapter, and its installed kernels.
 
     `manifest` is None for a plain PEFT folder, `trained_on` also for a package of an older version. `given_prompt` takes the
-    place of the prompt used in training.
+    place of the prompt used in training. `name` is the folder, or `USER/REPO@COMMIT` for one from the hub.
     """
 
     backbone: Backbone
@@ -43,6 +44,7 @@ class LoadedAdapter:
     acceleration: tuple[str, ...] = ()
     trained_on: TrainedOn | None = None
     given_prompt: str | None = None
+    name: str | None = None
 
     @property
     def prompt(self) -> str | None:
@@ -51,25 +53,27 @@ class LoadedAdapter:
 
 
 def load_adapter(
-    folder: Path,
+    source: str | Path,
     *,
     plugins: PluginManager,
     backbone: str | None = None,
     quantization: Quantization = "none",
     allow_base_mismatch: bool = False,
 ) -> LoadedAdapter:
-    """Load the adapter in `folder` onto its base; `backbone` (`NAME:SOURCE`) locates the base on this machine.
+    """Load the adapter that `locate` finds onto its base; `backbone` (`NAME:SOURCE`) locates the base on this machine.
 
     The kernels used in training are installed if they apply here, so in the run's precision the logits are bit-identical to
     those at saving. AdapterError if files are missing or altered, or if the base has other weights; with
     `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too, onto `backbone` or the base that it names, held
     in `quantization`.
     """
-    contents = read_contents(folder)
+    located = locate(source)
+    contents = read_contents(located.folder)
     check_bytes(contents)
     if contents.manifest is None:
         found = backbone or base_of(contents, plugins=plugins)
-        return _load_plain_peft(contents, found, plugins=plugins, quantization=quantization)
+        plain = _load_plain_peft(contents, found, plugins=plugins, quantization=quantization)
+        return replace(plain, name=located.name)
     folder, manifest = contents.folder, contents.manifest
     if quantization not in ("none", manifest.strategy_settings.quantization):
         own = manifest.strategy_settings.quantization
@@ -96,7 +100,7 @@ def load_adapter(
         trained_with=manifest.acceleration,
     )  # fmt: skip
     trained_on = TrainedOn.read(folder) if TRAINED_ON in manifest.files else None
-    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on)
+    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on, located.name)
 
 
 def _load_plain_peft(contents: Contents, backbone: str, *, plugins: PluginManager, quantization: Quantization) -> LoadedAdapter:

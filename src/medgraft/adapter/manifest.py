@@ -17,7 +17,7 @@ from medgraft.strict_model import validated
 MANIFEST = "medgraft.json"
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TENSORS = "trained_tensors.safetensors"
-TRAINED_ON = "trained_on.safetensors"
+TRAINED_ON, CARD = "trained_on.safetensors", "README.md"
 FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS, TRAINED_ON)  # all that medgraft writes beside manifest and card
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",

@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from medgraft.adapter.base_name import hub_id, public_base, public_options
-from medgraft.adapter.card import CARD, card_text
+from medgraft.adapter.card import card_text
 from medgraft.adapter.manifest import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    CARD,
     FILES,
     MANIFEST,
     TENSORS,

@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.predictions.write_text(json.dumps(result.predictions, indent=0, ensure_ascii=False), encoding="utf-8")
     report, seen = result.data_report, result.seen_in_training
     if arguments.json:
-        content = {"images": len(result.predictions), "split": arguments.split, "metrics": result.metrics}
+        content: dict[str, object] = {"adapter": adapter.name if adapter else None}
+        content |= {"images": len(result.predictions), "split": arguments.split, "metrics": result.metrics}
         content |= {"intervals": {name: (i.low, i.high) for name, i in result.intervals.items()}, "collapse": result.collapse}
         content |= {"unavailable": result.scores.unavailable, "left_out": report.left_out(), "assumptions": report.assumptions}
         content |= {"seen_in_training": asdict(seen) if seen else None}

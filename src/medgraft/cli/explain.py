@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({name: [_numbers(e) for _, e in several] for name, several in explained.items()}, indent=2))
     else:
         print("\n\n".join(_text(name, several[0][1]) for name, several in explained.items()))
-    written = _write(arguments, explained)
+    written = _write(arguments, explained, f"Adapter {adapter.name}" if adapter else f"Backbone {arguments.backbone}")
     if not arguments.json:
         print(f"\n{written}")
     return 0
@@ -85,13 +85,12 @@ def _choices(arguments: argparse.Namespace, model: Any) -> list[tuple[str, MapOp
     return found
 
 
-def _write(arguments: argparse.Namespace, explained: dict[str, list[tuple[str, Explanation]]]) -> str:
+def _write(arguments: argparse.Namespace, explained: dict[str, list[tuple[str, Explanation]]], model: str) -> str:
     """Write the requested files; returns a line that names them, or the options that write some."""
     from medgraft.report import explanation_page
 
     done = []
     if arguments.out:
-        model = f"Adapter {arguments.adapter}" if arguments.adapter else f"Backbone {arguments.backbone}"
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(explanation_page(explained, model), encoding="utf-8")
         done.append(f"Page with the maps: {arguments.out}")

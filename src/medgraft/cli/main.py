@@ -35,8 +35,8 @@ from medgraft.progress import log_to_stderr
 from medgraft.quiet import quiet_libraries
 
 _COMMANDS = (
-    list_names, plugins, phantoms, tiny_models, data, train, adapter, evaluate, caption, explain, score, bench, report, compare,
-    features, new_plugin, check_plugin,
+    list_names, plugins, phantoms, tiny_models, data, train, adapter, evaluate, caption, explain, score, bench, report,
+    compare, features, new_plugin, check_plugin,
 )  # fmt: skip
 
 

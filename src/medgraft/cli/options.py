@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +18,8 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
 def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """Add --adapter and --backbone, --quantization, --prompt, --allow-base-mismatch; `several` makes --adapter a list."""
     parser.add_argument(
-        "--adapter", type=Path, metavar="DIR", action="append" if several else "store",
-        help="adapter folder made by `medgraft train`, or PEFT's" + ("; may be repeated" if several else ""),
+        "--adapter", metavar="ADAPTER", action="append" if several else "store",
+        help="folder of `medgraft train` or PEFT, or USER/REPO[@REVISION] on the hub" + ("; may be repeated" if several else ""),
     )  # fmt: skip
     parser.add_argument("--backbone", metavar="B", help="NAME or NAME:SOURCE; with --adapter, its base's location")
     parser.add_argument(

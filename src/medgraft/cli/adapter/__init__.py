@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from medgraft.cli.adapter import diff, inspect, verify
+from medgraft.cli.adapter import diff, inspect, pull, push, verify
 
 NAME = "adapter"
 SUMMARY = "inspect, verify, compare, merge, shrink, push and pull adapters"
 EXAMPLE = "medgraft adapter inspect my-adapter"
-_ACTIONS = (inspect, verify, diff)
+_ACTIONS = (inspect, verify, diff, push, pull)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from medgraft.cli.options import add_json
@@ -18,7 +17,7 @@ _SHOWN = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
     for name in ("first", "second"):
-        parser.add_argument(name, type=Path, metavar="ADAPTER", help="a package, a plain PEFT folder, or a run's folder")
+        parser.add_argument(name, metavar="ADAPTER", help="a package, a plain PEFT folder, or a run's folder")
     add_json(parser)
 
 

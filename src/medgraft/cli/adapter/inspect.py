@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medgraft.cli.options import add_json
@@ -20,7 +19,7 @@ EXAMPLE = "medgraft adapter inspect my-adapter"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
-    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="a package, a plain PEFT folder, or a run's folder")
+    parser.add_argument("adapter", metavar="ADAPTER", help="a package, a plain PEFT folder, or a run's folder")
     add_json(parser)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from medgraft.cli.options import add_json
 from medgraft.escaping import one_line
@@ -16,7 +15,7 @@ EXAMPLE = "medgraft adapter verify my-adapter"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
-    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="a package, a plain PEFT folder, or a run's folder")
+    parser.add_argument("adapter", metavar="ADAPTER", help="a package, a plain PEFT folder, or a run's folder")
     add_json(parser)
 
 
