@@ -19,7 +19,7 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
     """Add --adapter and --backbone, --quantization, --prompt, --allow-base-mismatch; `several` makes --adapter a list."""
     parser.add_argument(
         "--adapter", metavar="ADAPTER", action="append" if several else "store",
-        help="folder of `medgraft train` or PEFT, or USER/REPO[@REVISION] on the hub" + ("; may be repeated" if several else ""),
+        help="folder of `medgraft train` or PEFT, or USER/REPO[@REVISION] of the hub" + ("; repeatable" if several else ""),
     )  # fmt: skip
     parser.add_argument("--backbone", metavar="B", help="NAME or NAME:SOURCE; with --adapter, its base's location")
     parser.add_argument(
