@@ -58,17 +58,9 @@ def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None =
     verify_files(folder, manifest)
     base = backbone or located_base(folder, manifest)
 
-    def attach(base: Backbone) -> nn.Module:
-        _check_base(base, manifest, folder)
-        base.model.requires_grad_(False)
-        model = _attach_peft(base, folder) if ADAPTER_WEIGHTS in manifest.files else base.model
-        if TENSORS in manifest.files:
-            _restore(base.model, load_file(folder / TENSORS), folder)
-        return model
-
     bf16 = manifest.bf16 and hardware.bf16_supported(hardware.device().type)
     loaded, model, acceleration = prepare_adapter(
-        base, manifest.strategy_settings, attach, plugins=plugins,
+        base, manifest.strategy_settings, lambda base: attach(base, folder, manifest), plugins=plugins,
         dtype=torch.bfloat16 if bf16 else torch.float32,
         trained_with=manifest.acceleration,
     )  # fmt: skip
@@ -82,9 +74,24 @@ def _load_plain_peft(folder: Path, plugins: PluginManager, backbone: str | None)
             f"{folder} is a plain PEFT adapter and does not say which backbone it is for. Add --backbone NAME:SOURCE."
         )
     loaded, model, acceleration = prepare_adapter(
-        backbone, Strategy(), lambda base: _attach_peft(base, folder), plugins=plugins
+        backbone, Strategy(), lambda base: attach(base, folder, None), plugins=plugins
     )
     return LoadedAdapter(loaded, model, None, acceleration.installed)
+
+
+def attach(base: Backbone, folder: Path, manifest: Manifest | None, *, trainable: bool = False) -> nn.Module:
+    """Put the weights in `folder` onto the base and return the model; without a manifest the folder is plain PEFT's.
+
+    With `trainable`, exactly the package's tensors and what PEFT trains of them are left trainable.
+    """
+    if manifest is None:
+        return _attach_peft(base, folder, trainable)
+    _check_base(base, manifest, folder)
+    base.model.requires_grad_(False)
+    model = _attach_peft(base, folder, trainable) if ADAPTER_WEIGHTS in manifest.files else base.model
+    if TENSORS in manifest.files:
+        _restore(base.model, load_file(folder / TENSORS), folder)
+    return model
 
 
 def _check_base(base: Backbone, manifest: Manifest, folder: Path) -> None:
@@ -97,7 +104,7 @@ def _check_base(base: Backbone, manifest: Manifest, folder: Path) -> None:
         )
 
 
-def _attach_peft(backbone: Backbone, folder: Path) -> nn.Module:
+def _attach_peft(backbone: Backbone, folder: Path, trainable: bool = False) -> nn.Module:
     from peft import PeftModel
 
     own = {id(parameter) for parameter in backbone.model.parameters()}
@@ -105,10 +112,10 @@ def _attach_peft(backbone: Backbone, folder: Path) -> nn.Module:
         warnings.simplefilter("always")
         try:
             with torch.random.fork_rng([]):  # PEFT initialises weights at random before it loads them
-                model: Any = PeftModel.from_pretrained(backbone.model, str(folder))
+                model: Any = PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=trainable)
         except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
             raise AdapterError(f"{folder} does not fit {backbone.source}: {str(error).splitlines()[0]}") from error
-    for parameter in model.parameters():
+    for parameter in () if trainable else model.parameters():
         parameter.requires_grad_(id(parameter) not in own and parameter.is_floating_point())  # as in training
     lost = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
     if lost:

@@ -7,14 +7,18 @@ import json
 import logging
 import os
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from medgraft import hardware
+from medgraft.adapter import SeenInTraining
 from medgraft.backbones import Usage
 from medgraft.config import SECTIONS, DataConfig, RunConfig
 from medgraft.errors import ConfigError
+from medgraft.features import CachedFeatures, ReusablePrefix
 from medgraft.hardware import Hardware
 from medgraft.strategies import Strategy
 from medgraft.strict_model import StrictModel
@@ -36,6 +40,15 @@ class FeatureUse(StrictModel):
     reason: str
     found: int = 0
     built: int = 0
+
+    @classmethod
+    def of(cls, prefix: ReusablePrefix | None, cached: CachedFeatures | None) -> FeatureUse | None:
+        """Of a prepared model; None for one behind an API."""
+        if prefix is None:
+            return None
+        if cached is None:
+            return cls(seam=None, reason=prefix.reason)
+        return cls(seam=cached.seam.name, reason=prefix.reason, found=cached.found, built=cached.built)
 
 
 class LeftOut(StrictModel):
@@ -79,7 +92,8 @@ class Record(StrictModel):
     groups of test images, `signatures` the metrics' settings, `unavailable` the reasons why metrics are missing, `collapse`
     signs of captions that ignore the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids;
     None if they are unknown. `text` counts captions that training truncated and unknown tokens, `generated` captions that
-    were cut off.
+    were cut off. `start` is the digest of the adapter that training went on from, and `seen_in_training` how many of the scored
+    images that adapter was trained on.
     `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
     products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
     the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. A failed run has an
@@ -121,6 +135,8 @@ class Record(StrictModel):
     generated: GenerationStatistics | None = None
     data_fingerprint: str | None = None
     base_fingerprint: str | None = None
+    start: str | None = None
+    seen_in_training: SeenInTraining | None = None
     phase_seconds: dict[str, float] | None = None
     features: FeatureUse | None = None
     acceleration: tuple[str, ...] | None = None
@@ -172,10 +188,12 @@ def run_id(
     data_fingerprint: str,
     base_fingerprint: str,
     versions: dict[str, str | None],
+    start: str | None = None,
 ) -> str:
     """16 hex digits of a hash over everything that affects the result; locations of data and weights do not count.
 
-    `strategy` is the current definition of the strategy named in `config`, None if unknown.
+    `strategy` is the current definition of the strategy named in `config`, None if unknown. `start` is the digest of the
+    adapter that training goes on from.
     """
     values = config.model_dump(mode="json")
     data = {name: value for name, value in values["data"].items() if name not in ("path", "root")}
@@ -189,6 +207,9 @@ def run_id(
     for name in ("features", "acceleration"):  # these change only speed and rounding
         values.pop(name)
     values["saliency"].pop("maps")  # only for display
+    values["train"].pop("save_final_state")  # does not change the result
+    values.pop("start_from")
+    values |= {} if start is None else {"start": start}
     values["backbone"] = values["backbone"].partition(":")[0]
     values["metrics"] = [_with_content(name) for name in values["metrics"]]
     text = json.dumps(
@@ -196,6 +217,21 @@ def run_id(
         sort_keys=True,
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def failed_record(config: RunConfig, error: str, traceback: str | None = None) -> Record:
+    """The record of a failed run. Its id depends on the config alone, as data and base may be missing."""
+    identity = run_id(config, None, "", "", hardware.versions())
+    return Record(run_id=identity, status="failed", error=error, traceback=traceback, **about_run(config))
+
+
+def about_run(config: RunConfig) -> dict[str, Any]:
+    """Fields of a record that are known for every run, failed or not."""
+    return {
+        "backbone": config.backbone, "strategy": config.strategy, "data": config.data.name, "seed": config.seed,
+        "config": config, "versions": hardware.versions(), "hardware": hardware.describe(), "git": hardware.git_revision(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
 
 
 def _with_content(metric: str) -> str:

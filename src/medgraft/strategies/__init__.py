@@ -3,7 +3,7 @@
 from medgraft.strategies.base import PartPlan, Strategy
 from medgraft.strategies.lookup import get_strategy
 from medgraft.strategies.parts import Applied, apply_strategy, bare_name
-from medgraft.strategies.peft_methods import methods
+from medgraft.strategies.peft_methods import methods, options_in, peft_strategy
 from medgraft.strategies.quantization import check_quantized, keep_as_loaded, quantization_config, quantized_modules
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "get_strategy",
     "methods",
     "keep_as_loaded",
+    "options_in",
+    "peft_strategy",
     "quantization_config",
     "quantized_modules",
 ]
