@@ -1,6 +1,7 @@
 """Going on from an adapter: its weights are the start, exactly its parameters train, and the child knows its past."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -268,11 +269,9 @@ def test_what_contradicts_the_adapter_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_start_is_refused(parent, data, tmp_path):
-    import shutil
-
+def test_a_damaged_start_is_refused(parent, data, blip_folder, tmp_path):
     shutil.copytree(locate_adapter(parent("lora")[0]), tmp_path / "copy")
     weights = tmp_path / "copy/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(AdapterError, match="was altered or cut off"):
-        _run(_config(data, start_from=str(tmp_path / "copy")), tmp_path / "out")
+        _run(_config(data, start_from=str(tmp_path / "copy"), backbone=f"blip:{blip_folder}"), tmp_path / "out")

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 
 from medgraft import hardware
-from medgraft.adapter import (
-    IN_RUN, Manifest, SeenInTraining, Start, TrainedOn, adapter_bytes, in_place_digests, read_start, save_weights,
-    update_manifest,
-)  # fmt: skip
+from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, Start, TrainedOn, read_start
+from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest
 from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
 from medgraft.benchmark.evaluation import Evaluation, score_captions, seen_in_training
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
