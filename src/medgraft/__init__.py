@@ -13,14 +13,15 @@ from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, StrategySpec,
 
 if TYPE_CHECKING:
     from medgraft.adapter_set import load_adapters
-    from medgraft.api import caption, evaluate, explain, load_adapter, load_backbone, run_suite, train
-    from medgraft.config import run_config
+    from medgraft.api import caption, evaluate, explain, load_adapter, load_backbone, run_config, run_suite, train
     from medgraft.scoring import score
 
 __version__ = "0.1.0"
 
-_LAZY = dict.fromkeys(("caption", "evaluate", "explain", "load_adapter", "load_backbone", "run_suite", "train"), "api")
-_LAZY |= {"load_adapters": "adapter_set", "run_config": "config", "score": "scoring"}
+_LAZY = dict.fromkeys(
+    ("caption", "evaluate", "explain", "load_adapter", "load_backbone", "run_config", "run_suite", "train"), "api"
+)
+_LAZY |= {"load_adapters": "adapter_set", "score": "scoring"}
 
 __all__ = [
     "BackboneSpec",

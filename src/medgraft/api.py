@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from medgraft import adapter as adapters
+from medgraft import config as configs
 from medgraft import hardware
 from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import AnyBackbone
@@ -59,6 +60,28 @@ def load_backbone(
     return backbone
 
 
+def run_config(
+    *,
+    data: str,
+    backbone: str | None = None,
+    strategy: str | None = None,
+    start_from: str | Path | None = None,
+    seed: int = 0,
+    max_images: int | None = None,
+    overrides: Iterable[str] = (),
+) -> RunConfig:
+    """The settings of a run, from what the command line takes; `overrides` are its `--set`.
+
+    `start_from` is an adapter to go on from, which says backbone and strategy; a plain PEFT adapter says only the strategy.
+    """
+    if start_from is not None:
+        backbone, strategy = adapters.named_by(str(start_from), backbone, strategy)
+    return configs.run_config(
+        data=data, backbone=backbone, strategy=strategy, start_from=None if start_from is None else str(start_from), seed=seed,
+        max_images=max_images, overrides=overrides,
+    )  # fmt: skip
+
+
 def train(
     config: RunConfig,
     out: str | Path,
@@ -68,7 +91,11 @@ def train(
     progress: bool = True,
     plugins: PluginManager | None = None,
 ) -> Record:
-    """Train, package and evaluate the run `config`; `medgraft.run_config` makes one from command-line options."""
+    """Train, package and evaluate the run `config`; `medgraft.run_config` makes one from command-line options.
+
+    With `start_from` in the config, training goes on from that adapter's weights. `resume` continues a run that was stopped,
+    or trains a finished one further if the config asks for more epochs and its optimiser state was kept.
+    """
     with progress_bars(progress):
         manager = plugins or PluginManager.from_environment()
         return execute(config, Path(out), plugins=manager, resume=resume, overwrite=overwrite).record

@@ -14,6 +14,7 @@ from medgraft.augmentation_config import AugmentationConfig
 from medgraft.errors import ConfigError, suggestion
 from medgraft.forgetting_config import ForgettingConfig
 from medgraft.strict_model import StrictModel, validated
+from medgraft.train_config import TrainConfig
 from medgraft.types import Split
 
 
@@ -51,42 +52,6 @@ class DataConfig(StrictModel):
     def __str__(self) -> str:
         """As `parse` reads it."""
         return self.name if self.path is None else f"{self.name}:{self.path}"
-
-
-class TrainConfig(StrictModel):
-    """Training, under the names of transformers' TrainingArguments."""
-
-    num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the training captions")
-    max_steps: int = Field(default=-1, ge=-1, description="optimiser steps; replaces num_train_epochs if positive")
-    per_device_train_batch_size: int = Field(default=16, gt=0, description="captions per training batch and device")
-    per_device_eval_batch_size: int = Field(default=32, gt=0, description="images per batch in validation and captioning")
-    gradient_accumulation_steps: int = Field(default=1, gt=0, description="batches accumulated for one optimiser step")
-    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
-    learning_rate: float | None = Field(default=None, gt=0, description="peak rate; default: the strategy's")
-    lr_scheduler_type: str = Field(default="cosine", description="learning rate schedule, by transformers' names")
-    warmup_steps: float = Field(default=0.05, ge=0, description="steps to the peak rate; below 1: a fraction of all steps")
-    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay; not applied to biases and norms")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="clip gradients to this norm")
-    optim: str = Field(default="adamw_torch_fused", description="optimiser, by transformers' names")
-    bf16: bool | Literal["auto"] = Field(default="auto", description="bf16 autocast; auto: where the hardware has bf16 units")
-    max_text_tokens: int = Field(default=128, gt=2, description="longer captions are truncated; special tokens count")
-    prompt: str | None = Field(default=None, description="text before every caption; default: the backbone's")
-    save_steps: int | None = Field(default=None, gt=0, description="steps between checkpoints; default: one per epoch")
-    save_total_limit: int = Field(default=1, gt=0, description="number of checkpoints to keep on disk")
-    eval_during_training: bool = Field(default=False, description="compute the validation loss after each epoch")
-    dataloader_num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto", description="worker processes that read images; auto: 0 on a CPU, up to 8 with an accelerator"
-    )
-    pixel_cache_gb: float = Field(default=0.5, ge=0, description="memory for caching decoded and resized images")
-    report_to: tuple[str, ...] = Field(default=(), description='transformers\' loggers, such as ["tensorboard"]')
-
-    @model_validator(mode="before")
-    @classmethod
-    def _ungrouped(cls, values: Any) -> Any:
-        """Handle `group_by_length`, which suites and records of earlier versions contain."""
-        if isinstance(values, Mapping) and values.get("group_by_length"):
-            raise ValueError("group_by_length was removed because it reduced quality; leave it out")
-        return {k: v for k, v in values.items() if k != "group_by_length"} if isinstance(values, Mapping) else values
 
 
 TIMING_WARMUP_STEPS = 3  # first steps of a run, which are slower and not timed
@@ -160,13 +125,17 @@ class RunSettings(StrictModel):
 
 
 class RunConfig(RunSettings):
-    """One run: backbone x strategy x data set x seed."""
+    """One run: backbone x strategy x data set x seed.
+
+    `start_from` names an adapter whose weights are the start; backbone and strategy are then the adapter's.
+    """
 
     backbone: str
     strategy: str
     strategy_options: dict[str, JsonValue] = Field(default_factory=dict)
     data: DataConfig
     seed: int = Field(default=0, ge=0)
+    start_from: str | None = None
 
 
 class TuningConfig(StrictModel):
@@ -303,19 +272,37 @@ def data_config(text: str, overrides: Iterable[str], max_images: int | None) -> 
 
 
 def run_config(
-    *, backbone: str, strategy: str, data: str, seed: int = 0, max_images: int | None = None, overrides: Iterable[str] = ()
+    *,
+    data: str,
+    backbone: str | None = None,
+    strategy: str | None = None,
+    start_from: str | None = None,
+    seed: int = 0,
+    max_images: int | None = None,
+    overrides: Iterable[str] = (),
 ) -> RunConfig:
-    """The RunConfig for command line arguments."""
+    """The RunConfig for command line arguments; `medgraft.run_config` fills in what an adapter says."""
+    if backbone is None or strategy is None:
+        raise ConfigError("Name a backbone and a strategy (--backbone, --strategy), or an adapter to go on from (--from).")
+    values = {"backbone": backbone, "strategy": strategy, "seed": seed, "start_from": start_from}
+    return _changed_run({**values, "data": DataConfig.parse(data).model_dump()}, max_images, overrides)
+
+
+def changed_run(
+    config: RunConfig, *, seed: int | None = None, max_images: int | None = None, overrides: Iterable[str] = ()
+) -> RunConfig:
+    """`config` with command line arguments applied."""
+    values = config.model_dump()
+    return _changed_run(values if seed is None else {**values, "seed": seed}, max_images, overrides)
+
+
+def _changed_run(values: Mapping[str, Any], max_images: int | None, overrides: Iterable[str]) -> RunConfig:
     changes = parse_overrides(overrides)
-    data_values = _changed_data(data, changes.get("data", {}))
-    if max_images is not None:
-        data_values["max_images"] = max_images
-    values = {
-        "backbone": backbone,
-        "strategy": strategy,
-        "strategy_options": changes.get("strategy", {}),
-        "data": data_values,
-        "seed": seed,
-        **{section: changes.get(section, {}) for section in SECTIONS},
+    data = _changed_data(values["data"], changes.get("data", {}))
+    changed = {
+        **values,
+        "data": data if max_images is None else {**data, "max_images": max_images},
+        "strategy_options": {**values.get("strategy_options", {}), **changes.get("strategy", {})},
+        **{section: {**values.get(section, {}), **changes.get(section, {})} for section in SECTIONS},
     }
-    return validated(RunConfig, values, "Run")
+    return validated(RunConfig, changed, "Run")

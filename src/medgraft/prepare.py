@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ from medgraft.strategies import Applied, Strategy, apply_strategy
 from medgraft.strict_model import validated
 
 ENVIRONMENT = "MEDGRAFT_ACCELERATION"  # overrides `acceleration.kernels`
+Attach = Callable[[Backbone], nn.Module]  # puts an adapter's weights onto a base and returns the whole model
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,19 @@ class Prepared:
     base_digests: Mapping[str, TensorDigest] = field(default_factory=dict)
 
 
-def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy) -> Prepared:
-    """Prepare the model of a run; `strategy` is the one that `config.strategy` names, with its options applied."""
+def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy, attach: Attach | None = None) -> Prepared:
+    """Prepare the model of a run; `strategy` is the one that `config.strategy` names, with its options applied.
+
+    `attach` puts trainable weights onto the base, with which training starts, instead of new adapters.
+    """
     kernels, dtype = wanted_kernels(config.acceleration.kernels), compute_dtype(config)
     captioner, source = get_captioner(config.backbone, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
         client = captioner.load(source)
         return Prepared(client, None, Acceleration(), client.fingerprint(client.source), None, None, dtype)
-    backbone, applied, acceleration = prepare_model(config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels)
+    backbone, applied, acceleration = prepare_model(
+        config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels, attach=attach
+    )
     digests = backbone.checkpoint_digests(backbone.source)
     base = fingerprint(digests) if digests else backbone.fingerprint(backbone.source)
     features, prefix = _open_features(backbone, config, dtype, base)
@@ -63,12 +70,18 @@ def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy) ->
 
 
 def prepare_model(
-    name: str, strategy: Strategy, *, plugins: PluginManager, dtype: torch.dtype = torch.float32, kernels: Kernels = "auto"
+    name: str,
+    strategy: Strategy,
+    *,
+    plugins: PluginManager,
+    dtype: torch.dtype = torch.float32,
+    kernels: Kernels = "auto",
+    attach: Attach | None = None,
 ) -> tuple[Backbone, Applied, Acceleration]:
     """Load the backbone `NAME[:SOURCE]`, apply `strategy`, install `kernels`, and move it to this process's device."""
     kernels = wanted_kernels(kernels)
     backbone = load_model(name, strategy, plugins=plugins)
-    applied = apply_strategy(backbone.model, backbone.anatomy, strategy)
+    applied = apply_strategy(backbone.model, backbone.anatomy, strategy, attach=attach and partial(attach, backbone))
     acceleration = accelerate(backbone, dtype=dtype, kernels=kernels)
     backbone.model.to(hardware.device()).eval()
     return backbone, applied, acceleration
@@ -77,7 +90,7 @@ def prepare_model(
 def prepare_adapter(
     name: str,
     strategy: Strategy,
-    attach: Callable[[Backbone], nn.Module],
+    attach: Attach,
     *,
     plugins: PluginManager,
     dtype: torch.dtype = torch.float32,

@@ -141,6 +141,6 @@ def test_the_command_line_says_what_was_left_out_and_seen(trained, capsys):
     assert "The adapter was trained on 0 of these 4 images, and on patients or articles of 1 more." in said
     assert main([*words, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert content["seen_in_training"] == {"total": 4, "images": 0, "groups": 1}
+    assert content["seen_in_training"] == {"total": 4, "images": 0, "groups": 1, "complete": True}
     assert [path.rpartition("/")[2] for path in content["left_out"]["missing"]] == ["gone.png"]
     assert content["left_out"]["uncaptioned"] == 0 and isinstance(content["assumptions"], list)

@@ -61,7 +61,7 @@ def _as_before(out, blip_folder):
 
 
 def test_the_package_says_nothing_of_machine_and_images(finished, blip_folder, table):
-    assert _names(finished) == ["adapter", "maps.json", "predictions.json", "record.json"]
+    assert _names(finished) == [".medgraft-checkpoints", "adapter", "maps.json", "predictions.json", "record.json"]
     assert _names(finished / "adapter") == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "medgraft.json", "trained_on.safetensors",
     ]  # fmt: skip
@@ -103,7 +103,7 @@ def test_nothing_of_an_overwritten_run_is_left(earlier, out, blip_folder, table)
         _train("zero-shot", blip_folder, table, out, overwrite=True)
     record = _train("bitfit", blip_folder, table, out, overwrite=True, evaluate=False).record
     assert record.strategy == "bitfit"
-    assert _names(out) == ["adapter", "notes.txt", "record.json"]
+    assert _names(out) == [".medgraft-checkpoints", "adapter", "notes.txt", "record.json"]
     assert _names(locate_adapter(out)) == [
         "README.md", "medgraft.json", "trained_on.safetensors", "trained_tensors.safetensors",
     ]  # fmt: skip
@@ -111,6 +111,7 @@ def test_nothing_of_an_overwritten_run_is_left(earlier, out, blip_folder, table)
 
 
 def test_a_run_that_fails_leaves_the_old_one(out, blip_folder, table):
+    shutil.rmtree(out / ".medgraft-checkpoints")  # those are the new run's
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(medgraft.errors.TrainingError):
         config = run_config(

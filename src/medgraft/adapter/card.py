@@ -35,7 +35,7 @@ Made by medgraft {manifest.versions.get("medgraft")}. Not a medical device: capt
 - Peak learning rate {training["learning_rate"]:g}, seed {manifest.seed}.
 - Data `{manifest.data["name"]}`: {training["images"]} training images.
 - Training took {training["seconds"]:.0f} s on {training["hardware"]}.
-- Base {base}, with weights `{fingerprint}` (SHA-256 over all tensors); another base is refused.
+{_lineage(manifest)}- Base {base}, with weights `{fingerprint}` (SHA-256 over all tensors); another base is refused.
 
 {_scores(manifest)}{_forgetting(manifest.evaluation)}## Use
 
@@ -69,7 +69,13 @@ def _scores(manifest: Manifest) -> str:
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in shown.items())
     evaluation = manifest.evaluation
     scored = f"On {evaluation['images']} images of `{manifest.data['name']}`, split `{evaluation['split']}`:"
-    return f"## Scores\n\n{scored}\n\n| metric | value |\n|---|---|\n{rows}\n\n"
+    seen = f" {evaluation['seen_in_training']}" if "seen_in_training" in evaluation else ""
+    return f"## Scores\n\n{scored}{seen}\n\n| metric | value |\n|---|---|\n{rows}\n\n"
+
+
+def _lineage(manifest: Manifest) -> str:
+    """A line for each adapter that training went on from, the newest first."""
+    return "".join(f"- Went on from {ancestor}.\n" for ancestor in reversed(manifest.lineage))
 
 
 def _medgraft_recipe(manifest: Manifest, folder: str) -> str:

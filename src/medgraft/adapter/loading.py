@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -84,18 +85,10 @@ def load_adapter(
         _logger.warning(f"{folder} holds no trained weights, so it captions as its base does: training changed nothing.")
     base = backbone or located_base(folder, manifest)
 
-    def attach(base: Backbone) -> nn.Module:
-        check_base(base, manifest, folder, allow_mismatch=allow_base_mismatch)
-        base.model.requires_grad_(False)
-        model: nn.Module = attach_peft(base, contents) if ADAPTER_WEIGHTS in manifest.files else base.model
-        if TENSORS in manifest.files:
-            _check_fits(base.model, contents.tensors[TENSORS], folder)
-            _restore(base.model, load_file(folder / TENSORS))
-        return model
-
     bf16 = manifest.bf16 and hardware.bf16_supported(hardware.device().type)
     loaded, model, acceleration = prepare_adapter(
-        base, manifest.strategy_settings, attach, plugins=plugins,
+        base, manifest.strategy_settings, partial(attach, contents=contents, allow_mismatch=allow_base_mismatch),
+        plugins=plugins,
         dtype=torch.bfloat16 if bf16 else torch.float32,
         trained_with=manifest.acceleration,
     )  # fmt: skip
@@ -109,9 +102,27 @@ def _load_plain_peft(contents: Contents, backbone: str, *, plugins: PluginManage
     )
     loaded, model, acceleration = prepare_adapter(
         backbone, Strategy(quantization=quantization),
-        lambda base: attach_peft(base, contents, tokenizer_beside=True), plugins=plugins,
+        partial(attach, contents=contents), plugins=plugins,
     )  # fmt: skip
     return LoadedAdapter(loaded, model, None, acceleration.installed)
+
+
+def attach(base: Backbone, contents: Contents, *, allow_mismatch: bool = False) -> nn.Module:
+    """Put the weights in `contents` onto the base and return the model, in which exactly they are trainable.
+
+    AdapterError if they do not fit, or if the base has other weights than in training, unless `allow_mismatch` is true.
+    """
+    folder, manifest = contents.folder, contents.manifest
+    if manifest is None:
+        plain: nn.Module = attach_peft(base, contents, tokenizer_beside=True)
+        return plain
+    check_base(base, manifest, folder, allow_mismatch=allow_mismatch)
+    base.model.requires_grad_(False)
+    model: nn.Module = attach_peft(base, contents) if ADAPTER_WEIGHTS in manifest.files else base.model
+    if TENSORS in manifest.files:
+        _check_fits(base.model, contents.tensors[TENSORS], folder)
+        _restore(base.model, load_file(folder / TENSORS))
+    return model
 
 
 def _check_fits(model: nn.Module, tensors: Mapping[str, StoredTensor], folder: Path) -> None:

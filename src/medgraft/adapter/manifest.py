@@ -35,11 +35,37 @@ class FileEntry(BaseModel):
     bytes: int = Field(ge=0)
 
 
+class Ancestor(BaseModel):
+    """An adapter that training went on from: the digest of its weights, and how it was trained (None where that is unknown)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    adapter: str
+    data: str | None = None
+    data_fingerprint: str | None = None
+    images: int | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    versions: dict[str, str | None] = {}
+
+    def __str__(self) -> str:
+        """One line, with the first digits of the digest."""
+        if self.data is None:
+            return f"adapter `{self.adapter[:16]}`, whose training is unknown"
+        epochs = "" if self.epochs is None else f" ({self.epochs:g} epochs)"
+        rate = "" if self.learning_rate is None else f", peak learning rate {self.learning_rate:g}"
+        return (
+            f"adapter `{self.adapter[:16]}`: {self.steps} steps{epochs} on {self.images} images of `{self.data}`"
+            f"{rate}, seed {self.seed}"
+        )
+
+
 class Manifest(BaseModel):
     """The content of medgraft.json. Unknown keys are errors, so that a newer format is refused, not misread.
 
     `base_tensors` describes the base's tensors one by one, see base_weights.py. `acceleration` lists the kernels used in
-    training. Both are None in older packages.
+    training. Both are None in older packages. `lineage` lists the adapters that training went on from, the oldest first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +86,7 @@ class Manifest(BaseModel):
     metrics: dict[str, float]
     evaluation: dict[str, Any]
     versions: dict[str, str | None]
+    lineage: tuple[Ancestor, ...] = ()
     files: dict[str, FileEntry]
 
     @field_validator("data")

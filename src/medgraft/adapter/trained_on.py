@@ -3,6 +3,8 @@
 A sorted set of n digests is stored by their first log2(n) + 24 bits: how many there are for each value of the first log2(n)
 bits, and of each the 24 bits that follow. So 65,000 images take 228 KB, and one in ten million other images is taken for one of
 them. There are no names in the file, but whoever guesses the name of a patient can test the guess.
+
+An adapter that training went on from has sets of its own, since its digests are truncated already.
 """
 
 from __future__ import annotations
@@ -22,19 +24,25 @@ from medgraft.errors import AdapterError
 from medgraft.types import Example
 
 _REST = 24  # bits
+_UNKNOWN = "unknown"  # a tensor that stands for images that are not listed
 
 
 @dataclass(frozen=True)
 class SeenInTraining:
-    """How many of `total` images an adapter was trained on, and how many others are of a group that it was trained on."""
+    """How many of `total` images an adapter was trained on, and how many others are of a group that it was trained on.
+
+    `complete` is false if training started from an adapter that does not list its images.
+    """
 
     total: int
     images: int
     groups: int
+    complete: bool = True
 
     def __str__(self) -> str:
         more = f", and on patients or articles of {self.groups} more" if self.groups else ""
-        return f"The adapter was trained on {self.images} of these {self.total} images{more}."
+        unknown = "" if self.complete else " It started from an adapter that does not list its images."
+        return f"The adapter was trained on {self.images} of these {self.total} images{more}.{unknown}"
 
 
 @dataclass(frozen=True)
@@ -70,13 +78,42 @@ class TrainedOn:
         """Which of `examples` were trained on."""
         images = self._has("images", list(_image_digests(examples)))
         groups = self._has("groups", [_name_digest(example.group or "") for example in examples])
-        return SeenInTraining(len(examples), int(images.sum()), int((groups & ~images).sum()))
+        return SeenInTraining(len(examples), int(images.sum()), int((groups & ~images).sum()), _UNKNOWN not in self.tensors)
 
-    def _has(self, name: str, digests: Sequence[str]) -> NDArray[np.bool_]:
+    def after(self, earlier: TrainedOn | None) -> TrainedOn:
+        """These, and what the adapter was trained on `earlier`; None if that is unknown."""
+        if earlier is None:
+            return TrainedOn({**self.tensors, _UNKNOWN: np.ones(1, dtype=np.uint8)})
+        tensors = dict(self.tensors)
+        tensors |= {name: tensor for name, tensor in earlier.tensors.items() if name == _UNKNOWN}
+        for kind in ("images", "groups"):
+            lacking = [name for name in earlier._sets(kind) if not self._covers(kind, *earlier._stored(name))]
+            for number, name in enumerate(lacking, start=1):
+                tensors |= {f"{number}.{kind}.{half}": earlier.tensors[f"{name}.{half}"] for half in ("counts", "rest")}
+        return TrainedOn(tensors)
+
+    def _sets(self, kind: str) -> list[str]:
+        """The names of the sets of images or of groups."""
+        ends = f"{kind}.counts"
+        return [name.removesuffix(".counts") for name in self.tensors if name == ends or name.endswith(f".{ends}")]
+
+    def _stored(self, name: str) -> tuple[NDArray[np.uint64], int]:
+        """The truncated digests of a set, and how many bits precede the last 24."""
         counts, rest = self.tensors[f"{name}.counts"], self.tensors[f"{name}.rest"]
         first = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
         stored = (first << np.uint64(_REST)) | (rest.astype(np.uint64) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint64))
-        return np.isin(_prefixes(digests, len(counts).bit_length() - 1), stored)
+        return stored, len(counts).bit_length() - 1
+
+    def _covers(self, name: str, stored: NDArray[np.uint64], bits: int) -> bool:
+        """Whether the set `name` has all digests of another one."""
+        mine, my_bits = self._stored(name)
+        return my_bits >= bits and bool(np.isin(stored, mine >> np.uint64(my_bits - bits)).all())
+
+    def _has(self, kind: str, digests: Sequence[str]) -> NDArray[np.bool_]:
+        found = np.zeros(len(digests), dtype=np.bool_)
+        for stored, bits in map(self._stored, self._sets(kind)):
+            found |= np.isin(_prefixes(digests, bits), stored)
+        return found
 
 
 def _pack(name: str, digests: Iterable[str]) -> dict[str, NDArray[np.uint8]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medgraft import hardware
-from medgraft.adapter import LoadedAdapter, SeenInTraining
+from medgraft.adapter import LoadedAdapter, SeenInTraining, Start
 from medgraft.adapter.base_name import public_options
 from medgraft.benchmark.saliency import SaliencyResult, score_saliency
 from medgraft.captioning import Generated
@@ -136,7 +136,7 @@ def generation_of(adapter: LoadedAdapter) -> GenerationConfig:
     return GenerationConfig(**stored) if stored else GenerationConfig()
 
 
-def seen_in_training(adapter: LoadedAdapter, data: DataConfig, examples: Sequence[Example]) -> SeenInTraining | None:
+def seen_in_training(adapter: LoadedAdapter | Start, data: DataConfig, examples: Sequence[Example]) -> SeenInTraining | None:
     """How many of `examples`, read by `data`, the adapter was trained on; None if that is unknown.
 
     Warns if there are any, and if the data are read by other options than in training. With `data.on_leak` "error" trained

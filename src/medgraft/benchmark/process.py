@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from medgraft.benchmark.record import Record, Tuning, read_record, write_record
-from medgraft.benchmark.run import execute, failed_record
+from medgraft.benchmark.record import Record, Tuning, failed_record, read_record, write_record
+from medgraft.benchmark.run import execute
 from medgraft.config import RunConfig
 from medgraft.environment import run_environment
 from medgraft.plugin import PluginManager
@@ -162,7 +162,8 @@ def _attempt(job: Job) -> Record:
     try:
         return execute(
             job.config, job.out / job.folder, plugins=PluginManager.from_environment(), resume=True, overwrite=True,
-            evaluate=job.evaluate, checkpoints=job.config.train.save_steps is not None,
+            evaluate=job.evaluate,
+            checkpoints=job.config.train.save_steps is not None or job.config.train.save_final_state is True,
         ).record  # fmt: skip
     except Exception as error:  # whatever fails, the suite continues and the record states the error
         return failed_record(job.config, f"{type(error).__name__}: {error}", traceback.format_exc())

@@ -7,11 +7,14 @@ import json
 import logging
 import os
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from medgraft import hardware
+from medgraft.adapter import SeenInTraining
 from medgraft.backbones import Usage
 from medgraft.config import SECTIONS, DataConfig, RunConfig
 from medgraft.errors import ConfigError
@@ -41,7 +44,7 @@ class FeatureUse(StrictModel):
 
     @classmethod
     def of(cls, prefix: ReusablePrefix | None, cached: CachedFeatures | None) -> FeatureUse | None:
-        """The use of a run's features; None for a model behind an API."""
+        """Of a prepared model; None for one behind an API."""
         if prefix is None:
             return None
         if cached is None:
@@ -91,7 +94,8 @@ class Record(StrictModel):
     signs of captions that ignore the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids;
     None if they are unknown. `text` counts captions that training truncated and unknown tokens, `generated` captions that
     were cut off.
-    `forgetting` is the rise, in nats per token, of the loss on the base's own captions of general images.
+    `forgetting` is the rise, in nats per token, of the loss on the base's own captions of general images. `start` is the digest
+    of the adapter that training went on from, and `seen_in_training` how many of the scored images that adapter was trained on.
     `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
     products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
     the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. A failed run has an
@@ -134,6 +138,8 @@ class Record(StrictModel):
     forgetting: float | None = None
     data_fingerprint: str | None = None
     base_fingerprint: str | None = None
+    start: str | None = None
+    seen_in_training: SeenInTraining | None = None
     phase_seconds: dict[str, float] | None = None
     features: FeatureUse | None = None
     acceleration: tuple[str, ...] | None = None
@@ -185,10 +191,12 @@ def run_id(
     data_fingerprint: str,
     base_fingerprint: str,
     versions: dict[str, str | None],
+    start: str | None = None,
 ) -> str:
     """16 hex digits of a hash over everything that affects the result; locations of data and weights do not count.
 
-    `strategy` is the current definition of the strategy named in `config`, None if unknown.
+    `strategy` is the current definition of the strategy named in `config`, None if unknown. `start` is the digest of the
+    adapter that training goes on from.
     """
     values = config.model_dump(mode="json")
     data = {name: value for name, value in values["data"].items() if name not in ("path", "root")}
@@ -204,6 +212,9 @@ def run_id(
     values["saliency"].pop("maps")  # only for display
     if config.forgetting in (ForgettingConfig(), ForgettingConfig(images=0)):  # as in the ids of earlier records
         values.pop("forgetting")
+    values["train"].pop("save_final_state")  # does not change the result
+    values.pop("start_from")
+    values |= {} if start is None else {"start": start}
     values["backbone"] = values["backbone"].partition(":")[0]
     values["metrics"] = [_with_content(name) for name in values["metrics"]]
     text = json.dumps(
@@ -211,6 +222,21 @@ def run_id(
         sort_keys=True,
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def failed_record(config: RunConfig, error: str, traceback: str | None = None) -> Record:
+    """The record of a failed run. Its id depends on the config alone, as data and base may be missing."""
+    identity = run_id(config, None, "", "", hardware.versions())
+    return Record(run_id=identity, status="failed", error=error, traceback=traceback, **about_run(config))
+
+
+def about_run(config: RunConfig) -> dict[str, Any]:
+    """Fields of a record that are known for every run, failed or not."""
+    return {
+        "backbone": config.backbone, "strategy": config.strategy, "data": config.data.name, "seed": config.seed,
+        "config": config, "versions": hardware.versions(), "hardware": hardware.describe(), "git": hardware.git_revision(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
 
 
 def _with_content(metric: str) -> str:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from medgraft import hardware
-from medgraft.adapter import IN_RUN, Manifest, TrainedOn, adapter_bytes, in_place_digests, save_weights, update_manifest
+from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, Start, TrainedOn, read_start
 from medgraft.adapter.base_weights import packed
+from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest
 from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
-from medgraft.benchmark.evaluation import Evaluation, score_captions
+from medgraft.benchmark.evaluation import Evaluation, score_captions, seen_in_training
 from medgraft.benchmark.forgetting import base_captions, forgetting
-from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, run_id, write_record
+from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
 from medgraft.benchmark.run_folder import CHECKPOINTS, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
 from medgraft.captioning import Generated
@@ -57,6 +57,7 @@ class _Run:
     out: Path
     plugins: PluginManager
     clock: Clock
+    start: Start | None = None
 
 
 def execute(
@@ -74,17 +75,20 @@ def execute(
     Under accelerate or torchrun every process trains, and only the main one packages, captions and writes. Logs what is loaded
     and trained. Errors pass through; `failed_record` makes a record of them.
     """
-    run = _Run(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins), out, plugins, Clock())
-    check_out(out, run.strategy, resume=resume, overwrite=overwrite)
+    run = _planned(config, out, plugins)
+    config = run.config
+    check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
         data, fingerprint = _read_data(run)
+        seen = seen_in_training(run.start, config.data, data.split(config.eval_split)) if run.start else None
         model = _prepare_model(run, data)
         with run.clock.phase("read_data"):
             text = logged_statistics(config, model.backbone, data, trains=run.strategy.trains)
         captioner = _captioner(run, model)
         with run.clock.phase("forgetting"):
             general = base_captions(captioner, model.applied, config.forgetting) if evaluate else None
-        trained = _train(run, data, model, Checkpoints(out / CHECKPOINTS, resume, checkpoints))
+        saved = Checkpoints(out / CHECKPOINTS, resume, checkpoints, config.train.save_final_state, fingerprint)
+        trained = _train(run, data, model, saved)
         package = _package(run, data, model, trained)
         examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
         with run.clock.phase("generation"):
@@ -92,11 +96,21 @@ def execute(
         evaluation = _score(run, captioner, examples, generated)
         with run.clock.phase("forgetting"):
             lost = forgetting(captioner, general)
-        package = _add_scores(run, package, evaluation, lost)
-    record = _record(run, data, fingerprint, model, _Outcome(text, trained, package, evaluation, captioner, lost))
+        package = _add_scores(run, package, evaluation, lost, seen)
+    record = _record(run, data, fingerprint, model, _Outcome(text, trained, package, evaluation, captioner, lost, seen))
     if hardware.is_main_process():
         write_record(record, out, RECORD)
+    saved.finish()
     return RunResult(record, evaluation, model.backbone)
+
+
+def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
+    """The run with its strategy and the adapter that it starts from."""
+    start = read_start(config)
+    if start is None:
+        strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+        return _Run(config, strategy, out, plugins, Clock())
+    return _Run(start.with_prompt(config), start.strategy, out, plugins, Clock(), start)
 
 
 def _read_data(run: _Run) -> tuple[CaptionData, str]:
@@ -120,7 +134,7 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
     """The model with the strategy applied; stores features of training images that are used more than once."""
     config, strategy = run.config, run.strategy
     with run.clock.phase("load"):
-        model = prepare(config, plugins=run.plugins, strategy=strategy)
+        model = prepare(config, plugins=run.plugins, strategy=strategy, attach=run.start.attach if run.start else None)
     counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
     _logger.info("%s: %s (%s)", data.name, counts, data.report)
     for sentence in data.report.sentences():
@@ -157,6 +171,7 @@ def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoin
         return None
     with run.clock.phase("digests"):
         base = in_place_digests(applied, model.base_digests)
+        base |= dict.fromkeys(run.start.in_place() if run.start else (), "changed before this run")
     return _Trained(fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
 
 
@@ -170,7 +185,9 @@ def _package(run: _Run, data: CaptionData, model: Prepared, trained: _Trained | 
         return None
 
     def write_files(folder: Path) -> tuple[str, ...]:
-        return (*save_weights(folder, applied, trained.base), TrainedOn.of(data.split("train")).write(folder))
+        trained_on = TrainedOn.of(data.split("train"))
+        trained_on = trained_on.after(run.start.trained_on) if run.start else trained_on
+        return (*save_weights(folder, applied, trained.base), trained_on.write(folder))
 
     with run.clock.phase("package"):
         return replace_package(run.out, _manifest(run, data, model, trained.result), write_files)
@@ -181,6 +198,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
     assert isinstance(backbone, Backbone) and applied is not None
     training: dict[str, Any] = {
         "steps": len(result.losses),
+        "epochs": result.epochs,
         "seconds": run.clock.training,
         "images": len(data.split("train")),
         "learning_rate": config.train.learning_rate or run.strategy.learning_rate,
@@ -200,7 +218,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         base_fingerprint=model.base_fingerprint,
         base_tensors=packed(model.base_digests),
         strategy=config.strategy,
-        strategy_settings=run.strategy,
+        strategy_settings=applied.strategy,
         data={"options": {}, **read_by, "fingerprint": fingerprint},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
@@ -211,6 +229,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         metrics={},
         evaluation={},
         versions=hardware.versions(),
+        lineage=run.start.lineage() if run.start else (),
         files={},
     )
 
@@ -235,13 +254,16 @@ def _score(run: _Run, captioner: Captioner, examples: Sequence[Example], generat
     return evaluation
 
 
-def _add_scores(run: _Run, package: Manifest | None, evaluation: Evaluation | None, lost: float | None) -> Manifest | None:
+def _add_scores(
+    run: _Run, package: Manifest | None, evaluation: Evaluation | None, lost: float | None, seen: SeenInTraining | None
+) -> Manifest | None:
     """Add the scores to the package's manifest."""
     if package is None or evaluation is None:
         return package
     config = run.config
     done: dict[str, Any] = {"images": len(evaluation.predictions), "split": config.eval_split}
-    done |= {"generation": config.generation.model_dump()} | ({} if lost is None else {"forgetting": lost})
+    done |= {"generation": config.generation.model_dump(), **({} if lost is None else {"forgetting": lost})}
+    done |= {"seen_in_training": str(seen)} if seen else {}
     with run.clock.phase("package"):
         changed = package.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})
         return update_manifest(run.out / IN_RUN, changed)
@@ -255,14 +277,16 @@ class _Outcome:
     evaluation: Evaluation | None
     captioner: Captioner
     forgetting: float | None
+    seen: SeenInTraining | None
 
 
 def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, outcome: _Outcome) -> Record:
     config, clock, applied, evaluation = run.config, run.clock, model.applied, outcome.evaluation
     result = outcome.trained.result if outcome.trained else None
     steps = len(result.losses) if result else 0
+    start = run.start.digest if run.start else None
     return Record(
-        run_id=run_id(config, run.strategy, fingerprint, model.base_fingerprint, hardware.versions()),
+        run_id=run_id(config, run.strategy, fingerprint, model.base_fingerprint, hardware.versions(), start),
         status="ok",
         training_seconds=clock.training if result else 0.0,
         time_to_first_step=clock.time_to_first_step,
@@ -286,25 +310,12 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         text=outcome.text,
         data_fingerprint=fingerprint,
         base_fingerprint=model.base_fingerprint,
+        start=start,
+        seen_in_training=outcome.seen,
         phase_seconds=dict(clock.seconds),
         features=FeatureUse.of(model.prefix, model.features),
         forgetting=outcome.forgetting,
         acceleration=model.acceleration.installed,
         usage=outcome.captioner.usage(),
-        **_about(config),
+        **about_run(config),
     )
-
-
-def failed_record(config: RunConfig, error: str, traceback: str | None = None) -> Record:
-    """The record of a failed run. Its id depends on the config alone, as data and base may be missing."""
-    identity = run_id(config, None, "", "", hardware.versions())
-    return Record(run_id=identity, status="failed", error=error, traceback=traceback, **_about(config))
-
-
-def _about(config: RunConfig) -> dict[str, Any]:
-    """Fields that are known for every run, failed or not."""
-    return {
-        "backbone": config.backbone, "strategy": config.strategy, "data": config.data.name, "seed": config.seed,
-        "config": config, "versions": hardware.versions(), "hardware": hardware.describe(), "git": hardware.git_revision(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip

@@ -13,30 +13,63 @@ from pathlib import Path
 from medgraft.adapter import IN_RUN, MANIFEST, Manifest, is_adapter, write_package
 from medgraft.adapter.saving import package_files
 from medgraft.adapter.whole_folder import standing
-from medgraft.benchmark.record import RECORD
+from medgraft.benchmark.record import RECORD, read_record
+from medgraft.config import RunConfig
 from medgraft.errors import AdapterError
 from medgraft.saliency.packed import MAPS_FILE
 from medgraft.scoring.run_captions import PREDICTIONS_FILE
-from medgraft.strategies import Strategy
+from medgraft.training import Checkpoints, done_and_wanted, trainer_state
 
 CHECKPOINTS = ".medgraft-checkpoints"
 
 
-def check_out(out: Path, strategy: Strategy, *, resume: bool, overwrite: bool) -> None:
-    """Raise AdapterError if a run in `out` would change files that nobody asked it to change."""
+def check_out(out: Path, config: RunConfig, *, trains: bool, resume: bool, overwrite: bool) -> None:
+    """Raise AdapterError if a run in `out` would change files that nobody asked it to change, or has nothing to resume."""
     if out.exists() and not out.is_dir():
         raise AdapterError(f"{out} is a file; --out names a folder.")
     packaged = has_package(out)
-    if packaged and not strategy.trains:
+    if packaged and not trains:
         raise AdapterError(f"{out} already holds an adapter, and this strategy trains none. Name another folder.")
     if overwrite:
         return
-    if packaged:
-        raise AdapterError(f"{out} already holds an adapter. Name another folder, or add --overwrite to replace it.")
-    if strategy.trains and out.is_dir() and any(out.iterdir()) and not (out / CHECKPOINTS).is_dir():
+    if resume:
+        _check_resumable(out, config, trains)
+    elif packaged:
+        raise AdapterError(
+            f"{out} already holds an adapter. Name another folder, or add --overwrite to replace it, "
+            "or --resume and more --epochs to train it further."
+        )
+    if trains and out.is_dir() and any(out.iterdir()) and not (out / CHECKPOINTS).is_dir():
         raise AdapterError(f"{out} is not empty and was not made by medgraft train. Name a new folder, or add --overwrite.")
-    if resume and not (out / CHECKPOINTS).is_dir():
+
+
+def _check_resumable(out: Path, config: RunConfig, trains: bool) -> None:
+    finished, newest = (out / RECORD).is_file(), Checkpoints(out / CHECKPOINTS).newest()
+    if trains and finished and newest is None:
+        raise AdapterError(
+            f"{out} is finished, and its optimiser state was not kept (train.save_final_state). "
+            f"To train it further, start from its weights: --from {out} --out NEW."
+        )
+    if not (out / CHECKPOINTS).is_dir():
         raise AdapterError(f"{out} holds no checkpoint to resume from. Train without --resume.")
+    if newest is None:
+        return
+    done, wanted = done_and_wanted(newest, config.train)
+    if done > wanted or (finished and done == wanted):
+        state = trainer_state(newest)
+        raise AdapterError(
+            f"{out} has trained {state['global_step']} steps ({state['epoch']:g} epochs), which is all that was asked for. "
+            "Ask for more with --epochs or --max-steps."
+        )
+
+
+def config_in(out: Path) -> RunConfig:
+    """The settings of the finished run in `out`; AdapterError if there is none."""
+    if not (out / RECORD).is_file():
+        raise AdapterError(
+            f"{out} holds no finished run whose settings could be used. Repeat the command that started it, with --resume."
+        )
+    return read_record(out / RECORD).config
 
 
 def has_package(out: Path) -> bool:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medgraft.cli.options import add_json, add_set
+from medgraft.errors import ConfigError
 from medgraft.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from medgraft.config import RunConfig
 
 NAME = "train"
 SUMMARY = "train one strategy, package the adapter and evaluate it"
@@ -22,34 +27,62 @@ _SHORT = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
-    parser.add_argument("--backbone", required=True, metavar="B", help="NAME, NAME:HUB_ID or NAME:FOLDER")
-    parser.add_argument("--strategy", required=True, metavar="S", help="a preset, or peft:<METHOD>")
-    parser.add_argument("--data", required=True, metavar="NAME[:PATH]", help="such as phantoms or roco:/data/roco")
+    parser.add_argument("--backbone", metavar="B", help="NAME, NAME:HUB_ID or NAME:FOLDER; with --from, its base's location")
+    parser.add_argument("--strategy", metavar="S", help="a preset, or peft:<METHOD>")
+    parser.add_argument(
+        "--from", metavar="ADAPTER", dest="start_from",
+        help="start with the weights of this adapter, whose backbone and strategy these are",
+    )  # fmt: skip
+    parser.add_argument("--data", metavar="NAME[:PATH]", help="such as phantoms or roco:/data/roco")
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="the run's folder; its adapter will be in DIR/adapter"
     )
     add_set(parser, "strategy.K=V, train.K=V, data.K=V or generation.K=V; may be repeated")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
+    parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="continue from the last checkpoint in --out; after a finished run, without --data, to more --epochs",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the adapter in --out")
     parser.add_argument("--epochs", type=float, metavar="N")
     parser.add_argument("--max-steps", type=int, metavar="N", help="optimiser steps; overrides --epochs")
     parser.add_argument("--batch-size", type=int, metavar="N")
-    parser.add_argument("--learning-rate", type=float, metavar="X", help="peak rate (default: the strategy's own)")
+    parser.add_argument("--learning-rate", type=float, metavar="X", help="peak rate (default: the strategy's or --from's)")
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images of each split")
     parser.add_argument("--no-eval", action="store_true", help="do not caption and score the test split afterwards")
     add_json(parser)
 
 
+def _config(arguments: argparse.Namespace) -> RunConfig:
+    """The run's settings, from the words of the command line or from the finished run that is resumed."""
+    from medgraft.config import changed_run, run_config
+
+    if arguments.start_from is not None:
+        from medgraft.api import run_config
+    given = [f"train.{key}={value}" for short, key in _SHORT.items() if (value := getattr(arguments, short)) is not None]
+    overrides = [*arguments.overrides, *given]
+    named = (arguments.backbone, arguments.strategy, arguments.start_from, arguments.data)
+    if arguments.resume and not any(named):
+        from medgraft.benchmark import config_in
+
+        lengthened = arguments.epochs is not None and arguments.max_steps is None
+        return changed_run(
+            config_in(arguments.out), seed=arguments.seed, max_images=arguments.max_images,
+            overrides=["train.max_steps=-1", *overrides] if lengthened else overrides,
+        )  # fmt: skip
+    if arguments.data is None:
+        raise ConfigError("Name the data to train on, with --data NAME[:PATH].")
+    return run_config(
+        backbone=arguments.backbone, strategy=arguments.strategy, start_from=arguments.start_from, data=arguments.data,
+        seed=arguments.seed or 0, max_images=arguments.max_images, overrides=overrides,
+    )  # fmt: skip
+
+
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
-    from medgraft.config import CONTROLS, run_config
+    from medgraft.config import CONTROLS
 
-    given = [f"train.{key}={value}" for short, key in _SHORT.items() if (value := getattr(arguments, short)) is not None]
-    config = run_config(
-        backbone=arguments.backbone, strategy=arguments.strategy, data=arguments.data, seed=arguments.seed,
-        max_images=arguments.max_images, overrides=[*arguments.overrides, *given],
-    )  # fmt: skip
+    config = _config(arguments)
     from medgraft.adapter import IN_RUN
     from medgraft.benchmark import execute
     from medgraft.hardware import is_main_process

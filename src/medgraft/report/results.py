@@ -171,11 +171,13 @@ def measured_scores(captions: RunCaptions, metrics: tuple[str, ...], plugins: Pl
 
 
 def leak_notes(records: Iterable[Record]) -> tuple[str, ...]:
-    """What the records say about leaks between splits, each once."""
+    """What the records say about leaks between splits, and from earlier training, each once."""
     notes = dict[str, None]()
     for record in records:
         dropped = record.data_report.leaking if record.data_report else 0
         left = f" ({dropped} images were left out for it)" if dropped else ""
         if record.leaks:
             notes[f"The splits overlap: {'; '.join(map(str, record.leaks))}{left}."] = None
+        if (seen := record.seen_in_training) and (seen.images or seen.groups):
+            notes[f"Training went on from an adapter that knows scored images. {seen}"] = None
     return tuple(notes)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
 from medgraft.errors import ConfigError, StrategyError
-from medgraft.strategies.base import PartPlan, Strategy
+from medgraft.strategies.base import FROZEN, PartPlan, Strategy
 from medgraft.strategies.lora_inits import changes_base
 from medgraft.strategies.peft_methods import peft_config
 from medgraft.strategies.peft_warnings import EXPECTED
@@ -51,9 +52,13 @@ class Applied:
         return text
 
 
-def apply_strategy(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> Applied:
+def apply_strategy(
+    model: nn.Module, anatomy: Anatomy, strategy: Strategy, attach: Callable[[], nn.Module] | None = None
+) -> Applied:
     """Change `model` so that exactly the parameters selected by `strategy` are trainable.
 
+    `attach`, if given, puts the weights of an adapter made with `strategy` onto `model`, makes them trainable and returns the
+    whole; without it new adapters are added.
     StrategyError if the backbone has none of the trained parts, a plan matches nothing, or it would train quantised weights.
     """
     anatomy = anatomy.present(name for name, _ in model.named_parameters())
@@ -63,34 +68,42 @@ def apply_strategy(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> Ap
         raise StrategyError(f"The base was loaded without {strategy.quantization}; pass the strategy to load_backbone.")
     model.requires_grad_(False)
     before = {id(parameter) for parameter in model.parameters()}
-    wrapped: nn.Module = model
-    matched: tuple[str, ...] = ()
+    wrapped: Any = model
     initial: Mapping[str, torch.Tensor] = {}
-    by_peft: set[int] = set()  # PEFT's option `bias` trains parameters of the base, and its files hold them
-    if strategy.uses_adapter:
+    if attach is not None:
+        wrapped = attach()
+    elif strategy.uses_adapter:
         wrapped = peft_model = _add_adapter(model, anatomy, strategy)
-        matched = tuple(peft_model.base_model.targeted_module_names)
-        by_peft = {id(parameter) for parameter in wrapped.parameters() if parameter.requires_grad}
         if changes_base(strategy):
             saved = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
             initial = {name: tensor.detach().clone() for name, tensor in saved.items()}
+    by_peft = (
+        {id(parameter) for parameter in wrapped.parameters() if parameter.requires_grad} if strategy.uses_adapter else set()
+    )
     for name, parameter in _full_parameters(model, anatomy, strategy):
         if not parameter.is_floating_point():
             raise StrategyError(f"{name} is quantised and cannot be trained; freeze its part or give it an adapter.")
         parameter.requires_grad_(True)
+        by_peft.discard(id(parameter))
     trained = {bare_name(n): p for n, p in wrapped.named_parameters() if p.requires_grad}
-    direct = tuple(name for name, parameter in trained.items() if id(parameter) in before - by_peft)
-    added = tuple(name for name, parameter in trained.items() if id(parameter) not in before - by_peft)
-    _check_scope(anatomy, strategy, direct, added)
+    before -= by_peft  # PEFT's option `bias` trains parameters of the base, and its files hold them
+    direct = tuple(name for name, parameter in trained.items() if id(parameter) in before)
+    added = tuple(name for name, parameter in trained.items() if id(parameter) not in before)
+    if attach is None:
+        _check_scope(anatomy, strategy, direct, added)
+    parts = {anatomy.part_of(name) for name in trained}
+    if attach is not None:  # a plain PEFT adapter may be in some of the parts
+        unused = [part for part in anatomy.parts if strategy.plan(part).mode == "adapter" and part not in parts]
+        strategy = strategy.model_copy(update=dict.fromkeys(unused, FROZEN))
     return Applied(
         strategy=strategy,
         model=wrapped,
-        matched_modules=matched,
+        matched_modules=tuple(wrapped.base_model.targeted_module_names) if strategy.uses_adapter else (),
         quantized=quantized,
         direct=direct,
         adapter_parameters=added,
         initial=initial,
-        frozen_parts=tuple(p for p in anatomy.parts if strategy.plan(p).mode == "frozen"),
+        frozen_parts=tuple(p for p in anatomy.parts if strategy.plan(p).mode == "frozen" and p not in parts),
         trainable_parameters=sum(p.numel() for p in trained.values()),
         total_parameters=sum(_size(p) for p in wrapped.parameters()),
     )
@@ -112,7 +125,7 @@ def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> Peft
         with warnings.catch_warnings():
             for expected in EXPECTED:
                 warnings.filterwarnings("ignore", message=f".*{expected}")
-            peft_model = get_peft_model(model, config)
+            peft_model: nn.Module = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:  # PEFT's methods raise any of these
         base_kind = f" to a base model in {strategy.quantization}" if strategy.quantization != "none" else ""
         raise ConfigError(f"PEFT method {strategy.method} cannot be applied{base_kind}: {error}") from error

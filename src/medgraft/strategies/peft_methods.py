@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from pydantic import JsonValue
 from torch import nn
 
 from medgraft.errors import ConfigError, StrategyError, UnknownNameError, suggestion
@@ -130,6 +131,13 @@ def check_options(strategy: Strategy) -> None:
         if key in UNSUITED_OPTIONS and strategy.options[key]:
             raise ConfigError(f"{key} cannot be set: with it an adapter {UNSUITED_OPTIONS[key]}. Leave it out.")
     check_init(strategy)
+
+
+def options_in(method: str, content: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """The options of a PEFT method in the content of an adapter_config.json that are not PEFT's defaults."""
+    fields = _fields(PEFT_TYPE_TO_CONFIG_MAPPING[_peft_type(method)])
+    mine = {key: value for key, value in content.items() if key in fields and key not in (*_OURS, "peft_version", "revision")}
+    return {key: value for key, value in mine.items() if isinstance(value, int | float | str) and value != fields[key].default}
 
 
 def _fields(config: type[PeftConfig]) -> dict[str, dataclasses.Field[Any]]:

@@ -20,6 +20,11 @@ def orthogonality(model: nn.Module) -> torch.Tensor:
     return weight * torch.stack(terms).mean()
 
 
+def has_ranks(model: Any) -> bool:
+    """Whether the ranks of the layers were chosen already, by the training of an adapter that this one goes on from."""
+    return bool(model.peft_config["default"].rank_pattern)
+
+
 class RankAllocation(TrainerCallback):
     """Tells PEFT the number of steps, and lets it move rank between layers after each step."""
 

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from transformers import TrainingArguments
 
 from medgraft import hardware
 from medgraft.config import RunConfig
 from medgraft.prepare import uses_bf16
 from medgraft.strategies import Applied
+from medgraft.training.checkpoints import Checkpoints
 from medgraft.training.workers import PREFETCH_FACTOR
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """The checkpoint folder, which is removed after training; `resume` continues from the newest, `written` enables writing."""
-
-    folder: Path
-    resume: bool = False
-    written: bool = True
 
 
 def training_arguments(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from medgraft.progress import progress_bar
 if TYPE_CHECKING:
     from medgraft.training.trainer import CaptionTrainer
 
+_logger = logging.getLogger(__name__)
+
 
 class CollectLosses(TrainerCallback):
     """Tells the trainer when each step, and the optimiser's work in it, begins and ends, and the data set which epoch it is."""
@@ -21,6 +24,12 @@ class CollectLosses(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.timer.start()
+        planned = self.trainer.planned_steps
+        if planned not in (None, state.max_steps):
+            _logger.info(
+                "resumed at step %d of what were %d steps; the learning rate now follows the schedule of %d steps",
+                state.global_step, planned, state.max_steps,
+            )  # fmt: skip
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.train_dataset.begin_epoch(int(state.epoch or 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import operator
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback, Trainer, TrainerState
 
-from medgraft import hardware
 from medgraft.backbones import Backbone, prompt_for
 from medgraft.clock import Clock, Phase
 from medgraft.config import RunConfig
@@ -25,10 +24,11 @@ from medgraft.energy import EnergyMeter
 from medgraft.errors import ConfigError, TrainingError
 from medgraft.features import CachedFeatures
 from medgraft.strategies import Applied
-from medgraft.training.adalora import RankAllocation
-from medgraft.training.arguments import Checkpoints, training_arguments
+from medgraft.training.adalora import RankAllocation, has_ranks
+from medgraft.training.arguments import training_arguments
 from medgraft.training.batches import prepare_batches, resident_features
 from medgraft.training.callbacks import CollectLosses, Progress
+from medgraft.training.checkpoints import Checkpoints, done_and_wanted, trainer_state
 from medgraft.training.flops import flop_counter
 from medgraft.training.graphed_steps import GraphedSteps, graphed_steps
 from medgraft.training.module import CaptioningModule
@@ -36,7 +36,7 @@ from medgraft.training.step_timer import StepTimer
 from medgraft.training.workers import forking, stop_workers
 from medgraft.types import CaptionData
 
-__all__ = ["CaptionTrainer", "Checkpoints", "TrainResult", "fit"]
+__all__ = ["CaptionTrainer", "TrainResult", "fit"]
 
 _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
 
@@ -45,14 +45,15 @@ _TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
 class TrainResult:
     """What training measured: loss and seconds of every optimiser step, and validation losses as (step, loss).
 
-    Seconds include the wait for data; steps made before a resume have none. `step_flops` are the FLOPs of the first batch's
-    matrix products, None with a quantised base, whose products torch does not count. `energy_joules` is the energy of all
-    steps, None without a counter for it or if some steps were not measured.
+    Seconds include the wait for data; steps made before a resume have none. `epochs` may be a fraction. `step_flops` are the
+    FLOPs of the first batch's matrix products, None with a quantised base, whose products torch does not count.
+    `energy_joules` is the energy of all steps, None without a counter for it or if some steps were not measured.
     """
 
     losses: tuple[float, ...]
     step_seconds: tuple[float, ...]
     validation_losses: tuple[tuple[int, float], ...]
+    epochs: float
     step_flops: int | None
     energy_joules: float | None
 
@@ -73,22 +74,24 @@ def fit(
     with clock.phase("train"):
         trainer = _trainer(backbone, applied, config, data, checkpoints, clock, cached)
         trainer.add_callback(Progress(trainer))
-        last = _last_checkpoint(checkpoints.folder) if checkpoints.resume else None
+        last = checkpoints.newest() if checkpoints.resume else None
         if not checkpoints.resume:
-            _remove(checkpoints.folder)
+            checkpoints.remove()
         try:
-            with forking(trainer.args.dataloader_num_workers):
-                trainer.train(resume_from_checkpoint=last)
+            if last is not None and operator.ge(*done_and_wanted(last, config.train)):  # the Trainer would make one step more
+                trainer.take_over(last)
+            else:
+                with forking(trainer.args.dataloader_num_workers):
+                    trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
             trainer.release()
         losses = trainer.step_losses()  # waits until the accelerator has finished all steps
         trainer.energy.update()
         trainer.check_finite(losses)
         trainer.model.eval()
-        with clock.phase("checkpoint"):
-            _remove(checkpoints.folder)
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
-    return TrainResult(losses, trainer.timer.seconds(), evaluations, trainer.flops, None if last else trainer.energy.joules)
+    epochs, energy = float(trainer.state.epoch or 0), None if last else trainer.energy.joules
+    return TrainResult(losses, trainer.timer.seconds(), evaluations, epochs, trainer.flops, energy)
 
 
 def _trainer(
@@ -113,31 +116,18 @@ def _trainer(
         data_collator=batches.collator,
         clock=clock,
     )
-    if applied.strategy.method == "ADALORA" and applied.adapter_parameters:
+    if applied.strategy.method == "ADALORA" and applied.adapter_parameters and not has_ranks(applied.model):
         trainer.add_callback(RankAllocation(applied.model))
     trainer.counts_flops = not applied.quantized
-    trainer.identity = config.model_dump_json(
+    settings = config.model_dump_json(
         exclude={
-            "train": {"report_to", "dataloader_num_workers"},
+            "train": {"report_to", "dataloader_num_workers", "num_train_epochs", "max_steps", "save_final_state"},
             "features": {"enabled", "max_gb", "device_gb"},
             "acceleration": True,
         }
     )
+    trainer.identity = settings + checkpoints.data
     return trainer
-
-
-def _remove(folder: Path) -> None:
-    """Remove the checkpoints, once no process is writing any."""
-    hardware.wait_for_everyone()
-    if hardware.is_main_process():
-        shutil.rmtree(folder, ignore_errors=True)
-    hardware.wait_for_everyone()
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint: the Trainer writes its state last."""
-    complete = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 
 class CaptionTrainer(Trainer):
@@ -146,7 +136,8 @@ class CaptionTrainer(Trainer):
     def __init__(self, *, clock: Clock, **options: Any):  # the options of transformers.Trainer
         super().__init__(**options)
         self.clock = clock
-        self.identity = ""  # the run's configuration; a checkpoint of another one is refused
+        self.identity = ""  # the run's settings but its length, and its data; a checkpoint of others is refused
+        self.planned_steps: int | None = None  # of the run that wrote the checkpoint to resume from
         self.remove_callback(PrinterCallback)
         self.counts_flops = False
         self.flops: int | None = None  # of the first batch
@@ -271,9 +262,15 @@ class CaptionTrainer(Trainer):
         progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         if progress["identity"] != self.identity or shapes != {name: p.shape for name, p in wanted.items()}:
-            raise TrainingError(f"{folder} was made with other settings; use those settings, or train without --resume.")
+            raise TrainingError(f"{folder} was made with other settings or data; use those, or train without --resume.")
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(tensors[name])
         self._losses = list(progress["losses"])
         self.clock.add("train", progress["seconds"])
+        self.planned_steps = trainer_state(folder)["max_steps"]
+
+    def take_over(self, checkpoint: Path) -> None:
+        """The weights and the state of a checkpoint at the end of training."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

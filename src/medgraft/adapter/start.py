@@ -1,0 +1,121 @@
+"""The adapter that a run goes on from: its strategy and weights, what it was trained on, and what came before it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from medgraft.adapter.base_name import located_base
+from medgraft.adapter.contents import Contents, check_bytes, read_contents
+from medgraft.adapter.loading import attach
+from medgraft.adapter.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TENSORS, TRAINED_ON, Ancestor, Manifest, file_entry
+from medgraft.adapter.peft_base import base_of
+from medgraft.adapter.trained_on import TrainedOn
+from medgraft.backbones import Backbone
+from medgraft.config import RunConfig
+from medgraft.errors import AdapterError
+from medgraft.plugin import PluginManager
+from medgraft.strategies import Strategy, options_in, peft_strategy
+
+_FREE = ("learning_rate",)  # of a strategy: what may change without changing the adapter
+_FREE_OF_PLAIN_PEFT = (*_FREE, "quantization", "double_quantization", "compute_dtype")
+
+
+@dataclass(frozen=True)
+class Start:
+    """An adapter whose weights a run starts with; `digest` identifies them.
+
+    `trained_on` is None for a plain PEFT adapter and for a package of an older version.
+    """
+
+    contents: Contents
+    strategy: Strategy
+    digest: str
+    trained_on: TrainedOn | None
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The package's manifest; None for a plain PEFT adapter."""
+        return self.contents.manifest
+
+    def attach(self, base: Backbone) -> nn.Module:
+        """Put the weights onto the base, trainable, and return the model; AdapterError if they do not belong to it."""
+        return attach(base, self.contents)
+
+    def with_prompt(self, config: RunConfig) -> RunConfig:
+        """`config` with the prompt that the adapter was trained with, unless it has another."""
+        if self.manifest is None or config.train.prompt is not None:
+            return config
+        return config.model_copy(update={"train": config.train.model_copy(update={"prompt": self.manifest.prompt})})
+
+    def in_place(self) -> tuple[str, ...]:
+        """Names of the base's tensors that the adapter replaces."""
+        return tuple(self.contents.tensors.get(TENSORS, {}))
+
+    def lineage(self) -> tuple[Ancestor, ...]:
+        """The adapters before a run that starts here, the oldest first."""
+        if self.manifest is None:
+            return (Ancestor(adapter=self.digest),)
+        data, training = self.manifest.data, self.manifest.training
+        own = Ancestor(
+            adapter=self.digest, data=data["name"], data_fingerprint=data.get("fingerprint"), images=training.get("images"),
+            steps=training.get("steps"), epochs=training.get("epochs"), learning_rate=training.get("learning_rate"),
+            seed=self.manifest.seed, versions=self.manifest.versions,
+        )  # fmt: skip
+        return (*self.manifest.lineage, own)
+
+
+def named_by(start_from: str, backbone: str | None, strategy: str | None) -> tuple[str, str]:
+    """The names of backbone and strategy for a run that starts from an adapter; those given have to agree with it."""
+    contents = read_contents(start_from)
+    folder, manifest = contents.folder, contents.manifest
+    own = manifest.strategy if manifest else f"peft:{(contents.settings or {})['peft_type']}"
+    if strategy is not None and strategy.lower() != own.lower():
+        raise AdapterError(
+            f"{folder} was made with strategy {own}, not {strategy}. Leave --strategy out, or train without --from."
+        )
+    if backbone is not None:
+        return backbone, own
+    return located_base(folder, manifest) if manifest else base_of(contents, plugins=PluginManager.from_environment()), own
+
+
+def read_start(config: RunConfig) -> Start | None:
+    """The adapter that `config` starts from, if it names one.
+
+    Its strategy has the rate that it was trained with, unless `config` has another. AdapterError for a damaged package, and
+    for settings that contradict it.
+    """
+    if config.start_from is None:
+        return None
+    named_by(config.start_from, config.backbone, config.strategy)
+    contents = read_contents(config.start_from)
+    check_bytes(contents)
+    folder, manifest = contents.folder, contents.manifest
+    if manifest is None:
+        content = contents.settings or {}
+        strategy = peft_strategy(f"peft:{content['peft_type']}")
+        strategy = strategy.model_copy(update={"options": options_in(strategy.method, content)})
+    else:
+        rate = manifest.training.get("learning_rate", manifest.strategy_settings.learning_rate)
+        strategy = manifest.strategy_settings.model_copy(update={"learning_rate": rate})
+    free = _FREE if manifest else _FREE_OF_PLAIN_PEFT
+    for key, value in config.strategy_options.items():
+        if key not in free and strategy.with_options({key: value}) != strategy:
+            raise AdapterError(
+                f"strategy.{key}={value} contradicts {folder}: training goes on with an adapter as it was made. "
+                "Leave the setting out, or train without --from."
+            )
+    strategy = strategy.with_options({key: value for key, value in config.strategy_options.items() if key in free})
+    known = manifest is not None and TRAINED_ON in manifest.files
+    return Start(contents, strategy, _digest(folder, manifest), TrainedOn.read(folder) if known else None)
+
+
+def _digest(folder: Path, manifest: Manifest | None) -> str:
+    """SHA-256 over the digests of the files that determine what the adapter does."""
+    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, TENSORS)
+    files = manifest.files if manifest else {name: file_entry(folder / name) for name in names if (folder / name).is_file()}
+    lines = "".join(f"{name}:{files[name].sha256}\n" for name in names if name in files)
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,50 @@
+"""The settings of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from medgraft.strict_model import StrictModel
+
+
+class TrainConfig(StrictModel):
+    """Training, under the names of transformers' TrainingArguments."""
+
+    num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the training captions")
+    max_steps: int = Field(default=-1, ge=-1, description="optimiser steps; replaces num_train_epochs if positive")
+    per_device_train_batch_size: int = Field(default=16, gt=0, description="captions per training batch and device")
+    per_device_eval_batch_size: int = Field(default=32, gt=0, description="images per batch in validation and captioning")
+    gradient_accumulation_steps: int = Field(default=1, gt=0, description="batches accumulated for one optimiser step")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
+    learning_rate: float | None = Field(default=None, gt=0, description="peak rate; default: the strategy's")
+    lr_scheduler_type: str = Field(default="cosine", description="learning rate schedule, by transformers' names")
+    warmup_steps: float = Field(default=0.05, ge=0, description="steps to the peak rate; below 1: a fraction of all steps")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay; not applied to biases and norms")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="clip gradients to this norm")
+    optim: str = Field(default="adamw_torch_fused", description="optimiser, by transformers' names")
+    bf16: bool | Literal["auto"] = Field(default="auto", description="bf16 autocast; auto: where the hardware has bf16 units")
+    max_text_tokens: int = Field(default=128, gt=2, description="longer captions are truncated; special tokens count")
+    prompt: str | None = Field(default=None, description="text before every caption; default: the backbone's")
+    save_steps: int | None = Field(default=None, gt=0, description="steps between checkpoints; default: one per epoch")
+    save_total_limit: int = Field(default=1, gt=0, description="number of checkpoints to keep on disk")
+    save_final_state: bool | Literal["auto"] = Field(
+        default="auto",
+        description="keep the last checkpoint, so that --resume can train more epochs; auto: if it takes at most 200 MB",
+    )
+    eval_during_training: bool = Field(default=False, description="compute the validation loss after each epoch")
+    dataloader_num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default="auto", description="worker processes that read images; auto: 0 on a CPU, up to 8 with an accelerator"
+    )
+    pixel_cache_gb: float = Field(default=0.5, ge=0, description="memory for caching decoded and resized images")
+    report_to: tuple[str, ...] = Field(default=(), description='transformers\' loggers, such as ["tensorboard"]')
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ungrouped(cls, values: Any) -> Any:
+        """Handle `group_by_length`, which suites and records of earlier versions contain."""
+        if isinstance(values, Mapping) and values.get("group_by_length"):
+            raise ValueError("group_by_length was removed because it reduced quality; leave it out")
+        return {k: v for k, v in values.items() if k != "group_by_length"} if isinstance(values, Mapping) else values
