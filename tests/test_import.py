@@ -18,7 +18,7 @@ CHAIN = [
     "energy", "file_index", "config",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "prepare", "training",
     "adapter", "captioning", "text_statistics", "metrics", "stats", "scoring", "saliency", "inference", "benchmark",
-    "inspection", "fork_server", "testing", "plugin_api", "report", "api",
+    "conversion", "inspection", "fork_server", "testing", "plugin_api", "report", "api",
     "scaffold", "cli",
 ]  # fmt: skip
 

@@ -31,7 +31,11 @@ def write_card(folder: Path, manifest: Manifest) -> None:
     table = f"## Scores\n\n{scored}\n\n| metric | value |\n|---|---|\n{rows}\n\n" if manifest.metrics else ""
     where = ", ".join(f"{part} {plan.mode}" for part, plan in settings.plans.items() if part in training["parts"])
     base = f"; base model in {settings.quantization}" if settings.quantization != "none" else ""
-    plain = _USE_PEFT.format(folder=folder.name) if settings.uses_adapter and not training["in_place"] else ""
+    plain = (
+        _USE_PEFT.format(folder=folder.name)
+        if "adapter_model.safetensors" in manifest.files and not training["in_place"]
+        else ""
+    )
     text = f"""---
 library_name: {"peft" if settings.uses_adapter else "medgraft"}
 base_model: {manifest.backbone.partition(":")[2] or manifest.backbone}
@@ -50,7 +54,7 @@ Made by medgraft {manifest.versions.get("medgraft")}. Not a medical device: capt
 - Data `{manifest.data["name"]}`: {training["images"]} training images.
 - Training took {training["seconds"]:.0f} s on {training["hardware"]}.
 - Base weights `{manifest.base_fingerprint[:16]}` (SHA-256 over all tensors); another base is refused.
-
+{training.get("note", "")}
 {table}## Use
 
 ```python

@@ -13,15 +13,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medgraft import hardware
+from medgraft.adapter.compact import add_changes, as_peft
 from medgraft.adapter.locating import locate_adapter
 from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest, verify_files
-from medgraft.adapter.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TENSORS
+from medgraft.adapter.saving import ADAPTER_CONFIG, CHANGES, TENSORS
 from medgraft.adapter.trained_on import TRAINED_ON, TrainedOn
 from medgraft.backbones import Backbone
 from medgraft.errors import AdapterError
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_adapter
-from medgraft.strategies import Strategy
+from medgraft.strategies import Strategy, dequantize
 
 
 @dataclass(frozen=True)
@@ -43,44 +44,58 @@ class LoadedAdapter:
         return self.manifest.prompt if self.manifest else None
 
 
-def load_adapter(folder: Path, *, plugins: PluginManager, backbone: str | None = None) -> LoadedAdapter:
+def load_adapter(
+    folder: Path, *, plugins: PluginManager, backbone: str | None = None, plain: bool = False, dequantized: bool = False
+) -> LoadedAdapter:
     """Load the adapter in `folder` onto its base; `backbone` (`NAME:SOURCE`) locates the base on this machine.
 
     The kernels used in training are installed if they apply here, so in the run's precision the logits are bit-identical to
-    those at saving. AdapterError if files are missing or altered, or if the base has another fingerprint. A plain PEFT folder
+    those at saving. With `plain` none are installed and everything is in fp32; with `dequantized` a quantised base has linear
+    layers with the values that it stands for.
+
+    AdapterError if files are missing or altered, or if the base has another fingerprint. A plain PEFT folder
     is loaded too if `backbone` is given.
     """
     folder = locate_adapter(folder)
     if not (folder / MANIFEST).is_file() and (folder / ADAPTER_CONFIG).is_file():
-        return _load_plain_peft(folder, plugins, backbone)
+        return _load_plain_peft(folder, plugins, backbone, () if plain else None)
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
 
     def attach(base: Backbone) -> nn.Module:
         _check_base(base, manifest, folder)
+        if dequantized:
+            dequantize(base.model)
         base.model.requires_grad_(False)
-        model = _attach_peft(base, folder) if ADAPTER_WEIGHTS in manifest.files else base.model
+        model: nn.Module = base.model
+        if ADAPTER_CONFIG in manifest.files:
+            with as_peft(folder, manifest.files) as peft_folder:
+                model = _attach_peft(base, peft_folder)
         if TENSORS in manifest.files:
             _restore(base.model, load_file(folder / TENSORS), folder)
+        if CHANGES in manifest.files:
+            add_changes(base.model, folder)
         return model
 
-    bf16 = manifest.bf16 and hardware.bf16_supported(hardware.device().type)
+    bf16 = manifest.bf16 and not plain and hardware.bf16_supported(hardware.device().type)
     loaded, model, acceleration = prepare_adapter(
         backbone or manifest.backbone, manifest.strategy_settings, attach, plugins=plugins,
         dtype=torch.bfloat16 if bf16 else torch.float32,
-        trained_with=manifest.acceleration,
+        trained_with=() if plain else manifest.acceleration,
     )  # fmt: skip
     trained_on = TrainedOn.read(folder) if TRAINED_ON in manifest.files else None
     return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on)
 
 
-def _load_plain_peft(folder: Path, plugins: PluginManager, backbone: str | None) -> LoadedAdapter:
+def _load_plain_peft(
+    folder: Path, plugins: PluginManager, backbone: str | None, kernels: tuple[str, ...] | None
+) -> LoadedAdapter:
     if backbone is None:
         raise AdapterError(
             f"{folder} is a plain PEFT adapter and does not say which backbone it is for. Add --backbone NAME:SOURCE."
         )
     loaded, model, acceleration = prepare_adapter(
-        backbone, Strategy(), lambda base: _attach_peft(base, folder), plugins=plugins
+        backbone, Strategy(), lambda base: _attach_peft(base, folder), plugins=plugins, trained_with=kernels
     )
     return LoadedAdapter(loaded, model, None, acceleration.installed)
 

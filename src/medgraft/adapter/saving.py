@@ -21,7 +21,9 @@ from medgraft.backbones.weights import TensorDigest, tensor_digests, tensor_layo
 from medgraft.strategies import Applied
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-TENSORS = "trained_tensors.safetensors"
+ADAPTER_INT8 = "adapter_model.int8.safetensors"  # see compact.py, as for CHANGES
+TENSORS, CHANGES = "trained_tensors.safetensors", "trained_changes.safetensors"
+WEIGHTS = (ADAPTER_WEIGHTS, ADAPTER_INT8, TENSORS, CHANGES)
 
 
 def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tuple[str, ...]:
@@ -31,7 +33,7 @@ def save_weights(folder: Path, applied: Applied, base: Mapping[str, str]) -> tup
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).is_file():
-        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS, TRAINED_ON, MANIFEST):
+        for name in (*WEIGHTS, ADAPTER_CONFIG, TRAINED_ON, MANIFEST):
             (folder / name).unlink(missing_ok=True)
     written: list[str] = []
     if applied.strategy.uses_adapter:
@@ -61,7 +63,7 @@ def finish_package(folder: Path, manifest: Manifest, files: tuple[str, ...]) -> 
 
 def adapter_bytes(manifest: Manifest) -> int:
     """The total size of a package's weight files."""
-    return sum(entry.bytes for name, entry in manifest.files.items() if name in (ADAPTER_WEIGHTS, TENSORS))
+    return sum(entry.bytes for name, entry in manifest.files.items() if name in WEIGHTS)
 
 
 def in_place_digests(applied: Applied, checkpoint: Mapping[str, TensorDigest] | None = None) -> dict[str, str]:

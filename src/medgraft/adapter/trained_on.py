@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class SeenInTraining:
 class TrainedOn:
     """The truncated digests of the images and group names that an adapter was trained on."""
 
-    tensors: Mapping[str, NDArray[np.uint8]]
+    tensors: Mapping[str, NDArray[Any]]
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> TrainedOn:
@@ -53,6 +54,16 @@ class TrainedOn:
         """Of a package that has the file."""
         return cls(load_file(folder / TRAINED_ON))
 
+    def union(self, other: TrainedOn) -> TrainedOn:
+        """Of both sets of examples, by the shorter of both sets' digests."""
+        names = ("images", "groups")
+        return TrainedOn({key: tensor for name in names for key, tensor in self._joined(other, name).items()})
+
+    def _joined(self, other: TrainedOn, name: str) -> dict[str, NDArray[Any]]:
+        bits = min(self._bits(name), other._bits(name))
+        both = [one._stored(name) >> np.uint64(one._bits(name) - bits) for one in (self, other)]
+        return _packed(name, np.unique(np.concatenate(both)), bits)
+
     def write(self, folder: Path) -> str:
         """Write the file into a package; returns its name."""
         save_file(dict(self.tensors), folder / TRAINED_ON)
@@ -64,18 +75,28 @@ class TrainedOn:
         groups = self._has("groups", [_name_digest(example.group or "") for example in examples])
         return SeenInTraining(len(examples), int(images.sum()), int((groups & ~images).sum()))
 
-    def _has(self, name: str, digests: Sequence[str]) -> NDArray[np.bool_]:
+    def _bits(self, name: str) -> int:
+        return len(self.tensors[f"{name}.counts"]).bit_length() - 1
+
+    def _stored(self, name: str) -> NDArray[np.uint64]:
         counts, rest = self.tensors[f"{name}.counts"], self.tensors[f"{name}.rest"]
         first = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
-        stored = (first << np.uint64(_REST)) | (rest.astype(np.uint64) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint64))
-        return np.isin(_prefixes(digests, len(counts).bit_length() - 1), stored)
+        stored: NDArray[np.uint64] = first << np.uint64(_REST)
+        return stored | (rest.astype(np.uint64) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint64))
+
+    def _has(self, name: str, digests: Sequence[str]) -> NDArray[np.bool_]:
+        return np.isin(_prefixes(digests, self._bits(name)), self._stored(name))
 
 
-def _pack(name: str, digests: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
+def _pack(name: str, digests: Iterable[str]) -> dict[str, NDArray[Any]]:
     distinct = sorted(set(digests))
     bits = max(len(distinct).bit_length() - 1, 0)
-    prefixes = np.unique(_prefixes(distinct, bits))
-    counts = np.bincount((prefixes >> np.uint64(_REST)).astype(np.intp), minlength=1 << bits).astype(np.uint8)
+    return _packed(name, np.unique(_prefixes(distinct, bits)), bits)
+
+
+def _packed(name: str, prefixes: NDArray[np.uint64], bits: int) -> dict[str, NDArray[Any]]:
+    counts = np.bincount((prefixes >> np.uint64(_REST)).astype(np.intp), minlength=1 << bits)
+    counts = counts.astype(np.min_scalar_type(int(counts.max())))  # uint8, unless a small set was joined with a large one
     rest = np.stack([prefixes >> np.uint64(shift) & np.uint64(255) for shift in (16, 8, 0)], axis=1).astype(np.uint8)
     return {f"{name}.counts": counts, f"{name}.rest": rest}
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import medgraft
 from medgraft.cli import (
+    adapter,
     bench,
     caption,
     check_plugin,
@@ -31,7 +32,7 @@ from medgraft.progress import log_to_stderr
 from medgraft.quiet import quiet_libraries
 
 _COMMANDS = (
-    list_names, plugins, phantoms, tiny_models, data, train, evaluate, caption, explain, score, bench, report, compare,
+    list_names, plugins, phantoms, tiny_models, data, train, adapter, evaluate, caption, explain, score, bench, report, compare,
     features, new_plugin, check_plugin,
 )  # fmt: skip
 

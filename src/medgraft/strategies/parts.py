@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -13,6 +14,9 @@ from medgraft.strategies.base import PartPlan, Strategy
 from medgraft.strategies.peft_methods import peft_config
 from medgraft.strategies.quantization import quantized_modules
 from medgraft.types import Anatomy, Part, lies_in
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 _WRAPPED = ("base_model.model.", "base_model.")
 
@@ -93,26 +97,32 @@ def _check_parts(anatomy: Anatomy, strategy: Strategy) -> None:
 
 
 def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy, base: str | None) -> tuple[nn.Module, tuple[str, ...]]:
-    from peft import get_peft_model
-
     config = peft_config(strategy, anatomy, model, base)
     try:
-        with warnings.catch_warnings():
-            for expected in (
-                "base_model_name_or_path. was renamed",
-                "fan_in_fan_out",
-                "Failed to load the CUDA extension",
-                "Unsupported layer type.*LayerNorm",
-                "Setting boft_n",
-            ):
-                warnings.filterwarnings("ignore", message=f".*{expected}")
-            peft_model = get_peft_model(model, config)
+        peft_model = add_peft(model, config, base)
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:  # PEFT's methods raise any of these
         base_kind = f" to a base model in {strategy.quantization}" if strategy.quantization != "none" else ""
         raise ConfigError(f"PEFT method {strategy.method} cannot be applied{base_kind}: {error}") from error
+    return peft_model, tuple(peft_model.base_model.targeted_module_names)
+
+
+def add_peft(model: nn.Module, config: PeftConfig, base: str | None) -> Any:
+    """PEFT's get_peft_model without warnings that do not apply here; `base` is the base's name in the saved config."""
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        for expected in (
+            "base_model_name_or_path. was renamed",
+            "fan_in_fan_out",
+            "Failed to load the CUDA extension",
+            "Unsupported layer type.*LayerNorm",
+            "Setting boft_n",
+        ):
+            warnings.filterwarnings("ignore", message=f".*{expected}")
+        peft_model = get_peft_model(model, config)
     for adapter_config in peft_model.peft_config.values():  # PEFT wrote this machine's path of the model here
         adapter_config.base_model_name_or_path = base
-    return peft_model, tuple(peft_model.base_model.targeted_module_names)
+    return peft_model
 
 
 def _full_parameters(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> Iterator[tuple[str, nn.Parameter]]:

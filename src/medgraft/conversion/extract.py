@@ -1,0 +1,236 @@
+"""Any adapter as a LoRA: the truncated singular value decomposition of what training changed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from medgraft.adapter import Manifest, adapter_bytes, finish_package, load_adapter, locate_adapter, save_weights
+from medgraft.adapter.compact import LEFT, RIGHT, quantized_to_int8
+from medgraft.adapter.saving import ADAPTER_INT8, ADAPTER_WEIGHTS, CHANGES
+from medgraft.backbones import Backbone
+from medgraft.config import DataConfig
+from medgraft.conversion.derived import applied, derived, manifest_of
+from medgraft.conversion.low_rank import LowRank, low_rank
+from medgraft.conversion.merge import merge_into_base
+from medgraft.conversion.new_folder import new_folder
+from medgraft.conversion.quality import Quality, quality, validation_examples
+from medgraft.errors import AdapterError, ConfigError
+from medgraft.models import load_model
+from medgraft.plugin import PluginManager
+from medgraft.strategies import PartPlan, Strategy, add_peft, dequantize
+from medgraft.types import Anatomy
+
+StoredDtype = Literal["fp32", "bf16", "int8"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """`rank` of every matrix, or None for the lowest that keeps the share `keep` of its change's energy (squared values).
+
+    `linear_only` drops what is not in linear layers. What it costs is measured on `images` validation images of `data`; None
+    stands for the data of the training, and for all images.
+    """
+
+    rank: int | None = None
+    keep: float = 0.99
+    dtype: StoredDtype = "fp32"
+    linear_only: bool = False
+    data: DataConfig | None = None
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A low-rank package. `whole` counts tensors stored as they are, `dropped` those left out, with `dropped_energy` of all.
+
+    `before` and `after` are None if no validation data was found.
+    """
+
+    folder: str
+    bytes_before: int
+    bytes: int
+    low_rank: int
+    ranks: tuple[int, int]
+    whole: int
+    dropped: int
+    dropped_energy: float
+    before: Quality | None
+    after: Quality | None
+    images: int
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What training added to the parameters of the base: in linear layers as LoRA, elsewhere in low rank or whole."""
+
+    lora: Mapping[str, LowRank]  # by module
+    factors: Mapping[str, LowRank]  # by parameter
+    whole: Mapping[str, torch.Tensor]  # by parameter
+    dropped: tuple[str, ...]
+    dropped_energy: float
+
+
+def extract_adapter(
+    adapter: Path, out: Path, *, plugins: PluginManager, backbone: str | None = None, options: ExtractOptions = ExtractOptions()
+) -> Extracted:
+    """Write the adapter to the new folder `out` in low rank, and measure what that costs."""
+    if not 0 < options.keep <= 1 or (options.rank is not None and options.rank < 1):
+        raise ConfigError(f"Rank {options.rank}, keep {options.keep}: a rank is 1 or more, keep is above 0 and at most 1.")
+    adapter = locate_adapter(adapter)
+    with new_folder(out) as folder:
+        loaded = load_adapter(adapter, plugins=plugins, backbone=backbone, plain=True, dequantized=True)
+        source = manifest_of(loaded, backbone)
+        merge_into_base(loaded)
+        trained = {name: parameter.detach().cpu() for name, parameter in loaded.backbone.model.named_parameters()}
+        base = load_model(backbone or source.backbone, source.strategy_settings, plugins=plugins)
+        dequantize(base.model)
+        change = _change(base.model, trained, options, adapter)
+        manifest = _write(folder, base, trained, change, options, source)
+        if loaded.trained_on is not None:
+            manifest = finish_package(folder, manifest, (*manifest.files, loaded.trained_on.write(folder)))
+        del loaded, base, trained
+        examples = validation_examples(options.data, source, options.images, plugins=plugins)
+        before, after = (
+            quality(load_adapter(f, plugins=plugins, backbone=backbone), examples, plugins=plugins) if examples else None
+            for f in (adapter, folder)
+        )
+    ranks = [part.rank for part in (*change.lora.values(), *change.factors.values())]
+    return Extracted(
+        str(out), adapter_bytes(source), adapter_bytes(manifest), len(ranks), (min(ranks, default=0), max(ranks, default=0)),
+        len(change.whole), len(change.dropped), change.dropped_energy, before, after, len(examples),
+    )  # fmt: skip
+
+
+def _change(model: nn.Module, trained: Mapping[str, torch.Tensor], options: ExtractOptions, adapter: Path) -> _Change:
+    own = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
+    if odd := [name for name, tensor in own.items() if name not in trained or trained[name].shape != tensor.shape]:
+        raise AdapterError(f"{adapter} changes the shape of {odd[0]}, which low rank cannot express.")
+    changes = {n: trained[n].float() - own[n].float() for n in own if not torch.equal(trained[n], own[n])}
+    names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    linear = {
+        f"{name}.weight": name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and names[id(module.weight)] == 1  # LoRA would untie tied weights
+    }
+    lora: dict[str, LowRank] = {}
+    factors: dict[str, LowRank] = {}
+    whole: dict[str, torch.Tensor] = {}
+    dropped: list[str] = []
+    for name, change in changes.items():
+        if name not in linear and options.linear_only:
+            dropped.append(name)
+            continue
+        matrix = change.T if name in linear and isinstance(model.get_submodule(linear[name]), Conv1D) else change
+        found = low_rank(matrix.reshape(len(matrix), -1), options.rank, options.keep) if matrix.ndim > 1 else None
+        if found is not None and not options.linear_only and options.rank is None and found.bytes >= matrix.nbytes:
+            found = None  # the matrix itself takes no more
+        if found is None:
+            whole[name] = change
+        elif name in linear:
+            lora[linear[name]] = found
+        else:
+            factors[name] = found
+    energy = {name: float(change.double().square().sum()) for name, change in changes.items()}
+    lost = sum(energy[name] for name in dropped) / max(sum(energy.values()), 1e-300)
+    return _Change(lora, factors, whole, tuple(dropped), lost)
+
+
+def _write(
+    folder: Path,
+    base: Backbone,
+    trained: Mapping[str, torch.Tensor],
+    change: _Change,
+    options: ExtractOptions,
+    source: Manifest,
+) -> Manifest:
+    """Write the package; `trained` are the parameters after training, of which whole ones are stored exactly in fp32."""
+    strategy = _strategy(source.strategy_settings, base.anatomy, change)
+    own = dict(base.model.named_parameters())
+    model = _with_lora(base, change.lora, options.dtype) if change.lora else base.model
+    names = {id(parameter): name for name, parameter in base.model.named_parameters()}  # PEFT moves those of its layers
+    exact = tuple(change.whole) if options.dtype == "fp32" else ()
+    for name in exact:
+        own[name].data = trained[name]
+    direct = tuple(names[id(own[name])] for name in exact)
+    files = list(save_weights(folder, applied(strategy, model, direct), dict.fromkeys(direct, "")))
+    rest = {names[id(own[name])]: tensor for name, tensor in change.whole.items() if name not in exact}
+    for name, part in change.factors.items():
+        rest |= {names[id(own[name])] + LEFT: part.left, names[id(own[name])] + RIGHT: part.right}
+    if rest:
+        save_file(_stored(rest, options.dtype), folder / CHANGES, metadata={"format": "pt"})
+        files.append(CHANGES)
+    if options.dtype == "int8" and change.lora:
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        save_file(quantized_to_int8(tensors), folder / ADAPTER_INT8, metadata={"format": "pt"})
+        (folder / ADAPTER_WEIGHTS).unlink()
+        files[files.index(ADAPTER_WEIGHTS)] = ADAPTER_INT8
+    return finish_package(folder, derived(source, "low-rank", strategy, _training(change, options, source)), tuple(files))
+
+
+def _stored(tensors: Mapping[str, torch.Tensor], dtype: StoredDtype) -> dict[str, torch.Tensor]:
+    if dtype == "int8":
+        return quantized_to_int8(tensors)
+    return {name: tensor.to(_DTYPES[dtype]).contiguous() for name, tensor in tensors.items()}
+
+
+def _with_lora(base: Backbone, parts: Mapping[str, LowRank], dtype: StoredDtype) -> Any:
+    """The model with the low-rank changes of its linear layers as LoRA of scale 1."""
+    from peft import LoraConfig
+
+    every = [name for name, _ in base.model.named_modules()]
+    clash = any(other.endswith(f".{name}") for name in parts for other in every)
+    usual = Counter(part.rank for part in parts.values()).most_common(1)[0][0]
+    ranks = {f"^{re.escape(name)}": part.rank for name, part in parts.items() if part.rank != usual}
+    config = LoraConfig(
+        r=usual, lora_alpha=usual, rank_pattern=ranks, alpha_pattern=dict(ranks),
+        target_modules="|".join(map(re.escape, parts)) if clash else list(parts),
+    )  # fmt: skip
+    model = add_peft(base.model, config, base.source)
+    for name, part in parts.items():
+        layer = base.model.get_submodule(name)
+        kept = torch.bfloat16 if dtype == "bf16" else torch.float32
+        layer.lora_A["default"].weight = nn.Parameter(part.right.to(kept).contiguous())
+        layer.lora_B["default"].weight = nn.Parameter(part.left.to(kept).contiguous())
+    return model
+
+
+def _strategy(source: Strategy, anatomy: Anatomy, change: _Change) -> Strategy:
+    """`source` with LoRA in the parts that have it; parts trained in full on a quantised base stay unquantised."""
+    adapted = {anatomy.part_of(name) for name in change.lora}
+    plans: dict[str, Any] = {}
+    for part, plan in source.plans.items():
+        keeps = plan.mode == "full" and (source.quantization != "none" or part not in adapted)
+        plans[part] = plan if keeps else PartPlan(mode="adapter" if part in adapted else "frozen")
+    ranks = [part.rank for part in change.lora.values()]
+    options = {"r": max(ranks), "lora_alpha": max(ranks)} if ranks else {}
+    return source.model_copy(update={**plans, "method": "LORA", "options": options})
+
+
+def _training(change: _Change, options: ExtractOptions, source: Manifest) -> dict[str, Any]:
+    parts = (*change.lora.values(), *change.factors.values())
+    kept = f"rank {options.rank}" if options.rank else f"ranks that keep {options.keep:g} of each change's energy"
+    others = len(change.whole) + len(change.factors)
+    alone = f" Plain PEFT loads LoRA alone, without {others} other tensors." if others and options.dtype != "int8" else ""
+    needs = " Only medgraft loads it, because its values are in int8." if options.dtype == "int8" else ""
+    lost = f" {len(change.dropped)} tensors outside linear layers were dropped." if change.dropped else ""
+    return {
+        "note": f"- Then made low-rank by singular value decomposition, {kept}, in {options.dtype}.{alone}{needs}{lost}\n",
+        "extracted": {
+            **{name: value for name, value in asdict(options).items() if name not in ("data", "images")},
+            "dropped": list(change.dropped), "files": {name: entry.sha256 for name, entry in source.files.items()},
+        },
+        "trainable_parameters": sum(part.left.numel() + part.right.numel() for part in parts)
+        + sum(tensor.numel() for tensor in change.whole.values()),
+        "in_place": others,
+    }  # fmt: skip

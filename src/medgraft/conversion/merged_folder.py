@@ -1,0 +1,94 @@
+"""The folder of a merged model: what transformers needs to load it, and a card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import copyfile
+from typing import Any, Literal
+
+import torch
+from transformers.utils import cached_file
+
+from medgraft.backbones import Backbone
+from medgraft.config import GenerationConfig
+from medgraft.errors import AdapterError
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_RECIPE = """
+Plain transformers gives the same captions:
+
+```python
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+folder = "{folder}"
+model = AutoModelForImageTextToText.from_pretrained(folder)
+processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+pixels = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")["pixel_values"].to(model.dtype)
+ids = model.generate(pixel_values=pixels, generation_config=model.generation_config)
+print(tokenizer.batch_decode(ids, skip_special_tokens=True)[0])
+```
+"""
+_NO_RECIPE = """
+`AutoModelForImageTextToText.from_pretrained("{folder}")` loads it. Its captions there depend on how image and prompt are put
+together; medgraft's command above does it as in training.
+"""
+
+
+def write_merged(backbone: Backbone, folder: Path, dtype: Dtype, generation: GenerationConfig, prompt: str) -> None:
+    """Write model, tokenizer, image processor, configuration and generation settings; AdapterError if a weight is too large."""
+    model: Any = backbone.model.to("cpu").to(DTYPES[dtype])
+    for name, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{name} has values that {dtype} cannot hold. Merge into bf16 or fp32.")
+    decoding = backbone.generation_inputs(1, torch.device("cpu"), prompt, generation)[1]
+    model.generation_config.update(**decoding.to_diff_dict())
+    model.save_pretrained(folder)
+    backbone.save_processors(folder)
+    for name in ("processor_config.json", "chat_template.json"):
+        found = cached_file(
+            backbone.source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        if found and not (folder / name).exists():
+            copyfile(found, folder / name)
+
+
+def plain_captions(backbone: Backbone, pixel_values: torch.Tensor) -> list[str] | None:
+    """What the model's own `generate` makes of pixel values alone; None for models that need more."""
+    model = backbone.model
+    try:
+        with torch.no_grad():
+            ids = model.generate(pixel_values=pixel_values, generation_config=model.generation_config)
+    except Exception:  # each family fails in its own way without a prompt
+        return None
+    texts: list[str] = backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
+
+
+def write_merged_card(folder: Path, backbone: str, description: str, proof: str, *, plain: bool) -> None:
+    """Write README.md; `plain`: whether the model's own `generate` gives the same captions."""
+    name, _, source = backbone.partition(":")
+    recipe = (_RECIPE if plain else _NO_RECIPE).format(folder=folder.name)
+    text = f"""---
+library_name: transformers
+pipeline_tag: image-to-text
+base_model: {source or name}
+base_model_relation: finetune
+tags: [medgraft, image-captioning]
+---
+
+# {description}, merged into {backbone}
+
+Made by medgraft. Not a medical device: captions are for research and may be wrong.
+
+{proof}
+
+## Use
+
+```
+medgraft caption image.jpg --backbone {name}:{folder.name}
+```
+{recipe}"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
