@@ -32,7 +32,7 @@ def quantized_to_int8(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
             continue
         axis = 1 if tensor.shape[0] <= tensor.shape[1] else 0
         scale = (tensor.float().abs().amax(axis, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-        stored[name] = (tensor.float() / scale).round().to(torch.int8)
+        stored[name] = (tensor.float() / scale).round().to(torch.int8).contiguous()
         stored[name + _SCALE] = scale
     return stored
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from medgraft.conversion.quality import Quality, quality, validation_examples
 from medgraft.errors import AdapterError, ConfigError
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
-from medgraft.strategies import PartPlan, Strategy, add_peft, dequantize
+from medgraft.strategies import PartPlan, Strategy, add_peft, dequantize, quantized_modules
 from medgraft.types import Anatomy
 
 StoredDtype = Literal["fp32", "bf16", "int8"]
@@ -38,8 +38,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class ExtractOptions:
     """`rank` of every matrix, or None for the lowest that keeps the share `keep` of its change's energy (squared values).
 
-    `linear_only` drops what is not in linear layers. What it costs is measured on `images` validation images of `data`; None
-    stands for the data of the training, and for all images.
+    `linear_only` drops what is not in linear layers. What it costs is measured on the first `images` validation images of `data`
+    (None: all images; the data of the training), and not at all with 0 images.
     """
 
     rank: int | None = None
@@ -94,8 +94,11 @@ def extract_adapter(
         merge_into_base(loaded)
         trained = {name: parameter.detach().cpu() for name, parameter in loaded.backbone.model.named_parameters()}
         base = load_model(backbone or source.backbone, source.strategy_settings, plugins=plugins)
+        quantized = quantized_modules(base.model)
         dequantize(base.model)
-        change = _change(base.model, trained, options, adapter)
+        change = _change(base.model, trained, options, quantized)
+        if not (change.lora or change.factors or change.whole):
+            raise AdapterError(f"{adapter} changes nothing{' in linear layers' if options.linear_only else ''}.")
         manifest = _write(folder, base, trained, change, options, source)
         if loaded.trained_on is not None:
             manifest = finish_package(folder, manifest, (*manifest.files, loaded.trained_on.write(folder)))
@@ -112,10 +115,13 @@ def extract_adapter(
     )  # fmt: skip
 
 
-def _change(model: nn.Module, trained: Mapping[str, torch.Tensor], options: ExtractOptions, adapter: Path) -> _Change:
+def _change(
+    model: nn.Module, trained: Mapping[str, torch.Tensor], options: ExtractOptions, quantized: Collection[str]
+) -> _Change:
+    """What training changed; in low rank where that takes less space, and always in layers that are `quantized`."""
     own = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
     if odd := [name for name, tensor in own.items() if name not in trained or trained[name].shape != tensor.shape]:
-        raise AdapterError(f"{adapter} changes the shape of {odd[0]}, which low rank cannot express.")
+        raise AdapterError(f"Training changed the shape of {odd[0]}, which low rank cannot express.")
     changes = {n: trained[n].float() - own[n].float() for n in own if not torch.equal(trained[n], own[n])}
     names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     linear = {
@@ -133,8 +139,9 @@ def _change(model: nn.Module, trained: Mapping[str, torch.Tensor], options: Extr
             continue
         matrix = change.T if name in linear and isinstance(model.get_submodule(linear[name]), Conv1D) else change
         found = low_rank(matrix.reshape(len(matrix), -1), options.rank, options.keep) if matrix.ndim > 1 else None
-        if found is not None and not options.linear_only and options.rank is None and found.bytes >= matrix.nbytes:
-            found = None  # the matrix itself takes no more
+        as_lora = name in linear and (options.linear_only or options.rank is not None or linear[name] in quantized)
+        if found is not None and found.bytes > matrix.nbytes and not as_lora:
+            found = None
         if found is None:
             whole[name] = change
         elif name in linear:

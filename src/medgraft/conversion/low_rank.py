@@ -32,8 +32,9 @@ def low_rank(matrix: torch.Tensor, rank: int | None, keep: float) -> LowRank:
     """
     left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
     if rank is None:
+        keep -= 1e-10  # rounding gives every matrix full rank
         share = values.double().square().cumsum(0) / values.double().square().sum()
         rank = int((share < keep).sum()) + 1
     rank = min(rank, len(values))
     root = values[:rank].sqrt()
-    return LowRank(left[:, :rank] * root, root[:, None] * right[:rank])
+    return LowRank((left[:, :rank] * root).contiguous(), (root[:, None] * right[:rank]).contiguous())

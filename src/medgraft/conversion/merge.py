@@ -18,7 +18,7 @@ from medgraft.config import DataConfig
 from medgraft.conversion.merged_folder import Dtype, plain_captions, write_merged, write_merged_card
 from medgraft.conversion.new_folder import new_folder
 from medgraft.conversion.outputs import outputs, sample_examples
-from medgraft.errors import AdapterError
+from medgraft.errors import AdapterError, ConfigError
 from medgraft.plugin import PluginManager
 from medgraft.types import Example
 
@@ -76,6 +76,8 @@ def merge_adapter(
     A quantised base is dequantised first. AdapterError for a method that PEFT cannot merge, and, if nothing is rounded, for a
     folder that computes something else; `out` is not written then.
     """
+    if options.images < 1:
+        raise ConfigError(f"The comparison needs at least one image; {options.images} were asked for.")
     adapter = locate_adapter(adapter)
     with new_folder(out) as folder:
         loaded = load_adapter(adapter, plugins=plugins, backbone=backbone, plain=True)

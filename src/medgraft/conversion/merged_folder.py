@@ -23,10 +23,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 folder = "{folder}"
-model = AutoModelForImageTextToText.from_pretrained(folder)
+model = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
 processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
 tokenizer = AutoTokenizer.from_pretrained(folder)
-pixels = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")["pixel_values"].to(model.dtype)
+pixels = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")["pixel_values"]
 ids = model.generate(pixel_values=pixels, generation_config=model.generation_config)
 print(tokenizer.batch_decode(ids, skip_special_tokens=True)[0])
 ```
@@ -45,6 +45,7 @@ def write_merged(backbone: Backbone, folder: Path, dtype: Dtype, generation: Gen
             raise AdapterError(f"{name} has values that {dtype} cannot hold. Merge into bf16 or fp32.")
     decoding = backbone.generation_inputs(1, torch.device("cpu"), prompt, generation)[1]
     model.generation_config.update(**decoding.to_diff_dict())
+    model.generation_config._from_model_config = False
     model.save_pretrained(folder)
     backbone.save_processors(folder)
     for name in ("processor_config.json", "chat_template.json"):

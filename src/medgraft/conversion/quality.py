@@ -36,6 +36,8 @@ def validation_examples(
     data: DataConfig | None, manifest: Manifest, images: int | None, *, plugins: PluginManager
 ) -> Sequence[Example]:
     """The first `images` validation examples of `data`, or of the data that the adapter was trained on if those are found."""
+    if images == 0:
+        return ()
     try:
         known = {"name": manifest.data["name"], "options": manifest.data.get("options", {})}
         wanted = (data or DataConfig(**known)).model_copy(update={"max_images": images})

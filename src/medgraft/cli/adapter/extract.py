@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "int8"), help="of the file; PEFT cannot read int8")
     parser.add_argument("--linear-only", action="store_true", help="drop changes outside linear layers, for plain PEFT")
     parser.add_argument("--data", metavar="NAME[:PATH]", help="measure on its validation split (default: the training's data)")
-    parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images; 0: do not measure")
     add_set(parser, "data.K=V, an option of the data set; may be repeated")
     add_json(parser)
 
