@@ -100,8 +100,8 @@ def _extraction(path: Path) -> str:
     made, machine = record["settings"], record["hardware"]
     trained = f"{made['images']} training images, {made['epochs']} epochs, one seed"
     return "\n".join(lines) + (
-        f"\n\nblip-nano on phantoms, {trained}; {record['test_images']} test images. In brackets: 95 % intervals, of the difference "
-        f"by the same images. {machine['cpu']}, {machine['threads']} threads.\n"
+        f"\n\nblip-nano on phantoms, {trained}; {record['test_images']} test images. In brackets: 95 % intervals, those of "
+        f"differences over the same images. {machine['cpu']}, {machine['threads']} threads.\n"
     )
 
 

@@ -38,8 +38,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class ExtractOptions:
     """`rank` of every matrix, or None for the lowest that keeps the share `keep` of its change's energy (squared values).
 
-    `linear_only` drops what is not in linear layers. What it costs is measured on the first `images` validation images of `data`
-    (None: all images; the data of the training), and not at all with 0 images.
+    `linear_only` drops what is not in linear layers. What it costs is measured on the first `images` validation images of
+    `data`: None stands for all images and for the data of the training; with 0 images it is not measured.
     """
 
     rank: int | None = None
