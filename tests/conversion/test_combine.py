@@ -60,6 +60,7 @@ def test_the_default_is_the_weighted_sum_of_the_changes(strategies, options, wei
     _combine([one, other], weights, tmp_path / "both")
     backbone = load_model(name, read_manifest(one).strategy_settings, plugins=PLUGINS)
     dequantize(backbone.model)
+    assert (tmp_path / "both/trained_tensors.safetensors").exists() == (strategies[0] == "full")
     found, first, second = _weights(tmp_path / "both"), _weights(one), _weights(other)
     for key, base in backbone.model.named_parameters():
         expected = base.detach() + weights[0] * (first[key] - base) + weights[1] * (second[key] - base)
@@ -125,6 +126,7 @@ def test_the_command_combines(name, tmp_path, capsys):
     assert main(words) == 0
     assert "2 adapters by linear" in capsys.readouterr().out
     found, (one, other) = load_file(tmp_path / "both/trained_tensors.safetensors"), map(_tensors, folders)
+    assert found.keys() == one.keys()
     for key, tensor in found.items():
         torch.testing.assert_close(tensor, (one[key] + other[key]) / 2)
 

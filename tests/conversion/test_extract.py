@@ -63,7 +63,7 @@ def test_lower_rank_is_smaller_and_further_away(tiny_folder, tmp_path, examples)
     sizes = [_extract(adapter, tmp_path / f"{rank}", rank=rank).bytes for rank in (1, 4, 16)]
     away = [computed(adapter, examples).largest_difference(computed(tmp_path / f"{rank}", examples)) for rank in (1, 16)]
     assert sizes == sorted(sizes) and away[1] < away[0]
-    assert _extract(adapter, tmp_path / "int8", rank=4, dtype="int8").bytes < 0.5 * sizes[1]
+    assert _extract(adapter, tmp_path / "int8", rank=4, dtype="int8").bytes < 0.7 * sizes[1]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

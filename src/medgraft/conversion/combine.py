@@ -89,10 +89,10 @@ def combine_adapters(
         base = load_model(backbone or manifests[0].backbone, manifests[0].strategy_settings, plugins=plugins)
         dequantize(base.model)
         own = dict(base.model.named_parameters())
-        for name, tensor in _sums(own, several, weights).items():
+        sums = _sums(own, several, weights)
+        for name, tensor in sums.items():
             own[name].data = tensor
-            own[name].requires_grad_(True)
-        changed = [own[name] for name in own if own[name].requires_grad]
+        changed = [own[name] for name in sums]
         model = _combined_lora(base, several, weights, method, options) if kind else base.model
         names = {id(parameter): name for name, parameter in base.model.named_parameters()}  # PEFT moves those of its layers
         direct = tuple(names[id(parameter)] for parameter in changed)
