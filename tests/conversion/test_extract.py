@@ -14,7 +14,7 @@ from medgraft.adapter.compact import dequantized, quantized_to_int8
 from medgraft.cli.main import main
 from medgraft.config import DataConfig
 from medgraft.conversion import ExtractOptions, extract_adapter
-from medgraft.conversion.low_rank import low_rank
+from medgraft.conversion.low_rank import low_rank, low_rank_table
 from medgraft.conversion.outputs import sample_examples
 from medgraft.errors import AdapterError, ConfigError
 
@@ -111,6 +111,19 @@ def test_the_rank_is_the_lowest_that_keeps_the_energy(shape, keep, rank):
     found = low_rank(matrix, None, keep)
     assert found.rank == rank
     assert float((found.left @ found.right).square().sum() / matrix.square().sum()) == pytest.approx(rank / 4)
+
+
+def test_rows_that_go_their_own_way_are_stored_whole():
+    random = torch.Generator().manual_seed(0)
+    table = torch.randn(1, 16, generator=random).repeat(200, 1) + 0.1 * torch.randn(200, 16, generator=random)
+    table[[7, 150]] = torch.randn(2, 16, generator=random)
+    table[9] = 0
+    found = low_rank_table(table, None, 0.9)
+    assert found.rank == 1 and found.rows.tolist() == [7, 150] and torch.equal(found.values, table[[7, 150]])
+    approximate = found.left @ found.right
+    approximate[found.rows.long()] = found.values
+    lost = (approximate - table).square().sum(1) / table.square().sum(1).clamp_min(1e-30)
+    assert (lost[torch.arange(200) != 9] < 0.1).all() and found.numel < 0.1 * table.numel()
 
 
 def test_rounding_to_int8_is_within_half_a_step_of_each_row_or_column():

@@ -1,8 +1,9 @@
 """Adapters stored in few bytes: PEFT's weights in int8, and changes of other parameters in low rank, bf16 or int8.
 
 `adapter_model.int8.safetensors` has the tensors of `adapter_model.safetensors` in int8. `trained_changes.safetensors` has what
-training added to parameters of the base: whole, or as a product of two matrices `NAME::left` [M, R] and `NAME::right` [R, N].
-An int8 tensor has its scales, which it is multiplied by, in `NAME::scale`.
+training added to parameters of the base: whole, or as a product of two matrices `NAME::left` [M, R] and `NAME::right` [R, N],
+except for the rows `NAME::rows` [K], which have `NAME::values` [K, N]. An int8 tensor has its scales, which it is multiplied
+by, in `NAME::scale`.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from torch import nn
 from medgraft.adapter.saving import ADAPTER_CONFIG, ADAPTER_INT8, ADAPTER_WEIGHTS, CHANGES
 from medgraft.errors import AdapterError
 
-_SCALE, LEFT, RIGHT = "::scale", "::left", "::right"
+_SCALE, LEFT, RIGHT, ROWS, VALUES = "::scale", "::left", "::right", "::rows", "::values"
 
 
 def quantized_to_int8(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Matrices in int8 with one fp32 scale for each row or each column, whichever are fewer; other tensors in bf16."""
     stored: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        if tensor.ndim != 2:
-            stored[name] = tensor.to(torch.bfloat16)
+        if tensor.ndim != 2 or not tensor.numel():
+            stored[name] = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
             continue
         axis = 1 if tensor.shape[0] <= tensor.shape[1] else 0
         scale = (tensor.float().abs().amax(axis, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
@@ -42,6 +43,9 @@ def dequantized(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     values: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if name.endswith(_SCALE):
+            continue
+        if name.endswith(ROWS):
+            values[name] = tensor.long()
             continue
         scale = tensors.get(name + _SCALE)
         if not tensor.is_floating_point():
@@ -72,11 +76,13 @@ def add_changes(model: nn.Module, folder: Path) -> None:
     """Add the changes stored in `folder` to the parameters of `model`, which become trainable."""
     stored = dequantized(load_file(folder / CHANGES))
     own = dict(model.named_parameters())
-    for name in dict.fromkeys(key.removesuffix(LEFT).removesuffix(RIGHT) for key in stored):
+    for name in dict.fromkeys(key.partition("::")[0] for key in stored):
         try:
             change = stored[name] if name in stored else stored[name + LEFT] @ stored[name + RIGHT]
+            if name not in stored:
+                change[stored[name + ROWS]] = stored[name + VALUES]
             own[name].add_(change.view(own[name].shape))
-        except (KeyError, RuntimeError):
+        except (KeyError, IndexError, RuntimeError):
             shapes = [tuple(tensor.shape) for key, tensor in stored.items() if key.partition("::")[0] == name]
             found = f"has shape {tuple(own[name].shape)}" if name in own else "does not exist"
             raise AdapterError(f"{folder / CHANGES}: {name} with {shapes} {found} in the base.") from None

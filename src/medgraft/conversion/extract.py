@@ -15,12 +15,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from medgraft.adapter import Manifest, adapter_bytes, finish_package, load_adapter, locate_adapter, save_weights
-from medgraft.adapter.compact import LEFT, RIGHT, quantized_to_int8
+from medgraft.adapter.compact import LEFT, RIGHT, ROWS, VALUES, quantized_to_int8
 from medgraft.adapter.saving import ADAPTER_INT8, ADAPTER_WEIGHTS, CHANGES
 from medgraft.backbones import Backbone
 from medgraft.config import DataConfig
 from medgraft.conversion.derived import applied, derived, manifest_of
-from medgraft.conversion.low_rank import LowRank, low_rank
+from medgraft.conversion.low_rank import LowRank, low_rank, low_rank_table
 from medgraft.conversion.merge import merge_into_base
 from medgraft.conversion.new_folder import new_folder
 from medgraft.conversion.quality import Quality, quality, validation_examples
@@ -36,7 +36,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class ExtractOptions:
-    """`rank` of every matrix, or None for the lowest that keeps the share `keep` of its change's energy (squared values).
+    """`rank` of every matrix, or None for one that keeps the share `keep` of the energy (squared values) of its change.
+
+    In tables outside linear layers, such as embeddings, every row keeps this share of its own; rows that would not are stored
+    whole.
 
     `linear_only` drops what is not in linear layers. What it costs is measured on the first `images` validation images of
     `data`: None stands for all images and for the data of the training; with 0 images it is not measured.
@@ -137,17 +140,20 @@ def _change(
         if name not in linear and options.linear_only:
             dropped.append(name)
             continue
-        matrix = change.T if name in linear and isinstance(model.get_submodule(linear[name]), Conv1D) else change
-        found = low_rank(matrix.reshape(len(matrix), -1), options.rank, options.keep) if matrix.ndim > 1 else None
-        as_lora = name in linear and (options.linear_only or options.rank is not None or linear[name] in quantized)
-        if found is not None and found.bytes > matrix.nbytes and not as_lora:
-            found = None
-        if found is None:
-            whole[name] = change
-        elif name in linear:
-            lora[linear[name]] = found
-        else:
-            factors[name] = found
+        if name in linear:
+            matrix = change.T if isinstance(model.get_submodule(linear[name]), Conv1D) else change
+            part = low_rank(matrix, options.rank, options.keep)
+            always = options.linear_only or options.rank is not None or linear[name] in quantized
+            if always or part.numel <= change.numel():
+                lora[linear[name]] = part
+                continue
+        elif change.squeeze().ndim > 1:
+            matrix = change.squeeze()
+            part = low_rank_table(matrix.reshape(len(matrix), -1), options.rank, options.keep)
+            if part.numel < change.numel():
+                factors[name] = part
+                continue
+        whole[name] = change
     energy = {name: float(change.double().square().sum()) for name, change in changes.items()}
     lost = sum(energy[name] for name in dropped) / max(sum(energy.values()), 1e-300)
     return _Change(lora, factors, whole, tuple(dropped), lost)
@@ -173,7 +179,8 @@ def _write(
     files = list(save_weights(folder, applied(strategy, model, direct), dict.fromkeys(direct, "")))
     rest = {names[id(own[name])]: tensor for name, tensor in change.whole.items() if name not in exact}
     for name, part in change.factors.items():
-        rest |= {names[id(own[name])] + LEFT: part.left, names[id(own[name])] + RIGHT: part.right}
+        stored = {LEFT: part.left, RIGHT: part.right, ROWS: part.rows, VALUES: part.values}
+        rest |= {names[id(own[name])] + suffix: tensor for suffix, tensor in stored.items()}
     if rest:
         save_file(_stored(rest, options.dtype), folder / CHANGES, metadata={"format": "pt"})
         files.append(CHANGES)
@@ -188,7 +195,8 @@ def _write(
 def _stored(tensors: Mapping[str, torch.Tensor], dtype: StoredDtype) -> dict[str, torch.Tensor]:
     if dtype == "int8":
         return quantized_to_int8(tensors)
-    return {name: tensor.to(_DTYPES[dtype]).contiguous() for name, tensor in tensors.items()}
+    wanted = _DTYPES[dtype]
+    return {name: (t.to(wanted) if t.is_floating_point() else t).contiguous() for name, t in tensors.items()}
 
 
 def _with_lora(base: Backbone, parts: Mapping[str, LowRank], dtype: StoredDtype) -> Any:
@@ -226,7 +234,7 @@ def _strategy(source: Strategy, anatomy: Anatomy, change: _Change) -> Strategy:
 
 def _training(change: _Change, options: ExtractOptions, source: Manifest) -> dict[str, Any]:
     parts = (*change.lora.values(), *change.factors.values())
-    kept = f"rank {options.rank}" if options.rank else f"ranks that keep {options.keep:g} of each change's energy"
+    kept = f"rank {options.rank}" if options.rank else f"{options.keep:g} of each change's energy kept"
     others = len(change.whole) + len(change.factors)
     alone = f" Plain PEFT loads LoRA alone, without {others} other tensors." if others and options.dtype != "int8" else ""
     needs = " Only medgraft loads it, because its values are in int8." if options.dtype == "int8" else ""
@@ -237,7 +245,7 @@ def _training(change: _Change, options: ExtractOptions, source: Manifest) -> dic
             **{name: value for name, value in asdict(options).items() if name not in ("data", "images")},
             "dropped": list(change.dropped), "files": {name: entry.sha256 for name, entry in source.files.items()},
         },
-        "trainable_parameters": sum(part.left.numel() + part.right.numel() for part in parts)
+        "trainable_parameters": sum(part.numel for part in parts)
         + sum(tensor.numel() for tensor in change.whole.values()),
         "in_place": others,
     }  # fmt: skip
