@@ -3,7 +3,8 @@
 A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLACE is a folder of records seen from the root;
 `attention:FOLDER`, where its runs looked; `tuning:FOLDER`, the learning rates tried for them; `timing:FILE`, the record of
 timing_aa.py; `speed:PATH` or `profile:PATH`, that of benchmarks/speed or a folder of several; `coverage:FILE`, that of
-coverage.py; `kernels:FILE`, that of kernel_ablation.py; `memory:FILE`, that of data_memory.py; `gpu` or `gpu-details`,
+coverage.py; `kernels:FILE`, that of kernel_ablation.py; `memory:FILE`, that of data_memory.py; `extraction:FILE`, that of
+extraction.py; `gpu` or `gpu-details`,
 the race on a GPU in results/gpu/race.json, nothing without it; or `support`,
 for what every backbone can be trained with, found by trying each pair on small random models.
 """
@@ -38,7 +39,7 @@ def filled(text: str) -> str:
         kinds = {
             "support": _support, "speed": speed_table, "profile": profile_table, "coverage": _coverage, "memory": _memory,
             "kernels": _kernels, "gpu": _gpu, "gpu-details": _gpu_details, "attention": _attention, "tuning": _tuning,
-            "timing": _timing,
+            "timing": _timing, "extraction": _extraction,
         }  # fmt: skip
         kind, _, path = place.rpartition(":")
         return match[1] + kinds.get(kind or place, _table)(ROOT / path) + match[3]
@@ -86,6 +87,22 @@ def _memory(path: Path) -> str:
         figures = f"{run['peak_mib']:,.0f} | {run['anonymous_mib']:,.0f} | {read:.1f} | {run['seconds']:.0f}"
         lines.append(f"| {run['images']:,} | {run['format']} | {figures} |")
     return "\n".join(lines) + "\n"
+
+
+def _extraction(path: Path) -> str:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["| kept | stored in | MiB | CIDEr | against full fine-tuning |", "|---|---|---:|---:|---:|"]
+    for row in record["rows"]:
+        size, score, apart = row["bytes"] / 2**20, row["cider"], row["difference"]
+        cells = [row["kept"], row["dtype"], f"{size:.2f}", f"{score[0]:.3f} [{score[1]:.3f}, {score[2]:.3f}]"]
+        against = f"{apart[0]:+.3f} [{apart[1]:+.3f}, {apart[2]:+.3f}]" if apart else ""
+        lines.append(f"| {' | '.join([*cells, against])} |")
+    made, machine = record["settings"], record["hardware"]
+    trained = f"{made['images']} training images, {made['epochs']} epochs, one seed"
+    return "\n".join(lines) + (
+        f"\n\nblip-nano on phantoms, {trained}; {record['test_images']} test images. In brackets: 95 % intervals, those of "
+        f"differences over the same images. {machine['cpu']}, {machine['threads']} threads.\n"
+    )
 
 
 def _coverage(path: Path) -> str:

@@ -18,7 +18,7 @@ CHAIN = [
     "hardware", "environment", "seeds", "clock", "energy", "file_index", "train_config", "config",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "prepare", "training",
     "adapter", "captioning", "text_statistics", "metrics", "stats", "scoring", "saliency", "inference", "benchmark",
-    "inspection", "fork_server", "testing", "plugin_api", "report", "api", "adapter_set",
+    "conversion", "inspection", "fork_server", "testing", "plugin_api", "report", "api", "adapter_set",
     "scaffold", "cli",
 ]  # fmt: skip
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
+from medgraft.adapter.compact import dequantized
 from medgraft.adapter.contents import Contents
-from medgraft.adapter.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from medgraft.adapter.manifest import ADAPTER_CONFIG, ADAPTER_INT8
 from medgraft.adapter.patterns import check_patterns
 from medgraft.adapter.peft_files import read_peft_config, read_peft_tensors
 from medgraft.adapter.tensor_names import fit_names
@@ -27,10 +28,12 @@ def attach_peft(backbone: Backbone, contents: Contents, *, tokenizer_beside: boo
     `tokenizer_beside` says that a tokenizer in its folder belongs to the adapter. AdapterError unless the file and the adapter
     have the same tensors, of the same shapes, and the loaded values are those of the file.
     """
-    folder, settings = contents.folder, contents.settings or {}
+    folder, settings, weights = contents.folder, contents.settings or {}, contents.peft_weights
+    assert weights is not None
     asked = f"{folder} does not fit {backbone.source}"
     _check_amount(asked, backbone, contents)
-    given, held = read_peft_config(folder / ADAPTER_CONFIG, settings), read_peft_tensors(folder / ADAPTER_WEIGHTS)
+    given, held = read_peft_config(folder / ADAPTER_CONFIG, settings), read_peft_tensors(folder / weights)
+    held = dequantized(folder / weights, held) if weights == ADAPTER_INT8 else held
     with logged_warnings():
         try:
             config, tensors = fit_names(backbone.model, given, held)
@@ -51,7 +54,7 @@ def attach_peft(backbone: Backbone, contents: Contents, *, tokenizer_beside: boo
 
 def _check_amount(asked: str, backbone: Backbone, contents: Contents) -> None:
     """Raise AdapterError for more tensors than the model can take, and for expressions that take too long to match."""
-    modules, tensors = [name for name, _ in backbone.model.named_modules()], contents.tensors[ADAPTER_WEIGHTS]
+    modules, tensors = [name for name, _ in backbone.model.named_modules()], contents.tensors[contents.peft_weights or ""]
     if len(tensors) > _TENSORS_A_MODULE * len(modules):
         raise AdapterError(f"{asked}: it has more tensors than {len(modules):,} modules can take.")
     check_patterns(contents.folder / ADAPTER_CONFIG, contents.settings or {}, [*modules, *tensors])

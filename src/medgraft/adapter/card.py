@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from medgraft.adapter.base_name import hub_id
-from medgraft.adapter.manifest import Manifest
+from medgraft.adapter.manifest import ADAPTER_INT8, ADAPTER_WEIGHTS, CHANGES, TENSORS, Manifest
 from medgraft.adapter.serving import serving_section
 from medgraft.config import CONTROLS
 
@@ -31,11 +31,8 @@ Made by medgraft {manifest.versions.get("medgraft")}. Not a medical device: capt
 ## How it was made
 
 - Strategy `{manifest.strategy}`: {where}{loaded}.
-- {training["trainable_parameters"]:,} trained parameters, {training["steps"]} steps.
-- Peak learning rate {training["learning_rate"]:g}, seed {manifest.seed}.
-- Data `{manifest.data["name"]}`: {training["images"]} training images.
-- Training took {training["seconds"]:.0f} s on {training["hardware"]}.
-{_lineage(manifest)}- Base {base}, with weights `{fingerprint}` (SHA-256 over all tensors); another base is refused.
+- {training["trainable_parameters"]:,} trained parameters.
+{_training(manifest)}{_lineage(manifest)}- Base {base}, with weights `{fingerprint}` (SHA-256); another base is refused.
 
 {_scores(manifest)}{_forgetting(manifest.evaluation)}## Use
 
@@ -48,7 +45,7 @@ def _metadata(manifest: Manifest) -> ModelCardData:
     base = hub_id(manifest.backbone)
     return ModelCardData(
         base_model=base, base_model_relation="adapter" if base else None,
-        library_name="peft" if manifest.strategy_settings.uses_adapter else "medgraft",
+        library_name="peft" if ADAPTER_WEIGHTS in manifest.files and CHANGES not in manifest.files else "medgraft",
         pipeline_tag="image-to-text", tags=["medgraft", "image-captioning", manifest.strategy],
     )  # fmt: skip
 
@@ -73,9 +70,21 @@ def _scores(manifest: Manifest) -> str:
     return f"## Scores\n\n{scored}{seen}\n\n| metric | value |\n|---|---|\n{rows}\n\n"
 
 
+def _training(manifest: Manifest) -> str:
+    """Lines on the training; empty for a package that was not trained, or of whose training nothing is known."""
+    training = manifest.training
+    if "steps" not in training:
+        return ""
+    return f"""- {training["steps"]} steps, peak learning rate {training["learning_rate"]:g}, seed {manifest.seed}.
+- Data `{manifest.data["name"]}`: {training["images"]} training images.
+- Training took {training["seconds"]:.0f} s on {training["hardware"]}.
+"""
+
+
 def _lineage(manifest: Manifest) -> str:
-    """A line for each adapter that training went on from, the newest first."""
-    return "".join(f"- Went on from {ancestor}.\n" for ancestor in reversed(manifest.lineage))
+    """A line for each adapter that training went on from, the newest first, and one for those that this is made from."""
+    made = f"- Made by {manifest.conversion}.\n" if manifest.conversion else ""
+    return made + "".join(f"- Went on from {ancestor}.\n" for ancestor in reversed(manifest.lineage))
 
 
 def _medgraft_recipe(manifest: Manifest, folder: str) -> str:
@@ -98,7 +107,10 @@ def _plain_recipe(manifest: Manifest, folder: str) -> str:
     model_class, source = manifest.training.get("model_class"), manifest.backbone.partition(":")[2]
     if model_class is None:
         return ""
-    settings, in_place = manifest.strategy_settings, bool(manifest.training["in_place"])
+    if compact := {ADAPTER_INT8, CHANGES} & manifest.files.keys():
+        alone = " Plain PEFT would load the LoRA alone." if ADAPTER_WEIGHTS in manifest.files else ""
+        return f"\nOnly medgraft reads {' and '.join(f'`{name}`' for name in sorted(compact))}.{alone}\n"
+    settings = manifest.strategy_settings
     imports, code, weights = [f"from transformers import {model_class}"], [], f'"{_folder(source)}"'
     if not source:  # the weights come with a plugin
         imports.append("import medgraft")
@@ -108,9 +120,9 @@ def _plain_recipe(manifest: Manifest, folder: str) -> str:
     if settings.uses_adapter:
         imports.append("from peft import PeftModel")
         code.append(f'model = PeftModel.from_pretrained(base, "{folder}")')
-    if in_place:
+    if TENSORS in manifest.files:
         imports.append("from safetensors.torch import load_file")
-        code.append(f'tensors = load_file("{folder}/trained_tensors.safetensors")')
+        code.append(f'tensors = load_file("{folder}/{TENSORS}")')
         code.append("unexpected = base.load_state_dict(tensors, strict=False).unexpected_keys")
         code.append("assert not unexpected, unexpected")
     library = "PEFT" if settings.uses_adapter else "transformers"

@@ -13,7 +13,8 @@ from medgraft.adapter.manifest import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     MANIFEST,
-    TENSORS,
+    PEFT_WEIGHTS,
+    WEIGHTS,
     Manifest,
     digest_problems,
     listing_problems,
@@ -42,7 +43,12 @@ class Contents:
     @property
     def weights(self) -> dict[str, StoredTensor]:
         """The tensors of the weight files, by name."""
-        return {name: tensor for file in (ADAPTER_WEIGHTS, TENSORS) for name, tensor in self.tensors.get(file, {}).items()}
+        return {name: tensor for file in WEIGHTS for name, tensor in self.tensors.get(file, {}).items()}
+
+    @property
+    def peft_weights(self) -> str | None:
+        """The file that has PEFT's weights; None for a package without PEFT's config."""
+        return next((name for name in PEFT_WEIGHTS if name in self.tensors), None)
 
 
 def read_contents(source: str | Path) -> Contents:
@@ -59,9 +65,10 @@ def read_contents(source: str | Path) -> Contents:
     files = tuple(manifest.files) if manifest else (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     tensors = {name: read_header(folder / name) for name in files if name.endswith(".safetensors")}
     settings = read_json(folder / ADAPTER_CONFIG) if ADAPTER_CONFIG in files else None
+    contents = Contents(folder, manifest, files, settings, tensors)
     if settings is not None:
-        check_settings(folder / ADAPTER_CONFIG, settings, tensors.get(ADAPTER_WEIGHTS, {}))
-    return Contents(folder, manifest, files, settings, tensors)
+        check_settings(folder / ADAPTER_CONFIG, settings, tensors.get(contents.peft_weights or "", {}))
+    return contents
 
 
 def _plain_peft_problem(folder: Path) -> str | None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from medgraft.adapter.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, FILES, MANIFEST, TENSORS, TOKENIZER_FILES
+from medgraft.adapter.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, FILES, MANIFEST, TOKENIZER_FILES, WEIGHTS
 from medgraft.errors import AdapterError, MedgraftError
 from medgraft.progress import bars_are_shown
 
@@ -109,7 +109,7 @@ def _check_files(name: HubName, sizes: Mapping[str, int | None]) -> None:
     """AdapterError unless the files of a repository, with their `sizes` in bytes, are an adapter that may be downloaded."""
     if MANIFEST not in sizes and ADAPTER_CONFIG not in sizes:
         raise AdapterError(f"{name} on the hub is no adapter: it has neither {MANIFEST} nor {ADAPTER_CONFIG}.")
-    if not {ADAPTER_WEIGHTS, TENSORS} & set(sizes) or (MANIFEST not in sizes and ADAPTER_WEIGHTS not in sizes):
+    if not set(WEIGHTS) & set(sizes) or (MANIFEST not in sizes and ADAPTER_WEIGHTS not in sizes):
         pickles = [file for file in sizes if file.endswith(_PICKLES)]
         if pickles:
             raise AdapterError(

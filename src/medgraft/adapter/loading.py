@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from medgraft import hardware
 from medgraft.adapter.attaching import attach_peft
 from medgraft.adapter.base_name import located_base
 from medgraft.adapter.base_weights import check_base
+from medgraft.adapter.compact import add_changes
 from medgraft.adapter.contents import Contents, check_bytes, read_contents
 from medgraft.adapter.locating import locate
-from medgraft.adapter.manifest import ADAPTER_WEIGHTS, TENSORS, TRAINED_ON, Manifest
+from medgraft.adapter.manifest import CHANGES, TENSORS, TRAINED_ON, Manifest
 from medgraft.adapter.peft_base import base_of
 from medgraft.adapter.tensor_files import StoredTensor
 from medgraft.adapter.trained_on import TrainedOn
@@ -26,7 +27,7 @@ from medgraft.backbones import Backbone
 from medgraft.errors import AdapterError
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_adapter
-from medgraft.strategies import Quantization, Strategy
+from medgraft.strategies import Quantization, Strategy, dequantize
 
 _logger = logging.getLogger("medgraft")
 
@@ -60,68 +61,70 @@ def load_adapter(
     backbone: str | None = None,
     quantization: Quantization = "none",
     allow_base_mismatch: bool = False,
+    plain: bool = False,
+    dequantized: bool = False,
 ) -> LoadedAdapter:
     """Load the adapter that `locate` finds onto its base; `backbone` (`NAME:SOURCE`) locates the base on this machine.
 
     The kernels used in training are installed if they apply here, so in the run's precision the logits are bit-identical to
-    those at saving. AdapterError if files are missing or altered, or if the base has other weights; with
+    those at saving; with `plain` none are, and it computes in fp32. With `dequantized` a quantised base has linear layers with
+    the values that it stands for. AdapterError if files are missing or altered, or if the base has other weights; with
     `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too, onto `backbone` or the base that it names, held
     in `quantization`.
     """
     located = locate(source)
     contents = read_contents(located.folder)
     check_bytes(contents)
-    if contents.manifest is None:
-        found = backbone or base_of(contents, plugins=plugins)
-        plain = _load_plain_peft(contents, found, plugins=plugins, quantization=quantization)
-        return replace(plain, name=located.name)
     folder, manifest = contents.folder, contents.manifest
-    if quantization not in ("none", manifest.strategy_settings.quantization):
+    base = backbone or base_here(contents, plugins=plugins)
+    if manifest is None:
+        _logger.warning(
+            f"{folder} is a plain PEFT adapter: without medgraft's digests it cannot be told whether it was altered."
+        )
+    elif quantization not in ("none", manifest.strategy_settings.quantization):
         own = manifest.strategy_settings.quantization
         raise AdapterError(
             f"{folder} was trained on a base in quantization {own!r} and is loaded on no other: not {quantization!r}."
         )
     if not contents.weights:
         _logger.warning(f"{folder} holds no trained weights, so it captions as its base does: training changed nothing.")
-    base = backbone or located_base(folder, manifest)
 
-    bf16 = manifest.bf16 and hardware.bf16_supported(hardware.device().type)
+    bf16 = manifest is not None and manifest.bf16 and not plain and hardware.bf16_supported(hardware.device().type)
     loaded, model, acceleration = prepare_adapter(
-        base, manifest.strategy_settings, partial(attach, contents=contents, allow_mismatch=allow_base_mismatch),
+        base, manifest.strategy_settings if manifest else Strategy(quantization=quantization),
+        partial(attach, contents=contents, allow_mismatch=allow_base_mismatch, dequantized=dequantized),
         plugins=plugins,
         dtype=torch.bfloat16 if bf16 else torch.float32,
-        trained_with=manifest.acceleration,
+        trained_with=() if plain else manifest.acceleration if manifest else None,
     )  # fmt: skip
-    trained_on = TrainedOn.read(folder) if TRAINED_ON in manifest.files else None
-    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on, located.name)
+    trained_on = TrainedOn.read(folder) if TRAINED_ON in contents.files else None
+    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on, name=located.name)
 
 
-def _load_plain_peft(contents: Contents, backbone: str, *, plugins: PluginManager, quantization: Quantization) -> LoadedAdapter:
-    _logger.warning(
-        f"{contents.folder} is a plain PEFT adapter: without medgraft's digests it cannot be told whether it was altered."
-    )
-    loaded, model, acceleration = prepare_adapter(
-        backbone, Strategy(quantization=quantization),
-        partial(attach, contents=contents), plugins=plugins,
-    )  # fmt: skip
-    return LoadedAdapter(loaded, model, None, acceleration.installed)
+def base_here(contents: Contents, *, plugins: PluginManager) -> str:
+    """The base of the adapter in `contents` as `NAME:SOURCE` on this machine; AdapterError if it is not here."""
+    return located_base(contents.folder, contents.manifest) if contents.manifest else base_of(contents, plugins=plugins)
 
 
-def attach(base: Backbone, contents: Contents, *, allow_mismatch: bool = False) -> nn.Module:
-    """Put the weights in `contents` onto the base and return the model, in which exactly they are trainable.
+def attach(base: Backbone, contents: Contents, *, allow_mismatch: bool = False, dequantized: bool = False) -> nn.Module:
+    """Put the weights in `contents` onto the base, perhaps `dequantized` first; return the model, in which only they train.
 
     AdapterError if they do not fit, or if the base has other weights than in training, unless `allow_mismatch` is true.
     """
     folder, manifest = contents.folder, contents.manifest
+    if dequantized:
+        dequantize(base.model)
     if manifest is None:
         plain: nn.Module = attach_peft(base, contents, tokenizer_beside=True)
         return plain
     check_base(base, manifest, folder, allow_mismatch=allow_mismatch)
     base.model.requires_grad_(False)
-    model: nn.Module = attach_peft(base, contents) if ADAPTER_WEIGHTS in manifest.files else base.model
+    model: nn.Module = attach_peft(base, contents) if contents.peft_weights else base.model
     if TENSORS in manifest.files:
         _check_fits(base.model, contents.tensors[TENSORS], folder)
         _restore(base.model, load_file(folder / TENSORS))
+    if CHANGES in manifest.files:
+        add_changes(base.model, contents)
     return model
 
 

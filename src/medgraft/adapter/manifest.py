@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from medgraft.adapter.files import file_digest, file_size, read_json, regular_file, shown
 from medgraft.config import GenerationConfig
@@ -17,8 +17,11 @@ from medgraft.strict_model import validated
 MANIFEST = "medgraft.json"
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TENSORS = "trained_tensors.safetensors"
+ADAPTER_INT8, CHANGES = "adapter_model.int8.safetensors", "trained_changes.safetensors"  # see compact.py
+PEFT_WEIGHTS = (ADAPTER_WEIGHTS, ADAPTER_INT8)  # of which a package has one at most
+WEIGHTS = (*PEFT_WEIGHTS, TENSORS, CHANGES)
 TRAINED_ON, CARD = "trained_on.safetensors", "README.md"
-FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS, TRAINED_ON)  # all that medgraft writes beside manifest and card
+FILES = (*WEIGHTS, ADAPTER_CONFIG, TRAINED_ON)  # all that medgraft writes beside manifest and card
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja",
@@ -36,7 +39,10 @@ class FileEntry(BaseModel):
 
 
 class Ancestor(BaseModel):
-    """An adapter that training went on from: the digest of its weights, and how it was trained (None where that is unknown)."""
+    """An adapter that another came from: the digest of its weights, and how it was trained (None where that is unknown).
+
+    `conversion` is the text of the manifest's `conversion`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     adapter: str
@@ -47,25 +53,45 @@ class Ancestor(BaseModel):
     epochs: float | None = None
     learning_rate: float | None = None
     seed: int | None = None
+    conversion: str | None = None
     versions: dict[str, str | None] = {}
 
     def __str__(self) -> str:
         """One line, with the first digits of the digest."""
-        if self.data is None:
-            return f"adapter `{self.adapter[:16]}`, whose training is unknown"
+        name, made = f"adapter `{self.adapter[:16]}`", f" ({self.conversion})" if self.conversion else ""
+        if self.steps is None:
+            return f"{name}{made}" if made else f"{name}, whose training is unknown"
         epochs = "" if self.epochs is None else f" ({self.epochs:g} epochs)"
         rate = "" if self.learning_rate is None else f", peak learning rate {self.learning_rate:g}"
-        return (
-            f"adapter `{self.adapter[:16]}`: {self.steps} steps{epochs} on {self.images} images of `{self.data}`"
-            f"{rate}, seed {self.seed}"
-        )
+        return f"{name}: {self.steps} steps{epochs} on {self.images} images of `{self.data}`{rate}, seed {self.seed}{made}"
+
+
+class Conversion(BaseModel):
+    """How a package was made from others without training: the action of `medgraft adapter`, its settings, and of what."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    action: Literal["combine", "extract"]
+    settings: dict[str, JsonValue]
+    sources: tuple[Ancestor, ...]
+
+    def __str__(self) -> str:
+        """One line."""
+        settings = "".join(f", {name} {_shown(value)}" for name, value in self.settings.items() if value is not None)
+        return f"medgraft adapter {self.action}{settings}; from {'; '.join(map(str, self.sources))}"
+
+
+def _shown(value: JsonValue) -> str:
+    return " ".join(
+        f"{item:g}" if isinstance(item, float) else str(item) for item in (value if isinstance(value, list) else [value])
+    )
 
 
 class Manifest(BaseModel):
     """The content of medgraft.json. Unknown keys are errors, so that a newer format is refused, not misread.
 
     `base_tensors` describes the base's tensors one by one, see base_weights.py. `acceleration` lists the kernels used in
-    training. Both are None in older packages. `lineage` lists the adapters that training went on from, the oldest first.
+    training. Both are None in older packages. `lineage` lists the adapters that training went on from, the oldest first;
+    `conversion` says how the package was made from others without training.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,6 +113,7 @@ class Manifest(BaseModel):
     evaluation: dict[str, Any]
     versions: dict[str, str | None]
     lineage: tuple[Ancestor, ...] = ()
+    conversion: Conversion | None = None
     files: dict[str, FileEntry]
 
     @field_validator("data")
@@ -141,7 +168,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
 
 def listing_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
     """A sentence for each file of the package in `folder` that is missing, not listed or of a wrong size."""
-    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, TENSORS):
+    for name in (*WEIGHTS, ADAPTER_CONFIG):
         if name not in manifest.files and regular_file(folder, name):
             yield f"{folder / name} is not listed in {MANIFEST}, so it is not the adapter's. Copy the whole folder again."
     for name, entry in manifest.files.items():
@@ -151,11 +178,13 @@ def listing_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
         elif file_size(path) != entry.bytes:
             yield f"{path} was altered or cut off: it has {file_size(path):,} bytes instead of {entry.bytes:,}. Copy it again."
     strategy, in_place = manifest.strategy_settings, manifest.training.get("in_place", 0)
-    wanted = [ADAPTER_WEIGHTS, ADAPTER_CONFIG] if strategy.uses_adapter else []
-    wanted += [TENSORS] if in_place or not strategy.uses_adapter else []
-    for name in wanted:
-        if name not in manifest.files:
-            yield f"{folder / MANIFEST} lists no {name}, which its strategy {manifest.strategy} needs."
+    wanted = [PEFT_WEIGHTS, (ADAPTER_CONFIG,)] if strategy.uses_adapter else []
+    wanted += [(TENSORS, CHANGES)] if in_place or not strategy.uses_adapter else []
+    for names in wanted:
+        if not manifest.files.keys() & set(names):
+            yield f"{folder / MANIFEST} lists no {' or '.join(names)}, which its strategy {manifest.strategy} needs."
+    if set(PEFT_WEIGHTS) <= manifest.files.keys():
+        yield f"{folder / MANIFEST} lists both {' and '.join(PEFT_WEIGHTS)}, of which only one can be the adapter's."
 
 
 def digest_problems(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Save adapter packages, whole or not at all.
 
 A package contains `adapter_model.safetensors` and `adapter_config.json` in PEFT's format for the parameters that PEFT added,
-`trained_tensors.safetensors` for those trained in place, `trained_on.safetensors`, the manifest `medgraft.json`, and a model
-card: what a colleague may have, without a path of the machine that made it.
+`trained_tensors.safetensors` for those trained in place (or both in the forms of compact.py), `trained_on.safetensors`, the
+manifest `medgraft.json`, and a model card: what a colleague may have, without a path of the machine that made it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from medgraft.adapter.manifest import (
     FILES,
     MANIFEST,
     TENSORS,
+    WEIGHTS,
     Manifest,
     file_entry,
     read_manifest,
@@ -106,7 +107,7 @@ def _name_base(path: Path, base: str | None) -> None:
 
 def adapter_bytes(manifest: Manifest) -> int:
     """The total size of a package's weight files."""
-    return sum(entry.bytes for name, entry in manifest.files.items() if name in (ADAPTER_WEIGHTS, TENSORS))
+    return sum(entry.bytes for name, entry in manifest.files.items() if name in WEIGHTS)
 
 
 def in_place_digests(applied: Applied, checkpoint: Mapping[str, TensorDigest] | None = None) -> dict[str, str]:

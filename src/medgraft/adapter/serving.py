@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from medgraft.adapter.manifest import Manifest
+from medgraft.adapter.manifest import ADAPTER_CONFIG, ADAPTER_INT8, ADAPTER_WEIGHTS, Manifest
 
 VLLM = "0.31"  # the version whose documentation was read
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of --max-lora-rank
@@ -66,13 +66,14 @@ def serving(backbone: str, config: Mapping[str, Any] | None, keys: Iterable[str]
 def serving_section(folder: Path, manifest: Manifest, name: str) -> str:
     """The card's section on servers, for the package in `folder`, which will be called `name`."""
     backbone, _, source = manifest.backbone.partition(":")
-    in_place = bool(manifest.training.get("in_place"))
-    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-    if in_place or not config.is_file():
+    if ADAPTER_INT8 in manifest.files:
+        found = Serving(("only medgraft reads weights in int8",))
+    elif manifest.training.get("in_place") or ADAPTER_CONFIG not in manifest.files:
         found = serving(backbone, None, ())
     else:
-        with safe_open(weights, framework="pt") as file:
-            found = serving(backbone, json.loads(config.read_text(encoding="utf-8")), file.keys())
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+            found = serving(backbone, config, file.keys())
     if found.obstacles:
         return f"""## Serving
 

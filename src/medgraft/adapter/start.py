@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
-from medgraft.adapter.base_name import located_base
+from medgraft.adapter.compact import changed_shapes
 from medgraft.adapter.contents import Contents, check_bytes, read_contents
-from medgraft.adapter.loading import attach
-from medgraft.adapter.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TENSORS, TRAINED_ON, Ancestor, Manifest, file_entry
-from medgraft.adapter.peft_base import base_of
+from medgraft.adapter.lineage import ancestor, weights_digest
+from medgraft.adapter.loading import attach, base_here
+from medgraft.adapter.manifest import TENSORS, TRAINED_ON, Ancestor, Manifest
 from medgraft.adapter.trained_on import TrainedOn
 from medgraft.backbones import Backbone
 from medgraft.config import RunConfig
@@ -52,20 +50,12 @@ class Start:
         return config.model_copy(update={"train": config.train.model_copy(update={"prompt": self.manifest.prompt})})
 
     def in_place(self) -> tuple[str, ...]:
-        """Names of the base's tensors that the adapter replaces."""
-        return tuple(self.contents.tensors.get(TENSORS, {}))
+        """Names of the base's tensors that the adapter changes."""
+        return (*self.contents.tensors.get(TENSORS, {}), *changed_shapes(self.contents))
 
     def lineage(self) -> tuple[Ancestor, ...]:
         """The adapters before a run that starts here, the oldest first."""
-        if self.manifest is None:
-            return (Ancestor(adapter=self.digest),)
-        data, training = self.manifest.data, self.manifest.training
-        own = Ancestor(
-            adapter=self.digest, data=data["name"], data_fingerprint=data.get("fingerprint"), images=training.get("images"),
-            steps=training.get("steps"), epochs=training.get("epochs"), learning_rate=training.get("learning_rate"),
-            seed=self.manifest.seed, versions=self.manifest.versions,
-        )  # fmt: skip
-        return (*self.manifest.lineage, own)
+        return (*(self.manifest.lineage if self.manifest else ()), ancestor(self.contents))
 
 
 def named_by(start_from: str, backbone: str | None, strategy: str | None) -> tuple[str, str]:
@@ -79,7 +69,7 @@ def named_by(start_from: str, backbone: str | None, strategy: str | None) -> tup
         )
     if backbone is not None:
         return backbone, own
-    return located_base(folder, manifest) if manifest else base_of(contents, plugins=PluginManager.from_environment()), own
+    return base_here(contents, plugins=PluginManager.from_environment()), own
 
 
 def read_start(config: RunConfig) -> Start | None:
@@ -110,12 +100,4 @@ def read_start(config: RunConfig) -> Start | None:
             )
     strategy = strategy.with_options({key: value for key, value in config.strategy_options.items() if key in free})
     known = manifest is not None and TRAINED_ON in manifest.files
-    return Start(contents, strategy, _digest(folder, manifest), TrainedOn.read(folder) if known else None)
-
-
-def _digest(folder: Path, manifest: Manifest | None) -> str:
-    """SHA-256 over the digests of the files that determine what the adapter does."""
-    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, TENSORS)
-    files = manifest.files if manifest else {name: file_entry(folder / name) for name in names if (folder / name).is_file()}
-    lines = "".join(f"{name}:{files[name].sha256}\n" for name in names if name in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return Start(contents, strategy, weights_digest(contents), TrainedOn.read(folder) if known else None)

@@ -29,6 +29,7 @@ from medgraft.cli import (
     tiny_models,
     train,
 )  # fmt: skip
+from medgraft.cli.options import add_verbosity
 from medgraft.errors import MedgraftError
 from medgraft.escaping import PrintableStream, one_line
 from medgraft.progress import log_to_stderr
@@ -75,8 +76,6 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(own)
-        talk = own.add_mutually_exclusive_group()
-        talk.add_argument("-v", "--verbose", action="store_true", help="also log details for debugging")
-        talk.add_argument("-q", "--quiet", action="store_true", help="no progress, only warnings and the result")
+        add_verbosity(own)
         own.set_defaults(run=command.run)
     return parser

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import argparse
 
+ADAPTER = "folder of `medgraft train` or PEFT, or USER/REPO[@REVISION] of the hub"
+
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Machine-readable output."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_verbosity(parser: argparse.ArgumentParser, *, action: bool = False) -> None:
+    """Add -v and -q. `action`: the parser is of a command's action, whose defaults must not replace what is before it."""
+    default = argparse.SUPPRESS if action else False
+    talk = parser.add_mutually_exclusive_group()
+    talk.add_argument("-v", "--verbose", action="store_true", default=default, help="also log details for debugging")
+    talk.add_argument("-q", "--quiet", action="store_true", default=default, help="no progress, only warnings and the result")
 
 
 def add_set(parser: argparse.ArgumentParser, what: str) -> None:
@@ -19,7 +29,7 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
     """Add --adapter and --backbone, --quantization, --prompt, --allow-base-mismatch; `several` makes --adapter a list."""
     parser.add_argument(
         "--adapter", metavar="ADAPTER", action="append" if several else "store",
-        help="folder of `medgraft train` or PEFT, or USER/REPO[@REVISION] of the hub" + ("; repeatable" if several else ""),
+        help=ADAPTER + ("; repeatable" if several else ""),
     )  # fmt: skip
     parser.add_argument("--backbone", metavar="B", help="NAME or NAME:SOURCE; with --adapter, its base's location")
     parser.add_argument(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ from medgraft.errors import ConfigError, StrategyError
 from medgraft.strategies.base import FROZEN, PartPlan, Strategy
 from medgraft.strategies.lora_inits import changes_base
 from medgraft.strategies.peft_methods import peft_config
-from medgraft.strategies.peft_warnings import EXPECTED
+from medgraft.strategies.peft_warnings import logged_warnings
 from medgraft.strategies.quantization import quantized_modules
 from medgraft.types import Anatomy, Part, lies_in
 
@@ -69,17 +68,14 @@ def apply_strategy(
     model.requires_grad_(False)
     before = {id(parameter) for parameter in model.parameters()}
     wrapped: Any = model
-    initial: Mapping[str, torch.Tensor] = {}
     if attach is not None:
         wrapped = attach()
     elif strategy.uses_adapter:
-        wrapped = peft_model = _add_adapter(model, anatomy, strategy)
-        if changes_base(strategy):
-            saved = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-            initial = {name: tensor.detach().clone() for name, tensor in saved.items()}
-    by_peft = (
-        {id(parameter) for parameter in wrapped.parameters() if parameter.requires_grad} if strategy.uses_adapter else set()
-    )
+        wrapped = _add_adapter(model, anatomy, strategy)
+    saved = get_peft_model_state_dict(wrapped, save_embedding_layers=False) if strategy.uses_adapter else {}
+    initial = {name: tensor.detach().clone() for name, tensor in saved.items()} if changes_base(strategy) and not attach else {}
+    places = {tensor.data_ptr() for tensor in saved.values()}
+    by_peft = {id(p) for p in wrapped.parameters() if p.requires_grad and p.data_ptr() in places}
     for name, parameter in _full_parameters(model, anatomy, strategy):
         if not parameter.is_floating_point():
             raise StrategyError(f"{name} is quantised and cannot be trained; freeze its part or give it an adapter.")
@@ -122,9 +118,7 @@ def _check_parts(anatomy: Anatomy, strategy: Strategy) -> None:
 def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> PeftModel:
     config = peft_config(strategy, anatomy, model)
     try:
-        with warnings.catch_warnings():
-            for expected in EXPECTED:
-                warnings.filterwarnings("ignore", message=f".*{expected}")
+        with logged_warnings():
             peft_model: nn.Module = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:  # PEFT's methods raise any of these
         base_kind = f" to a base model in {strategy.quantization}" if strategy.quantization != "none" else ""

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-EXPECTED = (
+_EXPECTED = (
     "base_model_name_or_path. was renamed",
     "fan_in_fan_out",
     "Failed to load the CUDA extension",
@@ -18,12 +18,12 @@ EXPECTED = (
 
 @contextmanager
 def logged_warnings(*expected: str) -> Iterator[None]:
-    """Log each warning inside the block once, but for EXPECTED, those that match `expected`, and deprecations."""
+    """Log each warning inside the block once, but for _EXPECTED, those that match `expected`, and deprecations."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for category in (DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)
-        for message in (*EXPECTED, *expected):
+        for message in (*_EXPECTED, *expected):
             warnings.filterwarnings("ignore", message=f".*{message}")
         yield
     for text in dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from medgraft.cli.adapter import diff, inspect, pull, push, verify
+from medgraft.cli.adapter import combine, diff, extract, inspect, merge, pull, push, verify
+from medgraft.cli.options import add_verbosity
 
 NAME = "adapter"
 SUMMARY = "inspect, verify, compare, merge, shrink, push and pull adapters"
 EXAMPLE = "medgraft adapter inspect my-adapter"
-_ACTIONS = (inspect, verify, diff, push, pull)
+_ACTIONS = (inspect, verify, diff, merge, combine, extract, push, pull)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         action.add_arguments(own)
+        add_verbosity(own, action=True)
         own.set_defaults(run_action=action.run)
 
 

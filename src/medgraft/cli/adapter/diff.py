@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from medgraft.cli.options import add_json
+from medgraft.cli.options import ADAPTER, add_json
 from medgraft.escaping import one_line
 
 NAME = "diff"
@@ -17,7 +17,7 @@ _SHOWN = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
     for name in ("first", "second"):
-        parser.add_argument(name, metavar="ADAPTER", help="a package, a plain PEFT folder, or a run's folder")
+        parser.add_argument(name, metavar="ADAPTER", help=ADAPTER)
     add_json(parser)
 
 

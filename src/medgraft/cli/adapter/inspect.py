@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from medgraft.cli.options import add_json
+from medgraft.cli.options import ADAPTER, add_json
 from medgraft.escaping import one_line
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ EXAMPLE = "medgraft adapter inspect my-adapter"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
-    parser.add_argument("adapter", metavar="ADAPTER", help="a package, a plain PEFT folder, or a run's folder")
+    parser.add_argument("adapter", metavar="ADAPTER", help=ADAPTER)
     add_json(parser)
 
 
@@ -67,12 +67,17 @@ def _strategy(manifest: dict[str, Any]) -> str:
 
 
 def _made(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from medgraft.adapter.manifest import Ancestor, Conversion
+
     training, evaluation = manifest["training"], manifest["evaluation"]
     known = {key: training[key] for key in ("steps", "images", "learning_rate", "final_loss", "seconds") if key in training}
     about = ", ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in known.items())
-    yield "training", f"{manifest['data']['name']}: {about}, seed {manifest['seed']}"
-    for ancestor in manifest.get("lineage", ()):
-        yield "went on", f"from {ancestor}"
+    if about:
+        yield "training", f"{manifest['data']['name']}: {about}, seed {manifest['seed']}"
+    if manifest["conversion"]:
+        yield "made by", str(Conversion.model_validate(manifest["conversion"]))
+    for ancestor in manifest["lineage"]:
+        yield "went on", f"from {Ancestor.model_validate(ancestor)}"
     if manifest["metrics"]:
         where = f" ({evaluation.get('images')} images, split {evaluation.get('split')})"
         yield "scores", ", ".join(f"{name} {value:.4f}" for name, value in manifest["metrics"].items()) + where

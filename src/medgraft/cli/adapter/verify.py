@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from medgraft.cli.options import add_json
+from medgraft.cli.options import ADAPTER, add_json
 from medgraft.escaping import one_line
 
 NAME = "verify"
@@ -15,7 +15,7 @@ EXAMPLE = "medgraft adapter verify my-adapter"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
-    parser.add_argument("adapter", metavar="ADAPTER", help="a package, a plain PEFT folder, or a run's folder")
+    parser.add_argument("adapter", metavar="ADAPTER", help=ADAPTER)
     add_json(parser)
 
 

@@ -1,0 +1,64 @@
+"""What a model computes for some images, in fp32 and without kernels, to compare it with another form of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from medgraft import hardware
+from medgraft.backbones import Backbone
+from medgraft.captioning import caption_images, opened
+from medgraft.config import DataConfig, GenerationConfig
+from medgraft.data import load_data
+from medgraft.plugin import PluginManager
+from medgraft.types import SPLITS, Example
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Captions, and the logits [N, V] that predict the tokens of the reference captions."""
+
+    captions: tuple[str, ...]
+    logits: tuple[torch.Tensor, ...]
+
+    def largest_logit(self) -> float:
+        """The largest absolute logit."""
+        return max(float(logits.abs().max()) for logits in self.logits)
+
+    def largest_difference(self, other: Outputs) -> float:
+        """The largest absolute difference of a logit."""
+        return max(float((a - b).abs().max()) for a, b in zip(self.logits, other.logits, strict=True))
+
+    def changed_captions(self, other: Outputs) -> int:
+        """How many captions differ."""
+        return sum(a != b for a, b in zip(self.captions, other.captions, strict=True))
+
+
+def sample_examples(data: DataConfig | None, images: int, *, plugins: PluginManager) -> Sequence[Example]:
+    """`images` examples of the test split of `data`, or else phantoms."""
+    if data is not None:
+        wanted = data.model_copy(update={"max_images": images})
+        return load_data(wanted, plugins=plugins, splits=("test",)).split("test")
+    phantoms = load_data(DataConfig(name="phantoms", options={"count": images}), plugins=plugins)
+    return phantoms.split(*SPLITS)
+
+
+@torch.no_grad()
+def outputs(backbone: Backbone, examples: Sequence[Example], prompt: str, generation: GenerationConfig) -> Outputs:
+    """Caption `examples` and compute the logits of their first reference captions."""
+    where = hardware.device()
+    backbone.model.to(where).eval()
+    captions = caption_images(backbone, [e.image for e in examples], options=generation, prompt=prompt, batch_size=_BATCH)
+    logits = []
+    for start in range(0, len(examples), _BATCH):
+        batch = examples[start : start + _BATCH]
+        text = backbone.text_batch([example.captions[0] for example in batch], prompt=prompt).to(where)
+        pixels = backbone.pixel_values([opened(example.image) for example in batch]).to(where)
+        computed = backbone.decode(backbone.encode(pixels, prompt=prompt), text)[1]  # [B, T, V]
+        predicted = text.labels[:, backbone.logits_offset :] != -100
+        logits.append(computed[:, : predicted.shape[1]][predicted].float().cpu())
+    return Outputs(tuple(captions.captions), tuple(logits))
