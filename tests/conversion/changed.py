@@ -30,7 +30,8 @@ def changed_adapter(name, strategy, out, *, seed=0, examples=(), **options):
                 parameter += torch.randn(parameter.shape, generator=random) * 0.05
     manifest = _manifest(name, backbone, applied)
     generation = GenerationConfig(max_new_tokens=8).model_dump()
-    changes = {"strategy": strategy, "prompt": "", "evaluation": {"generation": generation}}
+    training = manifest.training | {"model_class": backbone.model_class}
+    changes = {"strategy": strategy, "prompt": "", "evaluation": {"generation": generation}, "training": training}
 
     def write_files(folder):
         files = save_weights(folder, applied, before)

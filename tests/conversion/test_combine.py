@@ -68,12 +68,13 @@ def test_the_default_is_the_weighted_sum_of_the_changes(strategies, options, wei
 
 
 @pytest.mark.parametrize("method", ["cat", "linear", "svd", "ties", "dare_linear_svd"])
-def test_methods_of_peft_give_a_package_that_loads(method, pair, tmp_path, examples):
-    combined = _combine(pair, (0.5, 0.5), tmp_path / "both", method=method)
+def test_methods_of_peft_give_a_package_that_loads(method, pair, examples):
+    out = pair[0].parent / method
+    combined = _combine(pair, (0.5, 0.5), out, method=method)
     assert method in METHODS and combined.rank == (8 if method == "cat" else 4)
-    assert len(computed(tmp_path / "both", examples[:2]).captions) == 2
-    config = json.loads((tmp_path / "both/adapter_config.json").read_text())
-    assert config["r"] == combined.rank and not [path for path in (tmp_path / "both").iterdir() if path.is_dir()]
+    assert len(computed(out, examples[:2]).captions) == 2
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["r"] == combined.rank and not [path for path in out.iterdir() if path.is_dir()]
 
 
 def test_the_manifest_says_of_what_and_knows_all_training_images(name, tmp_path, examples):

@@ -112,7 +112,7 @@ def test_what_cannot_be_merged_is_refused_by_name_and_nothing_is_written(tiny_fo
             _merge(adapter, tmp_path / "merged")
     finally:
         HiraModel.merge_and_unload = original
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "record.json"]
 
 
 def test_mistakes_are_one_line(tiny_folder, tmp_path, capsys):

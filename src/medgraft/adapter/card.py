@@ -103,13 +103,13 @@ print(medgraft.caption(["image.jpg"], adapter=adapter))
 
 
 def _plain_recipe(manifest: Manifest, folder: str) -> str:
-    """How to use it without medgraft; empty for a package of a version that did not note the model's class."""
+    """How to use it without medgraft, if it can be; empty for a package of a version that did not note the model's class."""
     model_class, source = manifest.training.get("model_class"), manifest.backbone.partition(":")[2]
-    if model_class is None:
-        return ""
     if compact := {ADAPTER_INT8, CHANGES} & manifest.files.keys():
         alone = " Plain PEFT would load the LoRA alone." if ADAPTER_WEIGHTS in manifest.files else ""
         return f"\nOnly medgraft reads {' and '.join(f'`{name}`' for name in sorted(compact))}.{alone}\n"
+    if model_class is None:
+        return ""
     settings = manifest.strategy_settings
     imports, code, weights = [f"from transformers import {model_class}"], [], f'"{_folder(source)}"'
     if not source:  # the weights come with a plugin
