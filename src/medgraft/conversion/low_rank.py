@@ -45,8 +45,9 @@ def low_rank(matrix: torch.Tensor, rank: int | None, keep: float) -> LowRank:
 def low_rank_table(matrix: torch.Tensor, rank: int | None, keep: float) -> LowRank:
     """`matrix` [M, N] in low rank, with the rows whole that would keep less than the share `keep` of their own energy.
 
-    Without `rank` it is the one that needs the fewest numbers; with it a row is whole if it would keep less than half. For tables of embeddings, where training moves most rows by the
-    same offset, which has most of the energy, and the few rows of tokens in use each in a direction of its own.
+    Without `rank` it is the one that needs the fewest numbers; with it a row is whole if it would keep less than half. This is
+    for tables of embeddings, where training moves most rows by the same offset, which has most of the energy, and the few rows
+    of tokens in use each in a direction of its own.
     """
     left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
     energy = (left * values).double().square().cumsum(1)
