@@ -30,7 +30,7 @@ from medgraft.stats import Resampling
 
 RESULT = Path(__file__).parent / "results" / "extraction.json"
 KEPT = (0.99, 0.9, 0.75, 0.5, 0.25)
-RANKS = (1, 4, 16)
+RANKS = (4, 16)
 PLUGINS = PluginManager()
 
 

@@ -25,7 +25,7 @@ def _name(tiny_folder, name):
 
 
 def _merge(adapter, out, **options):
-    return merge_adapter(adapter, out, plugins=PLUGINS, options=MergeOptions(images=4, **options))
+    return merge_adapter(adapter, out, plugins=PLUGINS, options=MergeOptions(**{"images": 4, **options}))
 
 
 @pytest.mark.parametrize("strategy", ["full", "lora", "dora", "ia3", "qlora", "lora-int8"])
@@ -55,7 +55,7 @@ def test_every_preset_of_every_family_merges(name, tiny_folder, tmp_path):
         plan = get_strategy(strategy, plugins=PLUGINS)
         if not plan.trains or why_unsupported(backbone, plan, plugins=PLUGINS) is not None:
             continue
-        found = _merge(changed_adapter(backbone, strategy, tmp_path / strategy), tmp_path / f"{strategy}-merged")
+        found = _merge(changed_adapter(backbone, strategy, tmp_path / strategy), tmp_path / f"{strategy}-merged", images=2)
         limit = 5e-2 if plan.quantization != "none" else 1e-5
         assert found.logits_difference < limit * found.largest_logit, strategy
         model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / f"{strategy}-merged")

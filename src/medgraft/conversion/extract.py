@@ -42,8 +42,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class ExtractOptions:
     """`rank` of every matrix, or None for one that keeps the share `keep` of the energy (squared values) of its change.
 
-    In tables outside linear layers, such as embeddings, every row keeps this share of its own; rows that would not are stored
-    whole.
+    In tables outside linear layers, such as embeddings, every row keeps this share of its own (with `rank` half of it); rows
+    that would not are stored whole.
 
     `linear_only` drops what is not in linear layers. What it costs is measured on the first `images` validation images of
     `data`: None stands for all images and for the data of the training; with 0 images it is not measured.

@@ -45,13 +45,14 @@ def low_rank(matrix: torch.Tensor, rank: int | None, keep: float) -> LowRank:
 def low_rank_table(matrix: torch.Tensor, rank: int | None, keep: float) -> LowRank:
     """`matrix` [M, N] in low rank, with the rows whole that would keep less than the share `keep` of their own energy.
 
-    Without `rank` it is the one that needs the fewest numbers. For tables of embeddings, where training moves most rows by the
-    same offset, which has most of the energy, and the few rows of tokens in use each in a direction of its own.
+    Without `rank` it is the one that needs the fewest numbers; with it a row is whole if it would keep less than half. This is
+    for tables of embeddings, where training moves most rows by the same offset, which has most of the energy, and the few rows
+    of tokens in use each in a direction of its own.
     """
     left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
     energy = (left * values).double().square().cumsum(1)
     kept = energy / energy[:, -1:].clamp_min(torch.finfo(torch.float64).tiny)  # [M, ranks]
-    whole = (kept < keep - 1e-10) & matrix.any(1, keepdim=True)
+    whole = (kept < (keep if rank is None else 0.5) - 1e-10) & matrix.any(1, keepdim=True)
     if rank is None:
         numbers = torch.arange(1, len(values) + 1) * sum(matrix.shape) + whole.sum(0) * matrix.shape[1]
         rank = int(numbers.argmin()) + 1
