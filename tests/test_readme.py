@@ -1,6 +1,7 @@
 """What the README and the pages under docs/ say is done here, as they say it."""
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
@@ -18,7 +19,9 @@ PAGES = [
     ROOT / "adapters/README.md",
 ]  # fmt: skip
 TEXT = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "docs")]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "docs"), str(ROOT / "tests/adapter")]
+
+from hub_server import WRITES, hub_server  # noqa: E402
 
 
 def _blocks(page: str, language: str) -> list[str]:
@@ -30,11 +33,11 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("readme")
 
 
-def _run_commands(block: str, place: Path) -> None:
+def _run_commands(block: str, place: Path, env: dict[str, str] | None = None) -> None:
     for line in block.splitlines():
         command, *words = shlex.split(line)
         assert command == "medgraft"
-        done = subprocess.run([sys.executable, "-m", "medgraft", *words], cwd=place, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "medgraft", *words], cwd=place, capture_output=True, text=True, env=env)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         assert done.stdout.strip()
 
@@ -47,8 +50,12 @@ def _run_python(block: str, place: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_shell_commands_work_in_order(place):
-    (block,) = _blocks("README.md", "bash")
-    _run_commands(block, place)
+    first, second = _blocks("README.md", "bash")
+    _run_commands(first, place)
+    with hub_server() as hub:
+        local = {"HF_ENDPOINT": hub.url, "HF_TOKEN": WRITES, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        _run_commands(second, place, {**os.environ, **local, "HF_HOME": str(place / "hub")})
+    assert list(hub.repos) == ["USER/REPO"] and hub.repos["USER/REPO"].private
 
 
 @pytest.mark.slow
@@ -57,6 +64,9 @@ def test_python_works_after_them(place):
     caption, cider = _run_python(block, place)
     assert caption.startswith("['")
     assert float(cider) >= 0
+    (block,) = _blocks("docs/adapters.md", "python")
+    one, several, _ = _run_python(block, place)
+    assert one[1:-1] in several
     (block,) = _blocks("docs/reading-results.md", "python")
     _run_python(block, place)
     assert (place / "first-word.png").stat().st_size > 0
@@ -72,6 +82,7 @@ def test_tiny_models_can_be_trained_as_the_page_of_models_does(tmp_path):
 def test_every_language_of_a_block_has_a_test():
     tested = {
         "README.md": {"", "bash", "python", "py"}, "docs/models.md": {"bash"}, "docs/design.md": {""},
+        "docs/adapters.md": {"", "python"},
         "docs/plugins.md": {"py", "toml"}, "docs/reading-results.md": {"python"}, "plugins/README.md": {"bash", "py", "toml"},
     }  # fmt: skip
     for page, text in TEXT.items():
@@ -176,4 +187,4 @@ def test_every_strategy_and_data_set_in_text_exists(plugins):
 
 
 def test_the_readme_is_one_page():
-    assert len(TEXT["README.md"].splitlines()) <= 160
+    assert len(TEXT["README.md"].splitlines()) <= 172
