@@ -36,7 +36,8 @@ class LoadedAdapter:
     """A backbone with an adapter, and its installed kernels.
 
     `manifest` is None for a plain PEFT folder, `trained_on` also for a package of an older version. `given_prompt` takes the
-    place of the prompt used in training. `name` is the folder, or `USER/REPO@COMMIT` for one from the hub.
+    place of the prompt used in training. `name` is the folder, or `USER/REPO@COMMIT` for one from the hub. `base` is
+    `NAME:SOURCE` of the base on this machine.
     """
 
     backbone: Backbone
@@ -46,6 +47,7 @@ class LoadedAdapter:
     trained_on: TrainedOn | None = None
     given_prompt: str | None = None
     name: str | None = None
+    base: str | None = None
 
     @property
     def prompt(self) -> str | None:
@@ -74,7 +76,7 @@ def load_adapter(
     if contents.manifest is None:
         found = backbone or base_of(contents, plugins=plugins)
         plain = _load_plain_peft(contents, found, plugins=plugins, quantization=quantization)
-        return replace(plain, name=located.name)
+        return replace(plain, name=located.name, base=found)
     folder, manifest = contents.folder, contents.manifest
     if quantization not in ("none", manifest.strategy_settings.quantization):
         own = manifest.strategy_settings.quantization
@@ -93,7 +95,7 @@ def load_adapter(
         trained_with=manifest.acceleration,
     )  # fmt: skip
     trained_on = TrainedOn.read(folder) if TRAINED_ON in manifest.files else None
-    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on, located.name)
+    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on, name=located.name, base=base)
 
 
 def _load_plain_peft(contents: Contents, backbone: str, *, plugins: PluginManager, quantization: Quantization) -> LoadedAdapter:
