@@ -254,6 +254,7 @@ def test_damaged_copies(hub, package, tmp_path):
         medgraft.load_adapter(str(NAME))
     assert (pull(NAME).folder / "adapter_model.safetensors").read_bytes() == sound  # downloaded again
     with (package / "adapter_model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
         file.write(b"?")
     with pytest.raises(AdapterError, match="was altered or cut off"):
         plan_push(package, HubName("a/other"))
