@@ -374,7 +374,7 @@ def test_what_a_stranger_wrote_does_not_control_the_terminal(folder, capsys):
     _edit(folder / MANIFEST, lambda m: m["files"].update({"\x1b[2J\u202eevil\n": {"sha256": "0" * 64, "bytes": 1}}))
     assert main(["adapter", "inspect", str(folder)]) == 2
     error = capsys.readouterr().err
-    assert "\\u001b[2J" in error and error.count("\n") == 1 and error.rstrip("\n").isprintable()
+    assert "\\x1b[2J" in error and error.count("\n") == 1 and error.rstrip("\n").isprintable()
     _edit(folder / MANIFEST, lambda m: m["files"].popitem() and m.update(prompt="\x1b[2J", strategy="a\u202eb"))
     assert main(["adapter", "inspect", str(folder)]) == 0
     assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
