@@ -348,7 +348,7 @@ def test_as_a_user_types_it_in_new_processes(package, tmp_path, phantoms_folder)
         own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": WRITES, "HF_HUB_DISABLE_XET": "1"}
 
         def medgraft_(*words, offline="0"):
-            command = [sys.executable, "-m", "medgraft.cli.main", *map(str, words)]
+            command = [sys.executable, "-m", "medgraft", *map(str, words)]
             environment = {**os.environ, **own, "HF_HUB_OFFLINE": offline}
             done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
