@@ -81,7 +81,8 @@ def load_adapter(
     if quantization not in ("none", manifest.strategy_settings.quantization):
         own = manifest.strategy_settings.quantization
         raise AdapterError(
-            f"{folder} was trained on a base in quantization {own!r} and is loaded on no other: not {quantization!r}."
+            f"{folder} was trained on a base in quantization {own!r} and is loaded on no other, such as {quantization!r}. "
+            "Leave the quantization out."
         )
     if not contents.weights:
         _logger.warning(f"{folder} holds no trained weights, so it captions as its base does: training changed nothing.")
