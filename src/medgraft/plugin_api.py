@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medgraft.backbones import Backbone, RemoteCaptioner, TextBatch, Usage, next_token_loss
-    from medgraft.backbones.base import padded
     from medgraft.backbones.blip import BlipBackbone
     from medgraft.backbones.blip2 import Blip2Backbone
     from medgraft.backbones.instructblip import InstructBlipBackbone
     from medgraft.backbones.roles import language_model_roles, vision_tower_roles
+    from medgraft.backbones.text_batch import padded
     from medgraft.backbones.vision_encoder_decoder import VisionEncoderDecoderBackbone
     from medgraft.backbones.wordpieces import join_punctuation
     from medgraft.config import GenerationConfig

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import BlipForConditionalGeneration
 
-from medgraft.backbones.base import TextBatch
+from medgraft.backbones.text_batch import TextBatch
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.backbones.wordpieces import join_punctuation
 from medgraft.config import GenerationConfig

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medgraft.backbones.base import padded
+from medgraft.backbones.text_batch import padded
 from medgraft.errors import ConfigError
 from medgraft.plugin import PluginManager
 

@@ -1,6 +1,6 @@
 """Captioning models, by name."""
 
-from medgraft.backbones.base import Backbone, TextBatch, next_token_loss
+from medgraft.backbones.base import Backbone
 from medgraft.backbones.lookup import (
     AnyBackbone,
     get_backbone,
@@ -10,6 +10,7 @@ from medgraft.backbones.lookup import (
     split_name,
 )
 from medgraft.backbones.remote import RemoteCaptioner, Usage
+from medgraft.backbones.text_batch import TextBatch, next_token_loss
 
 __all__ = [
     "AnyBackbone", "Backbone", "RemoteCaptioner", "TextBatch", "Usage", "get_backbone", "get_captioner",

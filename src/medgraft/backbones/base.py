@@ -8,7 +8,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -19,6 +18,7 @@ from torch import nn
 from medgraft.backbones import loading
 from medgraft.backbones.checkpoint import Checkpoint, read_checkpoint
 from medgraft.backbones.fingerprint import fingerprint, former_fingerprint, loaded_digests
+from medgraft.backbones.text_batch import TextBatch, padded
 from medgraft.backbones.visible_region import visible_rectangle
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
@@ -28,22 +28,6 @@ from medgraft.types import Anatomy, AttentionLayout, Part, Seam
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import BitsAndBytesConfig
-
-
-@dataclass(frozen=True)
-class TextBatch:
-    """Tokenised captions: `input_ids` and `attention_mask` [B, T], and `labels` [B, T], -100 where nothing is predicted.
-
-    In models with a text encoder (T5) `labels` are [B, T'] and hold the caption alone, without the prompt.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    labels: torch.Tensor
-
-    def to(self, device: torch.device) -> TextBatch:
-        """This batch on `device`."""
-        return TextBatch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
 
 
 GenerateIds = Callable[[torch.Tensor, torch.Tensor, transformers.GenerationConfig], torch.Tensor]
@@ -311,16 +295,3 @@ class Backbone(ABC):
         other = copy.copy(self)
         other.model = model.to(next(self.model.parameters()).device).eval()
         return other
-
-
-def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad rows of token ids on the right: (ids, mask), both [B, T] with T the longest row."""
-    length = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows], dtype=torch.long)
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], dtype=torch.long)
-    return ids, mask
-
-
-def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of logits [B, T, V] for the next position's labels [B, T], where those are not -100."""
-    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())

@@ -9,9 +9,10 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
-from medgraft.backbones.base import Backbone, TextBatch
+from medgraft.backbones.base import Backbone
 from medgraft.backbones.blip_sdpa import eager_attention
 from medgraft.backbones.roles import vision_tower_roles
+from medgraft.backbones.text_batch import TextBatch
 from medgraft.backbones.wordpieces import join_punctuation
 from medgraft.types import Anatomy, AttentionLayout, PartAnatomy, Seam
 

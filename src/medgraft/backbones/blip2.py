@@ -10,8 +10,9 @@ import transformers
 from torch import nn
 
 from medgraft import hardware
-from medgraft.backbones.base import Backbone, TextBatch, next_token_loss, padded
+from medgraft.backbones.base import Backbone
 from medgraft.backbones.roles import language_model_roles, vision_tower_roles
+from medgraft.backbones.text_batch import TextBatch, next_token_loss, padded
 from medgraft.types import Anatomy, AttentionLayout, Part, PartAnatomy, Seam
 
 _LAYER = r"qformer\.encoder\.layer\.\d+"

@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 
 from medgraft.backbones import loading
-from medgraft.backbones.base import padded
 from medgraft.backbones.blip2 import QFORMER_ANATOMY, Blip2Backbone
+from medgraft.backbones.text_batch import padded
 from medgraft.types import Seam
 
 

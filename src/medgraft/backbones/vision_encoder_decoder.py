@@ -9,7 +9,8 @@ import transformers
 from transformers.modeling_outputs import BaseModelOutput
 
 from medgraft.backbones import loading
-from medgraft.backbones.base import Backbone, TextBatch, next_token_loss
+from medgraft.backbones.base import Backbone
+from medgraft.backbones.text_batch import TextBatch, next_token_loss
 from medgraft.errors import BackboneError
 from medgraft.types import Anatomy, AttentionLayout, PartAnatomy, Seam
 
