@@ -88,7 +88,7 @@ __all__ = [
 
 _MODULES = {
     "medgraft.backbones": ("Backbone", "RemoteCaptioner", "TextBatch", "Usage", "next_token_loss"),
-    "medgraft.backbones.base": ("padded",),
+    "medgraft.backbones.text_batch": ("padded",),
     "medgraft.backbones.blip": ("BlipBackbone",),
     "medgraft.backbones.blip2": ("Blip2Backbone",),
     "medgraft.backbones.instructblip": ("InstructBlipBackbone",),
