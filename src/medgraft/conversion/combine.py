@@ -30,9 +30,9 @@ from medgraft.backbones import Backbone
 from medgraft.conversion.derived import applied, derived, manifest_of
 from medgraft.conversion.new_folder import check_new
 from medgraft.errors import AdapterError, ConfigError, suggestion
-from medgraft.models import load_model
+from medgraft.models import dequantize, load_model
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Strategy, bare_name, dequantize, logged_warnings
+from medgraft.strategies import Strategy, bare_name, logged_warnings
 
 METHODS = (
     "cat", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
@@ -95,7 +95,7 @@ def combine_adapters(
         raise AdapterError(f"Method {options.method!r} is for LoRA; what was trained in place is combined by linear alone.")
     method = options.method or ("cat" if kind else "linear")
     base = load_model(bases[0], manifests[0].strategy_settings, plugins=plugins)
-    dequantize(base.model)
+    dequantize(base)
     changed = _add_sums(base, several, weights)
     if not kind and not changed:
         raise AdapterError("None of the adapters changes the base, so there is nothing to combine.")
@@ -125,7 +125,7 @@ def combine_adapters(
 def _settings(manifests: Sequence[Manifest], rank: int | None) -> Strategy:
     """The first adapter's strategy with the parts that any of them trains; the LoRA has `rank`, and scale 1."""
     first, *others = [manifest.strategy_settings for manifest in manifests]
-    plans: dict[str, Any] = {part: plan for part, plan in first.plans.items()}
+    plans: dict[str, Any] = dict(first.plans.items())
     for strategy in others:
         plans |= {part: plan for part, plan in strategy.plans.items() if plans[part].mode == "frozen"}
     options = first.options | ({"r": rank, "lora_alpha": rank} if rank else {})
