@@ -56,13 +56,17 @@ def test_training_and_captioning_change_nothing_of_the_caller(blip_folder, phant
     transformers.logging.set_verbosity_error()
 
 
-def test_training_from_python_leaves_what_a_suite_leaves(blip_folder, phantoms_folder, tmp_path, plugins):
+def test_training_from_python_leaves_what_a_suite_leaves_and_the_last_checkpoint(
+    blip_folder, phantoms_folder, tmp_path, plugins
+):
     config = medgraft.run_config(
         backbone=f"blip:{blip_folder}", strategy="bitfit", data=f"roco:{phantoms_folder}", max_images=3,
         overrides=["train.max_steps=1", "generation.max_new_tokens=4"],
     )  # fmt: skip
     record = medgraft.train(config, tmp_path, progress=False, plugins=plugins)
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "maps.json", "predictions.json", "record.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".medgraft-checkpoints", "adapter", "maps.json", "predictions.json", "record.json",
+    }  # fmt: skip
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
         "README.md", "medgraft.json", "trained_on.safetensors", "trained_tensors.safetensors",
     }  # fmt: skip

@@ -15,7 +15,7 @@ from medgraft.config import GenerationConfig
 from medgraft.errors import AdapterError, ConfigError, UnknownNameError, suggestion
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_captioner
-from medgraft.strategies import Strategy
+from medgraft.strategies import Quantization, Strategy
 
 
 class AdapterSet:
@@ -25,9 +25,9 @@ class AdapterSet:
     changes no weight. A base held in several precisions is in memory once for each of them.
     """
 
-    def __init__(self, adapters: Mapping[str, LoadedAdapter], base: str, plugins: PluginManager):
+    def __init__(self, adapters: Mapping[str, LoadedAdapter], quantization: Quantization, plugins: PluginManager):
         self._adapters: dict[str | None, LoadedAdapter] = dict(adapters.items())
-        self._base, self._plugins = base, plugins
+        self._quantization, self._plugins = quantization, plugins
         self.names = tuple(adapters)
         self.active: str | None = self.names[0]
 
@@ -64,14 +64,16 @@ class AdapterSet:
 
     def _get(self, name: str | None) -> LoadedAdapter:
         if name is None and None not in self._adapters:
-            first = self._adapters[self.names[0]].manifest
-            held = first.strategy_settings if first else Strategy()
+            first = self._adapters[self.names[0]]
+            held = first.manifest.strategy_settings if first.manifest else Strategy(quantization=self._quantization)
             quantization = held.model_dump(include={"quantization", "double_quantization", "compute_dtype"})
-            backbone = prepare_captioner(self._base, Strategy(**quantization), plugins=self._plugins)
+            backbone = prepare_captioner(first.base, Strategy(**quantization), plugins=self._plugins)
             assert isinstance(backbone, Backbone)
             backbone.model.requires_grad_(False)  # only frozen weights are shared
             _share(backbone, self._adapters.values())
-            self._adapters[None] = LoadedAdapter(backbone, backbone.model, None)
+            self._adapters[None] = LoadedAdapter(
+                backbone, backbone.model, None, given_prompt=first.given_prompt, base=first.base
+            )
         if name not in self._adapters:
             raise UnknownNameError(
                 f"There is no adapter {name!r}.{suggestion(str(name), self.names)} Known: {', '.join(self.names)}."
@@ -80,27 +82,37 @@ class AdapterSet:
 
 
 def load_adapters(
-    folders: Mapping[str, str | Path], *, backbone: str | None = None, plugins: PluginManager | None = None
+    folders: Mapping[str, str | Path],
+    *,
+    backbone: str | None = None,
+    allow_base_mismatch: bool = False,
+    quantization: Quantization = "none",
+    prompt: str | None = None,
+    plugins: PluginManager | None = None,
 ) -> AdapterSet:
     """The adapters in `folders`, by name, with the weights of their base in memory once; the first one is active.
 
-    `backbone` is as in `load_adapter`. AdapterError if they are of different bases. While an adapter is loaded, the base is in
-    memory twice.
+    The options are those of `load_adapter`, for each adapter. AdapterError if the adapters are of different bases, unless
+    `allow_base_mismatch` puts them on one `backbone`. While an adapter is loaded, the base is in memory twice.
     """
     manager = plugins or PluginManager.from_environment()
-    bases = _bases(folders)
-    loaded: dict[str, LoadedAdapter] = {}
-    for name, folder in folders.items():
-        adapter = load_adapter(folder, backbone=backbone, plugins=manager)
-        _share(adapter.backbone, loaded.values())
-        loaded[name] = adapter
-    return AdapterSet(loaded, backbone or bases[0], manager)
-
-
-def _bases(folders: Mapping[str, str | Path]) -> tuple[str, ...]:
-    """The backbones in the adapters' manifests; AdapterError if their weights differ."""
     if not folders:
         raise AdapterError("There is no adapter to load; give their folders by name.")
+    if not (backbone and allow_base_mismatch):
+        _check_bases(folders)
+    loaded: dict[str, LoadedAdapter] = {}
+    for name, folder in folders.items():
+        adapter = load_adapter(
+            folder, backbone=backbone, allow_base_mismatch=allow_base_mismatch, quantization=quantization, prompt=prompt,
+            plugins=manager,
+        )  # fmt: skip
+        _share(adapter.backbone, loaded.values())
+        loaded[name] = adapter
+    return AdapterSet(loaded, quantization, manager)
+
+
+def _check_bases(folders: Mapping[str, str | Path]) -> None:
+    """AdapterError if the bases in the adapters' manifests have different weights."""
     located = {name: locate_adapter(folder) for name, folder in folders.items()}
     manifests = {name: read_manifest(folder) for name, folder in located.items() if (folder / MANIFEST).is_file()}
     first = next(iter(manifests), None)
@@ -111,7 +123,6 @@ def _bases(folders: Mapping[str, str | Path]) -> tuple[str, ...]:
                 f"{manifests[first].base_fingerprint[:12]}, {manifest.backbone} with {manifest.base_fingerprint[:12]}). "
                 "Load only adapters of one base together."
             )
-    return tuple(manifest.backbone for manifest in manifests.values())
 
 
 def _share(backbone: Backbone, others: Iterable[LoadedAdapter]) -> None:

@@ -88,10 +88,24 @@ def test_images_may_each_have_their_adapter(made, phantoms_folder, plugins):
     alone = {name: medgraft.caption(images, adapter=several.use(name), generation=short) for name in ("a", "b", None)}
     mixed = several.caption(images, adapters=["b", None, "a"], generation=short)
     assert mixed == [alone["b"][0], alone[None][1], alone["a"][2]]
+    prompted = medgraft.load_adapters({"a": made("lora")}, prompt="an mri showing", plugins=plugins)
+    assert [prompted.use(name).prompt for name in ("a", None)] == ["an mri showing"] * 2
     several.use("b")
     assert several.caption(images, generation=short) == alone["b"]
     with pytest.raises(ConfigError, match=r"adapters has 1 names for 3 images"):
         several.caption(images, adapters=["a"])
+
+
+def test_plain_peft_adapters_are_on_the_base_that_they_name(blip_folder, tmp_path, plugins):
+    model = BlipForConditionalGeneration.from_pretrained(blip_folder)
+    for name in "ab":
+        model = get_peft_model(model, LoraConfig(target_modules=["query"], init_lora_weights=False))
+        model.save_pretrained(tmp_path / name, save_embedding_layers=False)
+        model = model.unload()
+    several = medgraft.load_adapters({n: tmp_path / n for n in "ab"}, quantization="nf4", plugins=plugins)
+    alone = medgraft.load_backbone(f"blip:{blip_folder}", quantization="nf4", plugins=plugins)
+    assert torch.equal(_logits(several.use(None).backbone), _logits(alone))
+    assert not torch.equal(_logits(several.use("a").backbone), _logits(several.use("b").backbone))
 
 
 def test_what_cannot_be_held_together(made, other_blip_folder, plugins):

@@ -241,9 +241,11 @@ def test_what_contradicts_the_adapter_is_refused_in_one_line(
 ):
     folder = str(parent("lora")[0])
     (tmp_path / "none").mkdir()
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd/adapter_config.json").write_text(json.dumps({"peft_type": "PROMPT_TUNING"}))
-    (tmp_path / "bad").mkdir()
+    for name, settings in (("odd", {"peft_type": "PROMPT_TUNING"}), ("baseless", {"base_model_name_or_path": None})):
+        shutil.copytree(plain, tmp_path / name)
+        written = json.loads((plain / "adapter_config.json").read_text())
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(written | settings))
+    shutil.copytree(plain, tmp_path / "bad")
     (tmp_path / "bad/adapter_config.json").write_text("[1")
     blip = ["--backbone", f"blip:{blip_folder}"]
     for words, message in (
@@ -254,11 +256,14 @@ def test_what_contradicts_the_adapter_is_refused_in_one_line(
         (["--from", folder, "--set", "strategy.vision=frozen"], "strategy.vision=frozen contradicts"),
         (["--from", folder, "--set", "strategy.quantization=nf4"], "strategy.quantization=nf4 contradicts"),
         (["--from", folder, "--backbone", f"blip:{other_blip_folder}"], "was trained on another base"),
-        (["--from", str(plain)], "is a plain PEFT adapter and does not say which backbone it is for. Add --backbone"),
+        (
+            ["--from", str(tmp_path / "baseless")],
+            "is a plain PEFT adapter and does not say which base it is for. Add --backbone",
+        ),
         (["--from", str(plain), *blip, "--strategy", "lora"], "was made with strategy peft:LORA, not lora"),
         (["--from", str(plain), *blip, "--set", "strategy.r=8"], "strategy.r=8 contradicts"),
         (["--from", str(tmp_path / "odd"), *blip], "PROMPT_TUNING"),
-        (["--from", str(tmp_path / "bad"), *blip], "adapter_config.json is not JSON"),
+        (["--from", str(tmp_path / "bad"), *blip], "adapter_config.json is not valid JSON"),
         (blip, "Name a backbone and a strategy (--backbone, --strategy), or an adapter to go on from (--from)"),
     ):
         assert main(["train", *words, "--data", data, "--out", str(tmp_path / "out"), "--max-images", "8"]) == 2

@@ -254,6 +254,7 @@ def test_damaged_copies(hub, package, tmp_path):
         medgraft.load_adapter(str(NAME))
     assert (pull(NAME).folder / "adapter_model.safetensors").read_bytes() == sound  # downloaded again
     with (package / "adapter_model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
         file.write(b"?")
     with pytest.raises(AdapterError, match="was altered or cut off"):
         plan_push(package, HubName("a/other"))
@@ -347,7 +348,7 @@ def test_as_a_user_types_it_in_new_processes(package, tmp_path, phantoms_folder)
         own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": WRITES, "HF_HUB_DISABLE_XET": "1"}
 
         def medgraft_(*words, offline="0"):
-            command = [sys.executable, "-m", "medgraft.cli.main", *map(str, words)]
+            command = [sys.executable, "-m", "medgraft", *map(str, words)]
             environment = {**os.environ, **own, "HF_HUB_OFFLINE": offline}
             done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
             assert done.returncode == 0, done.stderr

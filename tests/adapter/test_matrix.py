@@ -32,12 +32,12 @@ from medgraft.backbones import get_backbone
 
 found = {}
 for folder in sorted(Path(sys.argv[1]).iterdir()):
-    loaded = load_adapter(folder, plugins=PLUGINS)
+    loaded = load_adapter(folder, plugins=PLUGINS, backbone=sys.argv[3])
     expected = load_file(folder / "logits.safetensors")["logits"]
     found[folder.name] = [torch.equal(logits(loaded.backbone), expected), None]
     strategy = loaded.manifest.strategy_settings
     if strategy.uses_adapter and not loaded.manifest.training["in_place"] and strategy.quantization == "none":
-        kind, source = get_backbone(loaded.manifest.backbone, plugins=PLUGINS)
+        kind, source = get_backbone(loaded.base, plugins=PLUGINS)
         plain = kind.load(source)
         PeftModel.from_pretrained(plain.model, folder)
         found[folder.name][1] = torch.allclose(logits(plain), expected, rtol=1e-4, atol=1e-4)
@@ -79,7 +79,7 @@ def test_every_preset_loads_in_a_new_process_with_the_same_logits(name, tiny_fol
         save_file({"logits": logits(backbone).contiguous()}, folder / "logits.safetensors")
         saved[preset] = strategy.uses_adapter and strategy.quantization == "none"
     assert len(saved) >= 10
-    command = [sys.executable, "-c", _CHILD, str(tmp_path), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", _CHILD, str(tmp_path), str(Path(__file__).parent), f"{kind}:{source}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])

@@ -280,7 +280,8 @@ def test_tables(finished):
     body = [line for line in text.splitlines() if line and not line.startswith("blip:")]
     assert max(map(len, body)) <= 80
     assert "Failed runs: ia3 (1 of 1); see `error` in their records." in text
-    assert markdown(table).count("|---:") == 8
+    assert markdown(table).count("|---:") == 9
+    assert "| forget |" in markdown(table)
     assert any(row["backbone"].startswith("blip:") for row in json.loads(as_json(table)))
     examples = example_captions(records, out)
     assert "zero-shot" in examples and "lora" in examples

@@ -38,7 +38,8 @@ class LoadedAdapter:
     """A backbone with an adapter, and its installed kernels.
 
     `manifest` is None for a plain PEFT folder, `trained_on` also for a package of an older version. `given_prompt` takes the
-    place of the prompt used in training. `name` is the folder, or `USER/REPO@COMMIT` for one from the hub.
+    place of the prompt used in training. `name` is the folder, or `USER/REPO@COMMIT` for one from the hub. `base` is
+    `NAME:SOURCE` of the base on this machine.
     """
 
     backbone: Backbone
@@ -48,6 +49,7 @@ class LoadedAdapter:
     trained_on: TrainedOn | None = None
     given_prompt: str | None = None
     name: str | None = None
+    base: str = ""
 
     @property
     def prompt(self) -> str | None:
@@ -85,7 +87,8 @@ def load_adapter(
     elif quantization not in ("none", manifest.strategy_settings.quantization):
         own = manifest.strategy_settings.quantization
         raise AdapterError(
-            f"{folder} was trained on a base in quantization {own!r} and is loaded on no other: not {quantization!r}."
+            f"{folder} was trained on a base in quantization {own!r} and is loaded on no other, such as {quantization!r}. "
+            "Leave the quantization out."
         )
     if not contents.weights:
         _logger.warning(f"{folder} holds no trained weights, so it captions as its base does: training changed nothing.")
@@ -99,7 +102,7 @@ def load_adapter(
         trained_with=() if plain else manifest.acceleration if manifest else None,
     )  # fmt: skip
     trained_on = TrainedOn.read(folder) if TRAINED_ON in contents.files else None
-    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on, name=located.name)
+    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on, name=located.name, base=base)
 
 
 def base_here(contents: Contents, *, plugins: PluginManager) -> str:

@@ -53,7 +53,7 @@ def check_patterns(path: Path, settings: Mapping[str, Any], modules: Sequence[st
         if done.returncode == 0:
             return
         problem = (done.stderr.strip().splitlines() or ["takes too long to match"])[-1]
-    raise AdapterError(f"{path}: {' or '.join(map(shown, patterns))} {problem}.")
+    raise AdapterError(f"{path}: {' or '.join(map(shown, patterns))} {problem}. Write names of modules instead.")
 
 
 def _patterns(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -10,18 +10,10 @@ from typing import Any
 from medgraft.adapter.files import shown
 from medgraft.adapter.tensor_files import StoredTensor
 from medgraft.errors import AdapterError
+from medgraft.strategies.unsuited import CHANGED_BASE, ONLY_LOADED, UNSUITED, UNSUITED_OPTIONS
 
-_METHODS_REFUSED = {"XLORA": "it mixes other adapters, which it would load from elsewhere"}
-# settings that must be unset: what PEFT would do with them
-_REFUSED = {
-    "megatron_config": "PEFT would import the module that megatron_core names",
-    "alora_invocation_tokens": "its weights apply only after certain tokens, and captioning would ignore them",
-    "arrow_config": "it mixes other adapters",
-    "layer_replication": "it changes the number of the base's layers",
-}
 _NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "layers_pattern", "target_parameters")
 _MAX_TEXT, _MAX_ITEMS = 20_000, 5_000
-_INIT_LOOPS = re.compile(r"pissa_niter_(?!\d\d?$)")
 _UNBOUNDED = re.compile(r"seed|key|step|tinit|tfinal|delta_?t|warmup|interval|label_mask_value", re.IGNORECASE)  # cost nothing
 _LOOPS = re.compile(r"iter|terms|depth")
 _MAX_LOOPS, _MAX_NUMBER, _MAX_ALPHA = 100, 4096, 1e5
@@ -29,9 +21,29 @@ _LORA = re.compile(r"\.lora_(embedding_)?(A|B)(\.weight)?$")
 
 
 def check_settings(path: Path, settings: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
-    """Raise AdapterError for a setting in `path` that PEFT cannot use, or that disagrees with `tensors`, the weights."""
+    """Raise AdapterError for a setting in `path` that does not work here, or that disagrees with `tensors`, the weights."""
+    for problem in _unsuited(settings):
+        raise AdapterError(f"{path}: {problem}")
     for problem in _problems(settings, tensors):
-        raise AdapterError(f"{path}: {problem}.")
+        raise AdapterError(f"{path}: {problem}. Copy the adapter again from where it was made.")
+
+
+def _unsuited(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Methods and options that medgraft's forward pass would ignore or could not repeat, or that fetch code or adapters."""
+    method = settings.get("peft_type")
+    if isinstance(method, str) and method in UNSUITED and method not in ONLY_LOADED:
+        yield f"{method} does not work in medgraft: it {UNSUITED[method]}. Train another method, such as LoRA."
+    for option, why in UNSUITED_OPTIONS.items():
+        if settings.get(option):
+            yield f"{option} is set, so this adapter {why}. Train it without this option."
+    init = str(settings.get("init_lora_weights", True)).lower()
+    for start, what in CHANGED_BASE.items():
+        if init.startswith(start):
+            yield (
+                f"init_lora_weights={shown(init)} changed the base by {what}, so the base of the training cannot be made "
+                "again. Convert it to plain LoRA where it was trained, by save_pretrained(..., "
+                "path_initial_model_for_weight_conversion=...)."
+            )
 
 
 def _problems(settings: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
@@ -39,9 +51,6 @@ def _problems(settings: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) 
     if not isinstance(method, str) or not re.fullmatch(r"[A-Z0-9_]{1,40}", method):
         yield f"peft_type must name a method of PEFT, and is {shown(method)}"
         return
-    if method in _METHODS_REFUSED:
-        yield f"the method {method} is not supported: {_METHODS_REFUSED[method]}"
-    yield from (f"{key} is not supported: {why}" for key, why in _REFUSED.items() if settings.get(key))
     for key in _NAMES:
         yield from _name_problems(key, settings.get(key))
     for key, value in settings.items():
@@ -72,8 +81,6 @@ def _number_problems(settings: Mapping[str, Any], limit: int) -> Iterator[str]:
     for key, value in settings.items():
         if isinstance(value, dict) and not key.endswith("alpha_pattern"):
             yield from _number_problems(value, limit)
-        elif key.startswith("init_") and isinstance(value, str) and _INIT_LOOPS.match(value):
-            yield f"{key} is {shown(value)}, whose number of iterations is too large"
         elif isinstance(value, bool) or not isinstance(value, int | float) or _UNBOUNDED.search(key):
             continue
         else:

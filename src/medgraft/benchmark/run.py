@@ -108,8 +108,7 @@ def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
     """The run with its strategy and the adapter that it starts from."""
     start = read_start(config)
     if start is None:
-        strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
-        return _Run(config, strategy, out, plugins, Clock())
+        return _Run(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins), out, plugins, Clock())
     return _Run(start.with_prompt(config), start.strategy, out, plugins, Clock(), start)
 
 
@@ -260,9 +259,8 @@ def _add_scores(
     """Add the scores to the package's manifest."""
     if package is None or evaluation is None:
         return package
-    config = run.config
-    done: dict[str, Any] = {"images": len(evaluation.predictions), "split": config.eval_split}
-    done |= {"generation": config.generation.model_dump(), **({} if lost is None else {"forgetting": lost})}
+    done: dict[str, Any] = {"images": len(evaluation.predictions), "split": run.config.eval_split}
+    done |= {"generation": run.config.generation.model_dump(), **({} if lost is None else {"forgetting": lost})}
     done |= {"seen_in_training": str(seen)} if seen else {}
     with run.clock.phase("package"):
         changed = package.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})

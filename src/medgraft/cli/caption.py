@@ -59,7 +59,10 @@ def _side_by_side(arguments: argparse.Namespace) -> int:
         if [*names, _BASE].count(name) > 1:
             raise ConfigError(f"--adapter {name}: two models would have this name. Name each adapter once, or write ./{name}.")
     quiet_libraries()
-    several = load_adapters({name: name for name in names}, backbone=arguments.backbone)
+    several = load_adapters(
+        {name: name for name in names}, backbone=arguments.backbone, allow_base_mismatch=arguments.allow_base_mismatch,
+        quantization=arguments.quantization, prompt=arguments.prompt,
+    )  # fmt: skip
     captions: dict[str, dict[str, str]] = {image: {} for image in arguments.images}
     for name in (*several.names, *((None,) if arguments.with_base else ())):
         adapter = several.use(name)

@@ -24,7 +24,6 @@ from medgraft.adapter import (
     write_package,
 )
 from medgraft.adapter.lineage import ancestor
-from medgraft.adapter.loading import base_here
 from medgraft.adapter.manifest import Ancestor, Conversion
 from medgraft.backbones import Backbone
 from medgraft.conversion.derived import applied, derived, manifest_of
@@ -82,19 +81,15 @@ def combine_adapters(
         raise ConfigError(f"Unknown method {options.method!r}.{near} Known: {', '.join(METHODS)}.")
     check_new(out)
     found = [read_contents(source) for source in sources]
-    bases = [backbone or base_here(contents, plugins=plugins) for contents in found]
-    several = [
-        load_adapter(contents.folder, plugins=plugins, backbone=base, plain=True, dequantized=True)
-        for contents, base in zip(found, bases, strict=True)
-    ]
-    manifests = [manifest_of(loaded, base) for loaded, base in zip(several, bases, strict=True)]
     folders = [contents.folder for contents in found]
+    several = [load_adapter(f, plugins=plugins, backbone=backbone, plain=True, dequantized=True) for f in folders]
+    manifests = [manifest_of(loaded) for loaded in several]
     _check_same(folders, manifests)
     kind = _kind(several, folders)
     if kind is None and options.method not in (None, "linear"):
         raise AdapterError(f"Method {options.method!r} is for LoRA; what was trained in place is combined by linear alone.")
     method = options.method or ("cat" if kind else "linear")
-    base = load_model(bases[0], manifests[0].strategy_settings, plugins=plugins)
+    base = load_model(several[0].base, manifests[0].strategy_settings, plugins=plugins)
     dequantize(base)
     changed = _add_sums(base, several, weights)
     if not kind and not changed:

@@ -120,7 +120,7 @@ def _extracted(
 ) -> tuple[_Change, Manifest]:
     """Write the package; `where` is the base on this machine."""
     loaded = load_adapter(contents.folder, plugins=plugins, backbone=where, plain=True, dequantized=True)
-    source = manifest_of(loaded, where)
+    source = manifest_of(loaded)
     merge_into_base(loaded)
     trained = {name: parameter.detach().cpu() for name, parameter in loaded.backbone.model.named_parameters()}
     base = load_model(where, source.strategy_settings, plugins=plugins)

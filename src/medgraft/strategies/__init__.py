@@ -13,7 +13,7 @@ from medgraft.strategies.base import PartPlan, Quantization, Strategy
 if TYPE_CHECKING:
     from medgraft.strategies.lookup import get_strategy
     from medgraft.strategies.parts import Applied, apply_strategy, bare_name
-    from medgraft.strategies.peft_methods import UNSUITED, UNSUITED_OPTIONS, methods, options_in, peft_strategy
+    from medgraft.strategies.peft_methods import methods, options_in, peft_strategy
     from medgraft.strategies.peft_warnings import logged_warnings
     from medgraft.strategies.quantization import (
         check_quantized,
@@ -23,13 +23,11 @@ if TYPE_CHECKING:
     )
 
 _LAZY = {"get_strategy": "lookup", "logged_warnings": "peft_warnings"}
-_LAZY |= dict.fromkeys(("UNSUITED", "UNSUITED_OPTIONS", "methods", "options_in", "peft_strategy"), "peft_methods")
+_LAZY |= dict.fromkeys(("methods", "options_in", "peft_strategy"), "peft_methods")
 _LAZY |= dict.fromkeys(("Applied", "apply_strategy", "bare_name"), "parts")
 _LAZY |= dict.fromkeys(("check_quantized", "keep_as_loaded", "quantization_config", "quantized_modules"), "quantization")
 
 __all__ = [
-    "UNSUITED",
-    "UNSUITED_OPTIONS",
     "Applied",
     "PartPlan",
     "Quantization",

@@ -15,24 +15,9 @@ from torch import nn
 from medgraft.errors import ConfigError, StrategyError, UnknownNameError, suggestion
 from medgraft.strategies.base import ADAPTER, LINEAR_ROLES, PartPlan, Strategy
 from medgraft.strategies.lora_inits import check_init
+from medgraft.strategies.unsuited import UNSUITED, UNSUITED_OPTIONS
 from medgraft.types import ROLES, Anatomy, Role
 
-# methods with target_modules in their config that nevertheless cannot adapt arbitrary linear layers
-UNSUITED = {
-    "ADAPTION_PROMPT": "works on LLaMA's attention only",
-    "FROD": "fails on layers that are not square in this version of PEFT",
-    "POLY": "needs a task id with every batch",
-    "SHADOW": "copies the layers of a language model",
-    "TRAINABLE_TOKENS": "trains rows of an embedding, not linear layers",
-    "XLORA": "mixes adapters that were trained before",
-}
-# options that change what a forward pass has to do, beyond the modules of the adapter
-UNSUITED_OPTIONS = {
-    "alora_invocation_tokens": "is switched on by certain tokens, which medgraft's forward pass does not look for (aLoRA)",
-    "arrow_config": "chooses among several adapters for each token (Arrow)",
-    "layer_replication": "repeats layers of the base",
-    "megatron_config": "needs Megatron's layers",
-}
 _OURS = ("target_modules", "feedforward_modules", "task_type", "peft_type", "inference_mode", "base_model_name_or_path")
 
 
