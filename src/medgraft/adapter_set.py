@@ -65,7 +65,6 @@ class AdapterSet:
     def _get(self, name: str | None) -> LoadedAdapter:
         if name is None and None not in self._adapters:
             first = self._adapters[self.names[0]]
-            assert first.base is not None
             held = first.manifest.strategy_settings if first.manifest else Strategy(quantization=self._quantization)
             quantization = held.model_dump(include={"quantization", "double_quantization", "compute_dtype"})
             backbone = prepare_captioner(first.base, Strategy(**quantization), plugins=self._plugins)

@@ -40,6 +40,7 @@ from medgraft.adapter.manifest import ADAPTER_WEIGHTS as WEIGHTS
 from medgraft.adapter.manifest import FILES, TENSORS, TRAINED_ON
 from medgraft.benchmark import execute
 from medgraft.config import run_config
+from medgraft.conversion import ExtractOptions, extract_adapter
 from medgraft.data.phantoms import write_phantoms
 from medgraft.errors import MedgraftError
 from medgraft.escaping import one_line
@@ -297,7 +298,7 @@ def logits_of(folder: Path, backbone: str) -> torch.Tensor:
 
 
 def make_packages(work: Path) -> dict[str, Package]:
-    """Three packages for a tiny BLIP: LoRA, trained in place, and a plain PEFT folder."""
+    """Packages for a tiny BLIP: LoRA, trained in place, the latter extracted in int8, and a plain PEFT folder."""
     backbone = write_tiny_model("blip", work / "base")
     write_phantoms(work / "phantoms", count=12)
     folders = {}
@@ -308,6 +309,9 @@ def make_packages(work: Path) -> dict[str, Package]:
         )  # fmt: skip
         execute(config, work / strategy, plugins=PluginManager(), evaluate=False, checkpoints=False)
         folders[strategy] = locate_adapter(work / strategy)
+    compact = ExtractOptions(rank=2, dtype="int8", images=0)
+    extract_adapter(folders["decoder-frozen"], work / "int8", plugins=PluginManager(), options=compact)
+    folders["int8"] = work / "int8"
     base = BlipForConditionalGeneration.from_pretrained(work / "base")
     model = get_peft_model(base, LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False))
     model.save_pretrained(work / "plain", save_embedding_layers=False)

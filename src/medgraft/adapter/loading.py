@@ -25,9 +25,10 @@ from medgraft.adapter.tensor_files import StoredTensor
 from medgraft.adapter.trained_on import TrainedOn
 from medgraft.backbones import Backbone
 from medgraft.errors import AdapterError
+from medgraft.models import dequantize
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_adapter
-from medgraft.strategies import Quantization, Strategy, dequantize
+from medgraft.strategies import Quantization, Strategy
 
 _logger = logging.getLogger("medgraft")
 
@@ -48,7 +49,7 @@ class LoadedAdapter:
     trained_on: TrainedOn | None = None
     given_prompt: str | None = None
     name: str | None = None
-    base: str | None = None
+    base: str = ""
 
     @property
     def prompt(self) -> str | None:
@@ -69,10 +70,10 @@ def load_adapter(
     """Load the adapter that `locate` finds onto its base; `backbone` (`NAME:SOURCE`) locates the base on this machine.
 
     The kernels used in training are installed if they apply here, so in the run's precision the logits are bit-identical to
-    those at saving; with `plain` none are, and it computes in fp32. With `dequantized` a quantised base has linear layers with
-    the values that it stands for. AdapterError if files are missing or altered, or if the base has other weights; with
-    `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too, onto `backbone` or the base that it names, held
-    in `quantization`.
+    those at saving; with `plain` none are, and it computes in fp32. With `dequantized` a quantised base has the unquantised
+    model's layers, with the values that its own stand for. AdapterError if files are missing or altered, or if the base has
+    other weights; with `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too, onto `backbone` or the base
+    that it names, held in `quantization`.
     """
     located = locate(source)
     contents = read_contents(located.folder)
@@ -116,7 +117,7 @@ def attach(base: Backbone, contents: Contents, *, allow_mismatch: bool = False, 
     """
     folder, manifest = contents.folder, contents.manifest
     if dequantized:
-        dequantize(base.model)
+        dequantize(base)
     if manifest is None:
         plain: nn.Module = attach_peft(base, contents, tokenizer_beside=True)
         return plain

@@ -8,7 +8,11 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+<<<<<<< HEAD
 from pathlib import Path
+=======
+from dataclasses import dataclass
+>>>>>>> integrate
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -168,11 +172,6 @@ class Backbone(ABC):
         """Preprocess RGB images of any size; batch first, [B, 3, H, W] for most models."""
         values: torch.Tensor = self.image_processor(list(images), return_tensors="pt")["pixel_values"]
         return values
-
-    def save_processors(self, folder: Path) -> None:
-        """Write the tokenizer and the image processor into a model's folder."""
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
 
     def image_settings(self) -> dict[str, Any]:
         """All settings that affect `pixel_values`, as JSON values; part of cache keys."""

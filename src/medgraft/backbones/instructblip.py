@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -34,11 +33,6 @@ class InstructBlipBackbone(Blip2Backbone):
         backbone = super().from_model(source, model)
         backbone.qformer_tokenizer = loading.load_tokenizer(source, subfolder="qformer_tokenizer")
         return backbone
-
-    def save_processors(self, folder: Path) -> None:
-        """See Backbone.save_processors; also the Q-Former's own tokenizer."""
-        super().save_processors(folder)
-        self.qformer_tokenizer.save_pretrained(folder / "qformer_tokenizer")
 
     def _query_outputs(self, queries: torch.Tensor, image: torch.Tensor, prompt: str) -> torch.Tensor:
         ids, _ = padded([self.qformer_tokenizer(prompt)["input_ids"]], 0)

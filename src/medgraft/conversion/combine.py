@@ -24,15 +24,14 @@ from medgraft.adapter import (
     write_package,
 )
 from medgraft.adapter.lineage import ancestor
-from medgraft.adapter.loading import base_here
 from medgraft.adapter.manifest import Ancestor, Conversion
 from medgraft.backbones import Backbone
 from medgraft.conversion.derived import applied, derived, manifest_of
 from medgraft.conversion.new_folder import check_new
 from medgraft.errors import AdapterError, ConfigError, suggestion
-from medgraft.models import load_model
+from medgraft.models import dequantize, load_model
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Strategy, bare_name, dequantize, logged_warnings
+from medgraft.strategies import Strategy, bare_name, logged_warnings
 
 METHODS = (
     "cat", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
@@ -82,20 +81,16 @@ def combine_adapters(
         raise ConfigError(f"Unknown method {options.method!r}.{near} Known: {', '.join(METHODS)}.")
     check_new(out)
     found = [read_contents(source) for source in sources]
-    bases = [backbone or base_here(contents, plugins=plugins) for contents in found]
-    several = [
-        load_adapter(contents.folder, plugins=plugins, backbone=base, plain=True, dequantized=True)
-        for contents, base in zip(found, bases, strict=True)
-    ]
-    manifests = [manifest_of(loaded, base) for loaded, base in zip(several, bases, strict=True)]
     folders = [contents.folder for contents in found]
+    several = [load_adapter(f, plugins=plugins, backbone=backbone, plain=True, dequantized=True) for f in folders]
+    manifests = [manifest_of(loaded) for loaded in several]
     _check_same(folders, manifests)
     kind = _kind(several, folders)
     if kind is None and options.method not in (None, "linear"):
         raise AdapterError(f"Method {options.method!r} is for LoRA; what was trained in place is combined by linear alone.")
     method = options.method or ("cat" if kind else "linear")
-    base = load_model(bases[0], manifests[0].strategy_settings, plugins=plugins)
-    dequantize(base.model)
+    base = load_model(several[0].base, manifests[0].strategy_settings, plugins=plugins)
+    dequantize(base)
     changed = _add_sums(base, several, weights)
     if not kind and not changed:
         raise AdapterError("None of the adapters changes the base, so there is nothing to combine.")
@@ -125,7 +120,11 @@ def combine_adapters(
 def _settings(manifests: Sequence[Manifest], rank: int | None) -> Strategy:
     """The first adapter's strategy with the parts that any of them trains; the LoRA has `rank`, and scale 1."""
     first, *others = [manifest.strategy_settings for manifest in manifests]
+<<<<<<< HEAD
     plans: dict[str, Any] = dict(first.plans)
+=======
+    plans: dict[str, Any] = dict(first.plans.items())
+>>>>>>> integrate
     for strategy in others:
         plans |= {part: plan for part, plan in strategy.plans.items() if plans[part].mode == "frozen"}
     options = first.options | ({"r": rank, "lora_alpha": rank} if rank else {})

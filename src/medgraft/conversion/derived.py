@@ -15,8 +15,8 @@ from medgraft.strategies import Applied, PartPlan, Strategy
 _NAMES = {"combine": "combined", "extract": "low-rank"}
 
 
-def manifest_of(loaded: LoadedAdapter, base: str) -> Manifest:
-    """The adapter's manifest, or one with what is known of a plain PEFT adapter; `base` is the one that it is loaded on."""
+def manifest_of(loaded: LoadedAdapter) -> Manifest:
+    """The adapter's manifest, or one with what is known of a plain PEFT adapter."""
     backbone = loaded.backbone
     described = {
         "base_fingerprint": backbone.fingerprint(backbone.source),
@@ -27,7 +27,7 @@ def manifest_of(loaded: LoadedAdapter, base: str) -> Manifest:
     model: Any = loaded.model
     adapter, method = PartPlan(mode="adapter"), model.active_peft_config.peft_type.value
     return Manifest(
-        backbone=base, strategy="peft",
+        backbone=loaded.base, strategy="peft",
         strategy_settings=Strategy(vision=adapter, bridge=adapter, text=adapter, method=method),
         data={"name": "unknown"}, prompt=prompt_for(backbone, None), max_text_tokens=128, bf16=False, acceleration=(), seed=0,
         training={"parts": list(backbone.anatomy.parts), "model_class": backbone.model_class},

@@ -29,9 +29,9 @@ from medgraft.conversion.merge import merge_into_base
 from medgraft.conversion.new_folder import check_new
 from medgraft.conversion.quality import Quality, quality, validation_examples
 from medgraft.errors import AdapterError, ConfigError
-from medgraft.models import load_model
+from medgraft.models import dequantize, load_model
 from medgraft.plugin import PluginManager
-from medgraft.strategies import PartPlan, Strategy, dequantize, logged_warnings, quantized_modules
+from medgraft.strategies import PartPlan, Strategy, logged_warnings, quantized_modules
 from medgraft.types import Anatomy
 
 StoredDtype = Literal["fp32", "bf16", "int8"]
@@ -120,12 +120,12 @@ def _extracted(
 ) -> tuple[_Change, Manifest]:
     """Write the package; `where` is the base on this machine."""
     loaded = load_adapter(contents.folder, plugins=plugins, backbone=where, plain=True, dequantized=True)
-    source = manifest_of(loaded, where)
+    source = manifest_of(loaded)
     merge_into_base(loaded)
     trained = {name: parameter.detach().cpu() for name, parameter in loaded.backbone.model.named_parameters()}
     base = load_model(where, source.strategy_settings, plugins=plugins)
     quantized = quantized_modules(base.model)
-    dequantize(base.model)
+    dequantize(base)
     change = _change(base.model, trained, options, quantized)
     if not (change.lora or change.factors or change.whole):
         raise AdapterError(f"{contents.folder} changes nothing{' in linear layers' if options.linear_only else ''}.")

@@ -11,9 +11,8 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from medgraft.adapter import LoadedAdapter, load_adapter, read_contents
+from medgraft.adapter import LoadedAdapter, load_adapter
 from medgraft.adapter.base_name import public_base
-from medgraft.adapter.loading import base_here
 from medgraft.adapter.locating import locate
 from medgraft.adapter.manifest import CARD
 from medgraft.backbones import Backbone, prompt_for
@@ -90,9 +89,8 @@ def merge_adapter(
     if options.images < 1:
         raise ConfigError(f"The comparison needs at least one image; {options.images} were asked for.")
     located = locate(adapter)
-    where = backbone or base_here(read_contents(located.folder), plugins=plugins)
     with new_folder(out) as folder:
-        loaded = load_adapter(located.folder, plugins=plugins, backbone=where, plain=True)
+        loaded = load_adapter(located.folder, plugins=plugins, backbone=backbone, plain=True)
         _check_format(options.format, loaded.backbone)
         examples = sample_examples(options.data, options.images, plugins=plugins)
         prompt, generation = prompt_for(loaded.backbone, loaded.prompt), generation_of(loaded)
@@ -100,7 +98,7 @@ def merge_adapter(
         quantization = _quantization(loaded)
         if quantization:
             del loaded
-            loaded = load_adapter(located.folder, plugins=plugins, backbone=where, plain=True, dequantized=True)
+            loaded = load_adapter(located.folder, plugins=plugins, backbone=backbone, plain=True, dequantized=True)
         merge_into_base(loaded)
         write_merged(loaded.backbone, folder, options.dtype, generation, prompt)
         again = type(loaded.backbone).load(str(folder))
@@ -113,7 +111,7 @@ def merge_adapter(
         )  # fmt: skip
         _check(merged, located.name)
         described = loaded.manifest.strategy if loaded.manifest else Path(located.name).name
-        card = merged_card(out.name, public_base(where), described, f"{merged}", plain=alone == len(examples))
+        card = merged_card(out.name, public_base(loaded.base), described, f"{merged}", plain=alone == len(examples))
         (folder / CARD).write_text(card, encoding="utf-8")
     return merged
 

@@ -49,7 +49,10 @@ def write_merged(backbone: Backbone, folder: Path, dtype: Dtype, generation: Gen
     model.generation_config.update(**decoding.to_diff_dict())
     model.generation_config._from_model_config = False
     model.save_pretrained(folder)
-    backbone.save_processors(folder)
+    backbone.tokenizer.save_pretrained(folder)
+    backbone.image_processor.save_pretrained(folder)
+    if tokenizer := getattr(backbone, "qformer_tokenizer", None):  # of InstructBLIP
+        tokenizer.save_pretrained(folder / "qformer_tokenizer")
     for name in ("processor_config.json", "chat_template.json"):
         found = cached_file(
             backbone.source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False

@@ -83,13 +83,6 @@ def keep_as_loaded(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def dequantize(model: nn.Module) -> None:
-    """Replace the quantised layers of a loaded `model` by linear layers with the values that they stand for, in fp32."""
-    if quantized_modules(model):
-        quantized: Any = model
-        quantized.dequantize(torch.float32)
-
-
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:
     """Names of the modules that bitsandbytes quantised."""
     if not any(hasattr(p, "quant_state") or hasattr(p, "SCB") for p in model.parameters()):
