@@ -8,11 +8,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-<<<<<<< HEAD
-from pathlib import Path
-=======
-from dataclasses import dataclass
->>>>>>> integrate
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
