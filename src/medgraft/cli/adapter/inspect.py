@@ -67,12 +67,14 @@ def _strategy(manifest: dict[str, Any]) -> str:
 
 
 def _made(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from medgraft.adapter.manifest import Ancestor
+
     training, evaluation = manifest["training"], manifest["evaluation"]
     known = {key: training[key] for key in ("steps", "images", "learning_rate", "final_loss", "seconds") if key in training}
     about = ", ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in known.items())
     yield "training", f"{manifest['data']['name']}: {about}, seed {manifest['seed']}"
     for ancestor in manifest.get("lineage", ()):
-        yield "went on", f"from {ancestor}"
+        yield "went on", f"from {Ancestor(**ancestor)}"
     if manifest["metrics"]:
         where = f" ({evaluation.get('images')} images, split {evaluation.get('split')})"
         yield "scores", ", ".join(f"{name} {value:.4f}" for name, value in manifest["metrics"].items()) + where
