@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers import BlipForConditionalGeneration
 
-from medgraft.backbones.text_batch import TextBatch
 from medgraft.backbones.blip import BlipBackbone
+from medgraft.backbones.text_batch import TextBatch
 from medgraft.backbones.wordpieces import join_punctuation
 from medgraft.config import GenerationConfig
 from medgraft.errors import BackboneError
