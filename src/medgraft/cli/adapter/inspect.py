@@ -67,27 +67,17 @@ def _strategy(manifest: dict[str, Any]) -> str:
 
 
 def _made(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
-<<<<<<< HEAD
     from medgraft.adapter.manifest import Ancestor, Conversion
-=======
-    from medgraft.adapter.manifest import Ancestor
->>>>>>> fixtests
 
     training, evaluation = manifest["training"], manifest["evaluation"]
     known = {key: training[key] for key in ("steps", "images", "learning_rate", "final_loss", "seconds") if key in training}
     about = ", ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in known.items())
-<<<<<<< HEAD
     if about:
         yield "training", f"{manifest['data']['name']}: {about}, seed {manifest['seed']}"
     if manifest["conversion"]:
         yield "made by", str(Conversion.model_validate(manifest["conversion"]))
     for ancestor in manifest["lineage"]:
         yield "went on", f"from {Ancestor.model_validate(ancestor)}"
-=======
-    yield "training", f"{manifest['data']['name']}: {about}, seed {manifest['seed']}"
-    for ancestor in manifest.get("lineage", ()):
-        yield "went on", f"from {Ancestor(**ancestor)}"
->>>>>>> fixtests
     if manifest["metrics"]:
         where = f" ({evaluation.get('images')} images, split {evaluation.get('split')})"
         yield "scores", ", ".join(f"{name} {value:.4f}" for name, value in manifest["metrics"].items()) + where
