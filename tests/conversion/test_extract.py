@@ -46,6 +46,7 @@ def _name(tiny_folder, name):
         ("blip", "lora-int8", "bf16"),
         ("vit-gpt2", "full", "int8"),
         ("vit-gpt2", "lora", "fp32"),
+        ("vit-gpt2", "qlora", "bf16"),
     ],
 )
 def test_all_of_the_energy_is_the_same_adapter_but_for_rounding(name, strategy, dtype, tiny_folder, tmp_path, examples):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from medgraft import hardware
 from medgraft.errors import StrategyError
@@ -84,10 +85,18 @@ def keep_as_loaded(model: nn.Module) -> None:
 
 
 def dequantize(model: nn.Module) -> None:
-    """Replace the quantised layers of a loaded `model` by linear layers with the values that they stand for, in fp32."""
-    if quantized_modules(model):
-        quantized: Any = model
-        quantized.dequantize(torch.float32)
+    """Replace the quantised layers of a loaded `model` by layers of their former class with what they stand for, in fp32."""
+    names = quantized_modules(model)
+    if not names:
+        return
+    quantized: Any = model
+    transposed = [name for name in names if issubclass(quantized.get_submodule(name).source_cls, Conv1D)]
+    quantized.dequantize(torch.float32)
+    for name in transposed:  # transformers makes linear layers of these too
+        linear: Any = quantized.get_submodule(name)
+        layer = Conv1D(linear.out_features, linear.in_features)
+        layer.weight, layer.bias = nn.Parameter(linear.weight.T.contiguous()), linear.bias
+        quantized.set_submodule(name, layer)
 
 
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:
