@@ -120,7 +120,7 @@ def combine_adapters(
 def _settings(manifests: Sequence[Manifest], rank: int | None) -> Strategy:
     """The first adapter's strategy with the parts that any of them trains; the LoRA has `rank`, and scale 1."""
     first, *others = [manifest.strategy_settings for manifest in manifests]
-    plans: dict[str, Any] = dict(first.plans)
+    plans: dict[str, Any] = {str(part): plan for part, plan in first.plans.items()}
     for strategy in others:
         plans |= {part: plan for part, plan in strategy.plans.items() if plans[part].mode == "frozen"}
     options = first.options | ({"r": rank, "lora_alpha": rank} if rank else {})
