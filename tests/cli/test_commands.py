@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from medgraft.adapter import locate_adapter
-from medgraft.cli.main import _COMMANDS, main
+from medgraft.cli.main import _COMMANDS, _parser, main
 
 
 def _medgraft(*words, cwd=None):
@@ -229,3 +229,10 @@ def test_a_folder_with_other_files_is_left_alone(blip_folder, phantoms_folder, t
     assert main([*words, str(tmp_path / "new"), "--set", "train.optim=bogus"]) == 2
     assert "Training options:" in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("words", [("-q", "verify", "A"), ("verify", "A", "-q"), ("verify", "-q", "A")])
+def test_an_action_takes_verbosity_before_and_after_its_name(words):
+    found = _parser().parse_args(["adapter", *words])
+    assert (found.quiet, found.verbose) == (True, False)
+    assert not _parser().parse_args(["adapter", "verify", "A"]).quiet

@@ -14,7 +14,8 @@ from medgraft.conversion import METHODS, CombineOptions, combine_adapters
 from medgraft.conversion.merge import merge_into_base
 from medgraft.conversion.outputs import sample_examples
 from medgraft.errors import AdapterError, ConfigError
-from medgraft.models import dequantize, load_model
+from medgraft.models import load_model
+from medgraft.strategies import dequantize
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_the_default_is_the_weighted_sum_of_the_changes(strategies, options, wei
     other = changed_adapter(name, strategies[1], tmp_path / "b", seed=2, **options)
     _combine([one, other], weights, tmp_path / "both")
     backbone = load_model(name, read_manifest(one).strategy_settings, plugins=PLUGINS)
-    dequantize(backbone)
+    dequantize(backbone.model)
     assert (tmp_path / "both/trained_tensors.safetensors").exists() == (strategies[0] == "full")
     found, first, second = _weights(tmp_path / "both"), _weights(one), _weights(other)
     for key, base in backbone.model.named_parameters():

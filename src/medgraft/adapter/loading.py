@@ -25,10 +25,9 @@ from medgraft.adapter.tensor_files import StoredTensor
 from medgraft.adapter.trained_on import TrainedOn
 from medgraft.backbones import Backbone
 from medgraft.errors import AdapterError
-from medgraft.models import dequantize
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_adapter
-from medgraft.strategies import Quantization, Strategy
+from medgraft.strategies import Quantization, Strategy, dequantize
 
 _logger = logging.getLogger("medgraft")
 
@@ -117,7 +116,7 @@ def attach(base: Backbone, contents: Contents, *, allow_mismatch: bool = False, 
     """
     folder, manifest = contents.folder, contents.manifest
     if dequantized:
-        dequantize(base)
+        dequantize(base.model)
     if manifest is None:
         plain: nn.Module = attach_peft(base, contents, tokenizer_beside=True)
         return plain

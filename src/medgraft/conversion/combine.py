@@ -29,9 +29,9 @@ from medgraft.backbones import Backbone
 from medgraft.conversion.derived import applied, derived, manifest_of
 from medgraft.conversion.new_folder import check_new
 from medgraft.errors import AdapterError, ConfigError, suggestion
-from medgraft.models import dequantize, load_model
+from medgraft.models import load_model
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Strategy, bare_name, logged_warnings
+from medgraft.strategies import Strategy, bare_name, dequantize, logged_warnings
 
 METHODS = (
     "cat", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
@@ -90,7 +90,7 @@ def combine_adapters(
         raise AdapterError(f"Method {options.method!r} is for LoRA; what was trained in place is combined by linear alone.")
     method = options.method or ("cat" if kind else "linear")
     base = load_model(several[0].base, manifests[0].strategy_settings, plugins=plugins)
-    dequantize(base)
+    dequantize(base.model)
     changed = _add_sums(base, several, weights)
     if not kind and not changed:
         raise AdapterError("None of the adapters changes the base, so there is nothing to combine.")

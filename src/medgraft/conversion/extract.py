@@ -29,9 +29,9 @@ from medgraft.conversion.merge import merge_into_base
 from medgraft.conversion.new_folder import check_new
 from medgraft.conversion.quality import Quality, quality, validation_examples
 from medgraft.errors import AdapterError, ConfigError
-from medgraft.models import dequantize, load_model
+from medgraft.models import load_model
 from medgraft.plugin import PluginManager
-from medgraft.strategies import PartPlan, Strategy, logged_warnings, quantized_modules
+from medgraft.strategies import PartPlan, Strategy, dequantize, logged_warnings, quantized_modules
 from medgraft.types import Anatomy
 
 StoredDtype = Literal["fp32", "bf16", "int8"]
@@ -125,7 +125,7 @@ def _extracted(
     trained = {name: parameter.detach().cpu() for name, parameter in loaded.backbone.model.named_parameters()}
     base = load_model(where, source.strategy_settings, plugins=plugins)
     quantized = quantized_modules(base.model)
-    dequantize(base)
+    dequantize(base.model)
     change = _change(base.model, trained, options, quantized)
     if not (change.lora or change.factors or change.whole):
         raise AdapterError(f"{contents.folder} changes nothing{' in linear layers' if options.linear_only else ''}.")
@@ -254,8 +254,8 @@ def _strategy(source: Strategy, anatomy: Anatomy, change: _Change) -> Strategy:
 def _described(change: _Change, options: ExtractOptions) -> dict[str, JsonValue]:
     """The settings, and what was dropped by them."""
     kept: dict[str, JsonValue] = {"rank": options.rank} if options.rank else {"keep": options.keep}
-    kept |= {"dtype": options.dtype, "linear_only": options.linear_only}
-    return kept | ({"dropped": len(change.dropped)} if change.dropped else {})
+    kept |= {"dtype": options.dtype} | ({"linear_only": True, "dropped": len(change.dropped)} if options.linear_only else {})
+    return kept
 
 
 def _training(change: _Change, source: Manifest) -> dict[str, Any]:

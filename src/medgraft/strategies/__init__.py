@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from medgraft.strategies.peft_warnings import logged_warnings
     from medgraft.strategies.quantization import (
         check_quantized,
+        dequantize,
         keep_as_loaded,
         quantization_config,
         quantized_modules,
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 _LAZY = {"get_strategy": "lookup", "logged_warnings": "peft_warnings"}
 _LAZY |= dict.fromkeys(("methods", "options_in", "peft_strategy"), "peft_methods")
 _LAZY |= dict.fromkeys(("Applied", "apply_strategy", "bare_name"), "parts")
-_LAZY |= dict.fromkeys(("check_quantized", "keep_as_loaded", "quantization_config", "quantized_modules"), "quantization")
+_LAZY |= dict.fromkeys(
+    ("check_quantized", "dequantize", "keep_as_loaded", "quantization_config", "quantized_modules"), "quantization"
+)
 
 __all__ = [
     "Applied",
@@ -35,6 +38,7 @@ __all__ = [
     "apply_strategy",
     "bare_name",
     "check_quantized",
+    "dequantize",
     "get_strategy",
     "logged_warnings",
     "methods",

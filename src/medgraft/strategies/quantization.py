@@ -83,6 +83,21 @@ def keep_as_loaded(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def dequantize(model: nn.Module) -> None:
+    """Replace the quantised layers of a loaded `model` by layers of their former class with what they stand for, in fp32."""
+    names = quantized_modules(model)
+    if not names:
+        return
+    quantized: Any = model
+    transposed = [name for name in names if issubclass(quantized.get_submodule(name).source_cls, Conv1D)]
+    quantized.dequantize(torch.float32)
+    for name in transposed:  # transformers makes linear layers of these too
+        linear: Any = quantized.get_submodule(name)
+        layer = Conv1D(linear.out_features, linear.in_features)
+        layer.weight, layer.bias = nn.Parameter(linear.weight.T.contiguous()), linear.bias
+        quantized.set_submodule(name, layer)
+
+
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:
     """Names of the modules that bitsandbytes quantised."""
     if not any(hasattr(p, "quant_state") or hasattr(p, "SCB") for p in model.parameters()):
