@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 NAME = "inspect"
 SUMMARY = "show what an adapter is: its base, strategy, sizes, ranks, training and scores"
 EXAMPLE = "medgraft adapter inspect my-adapter"
+_LABEL = 10  # characters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(found.model_dump_json(indent=1))
     else:
-        print("\n".join(f"{label:<10}{one_line(text)}" if label else f"  {one_line(text)}" for label, text in _rows(found)))
+        print("\n".join(_line(label, one_line(text)) for label, text in _rows(found)))
     return 0
+
+
+def _line(label: str, text: str) -> str:
+    """A label and its text, or a text without a label, wrapped to the width of a terminal."""
+    head, rest = (f"{label:<{_LABEL}}", " " * _LABEL) if label else ("  ", "    ")
+    return textwrap.fill(text, 80, initial_indent=head, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False)
 
 
 def _rows(found: AdapterInspection) -> Iterator[tuple[str, str]]:
@@ -68,6 +76,7 @@ def _strategy(manifest: dict[str, Any]) -> str:
 
 def _made(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     from medgraft.adapter.manifest import Ancestor, Conversion
+    from medgraft.config import CONTROLS
 
     training, evaluation = manifest["training"], manifest["evaluation"]
     known = {key: training[key] for key in ("steps", "images", "learning_rate", "final_loss", "seconds") if key in training}
@@ -80,6 +89,7 @@ def _made(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "went on", f"from {Ancestor.model_validate(ancestor)}"
     if manifest["metrics"]:
         where = f" ({evaluation.get('images')} images, split {evaluation.get('split')})"
-        yield "scores", ", ".join(f"{name} {value:.4f}" for name, value in manifest["metrics"].items()) + where
+        shown = {name: value for name, value in manifest["metrics"].items() if not name.endswith(CONTROLS)}
+        yield "scores", ", ".join(f"{name} {value:.4f}" for name, value in shown.items()) + where
     yield "prompt", repr(manifest["prompt"])
     yield "versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items() if version)
