@@ -110,7 +110,10 @@ MANIFESTS = {
     "absolute": (_listed("/etc/passwd"), "files: Value error, '/etc/passwd' is no file of a package"),
     "outside": (_listed("../secret.txt"), "files: Value error, '../secret.txt' is no file of a package"),
     "300 characters": (_listed("a" * 300), "(302 characters) is no file of a package"),
-    "in place": (lambda m: m["training"].update(in_place=3), "lists no trained_tensors.safetensors, which its strategy lora"),
+    "in place": (
+        lambda m: m["training"].update(in_place=3),
+        "lists no trained_tensors.safetensors or trained_changes.safetensors, which its strategy lora",
+    ),
     "negative size": (lambda m: m["files"][WEIGHTS].update(bytes=-1), "files.adapter_model.safetensors.bytes"),
     "a million beams": (_generation(num_beams=10**6), "evaluation.generation: num_beams"),
     "unknown decoding": (_generation(beams=4), "evaluation.generation: unknown key 'beams'"),

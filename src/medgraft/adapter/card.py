@@ -42,10 +42,10 @@ Made by medgraft {manifest.versions.get("medgraft")}. Not a medical device: capt
 
 def _metadata(manifest: Manifest) -> ModelCardData:
     """What the hub indexes. No licence, as that of base and data is not known."""
-    base = hub_id(manifest.backbone)
+    base, peft_reads_it = hub_id(manifest.backbone), manifest.strategy_settings.uses_adapter and not _compact(manifest)
     return ModelCardData(
         base_model=base, base_model_relation="adapter" if base else None,
-        library_name="peft" if ADAPTER_WEIGHTS in manifest.files and CHANGES not in manifest.files else "medgraft",
+        library_name="peft" if peft_reads_it else "medgraft",
         pipeline_tag="image-to-text", tags=["medgraft", "image-captioning", manifest.strategy],
     )  # fmt: skip
 
@@ -105,9 +105,9 @@ print(medgraft.caption(["image.jpg"], adapter=adapter))
 def _plain_recipe(manifest: Manifest, folder: str) -> str:
     """How to use it without medgraft, if it can be; empty for a package of a version that did not note the model's class."""
     model_class, source = manifest.training.get("model_class"), manifest.backbone.partition(":")[2]
-    if compact := {ADAPTER_INT8, CHANGES} & manifest.files.keys():
+    if compact := _compact(manifest):
         alone = " Plain PEFT would load the LoRA alone." if ADAPTER_WEIGHTS in manifest.files else ""
-        return f"\nOnly medgraft reads {' and '.join(f'`{name}`' for name in sorted(compact))}.{alone}\n"
+        return f"\nOnly medgraft reads {' and '.join(f'`{name}`' for name in compact)}.{alone}\n"
     if model_class is None:
         return ""
     settings = manifest.strategy_settings
@@ -130,6 +130,11 @@ def _plain_recipe(manifest: Manifest, folder: str) -> str:
     note = f" (values differ a little from those on a base in {settings.quantization})" if quantized else ""
     lines = "\n".join([*sorted(imports, key=lambda line: line.split()[1]), "", *code])
     return f"\nIn plain {library}{note}:\n\n```python\n{lines}\n```\n"
+
+
+def _compact(manifest: Manifest) -> list[str]:
+    """The files that only medgraft reads."""
+    return sorted({ADAPTER_INT8, CHANGES} & manifest.files.keys())
 
 
 def _forgetting(evaluation: Mapping[str, Any]) -> str:

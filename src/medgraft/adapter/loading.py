@@ -78,16 +78,16 @@ def load_adapter(
     contents = read_contents(located.folder)
     check_bytes(contents)
     folder, manifest = contents.folder, contents.manifest
-    base = backbone or base_here(contents, plugins=plugins)
-    if manifest is None:
-        _logger.warning(
-            f"{folder} is a plain PEFT adapter: without medgraft's digests it cannot be told whether it was altered."
-        )
-    elif quantization not in ("none", manifest.strategy_settings.quantization):
+    if manifest is not None and quantization not in ("none", manifest.strategy_settings.quantization):
         own = manifest.strategy_settings.quantization
         raise AdapterError(
             f"{folder} was trained on a base in quantization {own!r} and is loaded on no other, such as {quantization!r}. "
             "Leave the quantization out."
+        )
+    base = backbone or base_here(contents, plugins=plugins)
+    if manifest is None:
+        _logger.warning(
+            f"{folder} is a plain PEFT adapter: without medgraft's digests it cannot be told whether it was altered."
         )
     if not contents.weights:
         _logger.warning(f"{folder} holds no trained weights, so it captions as its base does: training changed nothing.")
