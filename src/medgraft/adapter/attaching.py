@@ -47,7 +47,7 @@ def attach_peft(backbone: Backbone, contents: Contents, *, tokenizer_beside: boo
         except Exception as error:  # 40 methods of PEFT raise whatever they like
             text = (str(error).strip().splitlines() or [""])[0]
             raise AdapterError(f"{asked}: PEFT cannot put it there, {type(error).__name__}: {text}") from error
-    _compare_values(asked, tensors, model)
+        _compare_values(asked, tensors, model)
     model.eval()
     return model
 

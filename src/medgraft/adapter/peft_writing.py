@@ -17,9 +17,7 @@ def write_peft(folder: Path, applied: Applied) -> None:
     An adapter whose initialisation changed the base (PiSSA, OLoRA) is written as plain LoRA of twice the rank for the
     unchanged base: [B, -B0] [A; A0], where A0 and B0 are the initial matrices.
     """
-    sharded = ".*tensor.s. have invalid shape"  # AdaLoRA may prune a layer to rank 0, and biases have one axis
-    shapes = (sharded,) if applied.strategy.method == "ADALORA" or applied.strategy.options.get("lora_bias") else ()
-    with logged_warnings("changes the base weights of the model", *shapes), TemporaryDirectory() as temporary:
+    with logged_warnings("changes the base weights of the model"), TemporaryDirectory() as temporary:
         initial = Path(temporary) / "initial"
         if applied.initial:
             initial.mkdir()

@@ -72,7 +72,8 @@ def apply_strategy(
         wrapped = attach()
     elif strategy.uses_adapter:
         wrapped = _add_adapter(model, anatomy, strategy)
-    saved = get_peft_model_state_dict(wrapped, save_embedding_layers=False) if strategy.uses_adapter else {}
+    with logged_warnings():
+        saved = get_peft_model_state_dict(wrapped, save_embedding_layers=False) if strategy.uses_adapter else {}
     initial = {name: tensor.detach().clone() for name, tensor in saved.items()} if changes_base(strategy) and not attach else {}
     places = {tensor.data_ptr() for tensor in saved.values()}
     by_peft = {id(p) for p in wrapped.parameters() if p.requires_grad and p.data_ptr() in places}

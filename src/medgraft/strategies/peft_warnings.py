@@ -13,6 +13,7 @@ _EXPECTED = (
     "Failed to load the CUDA extension",
     "Unsupported layer type.*LayerNorm",
     "Setting boft_n",
+    "tensor.s. have invalid shape",  # AdaLoRA may prune a layer to rank 0, and biases have one axis; shapes are compared
 )
 
 
