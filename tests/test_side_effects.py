@@ -56,9 +56,7 @@ def test_training_and_captioning_change_nothing_of_the_caller(blip_folder, phant
     transformers.logging.set_verbosity_error()
 
 
-def test_training_from_python_leaves_what_a_suite_leaves_and_the_last_checkpoint(
-    blip_folder, phantoms_folder, tmp_path, plugins
-):
+def test_training_from_python_leaves_what_a_suite_leaves_and_a_checkpoint(blip_folder, phantoms_folder, tmp_path, plugins):
     config = medgraft.run_config(
         backbone=f"blip:{blip_folder}", strategy="bitfit", data=f"roco:{phantoms_folder}", max_images=3,
         overrides=["train.max_steps=1", "generation.max_new_tokens=4"],

@@ -177,7 +177,7 @@ REFUSED = {  # renaming, settings, message
     "POLY": (str, {"peft_type": "POLY"}, "POLY does not work in medgraft: it needs a task id"),
     "ADAPTION_PROMPT": (str, {"peft_type": "ADAPTION_PROMPT"}, "ADAPTION_PROMPT does not work"),
     "unknown": (str, {"peft_type": "LOROX"}, "'LOROX' is no method of the installed PEFT .* A newer one may have it"),
-    "aLoRA": (str, {"alora_invocation_tokens": [3]}, "alora_invocation_tokens is set, so this adapter is switched on by .* Train it without"),
+    "aLoRA": (str, {"alora_invocation_tokens": [3]}, "alora_invocation_tokens is set, so .* Train it without"),
     "layers": (str, {"layer_replication": [[0, 2]]}, "layer_replication is set"),
     **{
         init: (str, {"init_lora_weights": init}, f"init_lora_weights='{init}' changed the base by")

@@ -256,10 +256,7 @@ def test_what_contradicts_the_adapter_is_refused_in_one_line(
         (["--from", folder, "--set", "strategy.vision=frozen"], "strategy.vision=frozen contradicts"),
         (["--from", folder, "--set", "strategy.quantization=nf4"], "strategy.quantization=nf4 contradicts"),
         (["--from", folder, "--backbone", f"blip:{other_blip_folder}"], "was trained on another base"),
-        (
-            ["--from", str(tmp_path / "baseless")],
-            "is a plain PEFT adapter and does not say which base it is for. Add --backbone",
-        ),
+        (["--from", str(tmp_path / "baseless")], "and does not say which base it is for. Add --backbone"),
         (["--from", str(plain), *blip, "--strategy", "lora"], "was made with strategy peft:LORA, not lora"),
         (["--from", str(plain), *blip, "--set", "strategy.r=8"], "strategy.r=8 contradicts"),
         (["--from", str(tmp_path / "odd"), *blip], "PROMPT_TUNING"),

@@ -331,9 +331,14 @@ def test_inspect_verify_and_diff_need_no_torch_and_no_base(folder, capsys):
 
 
 def test_inspect_says_what_it_is(folder, capsys):
+    earlier = {"adapter": "ab" * 32, "data": "roco", "images": 8, "steps": 2, "learning_rate": 0.002, "seed": 1}
+    _edit(folder / MANIFEST, lambda m: m.update(lineage=[{"adapter": "cd" * 32}, earlier]))
     assert main(["adapter", "inspect", str(folder)]) == 0
     text = capsys.readouterr().out
-    for words in ("blip-nano, weights efd0fdd8779d", "LORA, rank 6 on 64 layers, alpha 24", "230,400 parameters", "cider 0.78"):
+    for words in ("blip-nano, weights efd0fdd8779d", "LORA, rank 6 on 64 layers, alpha 24", "230,400 parameters", "cider 0.78",
+        "from adapter `cdcdcdcdcdcdcdcd`, whose training is unknown\n",
+        "from adapter `abababababababab`: 2 steps on 8 images of `roco`, peak learning rate 0.002, seed 1\n",
+    ):  # fmt: skip
         assert words in text
     assert main(["adapter", "inspect", "--json", str(folder)]) == 0
     found = json.loads(capsys.readouterr().out)
