@@ -22,7 +22,7 @@ class AdapterSet:
     """Adapters by name, on one base whose weights are in memory once. `load_adapters` makes it.
 
     Every adapter has modules and kernels of its own and computes what its own `load_adapter` gives, to the bit, so a switch
-    changes no weight. A base held in several precisions is in memory once for each of them.
+    changes no weight. A base loaded in several precisions is in memory once for each of them.
     """
 
     def __init__(self, adapters: Mapping[str, LoadedAdapter], quantization: Quantization, plugins: PluginManager):
@@ -65,8 +65,8 @@ class AdapterSet:
     def _get(self, name: str | None) -> LoadedAdapter:
         if name is None and None not in self._adapters:
             first = self._adapters[self.names[0]]
-            held = first.manifest.strategy_settings if first.manifest else Strategy(quantization=self._quantization)
-            quantization = held.model_dump(include={"quantization", "double_quantization", "compute_dtype"})
+            settings = first.manifest.strategy_settings if first.manifest else Strategy(quantization=self._quantization)
+            quantization = settings.model_dump(include={"quantization", "double_quantization", "compute_dtype"})
             backbone = prepare_captioner(first.base, Strategy(**quantization), plugins=self._plugins)
             assert isinstance(backbone, Backbone)
             backbone.model.requires_grad_(False)  # only frozen weights are shared

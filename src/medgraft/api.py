@@ -94,7 +94,7 @@ def train(
     """Train, package and evaluate the run `config`; `medgraft.run_config` makes one from command-line options.
 
     With `start_from` in the config, training goes on from that adapter's weights. `resume` continues a run that was stopped,
-    or trains a finished one further if the config asks for more epochs and its optimiser state was kept.
+    or trains a finished one further if the config asks for more epochs and its optimiser state was saved.
     """
     with progress_bars(progress):
         manager = plugins or PluginManager.from_environment()
@@ -224,11 +224,8 @@ def _captioner(
         raise ConfigError("Name an adapter or a backbone.")
     if adapter is None and isinstance(backbone, str):
         backbone = load_backbone(backbone, plugins=plugins)
-    bf16 = hardware.bf16_supported(hardware.device().type)
     if adapter is not None:
-        bf16 = bf16 and (adapter.manifest is None or adapter.manifest.bf16)
-        backbone = adapter.backbone
+        return captioner_for(adapter.backbone, prompt=adapter.prompt, dtype=adapter.dtype), generation_of(adapter)
     assert backbone is not None and not isinstance(backbone, str)
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    captioner = captioner_for(backbone, prompt=adapter.prompt if adapter else None, dtype=dtype)
-    return captioner, generation_of(adapter) if adapter else GenerationConfig()
+    dtype = torch.bfloat16 if hardware.bf16_supported(hardware.device().type) else torch.float32
+    return captioner_for(backbone, prompt=None, dtype=dtype), GenerationConfig()

@@ -50,3 +50,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x' or 'y'?` for the known names closest to `name`, or the empty string."""
     close = difflib.get_close_matches(name.lower(), list(known), n=2, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

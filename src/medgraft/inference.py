@@ -81,6 +81,26 @@ class Inference:
         result: Array = mean.cpu().double().numpy()
         return result
 
+    @torch.no_grad()
+    def mean_loss(self, images: Sequence[ImageSource | Image], captions: Sequence[str], max_tokens: int | None = None) -> float:
+        """The mean loss of a token of the images' captions, end tokens included, in nats.
+
+        Captions are truncated to `max_tokens`, by default to what the model takes.
+        """
+        backbone, where = self.backbone, hardware.device()
+        backbone.model.to(where).eval()
+        longest = backbone.max_positions if max_tokens is None else max_tokens
+        total, tokens = 0.0, 0
+        for start in range(0, len(images), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            text = backbone.text_batch(captions[batch], prompt=self.prompt, max_tokens=longest).to(where)
+            with self.autocast():
+                features = backbone.encode(self.pixel_values(images[batch]), prompt=self.prompt)
+                loss = backbone.decode(features, text)[0]
+            count = int((text.labels[:, backbone.logits_offset :] != -100).sum())
+            total, tokens = total + float(loss) * count, tokens + count
+        return total / tokens
+
     @property
     def maps_batch(self) -> int:
         """The batch size for maps."""

@@ -319,8 +319,8 @@ def make_packages(work: Path) -> dict[str, Package]:
     return {name: Package(folder, backbone, logits_of(folder, backbone)) for name, folder in folders.items()}
 
 
-def watched(package: Package, folder: Path, *, told: bool) -> Outcome:
-    """Load `folder`, a mutation of `package`, in this process. `told`: its logits may differ, as its digests do not hold it."""
+def watched(package: Package, folder: Path, *, allowed: bool) -> Outcome:
+    """Load `folder`, a mutation of `package`, in this process. `allowed`: its logits may differ."""
     opened: list[str] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -341,7 +341,7 @@ def watched(package: Package, folder: Path, *, told: bool) -> Outcome:
         elif torch.allclose(found, package.logits, rtol=1e-4, atol=1e-4):
             outcome = Outcome("same")
         else:
-            outcome = Outcome("changed", fault="" if told else "other logits from a package whose digests agree")
+            outcome = Outcome("changed", fault="" if allowed else "other logits from a package whose digests agree")
     outside = [path for path in opened if "secret" in path or path.startswith(("/etc/passwd", "/dev/zero")) or "trap" in path]
     return Outcome(outcome.result, outcome.message, f"opened {outside[0]}") if outside else outcome
 
@@ -374,7 +374,7 @@ def load_in_process(load: Callable[[], Outcome]) -> tuple[Outcome, int]:
 
 def fuzz(packages: dict[str, Package], work: Path, *, count: int, seed: int) -> Iterator[tuple[str, str, Outcome]]:
     """For each of `count` mutations: the package, the mutation and the outcome. The same seed gives the same mutations."""
-    usual = max(load_in_process(lambda p=p: watched(p, p.folder, told=False))[1] for p in packages.values())
+    usual = max(load_in_process(lambda p=p: watched(p, p.folder, allowed=False))[1] for p in packages.values())
     for number in range(count):
         rng = random.Random(f"{seed} {number}")
         name = rng.choice(list(packages))
@@ -388,8 +388,8 @@ def fuzz(packages: dict[str, Package], work: Path, *, count: int, seed: int) -> 
         if signed:
             sign(folder)
         before = _state(place)
-        told = signed or name == "plain PEFT" or mutate is json_field  # the manifest has no digest of its own
-        outcome, memory = load_in_process(lambda: watched(package, folder, told=told))  # noqa: B023 - called at once
+        allowed = signed or name == "plain PEFT" or mutate is json_field  # the manifest has no digest of its own
+        outcome, memory = load_in_process(lambda: watched(package, folder, allowed=allowed))  # noqa: B023 - called at once
         if memory > usual + MEMORY:
             outcome = Outcome("memory", outcome.message, f"{memory / 2**30:.1f} GiB of memory")
         if _state(place) != before:

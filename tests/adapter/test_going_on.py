@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from compared import logits
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
@@ -55,14 +56,6 @@ def parent(blip_folder, data, tmp_path_factory):
     return get
 
 
-@torch.no_grad()
-def _logits(backbone):
-    backbone.model.eval()
-    text = backbone.text_batch(["axial ct showing a cyst.", "normal."], prompt="", max_tokens=32)
-    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    return backbone.decode(backbone.encode(pixels), text)[1]
-
-
 def _trained(model):
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
@@ -87,7 +80,7 @@ def test_a_child_starts_as_its_parent_ends_and_moves_only_its_parameters(strateg
     config = _config(data, start_from=str(folder))
     start = read_start(config)
     before = prepare(config, plugins=plugins, strategy=start.strategy, attach=start.attach)
-    assert torch.equal(_logits(before.backbone), _logits(medgraft.load_adapter(folder).backbone))
+    assert torch.equal(logits(before.backbone), logits(medgraft.load_adapter(folder).backbone))
     assert _trained(before.backbone.model) == _trained(backbone.model)
     at_start = {name: parameter.detach().clone() for name, parameter in before.backbone.model.named_parameters()}
     child = _run(config, tmp_path / "child")
@@ -95,8 +88,8 @@ def test_a_child_starts_as_its_parent_ends_and_moves_only_its_parameters(strateg
     assert moved and moved <= set(_trained(backbone.model))
     assert child.record.trainable_parameters == before.applied.trainable_parameters
     loaded = medgraft.load_adapter(tmp_path / "child")
-    assert torch.equal(_logits(loaded.backbone), _logits(child.backbone))
-    assert not torch.equal(_logits(child.backbone), _logits(backbone))
+    assert torch.equal(logits(loaded.backbone), logits(child.backbone))
+    assert not torch.equal(logits(child.backbone), logits(backbone))
     assert [a.steps for a in loaded.manifest.lineage] == [read_manifest(locate_adapter(folder)).training["steps"]]
 
 
@@ -107,7 +100,7 @@ def test_what_the_parent_changed_is_in_the_childs_package(parent, data, tmp_path
     _run(_config(data, *still, start_from=str(folder)), tmp_path / "child")
     tensors = [load_file(locate_adapter(f) / "trained_tensors.safetensors") for f in (folder, tmp_path / "child")]
     assert tensors[0] and tensors[0].keys() == tensors[1].keys()
-    assert torch.equal(_logits(medgraft.load_adapter(tmp_path / "child").backbone), _logits(backbone))
+    assert torch.equal(logits(medgraft.load_adapter(tmp_path / "child").backbone), logits(backbone))
 
 
 def _table(folder, numbers, name="t"):
@@ -194,7 +187,7 @@ def test_a_plain_peft_adapter_is_trained_further(quantization, plain, blip_folde
     assert all("text_decoder" in name and "lora_" in name for name in trained)
     assert run.record.features.seam == "vision"  # nothing below it is trained
     loaded = medgraft.load_adapter(tmp_path / "child")
-    assert torch.equal(_logits(loaded.backbone), _logits(run.backbone))
+    assert torch.equal(logits(loaded.backbone), logits(run.backbone))
     manifest = loaded.manifest
     assert manifest.strategy_settings.options == {"r": 2, "lora_alpha": 5, "init_lora_weights": False}
     assert (manifest.strategy_settings.vision.mode, manifest.strategy_settings.text.mode) == ("frozen", "adapter")

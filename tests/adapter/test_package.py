@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from compared import logits
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import BlipForConditionalGeneration
@@ -34,14 +35,6 @@ def _train(strategy, blip_folder, phantoms_folder, out, plugins, *overrides):
     )  # fmt: skip
     backbone = execute(config, out, plugins=plugins, evaluate=False, checkpoints=False).backbone
     return locate_adapter(out), backbone
-
-
-@torch.no_grad()
-def _logits(backbone):
-    backbone.model.eval()
-    text = backbone.text_batch(["axial ct showing a cyst.", "normal."], prompt="", max_tokens=32)
-    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    return backbone.decode(backbone.encode(pixels), text)[1]
 
 
 @pytest.mark.slow
@@ -78,10 +71,10 @@ def test_a_lora_package_loads_in_plain_peft(trained, blip_folder):
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     text = backbone.text_batch(["axial ct showing a cyst.", "normal."], prompt="", max_tokens=32)
     with torch.no_grad():
-        logits = plain(pixel_values=pixels, input_ids=text.input_ids, attention_mask=text.attention_mask).logits
-    torch.testing.assert_close(logits, _logits(backbone), rtol=1e-5, atol=1e-5)
+        plain_logits = plain(pixel_values=pixels, input_ids=text.input_ids, attention_mask=text.attention_mask).logits
+    torch.testing.assert_close(plain_logits, logits(backbone), rtol=1e-5, atol=1e-5)
     untrained = BlipForConditionalGeneration.from_pretrained(blip_folder)
-    assert not torch.equal(_logits(medgraft.load_adapter(folder).backbone), untrained(pixels, text.input_ids).logits)
+    assert not torch.equal(logits(medgraft.load_adapter(folder).backbone), untrained(pixels, text.input_ids).logits)
 
 
 def test_a_plain_peft_adapter_loads_here(blip_folder, tmp_path):
@@ -95,7 +88,7 @@ def test_a_plain_peft_adapter_loads_here(blip_folder, tmp_path):
     text = backbone.text_batch(["axial ct showing a cyst.", "normal."], prompt="", max_tokens=32)
     with torch.no_grad():
         expected = model.eval()(pixel_values=pixels, input_ids=text.input_ids, attention_mask=text.attention_mask).logits
-    torch.testing.assert_close(_logits(backbone), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(backbone), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["lora", "qlora", "lora-int8"])
@@ -105,7 +98,7 @@ def test_loaded_it_computes_as_in_training_to_the_bit(strategy, blip_folder, pha
     again = medgraft.load_adapter(folder).backbone
     for bf16 in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            assert torch.equal(_logits(again), _logits(backbone))
+            assert torch.equal(logits(again), logits(backbone))
 
 
 def test_a_full_package_holds_only_what_changed(blip_folder, phantoms_folder, tmp_path, plugins):
@@ -166,7 +159,7 @@ def test_manifest_and_card_say_what_it_is(trained):
 def test_the_base_may_have_moved(trained, blip_folder, tmp_path):
     shutil.copytree(blip_folder, tmp_path / "moved")
     loaded = medgraft.load_adapter(trained[0], backbone=f"blip:{tmp_path / 'moved'}")
-    assert torch.equal(_logits(loaded.backbone), _logits(trained[1]))
+    assert torch.equal(logits(loaded.backbone), logits(trained[1]))
 
 
 def _copy(trained, tmp_path):

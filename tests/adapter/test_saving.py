@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from medgraft.adapter import Manifest, locate_adapter, read_manifest, update_manifest, whole_folder, write_package
 from medgraft.adapter.base_name import hub_id, located_base, public_base, public_options
-from medgraft.adapter.manifest import verify_files
+from medgraft.adapter.contents import check_bytes, read_contents
 from medgraft.adapter.saving import ADAPTER_CONFIG, TENSORS
 from medgraft.adapter.whole_folder import replacing
 from medgraft.benchmark.run_folder import replace_package
@@ -47,7 +47,7 @@ def _writer(number, size=1):
 def _number(folder):
     """The number that manifest, weights and card of a whole package have; fails for anything else."""
     manifest = read_manifest(folder)
-    verify_files(folder, manifest)
+    check_bytes(read_contents(folder))
     number = manifest.seed
     assert set(load_file(folder / TENSORS)["x"].tolist()) == {number}
     assert f"seed {number}.\n" in (folder / "README.md").read_text()

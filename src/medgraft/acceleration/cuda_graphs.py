@@ -23,6 +23,7 @@ from torch import nn
 from medgraft.acceleration.capture import recover, waiting_is_an_error
 from medgraft.acceleration.swap import Undo
 from medgraft.backbones import Backbone
+from medgraft.errors import first_line
 
 _EAGER_STEPS = 1  # per shape before it is recorded: a shape that occurs once is not worth a graph
 _MOST_GRAPHS = 8
@@ -101,7 +102,7 @@ class StepGraphs:
             with _without_garbage_collection():
                 return self._record({name: tensor.clone() for name, tensor in inputs.items()})
         except Exception as error:  # any kind: the step then runs eagerly, which raises the step's own errors again
-            self.problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.problem = first_line(error)
             if self._pool is not None:
                 recover(torch.cuda.current_device(), self._pool)
             self.close()

@@ -15,7 +15,7 @@ from medgraft.adapter.peft_files import read_peft_config, read_peft_tensors
 from medgraft.adapter.tensor_names import fit_names
 from medgraft.adapter.vocabulary import embedding_tensors, grow_vocabulary
 from medgraft.backbones import Backbone
-from medgraft.errors import AdapterError, MedgraftError
+from medgraft.errors import AdapterError, MedgraftError, first_line
 from medgraft.strategies import logged_warnings
 
 Tensors = Mapping[str, torch.Tensor]
@@ -32,11 +32,11 @@ def attach_peft(backbone: Backbone, contents: Contents, *, tokenizer_beside: boo
     assert weights is not None
     asked = f"{folder} does not fit {backbone.source}"
     _check_amount(asked, backbone, contents)
-    given, held = read_peft_config(folder / ADAPTER_CONFIG, settings), read_peft_tensors(folder / weights)
-    held = dequantized(folder / weights, held) if weights == ADAPTER_INT8 else held
+    given, stored = read_peft_config(folder / ADAPTER_CONFIG, settings), read_peft_tensors(folder / weights)
+    stored = dequantized(folder / weights, stored) if weights == ADAPTER_INT8 else stored
     with logged_warnings():
         try:
-            config, tensors = fit_names(backbone.model, given, held)
+            config, tensors = fit_names(backbone.model, given, stored)
             grow_vocabulary(backbone, tensors, folder, tokenizer_beside)
             with torch.random.fork_rng([]):  # PEFT initialises weights at random before it loads them
                 model = PeftModel(backbone.model, config)
@@ -45,8 +45,7 @@ def attach_peft(backbone: Backbone, contents: Contents, *, tokenizer_beside: boo
         except MedgraftError:
             raise
         except Exception as error:  # 40 methods of PEFT raise whatever they like
-            text = (str(error).strip().splitlines() or [""])[0]
-            raise AdapterError(f"{asked}: PEFT cannot put it there, {type(error).__name__}: {text}") from error
+            raise AdapterError(f"{asked}: PEFT cannot put it there, {type(error).__name__}: {first_line(error)}") from error
         _compare_values(asked, tensors, model)
     model.eval()
     return model

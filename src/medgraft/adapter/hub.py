@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medgraft.adapter.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, FILES, MANIFEST, TOKENIZER_FILES, WEIGHTS
-from medgraft.errors import AdapterError, MedgraftError
+from medgraft.errors import AdapterError, MedgraftError, first_line
 from medgraft.progress import bars_are_shown
 
 PACKAGE_FILES = (MANIFEST, *FILES, CARD, *TOKENIZER_FILES)
@@ -90,7 +90,7 @@ def _downloaded_before(name: HubName, reason: Exception) -> Snapshot:
     )
 
     on_purpose = isinstance(reason, OfflineModeIsEnabled)
-    obstacle = "HF_HUB_OFFLINE is set" if on_purpose else f"the hub cannot be reached ({_first_line(reason)})"
+    obstacle = "HF_HUB_OFFLINE is set" if on_purpose else f"the hub cannot be reached ({first_line(reason)})"
     try:
         revision = HfApi().resolve_revision(name.repo, revision=name.revision, local_files_only=True)
         files = get_cached_repo_tree(name.repo, revision=revision)  # a snapshot without this list may lack some
@@ -175,8 +175,8 @@ def _sentence(error: Exception, name: HubName) -> str:
     if status == 429:
         return "The hub takes no more requests from you for a while. Try again in some minutes."
     if _unreachable(error):
-        return f"The hub cannot be reached: {_first_line(error)}"
-    return f"{name} on the hub: {_first_line(error)}"
+        return f"The hub cannot be reached: {first_line(error)}"
+    return f"{name} on the hub: {first_line(error)}"
 
 
 def _unreachable(error: Exception) -> bool:
@@ -191,7 +191,3 @@ def _unreachable(error: Exception) -> bool:
 def _status(error: Exception) -> int | None:
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
     return status
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

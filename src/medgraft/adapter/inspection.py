@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from medgraft.adapter.contents import Contents
 from medgraft.adapter.manifest import FileEntry
 from medgraft.adapter.tensor_files import StoredTensor, tensor_digest
+from medgraft.strategies import bare_name
 
-_WRAPPED = re.compile(r"^(base_model\.model\.|base_model\.)")
 _LORA_A = re.compile(r"\.lora_(?:embedding_)?A(?:\.weight)?$")
-_DEPTH = 3  # components of a module's name that are told apart
+_DEPTH = 3  # components of a module's name that are distinguished
 
 
 class Group(BaseModel):
@@ -66,7 +66,7 @@ def inspect_adapter(contents: Contents) -> AdapterInspection:
 
 def _groups(weights: Mapping[str, StoredTensor]) -> Iterator[Group]:
     """By the first components of names, as many as it takes to tell some tensors apart."""
-    bare = {name: _WRAPPED.sub("", name).split(".") for name in weights}
+    bare = {name: bare_name(name).split(".") for name in weights}
     depth = next((d for d in range(1, _DEPTH) if len({tuple(parts[:d]) for parts in bare.values()}) > 1), _DEPTH)
     members: dict[str, list[StoredTensor]] = {}
     for name, parts in bare.items():

@@ -55,6 +55,12 @@ class LoadedAdapter:
         """The prompt given, else that of the training; None if unknown, which stands for the backbone's default."""
         return self.given_prompt if self.given_prompt is not None or self.manifest is None else self.manifest.prompt
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in: bf16 where this machine supports it, unless it was trained in fp32."""
+        trained = self.manifest is None or self.manifest.bf16
+        return torch.bfloat16 if trained and hardware.bf16_supported(hardware.device().type) else torch.float32
+
 
 def load_adapter(
     source: str | Path,
@@ -72,7 +78,7 @@ def load_adapter(
     those at saving; with `plain` none are, and it computes in fp32. With `dequantized` a quantised base has the unquantised
     model's layers, with the values that its own stand for. AdapterError if files are missing or altered, or if the base has
     other weights; with `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too, onto `backbone` or the base
-    that it names, held in `quantization`.
+    that it names, loaded in `quantization`.
     """
     located = locate(source)
     contents = read_contents(located.folder)

@@ -159,13 +159,6 @@ def file_entry(path: Path) -> FileEntry:
     return FileEntry(sha256=file_digest(path), bytes=file_size(path))
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """AdapterError unless the files of the package in `folder` are those in the manifest, unaltered. Reads all of them."""
-    for problems in (listing_problems(folder, manifest), digest_problems(folder, manifest)):
-        for problem in problems:
-            raise AdapterError(problem)
-
-
 def listing_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
     """A sentence for each file of the package in `folder` that is missing, not listed or of a wrong size."""
     for name in (*WEIGHTS, ADAPTER_CONFIG):

@@ -16,7 +16,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from medgraft.errors import AdapterError
+from medgraft.errors import AdapterError, first_line
 
 
 def read_peft_config(path: Path, content: Mapping[str, Any]) -> PeftConfig:
@@ -45,7 +45,7 @@ def read_peft_config(path: Path, content: Mapping[str, Any]) -> PeftConfig:
     try:
         return config_class(**known)
     except Exception as error:  # the checks of 40 classes of settings raise whatever they like
-        raise AdapterError(f"{path} is not accepted by PEFT {peft.__version__}: {_first_line(error)}") from None
+        raise AdapterError(f"{path} is not accepted by PEFT {peft.__version__}: {first_line(error).rstrip('.')}") from None
 
 
 def read_peft_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -53,12 +53,8 @@ def read_peft_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterError(f"{path} was cut off or altered: {_first_line(error)}. Copy it again.") from None
+        raise AdapterError(f"{path} was cut off or altered: {first_line(error).rstrip('.')}. Copy it again.") from None
     # PEFT writes embeddings in modules_to_save twice where the vocabulary has grown
     plain = {name: name.replace(".modules_to_save.", ".") for name in tensors}
     twice = {n for n, p in plain.items() if n != p and p in tensors and torch.equal(tensors[n], tensors[p])}
     return {name: tensor for name, tensor in tensors.items() if name not in twice}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -38,11 +38,11 @@ def _verify(folder: Path) -> None:
 def _check_free(out: Path, *, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise AdapterError(f"{out} is a file. Name a new folder.")
-    held = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    if others := sorted(set(held) - set(PACKAGE_FILES)):
+    present = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if others := sorted(set(present) - set(PACKAGE_FILES)):
         raise AdapterError(f"{out} holds other files, such as {others[0]}. Name a new folder.")
-    if held and not (overwrite and is_adapter(out)):
-        raise AdapterError(f"{out} already holds {held[0]}. Name a new folder, or add --overwrite to replace an adapter.")
+    if present and not (overwrite and is_adapter(out)):
+        raise AdapterError(f"{out} already holds {present[0]}. Name a new folder, or add --overwrite to replace an adapter.")
 
 
 def _copy(source: Path, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Equal weights of several models kept in memory once."""
+"""Equal weights of several models in memory once."""
 
 from __future__ import annotations
 

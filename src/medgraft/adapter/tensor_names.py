@@ -136,9 +136,9 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
 def _targeting(config: PeftConfig, names: Mapping[str, str], tensors: Tensors) -> PeftConfig:
     """`config` for the modules that it targets by their other names."""
     changed: Any = copy.deepcopy(config)
-    held = {_place(name, names) for name in tensors}
+    present = {_place(name, names) for name in tensors}
     patterns = [field for field in ("rank_pattern", "alpha_pattern") if getattr(changed, field, None)]
-    targeted = [old for old in names if (check_target_module_exists(config, old) if changed.target_modules else old in held)]
+    targeted = [old for old in names if (check_target_module_exists(config, old) if changed.target_modules else old in present)]
     changed.target_modules = _either(names[old] for old in targeted)
     if feedforward := getattr(changed, "feedforward_modules", None):
         among = [old for old in targeted if _is_feedforward(feedforward, old)]

@@ -37,15 +37,15 @@ def grow_vocabulary(backbone: Backbone, tensors: Mapping[str, torch.Tensor], fol
     there are more embeddings than tokens known, or more tokens than embeddings.
     """
     tokenizer = _longer_tokenizer(backbone, folder) if tokenizer_beside else None
-    held = _held_rows(backbone.model, tensors)
+    stored = _stored_rows(backbone.model, tensors)
     have = len(backbone.model.get_input_embeddings().weight)
-    rows = max([have, *(count for _, _, count in held)])
+    rows = max([have, *(count for _, _, count in stored)])
     if rows > have:
-        name, shape, _ = max(held, key=lambda row: row[2])
+        name, shape, _ = max(stored, key=lambda row: row[2])
         asked = f"{folder}: {name} has shape {shape}, but the vocabulary of {backbone.source} has {have} rows"
         if tokenizer is None:
             raise AdapterError(f"{asked}. Put the tokenizer of its training, with every token of the base, into the folder.")
-        if {count for _, _, count in held} != {rows} or len(held) < len(_own_layers(backbone.model)):
+        if {count for _, _, count in stored} != {rows} or len(stored) < len(_own_layers(backbone.model)):
             raise AdapterError(f"{asked}, and the new rows are not in the file for both embedding and output layer.")
         _resize(backbone.model, rows)
     if tokenizer is None:
@@ -67,7 +67,7 @@ def _resize(model: nn.Module, rows: int) -> None:
                 with torch.random.fork_rng([]):
                     module.resize_token_embeddings(rows, mean_resizing=False)
                 return
-            except NotImplementedError:
+            except NotImplementedError:  # transformers raises it where this model cannot, but a part of it may
                 continue
     raise AdapterError(f"The vocabulary of a {type(model).__name__} cannot grow to {rows} tokens.")
 
@@ -86,7 +86,7 @@ def _longer_tokenizer(backbone: Backbone, folder: Path) -> Any:
     return tokenizer
 
 
-def _held_rows(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, tuple[int, ...], int]]:
+def _stored_rows(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, tuple[int, ...], int]]:
     """(tensor, shape, rows) for the embedding and output layers that the tensors of an adapter hold."""
     found = []
     for name in _own_layers(model):

@@ -56,7 +56,7 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
     """Give a file a second name, or copy it where the file system has no hard links."""
     try:
         os.link(source, target, follow_symlinks=False)
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError):  # the second where the system knows no follow_symlinks, as Windows
         shutil.copy2(source, target, follow_symlinks=False)
 
 

@@ -20,7 +20,7 @@ from transformers.utils import (
 )
 
 from medgraft.backbones.weights import StoredDigest, TensorDigest, in_parallel, stored_digest
-from medgraft.errors import BackboneError
+from medgraft.errors import BackboneError, first_line
 from medgraft.file_index import FileIndex, file_state
 
 _ORDER = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)  # transformers takes the first
@@ -79,7 +79,7 @@ def _find(source: str, name: str) -> Path | None:
     try:
         path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False)
     except OSError as error:
-        raise BackboneError(f"{source}: {name} cannot be had: {str(error).splitlines()[0]}") from error
+        raise BackboneError(f"{source}: {name} cannot be had: {first_line(error)}") from error
     return Path(path) if path is not None else None
 
 

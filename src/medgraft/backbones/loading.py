@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from medgraft import hardware
-from medgraft.errors import BackboneError
+from medgraft.errors import BackboneError, first_line
 from medgraft.types import lies_in
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         where = "is no model folder" if is_folder else "is neither a folder nor a model that the hub gave"
-        raise BackboneError(f"{source} {where}: {_first_line(error)}") from None
+        raise BackboneError(f"{source} {where}: {first_line(error)}") from None
     if config.model_type not in model_types:
         raise BackboneError(f"{source} is not {kind}: its config.json says model_type {config.model_type!r}.")
     return config
@@ -55,7 +55,7 @@ def load_model(
             source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True, **where
         )
     except (OSError, ValueError) as error:
-        raise BackboneError(f"{source} cannot be loaded as {model_class}: {_first_line(error)}") from error
+        raise BackboneError(f"{source} cannot be loaded as {model_class}: {first_line(error)}") from error
     if missing := sorted(name for name in info["missing_keys"] if not lies_in(name, never_run)):
         raise BackboneError(f"{source} is no complete {model_class}: {len(missing)} tensors are missing, such as {missing[0]}.")
     loaded: nn.Module = model.eval()
@@ -93,7 +93,7 @@ def load_tokenizer(source: str, subfolder: str = "") -> Any:
     try:
         return AutoTokenizer.from_pretrained(source, subfolder=subfolder)
     except (OSError, ValueError) as error:
-        raise BackboneError(f"{source} has no tokenizer that can be read: {_first_line(error)}") from error
+        raise BackboneError(f"{source} has no tokenizer that can be read: {first_line(error)}") from error
 
 
 def load_image_processor(source: str) -> Any:
@@ -101,8 +101,4 @@ def load_image_processor(source: str) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(source, backend="pil")
     except (OSError, ValueError) as error:
-        raise BackboneError(f"{source} has no image processor that can be read: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise BackboneError(f"{source} has no image processor that can be read: {first_line(error)}") from error

@@ -14,7 +14,7 @@ from medgraft.benchmark.saliency import SaliencyResult, score_saliency
 from medgraft.captioning import Generated
 from medgraft.clock import Clock
 from medgraft.config import SALIENCY_METRICS, DataConfig, GenerationConfig, RunSettings
-from medgraft.errors import DataError
+from medgraft.errors import DataError, first_line
 from medgraft.inference import Captioner, Inference
 from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
@@ -116,7 +116,7 @@ def _saliency(
         ), None  # fmt: skip
     except Exception as error:  # such as out of memory: a finished run is not lost because of its maps
         _logger.debug("no attention maps", exc_info=True)
-        return SaliencyResult({}, {}), str(error).splitlines()[0] if str(error) else type(error).__name__
+        return SaliencyResult({}, {}), first_line(error)
 
 
 def evaluated(captions: RunCaptions, *, metrics: tuple[str, ...], plugins: PluginManager) -> Evaluation:

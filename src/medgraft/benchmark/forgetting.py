@@ -20,7 +20,7 @@ from medgraft.data.scenes import general_scenes
 from medgraft.errors import ConfigError
 from medgraft.forgetting_config import ForgettingConfig
 from medgraft.inference import Captioner, Inference
-from medgraft.strategies import Applied
+from medgraft.strategies import Applied, changes_base
 
 _GREEDY = GenerationConfig(max_new_tokens=32)
 
@@ -41,15 +41,17 @@ def base_captions(captioner: Captioner, applied: Applied | None, config: Forgett
         return None
     images = _general_images(config)
     with _as_base(applied):
-        captions = [text for batch in _batches(images, captioner) for text in _captions(captioner, batch)]
-        return BaseCaptions(tuple(images), tuple(captions), _loss(captioner, images, captions))
+        size = captioner.batch_size
+        batches = [images[start : start + size] for start in range(0, len(images), size)]
+        captions = [text for batch in batches for text in _captions(captioner, batch)]
+        return BaseCaptions(tuple(images), tuple(captions), captioner.mean_loss(images, captions))
 
 
 def forgetting(captioner: Captioner, before: BaseCaptions | None) -> float | None:
     """The trained model's loss on the base's captions minus the base's, in nats per token; None if it is not finite."""
     if before is None or not isinstance(captioner, Inference):
         return None
-    lost = _loss(captioner, before.images, before.captions) - before.loss
+    lost = captioner.mean_loss(before.images, before.captions) - before.loss
     return lost if math.isfinite(lost) else None
 
 
@@ -67,8 +69,7 @@ def _general_images(config: ForgettingConfig) -> Sequence[Image]:
 def _as_base(applied: Applied) -> Iterator[None]:
     """Switch off the adapter, which some methods initialise at random, unless its initialisation changed the base."""
     model: Any = applied.model.eval()
-    split = applied.strategy.options.get("init_lora_weights", True) not in (True, False, "gaussian")  # as PiSSA does
-    if not hasattr(model, "disable_adapter") or split:
+    if not hasattr(model, "disable_adapter") or changes_base(applied.strategy):
         yield
         return
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -80,30 +81,9 @@ def _as_base(applied: Applied) -> Iterator[None]:
             parameter.requires_grad_(trained[name])
 
 
-def _batches(images: Sequence[Image], captioner: Inference) -> Iterator[Sequence[Image]]:
-    size = captioner.batch_size
-    return (images[start : start + size] for start in range(0, len(images), size))
-
-
 @torch.no_grad()
 def _captions(captioner: Inference, images: Sequence[Image]) -> list[str]:
     """Greedy captions by the plain model, without kernels that record its weights."""
     with captioner.autocast():
         features = captioner.backbone.encode(captioner.pixel_values(images), prompt=captioner.prompt)
         return captioner.backbone.generate(features, prompt=captioner.prompt, options=_GREEDY)
-
-
-@torch.no_grad()
-def _loss(captioner: Inference, images: Sequence[Image], captions: Sequence[str]) -> float:
-    """The mean loss over all tokens of `captions`, end tokens included."""
-    backbone, total, tokens, done = captioner.backbone, 0.0, 0, 0
-    backbone.model.eval()
-    for batch in _batches(images, captioner):
-        texts = captions[done : done + len(batch)]
-        text = backbone.text_batch(texts, prompt=captioner.prompt, max_tokens=backbone.max_positions).to(hardware.device())
-        with captioner.autocast():
-            features = backbone.encode(captioner.pixel_values(batch), prompt=captioner.prompt)
-            loss = backbone.decode(features, text)[0]
-        count = int((text.labels != -100).sum())
-        total, tokens, done = total + float(loss) * count, tokens + count, done + len(batch)
-    return total / tokens

@@ -29,7 +29,7 @@ from medgraft.cli import (
     tiny_models,
     train,
 )  # fmt: skip
-from medgraft.cli.options import add_verbosity
+from medgraft.cli.options import add_command
 from medgraft.errors import MedgraftError
 from medgraft.escaping import PrintableStream, one_line
 from medgraft.progress import log_to_stderr
@@ -68,14 +68,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"medgraft {medgraft.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _COMMANDS:
-        own = commands.add_parser(
-            command.NAME,
-            help=command.SUMMARY,
-            description=command.SUMMARY[0].upper() + command.SUMMARY[1:] + ".",
-            epilog=f"example:\n  {command.EXAMPLE}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_arguments(own)
-        add_verbosity(own)
-        own.set_defaults(run=command.run)
+        add_command(commands, command, run=command.run)
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 ADAPTER = "folder of `medgraft train` or PEFT, or USER/REPO[@REVISION] of the hub"
 
@@ -12,7 +13,21 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def add_verbosity(parser: argparse.ArgumentParser, *, action: bool = False) -> None:
+def add_command(commands: Any, command: Any, **defaults: Any) -> None:
+    """Add the parser of `command`, a module in the form that medgraft.cli describes, to sub-parsers, with its defaults."""
+    parser = commands.add_parser(
+        command.NAME,
+        help=command.SUMMARY,
+        description=command.SUMMARY[0].upper() + command.SUMMARY[1:] + ".",
+        epilog=f"example:\n  {command.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    _add_verbosity(parser, action="run" not in defaults)
+    parser.set_defaults(**defaults)
+
+
+def _add_verbosity(parser: argparse.ArgumentParser, *, action: bool) -> None:
     """Add -v and -q. `action`: the parser is of a command's action, whose defaults must not replace what is before it."""
     default = argparse.SUPPRESS if action else False
     talk = parser.add_mutually_exclusive_group()
@@ -38,7 +53,7 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
     )  # fmt: skip
     parser.add_argument(
         "--quantization", choices=("none", "int8", "nf4", "fp4"), default="none",
-        help="hold the base of a PEFT adapter, or a bare backbone, in 8 or 4 bits",
+        help="load the base of a PEFT adapter, or a bare backbone, in 8 or 4 bits",
     )  # fmt: skip
     parser.add_argument("--prompt", metavar="TEXT", help="prompt (default: the adapter's own, else the backbone's)")
 

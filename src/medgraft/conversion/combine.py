@@ -28,7 +28,7 @@ from medgraft.adapter.manifest import Ancestor, Conversion
 from medgraft.backbones import Backbone
 from medgraft.conversion.derived import applied, derived, manifest_of
 from medgraft.conversion.new_folder import check_new
-from medgraft.errors import AdapterError, ConfigError, suggestion
+from medgraft.errors import AdapterError, ConfigError, first_line, suggestion
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, bare_name, dequantize, logged_warnings
@@ -232,7 +232,7 @@ def _combined_lora(
             torch.manual_seed(options.seed)
             model.add_weighted_adapter(names, list(weights), "combined", method, svd_full_matrices=False, **pruning)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise AdapterError(f"PEFT cannot combine these adapters by {method}: {str(error).splitlines()[0]}") from error
+        raise AdapterError(f"PEFT cannot combine these adapters by {method}: {first_line(error)}") from error
     state = get_peft_model_state_dict(model, adapter_name="combined", save_embedding_layers=False)
     with torch.random.fork_rng([]), logged_warnings():
         combined = get_peft_model(base.model, model.peft_config["combined"])

@@ -233,9 +233,9 @@ def _with_lora(base: Backbone, parts: Mapping[str, LowRank], dtype: StoredDtype)
         model = get_peft_model(base.model, config)
     for name, part in parts.items():
         layer = base.model.get_submodule(name)
-        kept = torch.bfloat16 if dtype == "bf16" else torch.float32
-        layer.lora_A["default"].weight = nn.Parameter(part.right.to(kept).contiguous())
-        layer.lora_B["default"].weight = nn.Parameter(part.left.to(kept).contiguous())
+        wanted = torch.bfloat16 if dtype == "bf16" else torch.float32
+        layer.lora_A["default"].weight = nn.Parameter(part.right.to(wanted).contiguous())
+        layer.lora_B["default"].weight = nn.Parameter(part.left.to(wanted).contiguous())
     return model
 
 
@@ -253,9 +253,11 @@ def _strategy(source: Strategy, anatomy: Anatomy, change: _Change) -> Strategy:
 
 def _described(change: _Change, options: ExtractOptions) -> dict[str, JsonValue]:
     """The settings, and what was dropped by them."""
-    kept: dict[str, JsonValue] = {"rank": options.rank} if options.rank else {"keep": options.keep}
-    kept |= {"dtype": options.dtype} | ({"linear_only": True, "dropped": len(change.dropped)} if options.linear_only else {})
-    return kept
+    settings: dict[str, JsonValue] = {"rank": options.rank} if options.rank else {"keep": options.keep}
+    settings |= {"dtype": options.dtype} | (
+        {"linear_only": True, "dropped": len(change.dropped)} if options.linear_only else {}
+    )
+    return settings
 
 
 def _training(change: _Change, source: Manifest) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def low_rank_table(matrix: torch.Tensor, rank: int | None, keep: float) -> LowRa
     """
     left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
     energy = (left * values).double().square().cumsum(1)
-    kept = energy / energy[:, -1:].clamp_min(torch.finfo(torch.float64).tiny)  # [M, ranks]
-    whole = (kept < (keep if rank is None else 0.5) - 1e-10) & matrix.any(1, keepdim=True)
+    share = energy / energy[:, -1:].clamp_min(torch.finfo(torch.float64).tiny)  # [M, ranks]
+    whole = (share < (keep if rank is None else 0.5) - 1e-10) & matrix.any(1, keepdim=True)
     if rank is None:
         numbers = torch.arange(1, len(values) + 1) * sum(matrix.shape) + whole.sum(0) * matrix.shape[1]
         rank = int(numbers.argmin()) + 1

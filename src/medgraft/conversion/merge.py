@@ -22,7 +22,7 @@ from medgraft.config import DataConfig
 from medgraft.conversion.merged_folder import Dtype, merged_card, plain_captions, write_merged
 from medgraft.conversion.new_folder import new_folder
 from medgraft.conversion.outputs import outputs, sample_examples
-from medgraft.errors import AdapterError, ConfigError
+from medgraft.errors import AdapterError, ConfigError, first_line
 from medgraft.plugin import PluginManager
 from medgraft.strategies import logged_warnings
 from medgraft.types import Example
@@ -126,8 +126,7 @@ def merge_into_base(loaded: LoadedAdapter) -> None:
         with logged_warnings("tie_word_embeddings"):  # the comparison shows what it does
             loaded.backbone.model = model.merge_and_unload(safe_merge=True)
     except (NotImplementedError, ValueError, AttributeError, TypeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AdapterError(f"PEFT cannot merge {method}: {reason} Use the adapter unmerged.") from error
+        raise AdapterError(f"PEFT cannot merge {method}: {first_line(error)} Use the adapter unmerged.") from error
     if left := [name for name, module in loaded.backbone.model.named_modules() if isinstance(module, BaseTunerLayer)]:
         raise AdapterError(f"PEFT did not merge {method} in {len(left)} modules, such as {left[0]}. Use the adapter unmerged.")
 

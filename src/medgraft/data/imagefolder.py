@@ -19,7 +19,7 @@ from medgraft.data.paths import IMAGE_SUFFIXES
 from medgraft.data.splits import hashed_split, split_in_name
 from medgraft.data.tables import CsvTable, Table
 from medgraft.data.text import read_captions, read_text
-from medgraft.errors import DataError
+from medgraft.errors import DataError, first_line
 from medgraft.types import SPLITS, Example, Split
 
 
@@ -97,7 +97,7 @@ class _ParquetTable(Table):
         try:
             table = parquet.read_table(path)
         except (OSError, ValueError) as error:  # pyarrow's errors are these
-            raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+            raise DataError(f"{path} cannot be read as parquet: {first_line(error)}") from None
         rows = [Row(f"row {number}", cells) for number, cells in enumerate(table.to_pylist(), start=1)]
         return list(table.column_names), rows
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from medgraft.errors import first_line
 from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, means
 from medgraft.metrics.imageclef import preprocess
 
@@ -48,7 +49,7 @@ def _load(source: str, layer: int | None) -> tuple[Any, Any]:
     try:
         tokenizer, model = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UnavailableError(f"the model {source} cannot be loaded: {reason}") from error
     layers = getattr(getattr(model, "encoder", None), "layer", None)
     if layers is None:

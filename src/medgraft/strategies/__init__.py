@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from medgraft.strategies.base import PartPlan, Quantization, Strategy
+from medgraft.strategies.base import PartPlan, Quantization, Strategy, bare_name
 
 if TYPE_CHECKING:
     from medgraft.strategies.lookup import get_strategy
-    from medgraft.strategies.parts import Applied, apply_strategy, bare_name
+    from medgraft.strategies.lora_inits import changes_base
+    from medgraft.strategies.parts import Applied, apply_strategy
     from medgraft.strategies.peft_methods import methods, options_in, peft_strategy
     from medgraft.strategies.peft_warnings import logged_warnings
     from medgraft.strategies.quantization import (
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
         quantized_modules,
     )
 
-_LAZY = {"get_strategy": "lookup", "logged_warnings": "peft_warnings"}
+_LAZY = {"get_strategy": "lookup", "changes_base": "lora_inits", "logged_warnings": "peft_warnings"}
 _LAZY |= dict.fromkeys(("methods", "options_in", "peft_strategy"), "peft_methods")
-_LAZY |= dict.fromkeys(("Applied", "apply_strategy", "bare_name"), "parts")
+_LAZY |= dict.fromkeys(("Applied", "apply_strategy"), "parts")
 _LAZY |= dict.fromkeys(
     ("check_quantized", "dequantize", "keep_as_loaded", "quantization_config", "quantized_modules"), "quantization"
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Strategy",
     "apply_strategy",
     "bare_name",
+    "changes_base",
     "check_quantized",
     "dequantize",
     "get_strategy",

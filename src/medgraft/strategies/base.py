@@ -13,6 +13,7 @@ from medgraft.types import PARTS, Part, Role
 
 Mode = Literal["frozen", "full", "adapter"]
 Quantization = Literal["none", "int8", "nf4", "fp4"]
+_WRAPPED = ("base_model.model.", "base_model.")  # PEFT's prefixes of names
 LINEAR_ROLES: tuple[Role, ...] = ("attn", "mlp", "cross", "proj")
 
 
@@ -99,3 +100,11 @@ class Strategy(StrictModel):
                 f"{suggestion(key, Strategy.model_fields)}"
             )
         return changed
+
+
+def bare_name(name: str) -> str:
+    """A parameter's name in the backbone's own model, without PEFT's prefix."""
+    for prefix in _WRAPPED:
+        if name.startswith(prefix):
+            return name[len(prefix) :]
+    return name

@@ -11,14 +11,12 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
 from medgraft.errors import ConfigError, StrategyError
-from medgraft.strategies.base import FROZEN, PartPlan, Strategy
+from medgraft.strategies.base import FROZEN, PartPlan, Strategy, bare_name
 from medgraft.strategies.lora_inits import changes_base
 from medgraft.strategies.peft_methods import peft_config
 from medgraft.strategies.peft_warnings import logged_warnings
 from medgraft.strategies.quantization import quantized_modules
 from medgraft.types import Anatomy, Part, lies_in
-
-_WRAPPED = ("base_model.model.", "base_model.")
 
 
 @dataclass(frozen=True)
@@ -158,14 +156,6 @@ def _check_scope(anatomy: Anatomy, strategy: Strategy, direct: tuple[str, ...], 
                     f"Set strategy.{part}={mode}, or change the option (bias, modules_to_save)."
                 )
     assert not strategy.trains or direct or added, "a strategy that trains something made nothing trainable"
-
-
-def bare_name(name: str) -> str:
-    """A parameter's name in the backbone's own model, without PEFT's prefix."""
-    for prefix in _WRAPPED:
-        if name.startswith(prefix):
-            return name[len(prefix) :]
-    return name
 
 
 def _size(parameter: nn.Parameter) -> int:

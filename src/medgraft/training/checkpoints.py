@@ -39,15 +39,15 @@ class Checkpoints:
         self._remove(None)
 
     def finish(self) -> None:
-        """Remove the checkpoints of a finished run, but for the newest if that is kept."""
+        """Remove the checkpoints of a finished run, but for the newest if `keep` says so."""
         newest = self.newest() if self.written else None
         keeps = newest is not None and (_bytes(newest) <= _SMALL_BYTES if self.keep == "auto" else self.keep)
         self._remove(newest if keeps else None)
 
-    def _remove(self, kept: Path | None) -> None:
+    def _remove(self, spared: Path | None) -> None:
         hardware.wait_for_everyone()
         if hardware.is_main_process():
-            for folder in [self.folder] if kept is None else set(self.folder.glob("checkpoint-*")) - {kept}:
+            for folder in [self.folder] if spared is None else set(self.folder.glob("checkpoint-*")) - {spared}:
                 shutil.rmtree(folder, ignore_errors=True)
         hardware.wait_for_everyone()
 

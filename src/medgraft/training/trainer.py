@@ -21,7 +21,7 @@ from medgraft.clock import Clock, Phase
 from medgraft.config import RunConfig
 from medgraft.data.collate import CaptionPairs
 from medgraft.energy import EnergyMeter
-from medgraft.errors import ConfigError, TrainingError
+from medgraft.errors import ConfigError, TrainingError, first_line
 from medgraft.features import CachedFeatures
 from medgraft.strategies import Applied
 from medgraft.training.adalora import RankAllocation, has_ranks
@@ -106,7 +106,7 @@ def _trainer(
     try:
         arguments = training_arguments(config, applied, checkpoints, batches.workers, validate=bool(validation))
     except ValueError as error:
-        raise ConfigError(f"Training options: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"Training options: {first_line(error)}") from None
     arguments._n_gpu = min(arguments.n_gpu, 1)  # for several devices use accelerate or torchrun; this turns DataParallel off
     trainer = CaptionTrainer(
         model=CaptioningModule(backbone, applied, prompt, cached.seam if cached else None, resident, batches.pixel_table),

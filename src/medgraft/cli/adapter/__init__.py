@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from medgraft.cli.adapter import combine, diff, extract, inspect, merge, pull, push, verify
-from medgraft.cli.options import add_verbosity
+from medgraft.cli.options import add_command
 
 NAME = "adapter"
 SUMMARY = "inspect, verify, compare, merge, shrink, push and pull adapters"
@@ -17,16 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     for action in _ACTIONS:
-        own = actions.add_parser(
-            action.NAME,
-            help=action.SUMMARY,
-            description=action.SUMMARY[0].upper() + action.SUMMARY[1:] + ".",
-            epilog=f"example:\n  {action.EXAMPLE}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        action.add_arguments(own)
-        add_verbosity(own, action=True)
-        own.set_defaults(run_action=action.run)
+        add_command(actions, action, run_action=action.run)
 
 
 def run(arguments: argparse.Namespace) -> int:
