@@ -70,8 +70,21 @@ class Backbone(ABC):
 
         Weights are loaded in fp32, or quantised by `quantization`.
         """
-        loading.read_config(source, cls.model_types)
-        return cls.from_model(source, loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run))
+        kind = cls.for_config(loading.read_config(source, cls.model_types))
+        return kind.from_model(source, loading.load_model(kind.model_class, source, quantization, kind.anatomy.never_run))
+
+    @classmethod
+    def for_config(cls, config: transformers.PreTrainedConfig) -> type[Self]:
+        """This class; a subclass of it where the anatomy depends on the checkpoint's configuration."""
+        return cls
+
+    @classmethod
+    def for_source(cls, source: str) -> type[Self]:
+        """As `for_config`, for a hub id or folder; reads its configuration only if the class depends on it."""
+        own: Any = cls.for_config
+        default: Any = Backbone.for_config
+        depends = own.__func__ is not default.__func__
+        return cls.for_config(loading.read_config(source, cls.model_types)) if depends else cls
 
     @classmethod
     def from_model(cls, source: str, model: Any) -> Self:
@@ -118,7 +131,8 @@ class Backbone(ABC):
     @classmethod
     def _digests(cls, source: str) -> dict[str, TensorDigest]:
         checkpoint = cls._checkpoint(source)
-        return loaded_digests(checkpoint, cls.meta_model(checkpoint.config), cls.anatomy.never_run)
+        kind = cls.for_config(checkpoint.config)
+        return loaded_digests(checkpoint, kind.meta_model(checkpoint.config), kind.anatomy.never_run)
 
     @property
     def end_id(self) -> int:

@@ -29,7 +29,8 @@ def get_captioner(text: str, *, plugins: PluginManager) -> tuple[type[Backbone] 
     source = source or captioner.default_source
     if source is None:
         raise ConfigError(f"Backbone {name!r} needs weights: write {name}:HUB_ID or {name}:FOLDER.")
-    return captioner, str(Path(source).expanduser()) if source.startswith("~") else source
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    return captioner.for_source(source) if issubclass(captioner, Backbone) else captioner, source
 
 
 def prompt_for(captioner: AnyBackbone | type[RemoteCaptioner], wanted: str | None) -> str:

@@ -1,0 +1,102 @@
+"""The parts of a vision-language model and the roles of their modules, found in its tree of modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from medgraft.plugin_api import Anatomy, AttentionLayout, BackboneError, Part, PartAnatomy, Role
+
+_MERGER = re.compile(r"(^|_)merger")  # modules that belong to the bridge, though they lie in the vision tower
+_WITHIN_LAYER = {"attn": r"attn|attention", "mlp": r"mlp|ffn|feed_forward|fc\d|experts"}
+_PLACES = (nn.Embedding, nn.Conv2d, nn.Conv3d)
+
+
+def find_anatomy(model: Any) -> Anatomy:
+    """The anatomy of a transformers model with image tokens; BackboneError if a part cannot be found."""
+    names = {id(module): name for name, module in model.named_modules()}
+    vision, text = model.get_encoder(modality="image"), model.get_decoder()
+    head = model.get_output_embeddings()
+    for what, found, place in (("vision tower", vision, 'get_encoder("image")'), ("language model", text, "get_decoder()")):
+        if names.get(id(found), "") in ("", model.base_model_prefix):
+            kind = type(model).__name__
+            raise BackboneError(
+                f"{kind} has no {what} that can be found: {place} gives none. It needs a backbone of its own (docs/plugins.md)."
+            )
+    tower, language = names[id(vision)], names[id(text)]
+    owned = {"text": [language, *([names[id(head)]] if head is not None else [])], "bridge": [], "vision": [tower]}
+    if mergers := [name for name, _ in vision.named_children() if _MERGER.search(name)]:
+        inside = dict.fromkeys(name.partition(".")[0] for name, _ in vision.named_parameters())
+        owned["bridge"] = [f"{tower}.{name}" for name in mergers]
+        owned["vision"] = [f"{tower}.{name}" for name in inside if name not in mergers]
+    everything = [prefix for prefixes in owned.values() for prefix in prefixes]
+    rest = [name for name, _ in model.named_parameters() if not any(_inside(name, prefix) for prefix in everything)]
+    start = len(model.base_model_prefix.split(".")) + 1
+    owned["bridge"] += list(dict.fromkeys(".".join(name.split(".")[:start]) for name in rest))
+    parts: dict[Part, PartAnatomy] = {}
+    for part in ("vision", "bridge", "text"):
+        if prefixes := owned[part]:
+            parts[part] = PartAnatomy(tuple(prefixes), _roles(model, part, prefixes, head))
+    return Anatomy(parts, never_run=tuple(_never_run(model, tower)))
+
+
+def attention_layout(anatomy: Anatomy, model: nn.Module) -> AttentionLayout:
+    """The language model's self-attention, where words look at the image's tokens."""
+    own = anatomy.parts["text"]
+    found = {_pattern(name) for name, module in model.named_modules() if own.owns(name) and _is_attention(module)}
+    return AttentionLayout("attention to the image's tokens", "|".join(sorted(found)))
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("Attention")
+
+
+def _roles(model: nn.Module, part: Part, prefixes: Iterable[str], head: nn.Module | None) -> dict[Role, tuple[str, ...]]:
+    found: dict[Role, dict[str, None]] = {}
+    for name, module in model.named_modules():
+        if any(_inside(name, prefix) for prefix in prefixes) and (role := _role(part, name, module, head)):
+            found.setdefault(role, {})[_pattern(name)] = None
+    return {role: tuple(patterns) for role, patterns in found.items()}
+
+
+def _role(part: Part, name: str, module: nn.Module, head: nn.Module | None) -> Role | None:
+    if module is head:
+        return "head"
+    if "Norm" in type(module).__name__:
+        return "norm"
+    if isinstance(module, _PLACES):
+        return "embed"
+    if not isinstance(module, nn.Linear):
+        return None
+    inner = re.split(r"\.\d+\.", name, maxsplit=1)[-1]  # within a layer, if it is in one
+    for role in ("attn", "mlp"):
+        if inner != name and re.search(_WITHIN_LAYER[role], inner):
+            return role  # type: ignore[return-value]
+    return "proj" if part == "bridge" or inner != name else "embed"
+
+
+def _never_run(model: Any, tower: str) -> Iterable[str]:
+    """Modules of the vision tower above the layer whose output is used, poolers, and towers for sound."""
+    vision, config = model.get_submodule(tower), model.config
+    if (sound := model.get_encoder(modality="audio")) not in (model, model.base_model):
+        yield from (_pattern(name) for name, module in model.named_modules() if module is sound)
+    wanted = getattr(config, "vision_feature_layer", None)
+    used = max((number for number in ([wanted] if isinstance(wanted, int) else wanted or [-1])), key=lambda n: n % 1000)
+    for name, module in vision.named_modules():
+        whole = f"{tower}.{name}"
+        last = name.rpartition(".")[2]
+        if isinstance(module, nn.ModuleList) and used < -1 and last in ("layers", "layer", "blocks"):
+            yield from (rf"{re.escape(whole)}\.{number}" for number in range(len(module) + 1 + used, len(module)))
+        if last in ("head", "pooler") or (last in ("post_layernorm", "layernorm", "norm") and used < -1 and name.count(".") < 2):
+            yield re.escape(whole)
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+(?=\\\.|$)", r"\\d+", re.escape(name)) if re.search(r"\.\d+(\.|$)", name) else re.escape(name)
+
+
+def _inside(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
