@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,7 @@ from medgraft.plugin_api import Anatomy, AttentionLayout, BackboneError, Part, P
 
 _MERGER = re.compile(r"(^|_)merger")  # modules that belong to the bridge, though they lie in the vision tower
 _WITHIN_LAYER = {"attn": r"attn|attention", "mlp": r"mlp|ffn|feed_forward|fc\d|experts"}
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _PLACES = (nn.Embedding, nn.Conv2d, nn.Conv3d)
 
 
@@ -36,11 +37,12 @@ def find_anatomy(model: Any) -> Anatomy:
     rest = [name for name, _ in model.named_parameters() if not any(_inside(name, prefix) for prefix in everything)]
     start = len(model.base_model_prefix.split(".")) + 1
     owned["bridge"] += list(dict.fromkeys(".".join(name.split(".")[:start]) for name in rest))
+    never = tuple(_never_run(model, tower))
     parts: dict[Part, PartAnatomy] = {}
     for part in ("vision", "bridge", "text"):
         if prefixes := owned[part]:
-            parts[part] = PartAnatomy(tuple(prefixes), _roles(model, part, prefixes, head))
-    return Anatomy(parts, never_run=tuple(_never_run(model, tower)))
+            parts[part] = PartAnatomy(tuple(prefixes), _roles(model, part, prefixes, head, never))
+    return Anatomy(parts, never_run=never)
 
 
 def attention_layout(anatomy: Anatomy, model: nn.Module) -> AttentionLayout:
@@ -54,12 +56,21 @@ def _is_attention(module: nn.Module) -> bool:
     return type(module).__name__.endswith("Attention")
 
 
-def _roles(model: nn.Module, part: Part, prefixes: Iterable[str], head: nn.Module | None) -> dict[Role, tuple[str, ...]]:
-    found: dict[Role, dict[str, None]] = {}
+def _roles(
+    model: nn.Module, part: Part, prefixes: Iterable[str], head: nn.Module | None, never: Sequence[str]
+) -> dict[Role, tuple[str, ...]]:
+    unused = re.compile("|".join(rf"{pattern}(\..*)?" for pattern in never) or "(?!)")
+    found: dict[Role, dict[str, list[str]]] = {}
+    left_out: set[str] = set()
     for name, module in model.named_modules():
-        if any(_inside(name, prefix) for prefix in prefixes) and (role := _role(part, name, module, head)):
-            found.setdefault(role, {})[_pattern(name)] = None
-    return {role: tuple(patterns) for role, patterns in found.items()}
+        if unused.fullmatch(name):
+            left_out.add(_pattern(name))
+        elif any(_inside(name, prefix) for prefix in prefixes) and (role := _role(part, name, module, head)):
+            found.setdefault(role, {}).setdefault(_pattern(name), []).extend(_LAYER.findall(name)[:1])
+    return {
+        role: tuple(p.replace(r"\d+", f"({'|'.join(numbers)})", 1) if p in left_out else p for p, numbers in patterns.items())
+        for role, patterns in found.items()
+    }
 
 
 def _role(part: Part, name: str, module: nn.Module, head: nn.Module | None) -> Role | None:
@@ -72,8 +83,8 @@ def _role(part: Part, name: str, module: nn.Module, head: nn.Module | None) -> R
     if not isinstance(module, nn.Linear):
         return None
     inner = re.split(r"\.\d+\.", name, maxsplit=1)[-1]  # within a layer, if it is in one
-    for role in ("attn", "mlp"):
-        if inner != name and re.search(_WITHIN_LAYER[role], inner):
+    for role in ("attn", "mlp") if inner != name and part != "bridge" else ():
+        if re.search(_WITHIN_LAYER[role], inner):
             return role  # type: ignore[return-value]
     return "proj" if part == "bridge" or inner != name else "embed"
 
@@ -83,19 +94,20 @@ def _never_run(model: Any, tower: str) -> Iterable[str]:
     vision, config = model.get_submodule(tower), model.config
     if (sound := model.get_encoder(modality="audio")) not in (model, model.base_model):
         yield from (_pattern(name) for name, module in model.named_modules() if module is sound)
-    wanted = getattr(config, "vision_feature_layer", None)
-    used = max((number for number in ([wanted] if isinstance(wanted, int) else wanted or [-1])), key=lambda n: n % 1000)
+    wanted = getattr(config, "vision_feature_layer", None)  # places in the list of the input and every layer's output
+    layers = getattr(config.vision_config, "num_hidden_layers", 0)
+    used = max(n % (layers + 1) for n in ([wanted] if isinstance(wanted, int) else wanted or [-1]))
     for name, module in vision.named_modules():
-        whole = f"{tower}.{name}"
-        last = name.rpartition(".")[2]
-        if isinstance(module, nn.ModuleList) and used < -1 and last in ("layers", "layer", "blocks"):
-            yield from (rf"{re.escape(whole)}\.{number}" for number in range(len(module) + 1 + used, len(module)))
-        if last in ("head", "pooler") or (last in ("post_layernorm", "layernorm", "norm") and used < -1 and name.count(".") < 2):
-            yield re.escape(whole)
+        whole, last = re.escape(f"{tower}.{name}"), name.rpartition(".")[2]
+        if isinstance(module, nn.ModuleList) and len(module) == layers:
+            yield from (rf"{whole}\.{number}" for number in range(used, layers))
+        closing = last == "post_layernorm" and wanted is not None or last == "layernorm" and name == last and used < layers
+        if closing or last in ("head", "pooler"):
+            yield whole
 
 
 def _pattern(name: str) -> str:
-    return re.sub(r"\d+(?=\\\.|$)", r"\\d+", re.escape(name)) if re.search(r"\.\d+(\.|$)", name) else re.escape(name)
+    return re.sub(r"(?<=\\\.)\d+(?=\\\.|$)", r"\\d+", re.escape(name))
 
 
 def _inside(name: str, prefix: str) -> bool:

@@ -15,7 +15,6 @@ from medgraft.plugin_api import BackboneError
 
 SIDE = 448  # pixels of the square, for models that read images at their own size
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "pixel_values")
-_SAME = {"SmolVLMProcessor": "Idefics3Processor"}  # does the same with images, and needs no library for videos
 _logger = logging.getLogger("medgraft.vlm")
 
 Fit = Literal["as it is", "squared", "resized"]
@@ -41,14 +40,37 @@ class Geometry:
         return ImageOps.pad(image, (side, side), method=Image.Resampling.BICUBIC)
 
 
+class PixtralTokens(transformers.ProcessorMixin):  # type: ignore[misc]
+    """What transformers' PixtralProcessor does, which needs torchvision: a mark after each row of an image's tokens."""
+
+    def __init__(
+        self, image_processor: Any, tokenizer: Any, patch_size: int = 16, spatial_merge_size: int = 1,
+        chat_template: str | None = None, image_token: str = "[IMG]",
+    ):  # fmt: skip
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.side, self.image_token = patch_size * spatial_merge_size, image_token  # pixels of a token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+
+    def _process_images(self, images: Any, **options: Any) -> Any:
+        return super()._process_images(images, **{**options, "patch_size": {"height": self.side, "width": self.side}})
+
+    def replace_image_token(self, image_inputs: Any, image_idx: int, **_: Any) -> str:
+        """The tokens of one image."""
+        rows, columns = (int(edge) // self.side for edge in image_inputs["image_sizes"][image_idx])
+        return (self.image_token * columns + "[IMG_BREAK]") * (rows - 1) + self.image_token * columns + "[IMG_END]"
+
+
+_ALIKE = {"SmolVLMProcessor": transformers.Idefics3Processor, "PixtralProcessor": PixtralTokens}  # without torchvision, num2words
+
+
 def load_processor(source: str, model_type: str, tokenizer: Any, image_processor: Any) -> Any:
     """The checkpoint's own processor around the tokenizer and the image processor, without its part for videos."""
-    name = getattr(image_processor, "_processor_class", None) or tokenizer.init_kwargs.get("processor_class")
-    name = name or PROCESSOR_MAPPING_NAMES.get(model_type)
-    kind = getattr(transformers, _SAME.get(name, name) or "", None)
+    settings, _ = transformers.ProcessorMixin.get_processor_dict(source)
+    named = settings.get("processor_class"), getattr(image_processor, "_processor_class", None)
+    name = next(filter(None, named), None) or PROCESSOR_MAPPING_NAMES.get(model_type) or ""
+    kind = _ALIKE.get(name) or getattr(transformers, name, None)
     if kind is None:
         raise BackboneError(f"{source} has no processor that is known: its files and model type {model_type!r} name {name!r}.")
-    settings, _ = kind.get_processor_dict(source)
     settings.setdefault("chat_template", tokenizer.chat_template)
     given = {**dict.fromkeys(kind.get_attributes()), "image_processor": image_processor, "tokenizer": tokenizer}
     known = {name: settings[name] for name in inspect.signature(kind.__init__).parameters if name in settings}
