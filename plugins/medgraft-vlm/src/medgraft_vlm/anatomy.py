@@ -95,7 +95,7 @@ def _never_run(model: Any, tower: str) -> Iterable[str]:
     if (sound := model.get_encoder(modality="audio")) not in (model, model.base_model):
         yield from (_pattern(name) for name, module in model.named_modules() if module is sound)
     wanted = getattr(config, "vision_feature_layer", None)  # places in the list of the input and every layer's output
-    layers = getattr(config.vision_config, "num_hidden_layers", 0)
+    layers = getattr(getattr(config, "vision_config", None), "num_hidden_layers", 0)
     used = max(n % (layers + 1) for n in ([wanted] if isinstance(wanted, int) else wanted or [-1]))
     for name, module in vision.named_modules():
         whole, last = re.escape(f"{tower}.{name}"), name.rpartition(".")[2]

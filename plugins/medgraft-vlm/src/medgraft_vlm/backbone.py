@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from types import SimpleNamespace
@@ -13,11 +14,12 @@ import transformers
 from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from medgraft.plugin_api import Anatomy, Backbone, BackboneError, Part, Seam, TextBatch, next_token_loss
+from medgraft.plugin_api import Anatomy, Backbone, BackboneError, ConfigError, Part, Seam, TextBatch, next_token_loss
 from medgraft_vlm.anatomy import attention_layout, find_anatomy
 from medgraft_vlm.images import SIDE, find_geometry, load_processor, processed
 
-_OTHER = {"blip", "blip-2", "instructblip", "instructblipvideo", "git", "vision-encoder-decoder", "pix2struct", "mllama"}
+_OTHER = {"blip", "blip-2", "instructblip", "instructblipvideo", "git", "vision-encoder-decoder", "pix2struct", "janus"}
+_MERGES = {"mm_encoder_outputs", "get_image_features"}  # where transformers takes and gives an image's tokens
 _ANSWER = "medgraft"  # a word in the place of an answer
 _classes: dict[str, type[VlmBackbone]] = {}
 
@@ -29,7 +31,6 @@ class VlmBackbone(Backbone):
     of the checkpoint: `for_source` gives a class that has them.
     """
 
-    seams = (Seam("bridge", ("vision", "bridge")),)
     model_class = "AutoModelForImageTextToText"
     model_types = tuple(sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - _OTHER))
     default_prompt = "Describe this medical image in one sentence."
@@ -41,11 +42,21 @@ class VlmBackbone(Backbone):
             return cls
         key = config.to_json_string(use_diff=False)
         if key not in _classes:
-            model: Any = cls.meta_model(config)
-            anatomy = find_anatomy(model)
+            try:
+                model: Any = cls.meta_model(config)
+            except ImportError as error:
+                raise BackboneError(f"A model of type {config.model_type!r} cannot be built here: {str(error).strip()}".split("\n")[0]) from None
+            anatomy, missing = find_anatomy(model), _MERGES - {*inspect.signature(model.forward).parameters, *dir(model.base_model)}
+            if missing:
+                kind = type(model).__name__
+                raise BackboneError(f"{kind} does not take features of images ({', '.join(missing)}); it needs its own backbone.")
+            below = tuple(part for part in anatomy.parts if part != "text")
             head = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
-            own = {"anatomy": anatomy, "never_quantized": (*head, *anatomy.parts["bridge"].prefixes),
-                   "attention_layout": attention_layout(anatomy, model), "__doc__": cls.__doc__}  # fmt: skip
+            bridge = anatomy.parts["bridge"].prefixes if "bridge" in below else ()
+            own = {
+                "anatomy": anatomy, "seams": (Seam("bridge", below),), "attention_layout": attention_layout(anatomy, model),
+                "never_quantized": tuple(map(re.escape, (*head, *bridge))), "__doc__": cls.__doc__,
+            }  # fmt: skip
             _classes[key] = type(cls.__name__, (cls,), own)
         return _classes[key]
 
@@ -58,7 +69,9 @@ class VlmBackbone(Backbone):
         self.geometry = find_geometry(source, self.processor)
         self._prompts: dict[str, list[int]] = {}
         self._accepts = frozenset(inspect.signature(model.forward).parameters)
-        places = torch.tensor(self.prompt_ids("")) == self.config.image_token_id
+        head = self.prompt_ids("")
+        self._added = len(head) - len(self._ids(self._text("").replace(self.processor.image_token, "")))
+        places = torch.tensor(head) == self.config.image_token_id
         self._columns = places.nonzero()[:, 0].tolist()
         side = round(len(self._columns) ** 0.5)
         if side**2 != len(self._columns) or self._columns != list(range(self._columns[0], self._columns[0] + side**2)):
@@ -92,8 +105,8 @@ class VlmBackbone(Backbone):
 
     @property
     def image_tokens(self) -> int:
-        """See Backbone.image_tokens."""
-        return len(self._columns)
+        """What the image adds to a prompt: its tokens, and the marks before, between and after them."""
+        return self._added
 
     def _chat(self, prompt: str, answer: str | None = None) -> str:
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
@@ -101,6 +114,18 @@ class VlmBackbone(Backbone):
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
         return text
+
+    def _text(self, prompt: str) -> str:
+        return self._chat(prompt) if self.has_template else f"{self.processor.image_token}{prompt}"
+
+    def _ids(self, text: str, image: Image.Image | None = None) -> list[int]:
+        """The processor's tokens of `text`; as in its apply_chat_template, special tokens are added if it does not begin so."""
+        begun = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
+        if image is None:
+            made = self.tokenizer([text], add_special_tokens=not begun)
+        else:
+            made = self.processor(text=[text], images=[image], add_special_tokens=not begun)
+        return list(map(int, made["input_ids"][0]))
 
     @cached_property
     def _before(self) -> tuple[str, int]:
@@ -126,13 +151,11 @@ class VlmBackbone(Backbone):
     def prompt_ids(self, prompt: str) -> list[int]:
         """The chat up to where the assistant begins, with the image's tokens as the processor has them."""
         if prompt not in self._prompts:
-            text = self._chat(prompt) if self.has_template else self.processor.image_token + prompt
+            text = self._text(prompt)
             if text.count(self.processor.image_token) != 1:
-                raise BackboneError(f"The prompt {prompt!r} holds {self.processor.image_token}, which stands for the image.")
-            begun = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
+                raise ConfigError(f"The prompt {prompt!r} holds {self.processor.image_token}, which stands for the image.")
             blank = self.geometry.fitted(Image.new("RGB", (SIDE, SIDE)))
-            made = self.processor(text=[text], images=[blank], add_special_tokens=not begun)
-            self._prompts[prompt] = list(map(int, made["input_ids"][0]))
+            self._prompts[prompt] = self._ids(text, blank)
         return list(self._prompts[prompt])
 
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -166,7 +189,7 @@ class VlmBackbone(Backbone):
     def _lists(self) -> bool:
         """Whether the model has its images' features as a list."""
         weight = next(self.model.parameters())
-        blank = self.pixel_values([Image.new("RGB", (SIDE, SIDE), "grey")]).to(weight.device)
+        blank = self.pixel_values([Image.new("RGB", (SIDE, SIDE))]).to(weight.device)
         with torch.no_grad():
             return not isinstance(self._image_output(blank).pooler_output, torch.Tensor)
 

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import transformers
 from PIL import Image, ImageOps
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
@@ -101,16 +102,26 @@ def find_geometry(source: str, processor: Any) -> Geometry:
     )
     for fit, sizes in tried:
         found = [processed(processor, Image.new("RGB", size)) for size in sizes]
-        if all(_outline(one) == _outline(found[0]) for one in found):
+        if all(_alike(one, found[0]) for one in found):
             break
     pixels, tokens = found[0]["pixel_values"], found[0]["input_ids"].shape[1]
+    noise = Image.effect_noise(sizes[0], 100).convert("RGB")
+    if not _alike(found[0], processed(processor, noise)):
+        raise BackboneError(
+            f"{source} reads more of an image than pixel_values: {', '.join(_given(found[0]))}. It needs a backbone of its own."
+        )
     if fit != "as it is":
         size = f" of {SIDE} px" if fit == "resized" else ""
         _logger.info("images are padded to a square%s, so that each has the same number of tokens (%d)", size, tokens)
-    given = {n: v for n, v in found[0].items() if n not in _TEXT and hasattr(v, "shape")}
-    return Geometry(fit, tuple(pixels.shape), given)
+    return Geometry(fit, tuple(pixels.shape), _given(found[0]))
 
 
-def _outline(made: dict[str, Any]) -> tuple[Any, ...]:
-    others = [v.tolist() for n, v in sorted(made.items()) if n not in _TEXT and hasattr(v, "shape") and v.numel() < 100]
-    return tuple(made["pixel_values"].shape), tuple(made["input_ids"].shape), others
+def _given(made: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in made.items() if name not in _TEXT and isinstance(value, torch.Tensor)}
+
+
+def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two images have the same number of tokens and pixel values, and all else the same."""
+    first, second = _given(one), _given(other)
+    same = all(one[name].shape == other[name].shape for name in ("pixel_values", "input_ids")) and first.keys() == second.keys()
+    return same and all(torch.equal(value, second[name]) for name, value in first.items())
