@@ -9,12 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from PIL import Image
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from medgraft.backbones import get_captioner
 from medgraft.config import GenerationConfig
-from medgraft.errors import BackboneError, UnknownNameError
+from medgraft.errors import BackboneError, ConfigError, UnknownNameError
 from medgraft.plugin import PluginManager
 from medgraft.strategies import get_strategy, quantized_modules
 from medgraft.testing import check_backbone, check_strategy
@@ -127,3 +126,113 @@ def test_every_strategy_trains_or_is_refused(strategy, model, tiny_folder):
         check_strategy(plan, f"{name}:{folder}", plugins=MANAGER)
     else:
         assert strategy == "bitfit" and why == "The strategy trains biases in part 'text', but it has none."
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "tokens"),
+    [("vlm-qwen2.5-vl", 16, 1), ("vlm-pixtral", 16, 4), ("vlm-smolvlm", 32, 4), ("vlm-smolvlm", 96, 40), ("vlm-mistral3", 64, 16)],
+)
+def test_image_size(model, size, tokens, tiny_folder):
+    name, folder = tiny_folder(model)
+    found = MANAGER.get("backbone", name).load(str(folder))
+    before = found.image_settings()
+    found.set_image_size(size)
+    assert found.image_settings() != before
+    assert found.prompt_ids("x").count(found.config.image_token_id) == tokens
+    assert found.encode(found.pixel_values(images(2))).shape[:2] == (2, tokens)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "message"),
+    [("vlm-llava", 64, "takes images of one size"), ("vlm-gemma3", 64, "takes images of one size"), ("vlm-pixtral", 64, "32 pixels")],
+)
+def test_image_sizes_that_the_model_does_not_have(model, size, message, tiny_folder):
+    name, folder = tiny_folder(model)
+    with pytest.raises(BackboneError, match=message):
+        MANAGER.get("backbone", name).load(str(folder)).set_image_size(size)
+
+
+def test_padded_images_are_said(tiny_folder, logged):
+    said = {}
+    for model in ("vlm-llava", "vlm-gemma3", "vlm-smolvlm", "vlm-qwen2.5-vl"):
+        name, folder = tiny_folder(model)
+        with logged() as lines:
+            MANAGER.get("backbone", name).load(str(folder))
+        said[model] = [line for line in lines if "square" in line]
+    assert said["vlm-llava"] == said["vlm-gemma3"] == []
+    assert said["vlm-smolvlm"] == ["images are padded to a square, so that each has the same number of tokens (34)"]
+    assert said["vlm-qwen2.5-vl"] == ["images are padded to a square of 448 px, so that each has the same number of tokens (4)"]
+
+
+def test_pixtral_marks_rows(tiny_folder):
+    name, folder = tiny_folder("vlm-pixtral")
+    found = MANAGER.get("backbone", name).load(str(folder))
+    text = found.tokenizer.decode(found.prompt_ids("where?"))
+    rows = "[IMG_BREAK]".join(["[IMG]" * 4] * 4)
+    assert text == f"<s>[INST]{rows}[IMG_END]where?[/INST]"
+
+
+def test_answers_begin_as_the_template_has_them(tiny_folder):
+    ends = {}
+    for model in ("vlm-llava", "vlm-smolvlm", "vlm-gemma3", "vlm-pixtral", "vlm-qwen3-vl", "vlm-paligemma"):
+        name, folder = tiny_folder(model)
+        found = MANAGER.get("backbone", name).load(str(folder))
+        ids = found.token_ids(["a b"])[0]
+        assert [found.tokenizer.decode(ids), len(found.token_spans(["a b"])[0])] == [
+            " a b" if model in ("vlm-llava", "vlm-smolvlm") else "a b", len(ids)
+        ]  # fmt: skip
+        ends[model] = found.tokenizer.decode([found.end_id])
+    assert list(ends.values()) == ["</s>", "<end_of_utterance>", "<end_of_turn>", "</s>", "<|im_end|>", "<eos>"]
+
+
+@pytest.mark.parametrize("model", ["vlm-llava", "vlm-qwen3-vl", "vlm-mistral3"])
+def test_all_linear_layers_of_tower_and_language_model_are_quantised(model, tiny_folder):
+    from medgraft.models import load_model
+
+    name, folder = tiny_folder(model)
+    found = load_model(f"{name}:{folder}", get_strategy("qlora", plugins=MANAGER), plugins=MANAGER)
+    plain = get_captioner(f"{name}:{folder}", plugins=MANAGER)[0].load(str(folder)).model
+    linear = {n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear)}
+    left = {n for n in linear if n == "lm_head" or found.anatomy.part_of(n) == "bridge"}
+    assert left and set(quantized_modules(found.model)) == linear - left
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("chat_template.jinja", None, "has no chat template that takes images; use an instruction-tuned checkpoint"),
+        ("processor_config.json", {"processor_class": "MadeUpProcessor"}, "has no processor that is known.*'MadeUpProcessor'"),
+        ("config.json", {"model_type": "llama"}, "model_type 'llama'"),
+    ],
+)
+def test_what_is_no_chat_model_is_refused(file, content, message, tiny_folder, tmp_path):
+    name, folder = tiny_folder("vlm-llava")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    if content is None:
+        (copy / file).unlink()
+    else:
+        (copy / file).write_text(json.dumps(content))
+    with pytest.raises(BackboneError, match=message) as refused:
+        MANAGER.get("backbone", name).load(str(copy))
+    assert len(str(refused.value)) < 400 and "\n" not in str(refused.value)
+
+
+def test_the_prompt_cannot_hold_the_image(tiny_folder):
+    name, folder = tiny_folder("vlm-llava")
+    with pytest.raises(ConfigError, match="holds <image>, which stands for the image"):
+        MANAGER.get("backbone", name).load(str(folder)).prompt_ids("<image> what?")
+
+
+@pytest.mark.parametrize("name", ["gemma3", "medgemma", "gemma-3", "llava-1.5", "LLaVA_next", "smolvlm2", "pixtral", "internvl3"])
+def test_families_lead_here(name):
+    with pytest.raises(UnknownNameError) as unknown:
+        MANAGER.get("backbone", name)
+    assert str(unknown.value) == f"Unknown backbone {name!r}. Use vlm:HUB_ID or vlm:FOLDER, which takes {name} models."
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemin", "geminy", "openia"])
+def test_no_server_is_suggested_for_another_name(name):
+    with pytest.raises(UnknownNameError) as unknown:
+        MANAGER.get("backbone", name)
+    hint = str(unknown.value).partition(" Known:")[0]
+    assert "gemini" not in hint.removeprefix(f"Unknown backbone {name!r}") and "'openai'" not in hint

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
     """The model's configuration; BackboneError if there is none or its model type is not one of `model_types`."""
-    kind = " or ".join(model_types)
+    kind = " or ".join(model_types) if len(model_types) < 9 else "a model of a type that this backbone takes"
     is_folder = os.path.isdir(source)  # noqa: PTH112 - Path raises for a name of 300 characters
     if source.startswith((".", "/", "~")) and not is_folder:
         raise BackboneError(

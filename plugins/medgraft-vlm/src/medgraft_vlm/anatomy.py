@@ -61,16 +61,24 @@ def _roles(
 ) -> dict[Role, tuple[str, ...]]:
     unused = re.compile("|".join(rf"{pattern}(\..*)?" for pattern in never) or "(?!)")
     found: dict[Role, dict[str, list[str]]] = {}
-    left_out: set[str] = set()
     for name, module in model.named_modules():
-        if unused.fullmatch(name):
-            left_out.add(_pattern(name))
-        elif any(_inside(name, prefix) for prefix in prefixes) and (role := _role(part, name, module, head)):
-            found.setdefault(role, {}).setdefault(_pattern(name), []).extend(_LAYER.findall(name)[:1])
+        mine = any(_inside(name, prefix) for prefix in prefixes) and not unused.fullmatch(name)
+        if mine and (role := _role(part, name, module, head)):
+            found.setdefault(role, {}).setdefault(_pattern(name), []).append(name)
+    everything = [name for name, _ in model.named_modules()]
     return {
-        role: tuple(p.replace(r"\d+", f"({'|'.join(numbers)})", 1) if p in left_out else p for p, numbers in patterns.items())
+        role: tuple(_exact(pattern, names, everything) for pattern, names in patterns.items())
         for role, patterns in found.items()
     }
+
+
+def _exact(pattern: str, names: Sequence[str], everything: Sequence[str]) -> str:
+    """`pattern`, if it matches no other of the modules `everything` than `names`, else one with their numbers or names."""
+    numbers = dict.fromkeys(_LAYER.findall(name)[0] for name in names if _LAYER.search(name))
+    for tried in (pattern, pattern.replace(r"\d+", f"({'|'.join(numbers)})", 1)):
+        if sum(re.fullmatch(tried, name) is not None for name in everything) == len(names):
+            return tried
+    return "|".join(map(re.escape, names))
 
 
 def _role(part: Part, name: str, module: nn.Module, head: nn.Module | None) -> Role | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from medgraft.plugin_api import Anatomy, Backbone, BackboneError, ConfigError, Part, Seam, TextBatch, next_token_loss
 from medgraft_vlm.anatomy import attention_layout, find_anatomy
-from medgraft_vlm.images import SIDE, find_geometry, load_processor, processed
+from medgraft_vlm.images import SIDE, Geometry, find_geometry, load_processor, processed, resized_geometry
 
 _OTHER = {"blip", "blip-2", "instructblip", "instructblipvideo", "git", "vision-encoder-decoder", "pix2struct", "janus"}
 _MERGES = {"mm_encoder_outputs", "get_image_features"}  # where transformers takes and gives an image's tokens
@@ -66,16 +67,28 @@ class VlmBackbone(Backbone):
         self.has_template = bool(self.processor.chat_template)
         if not self.has_template and self.config.model_type != "paligemma":
             raise BackboneError(f"{source} has no chat template that takes images; use an instruction-tuned checkpoint.")
-        self.geometry = find_geometry(source, self.processor)
-        self._prompts: dict[str, list[int]] = {}
         self._accepts = frozenset(inspect.signature(model.forward).parameters)
+        self._use(find_geometry(source, self.processor))
+
+    def _use(self, geometry: Geometry) -> None:
+        """Take images as `geometry` says."""
+        self.geometry = geometry
+        self._prompts: dict[str, list[int]] = {}
         head = self.prompt_ids("")
         self._added = len(head) - len(self._ids(self._text("").replace(self.processor.image_token, "")))
-        places = torch.tensor(head) == self.config.image_token_id
-        self._columns = places.nonzero()[:, 0].tolist()
-        side = round(len(self._columns) ** 0.5)
-        if side**2 != len(self._columns) or self._columns != list(range(self._columns[0], self._columns[0] + side**2)):
-            self.attention_layout = None  # tiles or marks between rows: no grid of patches
+        self._columns = [column for column, token in enumerate(head) if token == self.config.image_token_id]
+        side = math.isqrt(len(self._columns))
+        whole = self._columns == list(range(self._columns[0], self._columns[0] + side**2))
+        self.attention_layout = type(self).attention_layout if whole else None  # with tiles or marks there is no grid of patches
+
+    @classmethod
+    def image_step(cls, config: transformers.PreTrainedConfig) -> int | None:
+        """See Backbone.image_step; the processor rounds sizes itself."""
+        return 1
+
+    def set_image_size(self, size: int) -> None:
+        """See Backbone.set_image_size; for models that read images at their own size, or in tiles."""
+        self._use(resized_geometry(self.source, self.processor, self.geometry, size))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self.config,), self.__getstate__()
@@ -165,7 +178,7 @@ class VlmBackbone(Backbone):
 
     def image_settings(self) -> dict[str, Any]:
         """See Backbone.image_settings."""
-        fit = {"fit": self.geometry.fit, "side": SIDE, "processor": type(self.processor).__name__}
+        fit = {"fit": self.geometry.fit, "side": self.geometry.side, "processor": type(self.processor).__name__}
         return {**super().image_settings(), **fit, "shape": list(self.geometry.shape)}
 
     def _given(self, count: int, device: torch.device, wanted: Any) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,11 +26,12 @@ Fit = Literal["as it is", "squared", "resized"]
 class Geometry:
     """How images are made alike, so that all have the same number of tokens, and what the processor gives for one of them.
 
-    `squared` pads to a square, `resized` makes that square `SIDE` pixels wide. `shape` are the dimensions of one image's
+    `squared` pads to a square, `resized` makes that square `side` pixels wide. `shape` are the dimensions of one image's
     pixel values, `given` what the model wants beside them.
     """
 
     fit: Fit
+    side: int
     shape: tuple[int, ...]
     given: dict[str, Any]
 
@@ -37,7 +39,7 @@ class Geometry:
         """The image that the processor gets."""
         if self.fit == "as it is":
             return image
-        side = SIDE if self.fit == "resized" else max(image.size)
+        side = self.side if self.fit == "resized" else max(image.size)
         return ImageOps.pad(image, (side, side), method=Image.Resampling.BICUBIC)
 
 
@@ -93,12 +95,12 @@ def processed(processor: Any, image: Image.Image) -> dict[str, Any]:
     return dict(processor(text=[processor.image_token], images=[image], return_tensors="pt"))
 
 
-def find_geometry(source: str, processor: Any) -> Geometry:
+def find_geometry(source: str, processor: Any, side: int = SIDE) -> Geometry:
     """The least change that makes all images have the same number of tokens; logged if it is one."""
     tried: tuple[tuple[Fit, tuple[tuple[int, int], ...]], ...] = (
-        ("as it is", ((640, 480), (480, 640), (1000, 250))),
-        ("squared", ((200, 200), (1000, 1000))),
-        ("resized", ((SIDE, SIDE),)),
+        ("as it is", ((30, 20), (480, 640), (1000, 250))),
+        ("squared", ((20, 20), (1000, 1000))),
+        ("resized", ((side, side),)),
     )
     for fit, sizes in tried:
         found = [processed(processor, Image.new("RGB", size)) for size in sizes]
@@ -111,9 +113,23 @@ def find_geometry(source: str, processor: Any) -> Geometry:
             f"{source} reads more of an image than pixel_values: {', '.join(_given(found[0]))}. It needs a backbone of its own."
         )
     if fit != "as it is":
-        size = f" of {SIDE} px" if fit == "resized" else ""
+        size = f" of {side} px" if fit == "resized" else ""
         _logger.info("images are padded to a square%s, so that each has the same number of tokens (%d)", size, tokens)
-    return Geometry(fit, tuple(pixels.shape), _given(found[0]))
+    return Geometry(fit, side, tuple(pixels.shape), _given(found[0]))
+
+
+def resized_geometry(source: str, processor: Any, now: Geometry, side: int) -> Geometry:
+    """The geometry for squares of `side` pixels; BackboneError if the model takes images of one size, or smaller ones alone."""
+    images = processor.image_processor
+    size = dict(images.size)
+    most = size.get("longest_edge")
+    if now.fit == "as it is" or now.fit == "squared" and most is None:
+        raise BackboneError(f"{source} takes images of one size: leave image.size out.")
+    if now.fit == "squared":  # the processor enlarges every image to this, and cuts it into tiles
+        images.size = {**size, "longest_edge": side}
+    elif most is not None and side > (limit := math.isqrt(most) if "shortest_edge" in size else most):
+        raise BackboneError(f"{source} makes larger images {limit} pixels wide: image.size={side} is more than that.")
+    return find_geometry(source, processor, side)
 
 
 def _given(made: dict[str, Any]) -> dict[str, torch.Tensor]:
