@@ -99,7 +99,12 @@ def test_captions_are_those_of_transformers(beams, backbone, processor):
     made.pop("labels", None)
     with torch.no_grad():
         ids = backbone.model.generate(
-            **made, max_new_tokens=8, num_beams=beams, do_sample=False, eos_token_id=backbone.end_id, pad_token_id=backbone.pad_id
+            **made,
+            max_new_tokens=8,
+            num_beams=beams,
+            do_sample=False,
+            eos_token_id=backbone.end_id,
+            pad_token_id=backbone.pad_id,
         )[:, made["input_ids"].shape[1] :]
         features = backbone.encode(backbone.pixel_values(images(2)))
         said = backbone.generate(features, prompt=PROMPT, options=GenerationConfig(max_new_tokens=8, num_beams=beams))
@@ -130,7 +135,13 @@ def test_every_strategy_trains_or_is_refused(strategy, model, tiny_folder):
 
 @pytest.mark.parametrize(
     ("model", "size", "tokens"),
-    [("vlm-qwen2.5-vl", 16, 1), ("vlm-pixtral", 16, 4), ("vlm-smolvlm", 32, 4), ("vlm-smolvlm", 96, 40), ("vlm-mistral3", 64, 16)],
+    [
+        ("vlm-qwen2.5-vl", 16, 1),
+        ("vlm-pixtral", 16, 4),
+        ("vlm-smolvlm", 32, 4),
+        ("vlm-smolvlm", 96, 40),
+        ("vlm-mistral3", 64, 16),
+    ],
 )
 def test_image_size(model, size, tokens, tiny_folder):
     name, folder = tiny_folder(model)
@@ -144,7 +155,11 @@ def test_image_size(model, size, tokens, tiny_folder):
 
 @pytest.mark.parametrize(
     ("model", "size", "message"),
-    [("vlm-llava", 64, "takes images of one size"), ("vlm-gemma3", 64, "takes images of one size"), ("vlm-pixtral", 64, "32 pixels")],
+    [
+        ("vlm-llava", 64, "takes images of one size"),
+        ("vlm-gemma3", 64, "takes images of one size"),
+        ("vlm-pixtral", 64, "32 pixels"),
+    ],
 )
 def test_image_sizes_that_the_model_does_not_have(model, size, message, tiny_folder):
     name, folder = tiny_folder(model)
@@ -223,7 +238,9 @@ def test_the_prompt_cannot_hold_the_image(tiny_folder):
         MANAGER.get("backbone", name).load(str(folder)).prompt_ids("<image> what?")
 
 
-@pytest.mark.parametrize("name", ["gemma3", "medgemma", "gemma-3", "llava-1.5", "LLaVA_next", "smolvlm2", "pixtral", "internvl3"])
+@pytest.mark.parametrize(
+    "name", ["gemma3", "medgemma", "gemma-3", "llava-1.5", "LLaVA_next", "smolvlm2", "pixtral", "internvl3"]
+)
 def test_families_lead_here(name):
     with pytest.raises(UnknownNameError) as unknown:
         MANAGER.get("backbone", name)

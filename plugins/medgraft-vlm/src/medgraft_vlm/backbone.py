@@ -46,11 +46,18 @@ class VlmBackbone(Backbone):
             try:
                 model: Any = cls.meta_model(config)
             except ImportError as error:
-                raise BackboneError(f"A model of type {config.model_type!r} cannot be built here: {str(error).strip()}".split("\n")[0]) from None
-            anatomy, missing = find_anatomy(model), _MERGES - {*inspect.signature(model.forward).parameters, *dir(model.base_model)}
+                raise BackboneError(
+                    f"A model of type {config.model_type!r} cannot be built here: {str(error).strip()}".split("\n")[0]
+                ) from None
+            anatomy, missing = (
+                find_anatomy(model),
+                _MERGES - {*inspect.signature(model.forward).parameters, *dir(model.base_model)},
+            )
             if missing:
                 kind = type(model).__name__
-                raise BackboneError(f"{kind} does not take features of images ({', '.join(missing)}); it needs its own backbone.")
+                raise BackboneError(
+                    f"{kind} does not take features of images ({', '.join(missing)}); it needs its own backbone."
+                )
             below = tuple(part for part in anatomy.parts if part != "text")
             head = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
             bridge = anatomy.parts["bridge"].prefixes if "bridge" in below else ()
@@ -79,7 +86,9 @@ class VlmBackbone(Backbone):
         self._columns = [column for column, token in enumerate(head) if token == self.config.image_token_id]
         side = math.isqrt(len(self._columns))
         whole = self._columns == list(range(self._columns[0], self._columns[0] + side**2))
-        self.attention_layout = type(self).attention_layout if whole else None  # with tiles or marks there is no grid of patches
+        self.attention_layout = (
+            type(self).attention_layout if whole else None
+        )  # with tiles or marks there is no grid of patches
 
     @classmethod
     def image_step(cls, config: transformers.PreTrainedConfig) -> int | None:

@@ -63,7 +63,10 @@ class PixtralTokens(transformers.ProcessorMixin):  # type: ignore[misc]
         return (self.image_token * columns + "[IMG_BREAK]") * (rows - 1) + self.image_token * columns + "[IMG_END]"
 
 
-_ALIKE = {"SmolVLMProcessor": transformers.Idefics3Processor, "PixtralProcessor": PixtralTokens}  # without torchvision, num2words
+_ALIKE = {
+    "SmolVLMProcessor": transformers.Idefics3Processor,
+    "PixtralProcessor": PixtralTokens,
+}  # without torchvision, num2words
 
 
 def load_processor(source: str, model_type: str, tokenizer: Any, image_processor: Any) -> Any:

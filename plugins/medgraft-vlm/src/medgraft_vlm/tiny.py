@@ -57,9 +57,7 @@ def llava(folder: Path) -> None:
 def llava_next(folder: Path) -> None:
     """LLaVA-NeXT: as LLaVA, with an image in tiles."""
     points = [[32, 64], [64, 32], [64, 64]]
-    images = transformers.LlavaNextImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size=_SIZE, image_grid_pinpoints=points
-    )
+    images = transformers.LlavaNextImageProcessorPil(size={"shortest_edge": 32}, crop_size=_SIZE, image_grid_pinpoints=points)
     vision = transformers.CLIPVisionConfig(**_VISION)
     _llava(folder, "LlavaNext", vision, images, {"image_grid_pinpoints": points}, feature={"vision_feature_layer": -2})
 
@@ -215,6 +213,7 @@ def _qwen(folder: Path, name: str, vision: dict[str, Any]) -> None:
     )  # fmt: skip
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
     text = {key: value for key, value in _TEXT.items() if name == "Qwen3VL" or key != "head_dim"}
+    text |= {"num_hidden_layers": 3} if name == "Qwen3VL" else {}  # so that what is added in the second layer is read
     config = getattr(transformers, f"{name}Config")(
         text_config={**text, "vocab_size": len(tokenizer), "rope_parameters": rope, "eos_token_id": tokenizer.eos_token_id,
                      "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id},
