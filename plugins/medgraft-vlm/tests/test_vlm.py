@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from medgraft.backbones import get_captioner
 from medgraft.config import GenerationConfig

@@ -49,7 +49,7 @@ class Backbone(ABC):
     keep_in_fp32: ClassVar[tuple[str, ...]] = ()
     default_source: ClassVar[str | None] = None
     default_prompt: ClassVar[str] = ""
-    attention_layout: ClassVar[AttentionLayout | None] = None
+    attention_layout: AttentionLayout | None = None
     step_replayer: Any = None  # set by a kernel that replays training steps
 
     def __init__(self, source: str, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any):

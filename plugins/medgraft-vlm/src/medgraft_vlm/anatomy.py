@@ -11,7 +11,7 @@ from torch import nn
 from medgraft.plugin_api import Anatomy, AttentionLayout, BackboneError, Part, PartAnatomy, Role
 
 _MERGER = re.compile(r"(^|_)merger")  # modules that belong to the bridge, though they lie in the vision tower
-_WITHIN_LAYER = {"attn": r"attn|attention", "mlp": r"mlp|ffn|feed_forward|fc\d|experts"}
+_WITHIN_LAYER: dict[Role, str] = {"attn": r"attn|attention", "mlp": r"mlp|ffn|feed_forward|fc\d|experts"}
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _PLACES = (nn.Embedding, nn.Conv2d, nn.Conv3d)
 
@@ -91,9 +91,9 @@ def _role(part: Part, name: str, module: nn.Module, head: nn.Module | None) -> R
     if not isinstance(module, nn.Linear):
         return None
     inner = re.split(r"\.\d+\.", name, maxsplit=1)[-1]  # within a layer, if it is in one
-    for role in ("attn", "mlp") if inner != name and part != "bridge" else ():
+    for role in _WITHIN_LAYER if inner != name and part != "bridge" else ():
         if re.search(_WITHIN_LAYER[role], inner):
-            return role  # type: ignore[return-value]
+            return role
     return "proj" if part == "bridge" or inner != name else "embed"
 
 
@@ -109,7 +109,7 @@ def _never_run(model: Any, tower: str) -> Iterable[str]:
         whole, last = re.escape(f"{tower}.{name}"), name.rpartition(".")[2]
         if isinstance(module, nn.ModuleList) and len(module) == layers:
             yield from (rf"{whole}\.{number}" for number in range(used, layers))
-        closing = last == "post_layernorm" and wanted is not None or last == "layernorm" and name == last and used < layers
+        closing = (last == "post_layernorm" and wanted is not None) or (last == "layernorm" and name == last and used < layers)
         if closing or last in ("head", "pooler"):
             yield whole
 

@@ -15,14 +15,14 @@ import transformers
 from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from medgraft.plugin_api import Anatomy, Backbone, BackboneError, ConfigError, Part, Seam, TextBatch, next_token_loss
+from medgraft.plugin_api import Backbone, BackboneError, ConfigError, Part, Seam, TextBatch, next_token_loss
 from medgraft_vlm.anatomy import attention_layout, find_anatomy
 from medgraft_vlm.images import SIDE, Geometry, find_geometry, load_processor, processed, resized_geometry
 
 _OTHER = {"blip", "blip-2", "instructblip", "instructblipvideo", "git", "vision-encoder-decoder", "pix2struct", "janus"}
 _MERGES = {"mm_encoder_outputs", "get_image_features"}  # where transformers takes and gives an image's tokens
 _ANSWER = "medgraft"  # a word in the place of an answer
-_classes: dict[str, type[VlmBackbone]] = {}
+_classes: dict[str, Any] = {}
 
 
 class VlmBackbone(Backbone):
@@ -66,7 +66,8 @@ class VlmBackbone(Backbone):
                 "never_quantized": tuple(map(re.escape, (*head, *bridge))), "__doc__": cls.__doc__,
             }  # fmt: skip
             _classes[key] = type(cls.__name__, (cls,), own)
-        return _classes[key]
+        made: type[Self] = _classes[key]
+        return made
 
     def __init__(self, source: str, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any):
         super().__init__(source, model, tokenizer, image_processor)
@@ -217,11 +218,11 @@ class VlmBackbone(Backbone):
 
     def _inputs(self, features: torch.Tensor, text: TextBatch) -> dict[str, Any]:
         width = self.config.get_text_config().hidden_size
-        pooled, *deep = (tuple(part) if self._lists else part for part in features.split(width, dim=-1))
+        pooled, *deep = (tuple(part) if self._lists else part for part in torch.split(features, width, dim=-1))
         places = (text.input_ids == self.config.image_token_id).int()
         if not self.has_template:  # a prefix that attends to itself, and a suffix
             places = ((text.labels != -100).cumsum(1) > 0).int()
-        kinds = {name: places for name in ("token_type_ids", "mm_token_type_ids") if name in self._accepts}
+        kinds: dict[str, Any] = {name: places for name in ("token_type_ids", "mm_token_type_ids") if name in self._accepts}
         image = SimpleNamespace(pooler_output=pooled, **({"deepstack_features": deep} if deep else {}))
         return {
             "input_ids": text.input_ids, "attention_mask": text.attention_mask, "mm_encoder_outputs": {"image": image},

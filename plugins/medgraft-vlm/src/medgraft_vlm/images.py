@@ -43,7 +43,7 @@ class Geometry:
         return ImageOps.pad(image, (side, side), method=Image.Resampling.BICUBIC)
 
 
-class PixtralTokens(transformers.ProcessorMixin):  # type: ignore[misc]
+class PixtralTokens(transformers.ProcessorMixin):
     """What transformers' PixtralProcessor does, which needs torchvision: a mark after each row of an image's tokens."""
 
     def __init__(
@@ -105,7 +105,7 @@ def find_geometry(source: str, processor: Any, side: int = SIDE) -> Geometry:
         ("squared", ((20, 20), (1000, 1000))),
         ("resized", ((side, side),)),
     )
-    for fit, sizes in tried:
+    for fit, sizes in tried:  # noqa: B007 - used after the loop
         found = [processed(processor, Image.new("RGB", size)) for size in sizes]
         if all(_alike(one, found[0]) for one in found):
             break
@@ -126,7 +126,7 @@ def resized_geometry(source: str, processor: Any, now: Geometry, side: int) -> G
     images = processor.image_processor
     size = dict(images.size)
     most = size.get("longest_edge")
-    if now.fit == "as it is" or now.fit == "squared" and most is None:
+    if now.fit == "as it is" or (now.fit == "squared" and most is None):
         raise BackboneError(f"{source} takes images of one size: leave image.size out.")
     if now.fit == "squared":  # the processor enlarges every image to this, and cuts it into tiles
         images.size = {**size, "longest_edge": side}

@@ -18,9 +18,11 @@ _VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "
 _IM = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "start_token": "<|im_start|>"}
 _LLAMA = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "image_token": "<image>"}
 _SIZE = {"height": 32, "width": 32}
-_SPLIT = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
-_PARTS = "{%% for part in message['content'] %%}{%% if part['type'] == 'image' %%}%s{%% else %%}{{ part['text'] }}{%% endif %%}{%% endfor %%}"
+_PARTS = (
+    "{%% for part in message['content'] %%}{%% if part['type'] == 'image' %%}%s"
+    "{%% else %%}{{ part['text'] }}{%% endif %%}{%% endfor %%}"
+)
 _CHATML = (
     "{%% for message in messages %%}<|im_start|>{{ message['role'] }}\n" + _PARTS + "<|im_end|>\n{%% endfor %%}"
     "{%% if add_generation_prompt %%}<|im_start|>assistant\n{%% endif %%}"
