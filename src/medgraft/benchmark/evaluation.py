@@ -119,7 +119,7 @@ def caption_examples(
     if problems and not captions:
         raise DataError(f"None of the {len(problems)} images can be read, such as: {problems[0]}")
     if problems:
-        _logger.warning("%d images cannot be read and are left out, such as: %s", len(problems), problems[0])
+        _logger.warning("Left out while captioning: %d of %d images, such as: %s", len(problems), len(examples), problems[0])
     generated = Generated(captions, cut_off, captioner.token_limit(generation))
     return Captioned(Chosen(examples, places) if problems else examples, generated, tuple(problems))
 

@@ -45,4 +45,5 @@ def list_failed(problems: Sequence[str], what: str) -> None:
         return
     listed = "".join(f"\n  {problem}" for problem in problems[:_MOST_LISTED])
     more = f"\n  and {len(problems) - _MOST_LISTED} more, which --json lists" if len(problems) > _MOST_LISTED else ""
-    _logger.warning("%d images %s:%s%s", len(problems), what, listed, more)
+    counted = "1 image" if len(problems) == 1 else f"{len(problems)} images"
+    _logger.warning("%s %s:%s%s", counted, what, listed, more)
