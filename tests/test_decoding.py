@@ -32,9 +32,7 @@ def model(request, tiny_folder):
 
 def _each(backbone, settings, images=IMAGES, batch_size=2):
     options = GenerationConfig(max_new_tokens=6, **settings)
-    batches = captioned_batches(
-        backbone, images, options=options, prompt=backbone.default_prompt, batch_size=batch_size
-    )
+    batches = captioned_batches(backbone, images, options=options, prompt=backbone.default_prompt, batch_size=batch_size)
     return [each.captions for batch in batches for each in batch.images]
 
 

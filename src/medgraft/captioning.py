@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from medgraft.errors import DataError, first_line
 from medgraft.features import CachedFeatures
 from medgraft.progress import progress_bar
 from medgraft.types import ImageSource
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ def captioned_batches(
     Goes on after an image that cannot be read. Computes in `dtype` by autocast. Features of files are read from and stored in
     `cached`, if given.
     """
+    if options.unread:
+        _logger.warning("%s", options.unread)
     where = hardware.device()
     backbone.model.to(where).eval()
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]

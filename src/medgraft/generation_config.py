@@ -53,10 +53,22 @@ class GenerationConfig(StrictModel):
             raise ValueError(f"num_return_sequences={several} is more than num_beams={self.num_beams}; set {advice}")
         return self
 
+    @property
+    def unread(self) -> str | None:
+        """A sentence if a setting has no effect; None otherwise. It is no error, since earlier versions took such settings."""
+        if self.num_beams > 1 or self.length_penalty == 1:
+            return None
+        return f"generation.length_penalty={self.length_penalty} acts on beam search alone; set generation.num_beams too."
+
     def changed(self, names: tuple[str, ...] | None = None) -> list[str]:
         """Which of `names`, by default of all settings, are not at their defaults."""
         fields = type(self).model_fields
         return [name for name in names or fields if getattr(self, name) != fields[name].default]
+
+    def single(self) -> Self:
+        """The settings without sampling, for one caption of each image."""
+        plain = {name: type(self).model_fields[name].default for name in ("num_return_sequences", "do_sample", *SAMPLING)}
+        return self.model_copy(update=plain)
 
     def recorded(self) -> dict[str, Any]:
         """The settings as manifests and the ids of records have them: those that earlier versions lack only if changed."""

@@ -81,7 +81,14 @@ def test_explain_goes_on_too(folder, model, capsys):
 
 def test_several_captions_of_each_image(folder, model, capsys):
     images = [str(folder / name) for name in GOOD[:2]]
-    settings = ["--set", "generation.do_sample=True", "--set", "generation.num_return_sequences=3", "--set", "generation.seed=5"]
+    settings = [
+        "--set",
+        "generation.do_sample=True",
+        "--set",
+        "generation.num_return_sequences=3",
+        "--set",
+        "generation.seed=5",
+    ]
     assert main(["caption", *images, *model, *settings, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [len(captions) for captions in found["captions"].values()] == [3, 3]
