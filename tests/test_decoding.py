@@ -103,7 +103,7 @@ def test_kernels_and_the_static_cache_change_no_caption(settings, blip_folder):
         ({"do_sample": True, "top_p": 1.5}, "less than or equal to 1"),
         ({"do_sample": True, "temperature": 0}, "greater than 0"),
         ({"num_return_sequences": 3}, "3 is more than num_beams=1; set generation.num_beams=3, or generation.do_sample=true"),
-        ({"num_return_sequences": 3, "num_beams": 2, "do_sample": True}, "is more than num_beams=2; set generation.num_beams=3"),
+        ({"num_return_sequences": 3, "num_beams": 2, "do_sample": True}, "num_beams=2; set generation.num_beams=3"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens=9 is more than max_new_tokens=8"),
         ({"seed": -1}, "greater than or equal to 0"),
     ],

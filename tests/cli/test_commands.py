@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
 
 from medgraft.adapter import locate_adapter
 from medgraft.cli.main import _COMMANDS, _parser, main

@@ -99,7 +99,7 @@ def test_several_captions_of_each_image(folder, model, capsys):
     assert main(["caption", *images, *model, *settings]) == 0
     lines = [f"{image}: {text}" for image, texts in found["captions"].items() for text in texts]
     assert capsys.readouterr().out.splitlines() == lines
-    with pytest.raises(ConfigError, match="medgraft.caption_each gives several"):
+    with pytest.raises(ConfigError, match="caption_each gives several"):
         medgraft.caption(images, backbone=model[1], generation=generation)
 
 
