@@ -88,7 +88,7 @@ def captioned_batches(
                 inputs = backbone.generation_inputs(len(features), where, prompt, options)  # synchronises with a GPU
                 with hardware.autocast(where, dtype == torch.bfloat16), sampling(options, number):
                     before = failed, batch, generate_ids(features, *inputs).cpu()
-            if where.type == "cpu":
+            if not source.reads_ahead:
                 yield _captioned(backbone, *before, limit)
                 before = None
     if before is not None:
@@ -157,6 +157,11 @@ class _FeatureSource:
         self._backbone, self._prompt, self._cached = backbone, prompt, cached
         self._reader = ImageReader(backbone, where) if where.type != "cpu" else None
         self._where = where
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether images are read, and captions decoded, while the model computes."""
+        return self._reader is not None
 
     def read(
         self, batches: Sequence[Sequence[ImageSource | Image]]
