@@ -104,6 +104,8 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
             captioner, source = get_captioner(config.backbone, plugins=plugins)
             base = captioner.fingerprint(source)
             former = captioner.former_fingerprint(source) if issubclass(captioner, Backbone) else base
+            if issubclass(captioner, RemoteCaptioner):
+                captioner.check_generation(config.generation)
             bases[config.backbone] = base, former
         ids = [run_id(config, strategy, prints[data_key], base, versions) for base in bases[config.backbone]]
         recorded = records is not None and (records / f"{ids[1]}.json").is_file()

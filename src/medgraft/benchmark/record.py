@@ -207,6 +207,7 @@ def run_id(
     values["augmentation"] = {**config.augmentation.changes(), "views": config.features.views}
     if not config.augmentation.on:  # as in the ids of earlier records
         values.pop("augmentation")
+    values["generation"] = config.generation.recorded()
     for name in ("features", "acceleration"):  # these change only speed and rounding
         values.pop(name)
     values["saliency"].pop("maps")  # only for display
