@@ -184,6 +184,8 @@ class VlmBackbone(Backbone):
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """What the processor makes of each image, [B, 3, H, W], or [B, tiles, 3, H, W], or patches [B, N, C * P * P]."""
         made = [processed(self.processor, self.geometry.fitted(image))["pixel_values"] for image in images]
+        if odd := [tuple(one.shape) for one in made if tuple(one.shape) != self.geometry.shape]:
+            raise BackboneError(f"{self.source} makes pixel values {odd[0]} of an image, and {self.geometry.shape} of others.")
         return torch.stack([one[0] if self.geometry.shape[0] == 1 else one for one in made])
 
     def image_settings(self) -> dict[str, Any]:
