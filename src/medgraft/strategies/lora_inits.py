@@ -34,6 +34,8 @@ def check_init(strategy: Strategy) -> None:
             "exactly. Use strategy.quantization=none or init_lora_weights=true."
         )
     others = [name for name in _NOT_CONVERTED if strategy.options.get(name)]
+    if strategy.options.get("use_rslora"):  # the doubled rank of each layer has a scale that these do not give
+        others += [name for name in ("rank_pattern", "alpha_pattern") if strategy.options.get(name)]
     others += ["bias"] if strategy.options.get("bias", "none") != "none" else []
     if others:
         raise ConfigError(

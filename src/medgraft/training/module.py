@@ -26,6 +26,7 @@ class CaptioningModule(nn.Module):
 
     accepts_loss_kwargs = True  # makes the Trainer pass the number of labels in all accumulated batches
 
+    neftune_noise_alpha: float | None = None  # see neftune.py
     pixel_table: torch.Tensor | None
 
     def __init__(
