@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from medgraft.errors import ConfigError
 from medgraft.strategies.base import Strategy
 
@@ -18,6 +20,11 @@ _NOT_CONVERTED = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_i
 def changes_base(strategy: Strategy) -> bool:
     """Whether the strategy's initialisation changes the base's weights, so that its adapter is converted when it is saved."""
     return strategy.uses_adapter and _init(strategy).startswith(_CHANGING)
+
+
+def moves_base(config: Any) -> bool:
+    """Whether the initialisation in PEFT's `config` moves a part of the base's weights into the adapter."""
+    return str(getattr(config, "init_lora_weights", True)).lower().startswith(_CHANGING)
 
 
 def check_init(strategy: Strategy) -> None:

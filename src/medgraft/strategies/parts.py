@@ -113,6 +113,10 @@ def _check_parts(anatomy: Anatomy, strategy: Strategy) -> None:
             f"The strategy trains only {', '.join(p for p, plan in strategy.plans.items() if plan.mode != 'frozen')}, "
             f"but this backbone has {', '.join(anatomy.parts)}."
         )
+    for part, plan in strategy.plans.items():
+        if part not in anatomy.parts and (plan.layers is not None or plan.lr_scale != 1):
+            field = "lr_scale" if plan.layers is None else "layers"
+            raise StrategyError(f"strategy.{part}.{field} is set, but this backbone has only {', '.join(anatomy.parts)}.")
 
 
 def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> PeftModel:
