@@ -99,7 +99,9 @@ def _plain(name, strategy, dtype):
     backbone = load_model(name, plan, plugins=PLUGINS)
     applied = apply_strategy(backbone.model, backbone.anatomy, plan)
     for parameter_name, parameter in backbone.model.named_parameters():
-        if any(start in parameter_name for start in ("lora_B", "vera_lambda_b", "oft_R")):  # at 0, where others have no gradient
+        if any(
+            start in parameter_name for start in ("lora_B", "vera_lambda_b", "oft_R")
+        ):  # at 0, where others have no gradient
             nn.init.normal_(parameter, std=0.1)
     return backbone, applied
 

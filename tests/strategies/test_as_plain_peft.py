@@ -86,13 +86,13 @@ def test_what_is_saved_loads_with_the_same_logits_here_and_in_plain_peft(preset,
 
 
 def test_rslora_scales_by_the_root_of_the_rank(blip_folder):
-    backbone, applied, _ = prepare_model(f"blip:{blip_folder}", get_strategy("rslora", plugins=PLUGINS), plugins=PLUGINS)
+    _, applied, _ = prepare_model(f"blip:{blip_folder}", get_strategy("rslora", plugins=PLUGINS), plugins=PLUGINS)
     scales = {module.scaling["default"] for module in applied.model.modules() if hasattr(module, "scaling")}
     assert scales == {16 / 64**0.5}
 
 
 def test_pissa_starts_as_the_base_with_its_largest_singular_values_in_the_adapter(blip_folder):
-    backbone, applied, _ = prepare_model(f"blip:{blip_folder}", get_strategy("pissa", plugins=PLUGINS), plugins=PLUGINS)
+    backbone, _, _ = prepare_model(f"blip:{blip_folder}", get_strategy("pissa", plugins=PLUGINS), plugins=PLUGINS)
     plain = _plain(blip_folder)
     torch.testing.assert_close(_logits(backbone), _logits(plain), rtol=1e-3, atol=1e-4)
     name = "text_decoder.bert.encoder.layer.0.intermediate.dense"

@@ -44,7 +44,7 @@ def test_layers_are_those_of_the_module_tree(name, tiny_folder):
 def test_only_the_layers_of_the_ranges_are_trained(layers, wanted, preset, tiny_folder):
     kind, folder = tiny_folder("blip2-t5")
     options = {"text.layers": layers, "vision": "frozen", "bridge": "frozen"}
-    backbone, applied = _applied(f"{kind}:{folder}", get_strategy(preset, options, plugins=PLUGINS))
+    _, applied = _applied(f"{kind}:{folder}", get_strategy(preset, options, plugins=PLUGINS))
     names = (*applied.direct, *applied.adapter_parameters)
     found = {number for number, layer in enumerate(_T5) for name in names if name.startswith(f"{layer}.")}
     assert found == wanted and all(name.startswith(tuple(f"{layer}." for layer in _T5)) for name in names)
@@ -65,7 +65,12 @@ def test_parts_have_ranges_of_their_own(blip_folder):
         ("blip", {"text.layers": "2-"}, StrategyError, "text.layers=2- lie outside: part 'text' of this backbone has 2 layers"),
         ("blip", {"vision.layers": "0-2"}, StrategyError, "part 'vision' of this backbone has 2 layers, 0 to 1"),
         ("blip", {"text.layers": "1-0"}, StrategyError, "text.layers=1-0 are none: part 'text' of this backbone has 2 layers"),
-        ("blip", {"text.layers": ""}, StrategyError, "text.layers= are none: part 'text' of this backbone has 2 layers, 0 to 1"),
+        (
+            "blip",
+            {"text.layers": ""},
+            StrategyError,
+            "text.layers= are none: part 'text' of this backbone has 2 layers, 0 to 1",
+        ),
         ("git", {"bridge.layers": 0}, StrategyError, "part 'bridge' of this backbone has no layers to choose from"),
         ("blip", {"bridge.layers": 0}, StrategyError, "bridge.layers is set, but this backbone has only vision, text"),
         ("blip", {"bridge.lr_scale": 0.1}, StrategyError, "bridge.lr_scale is set, but this backbone has only vision, text"),

@@ -38,8 +38,8 @@ def _step(module):
 @pytest.mark.parametrize(
     ("preset", "options"),
     [
-        ("full", {}), ("encoder-frozen", {}), ("decoder-frozen", {}), ("lora", {"text.layers": "1-"}), ("qlora", {}), ("vera", {}),
-        ("oft", {}),
+        ("full", {}), ("encoder-frozen", {}), ("decoder-frozen", {}), ("lora", {"text.layers": "1-"}), ("qlora", {}),
+        ("vera", {}), ("oft", {}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Several learning rates in one run: LoRA+ as PEFT's own optimiser has them, a rate for each part, resuming, what is recorded."""
+"""Several learning rates in one run: LoRA+ with the rates of PEFT's optimiser, a rate for each part, resuming, records."""
 
 import json
 

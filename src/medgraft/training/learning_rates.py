@@ -24,9 +24,8 @@ def peak_rates(applied: Applied, anatomy: Anatomy, peak: float) -> dict[str, dic
     plus: dict[nn.Parameter, tuple[str, float]] = {}
     if applied.strategy.loraplus_lr_ratio is not None:
         grouped = create_loraplus_optimizer(
-            applied.model,  # type: ignore[arg-type]
-            torch.optim.SGD, lr=peak, loraplus_lr_ratio=applied.strategy.loraplus_lr_ratio,
-        )  # fmt: skip
+            applied.model, torch.optim.SGD, lr=peak, loraplus_lr_ratio=applied.strategy.loraplus_lr_ratio
+        )
         plus = {p: (kind, g["lr"]) for kind, g in zip(_PLUS, grouped.param_groups, strict=True) for p in g["params"]}
     rates: dict[str, dict[nn.Parameter, float]] = {}
     for name, parameter in applied.model.named_parameters():
@@ -47,8 +46,8 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Mapping[nn.Parameter, flo
     for group in optimizer.param_groups:
         if group["lr"] != peak or not rates.keys() >= set(group["params"]):
             raise ConfigError(
-                f"train.optim: {type(optimizer).__name__} has learning rates or parameters of its own, so strategy.PART.lr_scale "
-                "and strategy.loraplus_lr_ratio cannot be used with it. Use adamw_torch, or leave them out."
+                f"train.optim: {type(optimizer).__name__} has rates or parameters of its own, so strategy.PART.lr_scale and "
+                "strategy.loraplus_lr_ratio cannot be used with it. Use adamw_torch, or leave them out."
             )
         several = dict.fromkeys(rates[parameter] for parameter in group["params"])
         for rate in sorted(several, key=lambda rate: rate != peak) or [peak]:
