@@ -199,6 +199,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "seconds": run.clock.training,
         "images": len(data.split("train")),
         "learning_rate": config.train.learning_rate or run.strategy.learning_rate,
+        **({"learning_rates": dict(result.learning_rates)} if result.learning_rates else {}),
         "trainable_parameters": applied.trainable_parameters,
         "matched_modules": len(applied.matched_modules),
         "in_place": len(applied.direct),
@@ -279,9 +280,8 @@ class _Outcome:
 
 def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, outcome: _Outcome) -> Record:
     config, clock, applied, evaluation = run.config, run.clock, model.applied, outcome.evaluation
-    result = outcome.trained.result if outcome.trained else None
+    result, start = outcome.trained.result if outcome.trained else None, run.start.digest if run.start else None
     steps = len(result.losses) if result else 0
-    start = run.start.digest if run.start else None
     return Record(
         run_id=run_id(config, run.strategy, fingerprint, model.base_fingerprint, hardware.versions(), start),
         status="ok",
@@ -290,6 +290,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         steps=steps,
         seconds_per_step=clock.steps / steps if steps else None,
         step_quartiles=quartiles(result.step_seconds) if result else None,
+        learning_rates=dict(result.learning_rates) or None if result else None,
         step_flops=result.step_flops if result else None,
         energy_joules=result.energy_joules if result else None,
         train_loss=result.losses if result else (),
