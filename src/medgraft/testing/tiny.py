@@ -145,7 +145,7 @@ def deit_bert(folder: Path) -> None:
 
 
 def dinov2_trocr(folder: Path) -> None:
-    """A DINOv2 with register tokens, of width 48, and a TrOCR of width 32, which has the start token in its own configuration."""
+    """A DINOv2 with register tokens, of width 48, and a TrOCR of width 32, whose configuration has the start token."""
     tokenizer = _bart_bytes()
     decoder = transformers.TrOCRConfig(**_BART, cross_attention_hidden_size=48, vocab_size=len(tokenizer))
     encoder = transformers.Dinov2WithRegistersConfig(
