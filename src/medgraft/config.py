@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from medgraft.augmentation_config import AugmentationConfig
 from medgraft.errors import ConfigError, suggestion
 from medgraft.forgetting_config import ForgettingConfig
+from medgraft.image_config import ImageConfig
 from medgraft.strict_model import StrictModel, validated
 from medgraft.train_config import TrainConfig
 from medgraft.types import Split
@@ -108,6 +109,7 @@ class RunSettings(StrictModel):
     """Settings shared by runs and suites. A new section is one field here; `--set`, suites and records then support it."""
 
     train: TrainConfig = TrainConfig()
+    image: ImageConfig = ImageConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     generation: GenerationConfig = GenerationConfig()
     features: FeaturesConfig = FeaturesConfig()
@@ -265,9 +267,11 @@ def _json_or_text(value: str) -> JsonValue:
     return parsed
 
 
-def data_config(text: str, overrides: Iterable[str], max_images: int | None) -> DataConfig:
-    """Parse `NAME[:PATH]` and apply `--set data.K=V`."""
-    values = _changed_data(text, parse_overrides(overrides, ("data",)).get("data", {}))
+def data_config(
+    text: str, overrides: Iterable[str], max_images: int | None, sections: tuple[str, ...] = ("data",)
+) -> DataConfig:
+    """Parse `NAME[:PATH]` and apply `--set data.K=V`; settings of other `sections` are allowed, and not for the data."""
+    values = _changed_data(text, parse_overrides(overrides, sections).get("data", {}))
     return validated(DataConfig, values | ({"max_images": max_images} if max_images is not None else {}), "Data")
 
 

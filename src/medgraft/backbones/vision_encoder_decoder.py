@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 import transformers
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 from transformers.modeling_outputs import BaseModelOutput
 
 from medgraft.backbones import loading
@@ -29,6 +29,7 @@ _BERT = r"decoder\.\w+\.encoder\.layer\.\d+"  # and its kin: RoBERTa, ELECTRA, C
 _BART = r"decoder\.model\.decoder\.layers\.\d+"  # and its kin: TrOCR, mBART
 _CROSS = rf"{_GPT}\.crossattention|{_BERT}\.crossattention\.self|{_BART}\.encoder_attn"
 _NO_CROSS_ATTENTION = "has no cross-attention to the image. Decoders that have: GPT-2, BERT, RoBERTa, ELECTRA, BART and TrOCR."
+_ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit")  # these do not have to be asked to
 _UNSUITED_ENCODERS = {
     "vit_mae": "hides random patches of every image; save its weights as a ViT",
     "siglip2_vision_model": "takes patches of images in several shapes, which VisionEncoderDecoderModel does not pass on",
@@ -158,6 +159,14 @@ class VisionEncoderDecoderBackbone(Backbone):
         return super().meta_model(config)
 
     @classmethod
+    def image_step(cls, config: transformers.PreTrainedConfig) -> int | None:
+        """See Backbone.image_step; Swin halves its grid of patches in every stage but the first."""
+        encoder: Any = config.encoder
+        if not _interpolates(encoder) and encoder.model_type not in _ANY_SIZE:
+            return None
+        return int(encoder.patch_size) << len(getattr(encoder, "depths", (1,))) - 1
+
+    @classmethod
     def from_model(cls, source: str, model: Any) -> Self:
         """See Backbone.from_model; uses ViT's image processor for older checkpoints that do not name one."""
         try:
@@ -185,7 +194,10 @@ class VisionEncoderDecoderBackbone(Backbone):
 
     def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
         """See Backbone.forward_to: the encoder's output."""
-        features: torch.Tensor = self.model.encoder(pixel_values=inputs).last_hidden_state
+        encoder = self.config.encoder
+        other = _interpolates(encoder) and self.interpolates(inputs, encoder.image_size)
+        options = {"interpolate_pos_encoding": True} if other else {}
+        features: torch.Tensor = self.model.encoder(pixel_values=inputs, **options).last_hidden_state
         return features
 
     def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,6 +245,12 @@ def _first(name: str, *places: Any) -> int | None:
     """The first id called `name` in configurations or tokenizers, the first one of a list; None if no place has one."""
     found = next((ids for place in places if (ids := getattr(place, name, None)) is not None), None)
     return None if found is None else int(found[0] if isinstance(found, Sequence) else found)
+
+
+def _interpolates(encoder: Any) -> bool:
+    """Whether transformers' model of the configuration `encoder` interpolates its position embeddings if it is asked to."""
+    model: Any = MODEL_MAPPING[type(encoder)]
+    return "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
 
 
 def _check_halves(source: str, config: Any) -> None:

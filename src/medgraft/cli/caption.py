@@ -49,7 +49,7 @@ def _side_by_side(arguments: argparse.Namespace) -> int:
     """Captions of several adapters, each with its own generation settings, under each image's name."""
     from medgraft import api
     from medgraft.adapter_set import load_adapters
-    from medgraft.cli.models import generation
+    from medgraft.cli.models import generation, image_size
     from medgraft.quiet import quiet_libraries
 
     names = [str(adapter) for adapter in arguments.adapter or []]
@@ -58,6 +58,7 @@ def _side_by_side(arguments: argparse.Namespace) -> int:
     for name in names:
         if [*names, _BASE].count(name) > 1:
             raise ConfigError(f"--adapter {name}: two models would have this name. Name each adapter once, or write ./{name}.")
+    image_size(arguments)  # refuses one
     quiet_libraries()
     several = load_adapters(
         {name: name for name in names}, backbone=arguments.backbone, allow_base_mismatch=arguments.allow_base_mismatch,

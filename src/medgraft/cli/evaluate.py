@@ -12,6 +12,7 @@ from medgraft.cli.options import add_generation, add_json, add_model, add_set
 NAME = "evaluate"
 SUMMARY = "caption a split of a data set with an adapter or a bare backbone, and score the captions"
 EXAMPLE = "medgraft evaluate --adapter my-adapter --data roco:/data/roco --split test"
+_SECTIONS = ("data", "image")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write {id: caption} there")
-    add_set(parser, "data.K=V, an option of the data set; may be repeated")
-    add_generation(parser)
+    add_set(parser, "data.K=V, an option of the data set, or image.size=N; may be repeated")
+    add_generation(parser, sets=False)
     add_json(parser)
 
 
@@ -33,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft.cli.scores import print_scores
     from medgraft.config import data_config
 
-    data = data_config(arguments.data, arguments.overrides, arguments.max_images)
-    adapter, backbone = load_model(arguments)
+    data = data_config(arguments.data, arguments.overrides, arguments.max_images, _SECTIONS)
+    adapter, backbone = load_model(arguments, _SECTIONS)
     result = api.evaluate(
         data,
         adapter=adapter,

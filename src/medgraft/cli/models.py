@@ -8,23 +8,35 @@ from medgraft import api
 from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import AnyBackbone
 from medgraft.benchmark.evaluation import generation_of
-from medgraft.config import GenerationConfig
+from medgraft.config import GenerationConfig, parse_overrides
 from medgraft.errors import ConfigError
+from medgraft.image_config import ImageConfig
 from medgraft.quiet import quiet_libraries
 from medgraft.strict_model import validated
 
 
-def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, AnyBackbone | None]:
-    """The model named by --adapter or --backbone, with --prompt and --quantization."""
+def load_model(
+    arguments: argparse.Namespace, sections: tuple[str, ...] = ("image",)
+) -> tuple[LoadedAdapter | None, AnyBackbone | None]:
+    """The model named by --adapter or --backbone, with --prompt and --quantization; `sections` are those that --set takes."""
     quiet_libraries()
     changes = {"quantization": arguments.quantization, "prompt": arguments.prompt}
+    size = image_size(arguments, sections)
     if arguments.adapter is not None:
         allow = arguments.allow_base_mismatch
         loaded = api.load_adapter(arguments.adapter, backbone=arguments.backbone, allow_base_mismatch=allow, **changes)
         return loaded, None
     if arguments.backbone is None:
         raise ConfigError("Name the model: --adapter DIR or --backbone NAME[:SOURCE].")
-    return None, api.load_backbone(arguments.backbone, **changes)
+    return None, api.load_backbone(arguments.backbone, image_size=size, **changes)
+
+
+def image_size(arguments: argparse.Namespace, sections: tuple[str, ...] = ("image",)) -> int | None:
+    """The size of images that --set asks for; ConfigError with --adapter. `sections` are those that --set takes."""
+    size = validated(ImageConfig, parse_overrides(arguments.overrides, sections).get("image", {}), "image").size
+    if size is not None and arguments.adapter:
+        raise ConfigError(f"image.size={size} is for a bare backbone: an adapter has the size that it was trained with.")
+    return size
 
 
 def generation(arguments: argparse.Namespace, adapter: LoadedAdapter | None) -> GenerationConfig:
