@@ -176,6 +176,7 @@ def trained(blip_folder, phantoms_folder, tmp_path_factory):
     return out, _train(blip_folder, phantoms_folder, out, PluginManager(), "image.size=96", "generation.max_new_tokens=8")
 
 
+@pytest.mark.slow
 def test_an_adapter_remembers_its_size(trained, blip_folder, phantoms_folder, plugins, tmp_path):
     out, result = trained
     adapter = locate_adapter(out)
@@ -192,6 +193,7 @@ def test_an_adapter_remembers_its_size(trained, blip_folder, phantoms_folder, pl
     assert merged.changed_captions == 0
 
 
+@pytest.mark.slow
 def test_without_it_manifest_and_run_id_are_as_before(blip_folder, phantoms_folder, plugins, tmp_path):
     result = _train(blip_folder, phantoms_folder, tmp_path / "run", plugins)
     assert "image_size" not in json.loads((locate_adapter(tmp_path / "run") / "medgraft.json").read_text())
@@ -200,6 +202,7 @@ def test_without_it_manifest_and_run_id_are_as_before(blip_folder, phantoms_fold
     assert ids[0] != ids[1]
 
 
+@pytest.mark.slow
 def test_commands_take_it_for_a_bare_backbone(trained, blip_folder, phantoms_folder, tmp_path, capsys):
     image = str(next(phantoms_folder.rglob("*.jpg"), None) or next(phantoms_folder.rglob("*.png")))
     backbone = ["--backbone", f"blip:{blip_folder}"]
