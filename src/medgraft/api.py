@@ -48,15 +48,17 @@ def load_backbone(
     strategy: str | None = None,
     quantization: Quantization = "none",
     prompt: str | None = None,
+    image_size: int | None = None,
     plugins: PluginManager | None = None,
 ) -> AnyBackbone:
     """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), in `quantization` or as `strategy` holds its base.
 
-    `prompt` takes the place of its default prompt. For a model behind an API this returns its client.
+    `prompt` takes the place of its default prompt, `image_size` of the side in pixels of its images. For a model behind an
+    API this returns its client.
     """
     manager = plugins or PluginManager.from_environment()
     chosen = get_strategy(strategy, plugins=manager) if strategy else Strategy(quantization=quantization)
-    backbone = prepare_captioner(name, chosen, plugins=manager)
+    backbone = prepare_captioner(name, chosen, plugins=manager, image_size=image_size)
     if prompt is not None:
         backbone.default_prompt = prompt  # type: ignore[misc]
     return backbone

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medgraft import hardware
 from medgraft.backbones import Backbone, RemoteCaptioner, Usage, get_captioner, load_without_weights, prompt_for
+from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.published import planning_config, published_config
 from medgraft.benchmark.estimate import Estimate, estimate, measured_flops
 from medgraft.benchmark.plan import apply_to_meta, expand, refuse_training
@@ -84,7 +85,7 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
             if config.backbone not in weights:
                 weights[config.backbone] = _weights(config.backbone, captioner, source, missing)
             if issubclass(captioner, RemoteCaptioner):
-                runs.append(_by_api(config, captioner, source, strategy, images))
+                runs.append(_by_api(config, captioner, source, strategy, images, plugins))
             else:
                 runs.append(_here(config, captioner, source, strategy, images, speed, plugins))
         except StrategyError as error:
@@ -129,7 +130,7 @@ def _text(
 
 
 def _sentences(config: RunConfig, training: Sequence[Example], data: CaptionData, plugins: PluginManager) -> tuple[str, ...]:
-    backbone = load_without_weights(config.backbone, plugins=plugins)
+    backbone = load_without_weights(config.backbone, plugins=plugins, image_size=config.image.size)
     text, references = planned_statistics(config, backbone, training, data.split(config.eval_split))
     lengths = [text.lengths()] if text.captions else []
     return tuple(dict.fromkeys([*lengths, *text.warnings(), references.references()]))
@@ -184,9 +185,9 @@ def _here(
 ) -> RunEstimate:  # fmt: skip
     applied = apply_to_meta(config.backbone, strategy, plugins=plugins)
     made: Estimate | None = None
+    sized = config_for_size(captioner, planning_config(source, captioner.model_types), config.image.size, plugins=plugins)
     if applied is not None:
-        shapes = planning_config(source, captioner.model_types)
-        made = estimate(captioner, shapes, applied, strategy, config)
+        made = estimate(captioner, sized, applied, strategy, config)
     steps = config.train.max_steps * config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     seen = None if data is None else int(len(data.split("train")) * config.train.num_train_epochs)
     seen = steps if steps > 0 else seen
@@ -203,10 +204,16 @@ def _here(
 
 
 def _by_api(
-    config: RunConfig, captioner: type[RemoteCaptioner], source: str, strategy: Strategy, data: CaptionData | None
+    config: RunConfig,
+    captioner: type[RemoteCaptioner],
+    source: str,
+    strategy: Strategy,
+    data: CaptionData | None,
+    plugins: PluginManager,
 ) -> RunEstimate:
     refuse_training(strategy)
     captioner.check_generation(config.generation)
+    refuse_size(captioner, config.image.size, plugins=plugins)
     usage = None
     if data is not None:
         sizes = [open_image(example.image).size for example in data.split(config.eval_split)]

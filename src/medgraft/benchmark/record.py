@@ -21,6 +21,7 @@ from medgraft.errors import ConfigError
 from medgraft.features import CachedFeatures, ReusablePrefix
 from medgraft.forgetting_config import ForgettingConfig
 from medgraft.hardware import Hardware
+from medgraft.image_config import ImageConfig
 from medgraft.strategies import Strategy
 from medgraft.strict_model import StrictModel
 from medgraft.text_statistics import GenerationStatistics, TextStatistics
@@ -215,6 +216,8 @@ def run_id(
     values["saliency"].pop("maps")  # only for display
     if config.forgetting in (ForgettingConfig(), ForgettingConfig(images=0)):  # as in the ids of earlier records
         values.pop("forgetting")
+    if config.image == ImageConfig():  # likewise
+        values.pop("image")
     values["train"].pop("save_final_state")  # does not change the result
     values.pop("start_from")
     values |= {} if start is None else {"start": start}

@@ -107,7 +107,7 @@ def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
     start = read_start(config)
     if start is None:
         return _Run(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins), out, plugins, Clock())
-    return _Run(start.with_prompt(config), start.strategy, out, plugins, Clock(), start)
+    return _Run(start.as_trained(config), start.strategy, out, plugins, Clock(), start)
 
 
 def _read_data(run: _Run) -> tuple[CaptionData, str]:
@@ -220,6 +220,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         data={"options": {}, **read_by, "fingerprint": fingerprint},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
+        image_size=config.image.size,
         bf16=model.dtype == torch.bfloat16,
         acceleration=model.acceleration.installed,
         seed=config.seed,
