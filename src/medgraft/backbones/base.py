@@ -15,7 +15,8 @@ import transformers
 from torch import nn
 
 from medgraft.backbones import loading
-from medgraft.backbones.checkpoint import Checkpoint, read_checkpoint
+from medgraft.backbones.base_files import reading
+from medgraft.backbones.checkpoint import Checkpoint, checkpoint_files, read_checkpoint
 from medgraft.backbones.fingerprint import fingerprint, former_fingerprint, loaded_digests
 from medgraft.backbones.text_batch import TextBatch, padded
 from medgraft.backbones.visible_region import visible_rectangle
@@ -70,8 +71,10 @@ class Backbone(ABC):
 
         Weights are loaded in fp32, or quantised by `quantization`.
         """
-        loading.read_config(source, cls.model_types)
-        return cls.from_model(source, loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run))
+        files = checkpoint_files(source, loading.read_config(source, cls.model_types))
+        with reading(files[0] if len(files) == 1 else source):
+            model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run)
+        return cls.from_model(source, model)
 
     @classmethod
     def from_model(cls, source: str, model: Any) -> Self:

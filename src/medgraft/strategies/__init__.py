@@ -17,19 +17,26 @@ if TYPE_CHECKING:
     from medgraft.strategies.peft_methods import methods, options_in, peft_strategy
     from medgraft.strategies.peft_warnings import logged_warnings
     from medgraft.strategies.quantization import (
+        as_stored,
+        check_as_stored,
         check_quantized,
         dequantize,
         keep_as_loaded,
         quantization_config,
         quantized_modules,
+        stored_quantization,
     )
 
 _LAZY = {"get_strategy": "lookup", "changes_base": "lora_inits", "logged_warnings": "peft_warnings"}
 _LAZY |= dict.fromkeys(("methods", "options_in", "peft_strategy"), "peft_methods")
 _LAZY |= dict.fromkeys(("Applied", "apply_strategy"), "parts")
 _LAZY |= dict.fromkeys(
-    ("check_quantized", "dequantize", "keep_as_loaded", "quantization_config", "quantized_modules"), "quantization"
-)
+    (
+        "as_stored", "check_as_stored", "check_quantized", "dequantize", "keep_as_loaded", "quantization_config",
+        "quantized_modules", "stored_quantization",
+    ),
+    "quantization",
+)  # fmt: skip
 
 __all__ = [
     "Applied",
@@ -37,8 +44,10 @@ __all__ = [
     "Quantization",
     "Strategy",
     "apply_strategy",
+    "as_stored",
     "bare_name",
     "changes_base",
+    "check_as_stored",
     "check_quantized",
     "dequantize",
     "get_strategy",
@@ -49,6 +58,7 @@ __all__ = [
     "peft_strategy",
     "quantization_config",
     "quantized_modules",
+    "stored_quantization",
 ]
 
 

@@ -11,12 +11,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from medgraft import hardware
-from medgraft.errors import StrategyError
-from medgraft.strategies.base import LINEAR_ROLES, Strategy
+from medgraft.errors import BackboneError, StrategyError
+from medgraft.strategies.base import LINEAR_ROLES, Quantization, Strategy
 from medgraft.types import Anatomy, lies_in
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 
 def quantization_config(strategy: Strategy, anatomy: Anatomy, never: Sequence[str]) -> BitsAndBytesConfig | None:
@@ -54,6 +54,50 @@ def _compute_dtype(strategy: Strategy) -> torch.dtype:
     if hardware.bf16_supported(where):
         return torch.bfloat16
     return torch.float16 if where == "cuda" else torch.float32
+
+
+def stored_quantization(config: PreTrainedConfig) -> tuple[Quantization, bool]:
+    """The quantisation in which bitsandbytes stored a model's weights, and whether their scales are quantised too."""
+    given: Any = getattr(config, "quantization_config", None)
+    settings = given.to_dict() if hasattr(given, "to_dict") else given or {}
+    if settings.get("load_in_8bit"):
+        return "int8", False
+    if settings.get("load_in_4bit"):
+        kind: Quantization = "nf4" if settings.get("bnb_4bit_quant_type") == "nf4" else "fp4"  # which is bitsandbytes' default
+        return kind, bool(settings.get("bnb_4bit_use_double_quant"))
+    return "none", False
+
+
+def as_stored(strategy: Strategy, source: str, config: PreTrainedConfig) -> Strategy:
+    """`strategy` with the quantisation in which the base `source` is stored, if it is; StrategyError if it asks for another."""
+    stored, double = stored_quantization(config)
+    if stored == "none":
+        return strategy
+    if strategy.quantization not in ("none", stored):
+        raise StrategyError(
+            f"{source} is stored in {stored} and cannot be loaded in {strategy.quantization}. Choose a strategy in {stored} "
+            "or without a quantisation, which leaves it as it is, or name the unquantised checkpoint."
+        )
+    return strategy.model_copy(update={"quantization": stored, "double_quantization": double and stored != "int8"})
+
+
+def check_as_stored(model: nn.Module, strategy: Strategy, source: str) -> None:
+    """Raise BackboneError unless the quantised layers of a loaded `model` are in the quantisation that its config.json says.
+
+    Its 4-bit layers compute in the dtype of `strategy` from then on, as those of a model that is quantised on loading.
+    """
+    found = set()
+    for name in quantized_modules(model):
+        layer: Any = model.get_submodule(name)
+        state = getattr(layer.weight, "quant_state", None)
+        found.add("int8" if state is None else state.quant_type)
+        if state is not None:
+            layer.compute_dtype = _compute_dtype(strategy)
+    if found != {strategy.quantization}:
+        raise BackboneError(
+            f"{source} is in {strategy.quantization} by its config.json, but its weights are in "
+            f"{' and '.join(sorted(found)) or 'no quantisation'}: they do not belong together."
+        )
 
 
 def check_quantized(model: nn.Module, anatomy: Anatomy, strategy: Strategy, never: Sequence[str]) -> None:
