@@ -7,8 +7,8 @@ from medgraft.backbones.published import planning_config
 from medgraft.plugin import PluginManager
 from medgraft.strategies import (
     Strategy,
+    adopt_stored,
     as_stored,
-    check_as_stored,
     check_quantized,
     keep_as_loaded,
     quantization_config,
@@ -34,7 +34,7 @@ def load_model(name: str, strategy: Strategy, *, plugins: PluginManager) -> Back
     strategy = as_stored(strategy, source, config)
     if stored_quantization(config)[0] != "none":
         backbone = backbone_class.load(source)
-        check_as_stored(backbone.model, strategy, source)
+        adopt_stored(backbone.model, strategy, source)
     else:
         wanted = quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
         backbone = backbone_class.load(source, quantization=wanted)

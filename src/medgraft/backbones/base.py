@@ -23,6 +23,7 @@ from medgraft.backbones.visible_region import visible_rectangle
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
+from medgraft.quiet import without_warnings
 from medgraft.types import Anatomy, AttentionLayout, Part, Seam
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Backbone(ABC):
         Weights are loaded in fp32, or quantised by `quantization`.
         """
         files = checkpoint_files(source, loading.read_config(source, cls.model_types))
-        with reading(files[0] if len(files) == 1 else source):
+        # transformers reports missing and surplus tensors, harmless ones too; load_model tells those that matter
+        with reading(files[0] if len(files) == 1 else source), without_warnings("transformers"):
             model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run)
         return cls.from_model(source, model)
 

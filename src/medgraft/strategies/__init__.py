@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from medgraft.strategies.peft_methods import methods, options_in, peft_strategy
     from medgraft.strategies.peft_warnings import logged_warnings
     from medgraft.strategies.quantization import (
+        adopt_stored,
         as_stored,
-        check_as_stored,
         check_quantized,
         dequantize,
         keep_as_loaded,
@@ -32,7 +32,7 @@ _LAZY |= dict.fromkeys(("methods", "options_in", "peft_strategy"), "peft_methods
 _LAZY |= dict.fromkeys(("Applied", "apply_strategy"), "parts")
 _LAZY |= dict.fromkeys(
     (
-        "as_stored", "check_as_stored", "check_quantized", "dequantize", "keep_as_loaded", "quantization_config",
+        "adopt_stored", "as_stored", "check_quantized", "dequantize", "keep_as_loaded", "quantization_config",
         "quantized_modules", "stored_quantization",
     ),
     "quantization",
@@ -43,11 +43,11 @@ __all__ = [
     "PartPlan",
     "Quantization",
     "Strategy",
+    "adopt_stored",
     "apply_strategy",
     "as_stored",
     "bare_name",
     "changes_base",
-    "check_as_stored",
     "check_quantized",
     "dequantize",
     "get_strategy",

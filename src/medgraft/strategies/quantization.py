@@ -81,13 +81,18 @@ def as_stored(strategy: Strategy, source: str, config: PreTrainedConfig) -> Stra
     return strategy.model_copy(update={"quantization": stored, "double_quantization": double and stored != "int8"})
 
 
-def check_as_stored(model: nn.Module, strategy: Strategy, source: str) -> None:
-    """Raise BackboneError unless the quantised layers of a loaded `model` are in the quantisation that its config.json says.
+def adopt_stored(model: nn.Module, strategy: Strategy, source: str) -> None:
+    """Make a loaded `model` that was stored quantised like one that is quantised on loading.
 
-    Its 4-bit layers compute in the dtype of `strategy` from then on, as those of a model that is quantised on loading.
+    Its 4-bit layers compute in the dtype of `strategy`, and its other weights are in fp32: transformers leaves some as they
+    are stored. BackboneError unless its layers are in the quantisation that its config.json says.
     """
-    found = set()
-    for name in quantized_modules(model):
+    found, names = set(), quantized_modules(model)
+    packed = {f"{name}.weight" for name in names}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and name not in packed:
+            parameter.data = parameter.data.float()
+    for name in names:
         layer: Any = model.get_submodule(name)
         state = getattr(layer.weight, "quant_state", None)
         found.add("int8" if state is None else state.quant_type)
