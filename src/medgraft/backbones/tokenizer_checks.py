@@ -25,8 +25,8 @@ def check_tokenizer(where: str, folder: Path, tokenizer: Any, vocabulary: int | 
     if words < _FEWEST_WORDS:
         raise BackboneError(f"{where} has no tokenizer: tokenizer.json, or {' and '.join(wanted)}, is missing. {_AGAIN}")
     slow = {name for name in TOKENIZER_FILES if (folder / name).is_file()} if not (folder / _FAST).is_file() else set()
-    if "merges.txt" in wanted and "vocab.json" in slow and "merges.txt" not in slow:
-        raise BackboneError(f"{where} has a vocab.json without its merges.txt, so that words would be split wrongly. {_AGAIN}")
+    if "merges.txt" in wanted and _lacks_merges(slow):
+        raise _no_merges(where)
     if vocabulary is None:
         return
     if tokenizer.vocab_size > vocabulary:
@@ -49,10 +49,20 @@ def unreadable(where: str, base: Path | None, subfolder: str, error: Exception) 
     files = {name for name in TOKENIZER_FILES if base is not None and (base / subfolder / name).is_file()}
     if not files - _SETTINGS:
         return BackboneError(f"{where} has no tokenizer: tokenizer.json, vocab.txt or the like is missing. {_AGAIN}")
+    if _FAST not in files and _lacks_merges(files):
+        return _no_merges(where)
     lacking = [package for package, module in names.items() if not _is_installed(module)]
     if lacking and _FAST not in files and any(name.endswith(".model") for name in files):
         return BackboneError(f"{where} has a tokenizer of SentencePiece alone. To read it: pip install {' '.join(lacking)}")
     return BackboneError(f"{where} has no tokenizer that can be read: {first_line(error)}")
+
+
+def _lacks_merges(files: set[str]) -> bool:
+    return "vocab.json" in files and "merges.txt" not in files
+
+
+def _no_merges(where: str) -> BackboneError:
+    return BackboneError(f"{where} has a vocab.json without its merges.txt, so that words would be split wrongly. {_AGAIN}")
 
 
 def _is_installed(module: str) -> bool:
