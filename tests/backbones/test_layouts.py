@@ -1,6 +1,5 @@
 """Checkpoints in the layouts of published ones are the same models, quantised ones too, and train without needless warnings."""
 
-import json
 import shutil
 
 import pytest
@@ -11,12 +10,12 @@ from PIL import Image
 
 from medgraft import api
 from medgraft.adapter.manifest import read_manifest
-from medgraft.benchmark import read_record
+from medgraft.benchmark import plan, read_record
 from medgraft.cli.main import main
 from medgraft.errors import BackboneError, StrategyError
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Strategy, get_strategy, quantized_modules
+from medgraft.strategies import Strategy, apply_strategy, get_strategy, quantized_modules
 from medgraft.testing.backbone_checks import CAPTIONS, images
 
 NAMES = [layout.like for layout in LAYOUTS]
@@ -132,6 +131,37 @@ def test_record_and_manifest_say_how_the_base_is_stored(tiny, kind, strategy, st
     assert [line for line in capfd.readouterr().err.splitlines() if "are longer than" not in line] == []
 
 
+@pytest.mark.slow
+def test_an_adapter_of_a_stored_quantised_base_is_merged_and_gone_on_from(stored, phantoms_folder, tmp_path):
+    backbone, _, folder = stored("vit-gpt2", "nf4")
+    record, _ = _train_and_caption(f"{backbone}:{folder}", "lora", phantoms_folder, tmp_path)
+    planned = plan([record.config], plugins=PluginManager()).runs
+    assert [run.run_id for run in planned] == [record.run_id]
+    more = [
+        "train",
+        "--from",
+        str(tmp_path / "run"),
+        "--data",
+        f"roco:{phantoms_folder}",
+        "--out",
+        str(tmp_path / "more"),
+        "-q",
+    ]
+    assert main([*more, "--max-steps", "1", "--batch-size", "2", "--max-images", "2", "--no-eval"]) == 0
+    merged = ["adapter", "merge", str(tmp_path / "run"), "--out", str(tmp_path / "merged"), "--data", f"roco:{phantoms_folder}"]
+    assert main([*merged, "--images", "2", "-q"]) == 0
+    assert "quantization_config" not in read_json(tmp_path / "merged", "config.json")
+
+
+@pytest.mark.parametrize("strategy", ["full", "bitfit"])
+def test_stored_quantised_layers_are_not_trained_in_place(strategy, stored, plugins):
+    backbone, _, folder = stored("qwen2-vl", "nf4")
+    chosen = get_strategy(strategy, plugins=plugins)
+    model = _load(backbone, folder, chosen)
+    with pytest.raises(StrategyError, match=r"is quantised and cannot be trained; freeze its part or give it an adapter"):
+        apply_strategy(model.model, model.anatomy, chosen)
+
+
 @pytest.mark.parametrize(("kind", "asked"), [("nf4", "lora-int8"), ("fp4", "qlora"), ("int8", "qlora")])
 def test_another_quantisation_than_the_stored_one_is_refused(kind, asked, stored, plugins, tmp_path, capsys):
     backbone, _, folder = stored("blip", kind)
@@ -179,6 +209,7 @@ def test_what_other_libraries_quantised_is_refused_in_one_line(method, part, tin
         _load("blip", copy)
 
 
+@pytest.mark.slow
 def test_a_base_quantised_whole_by_others_captions_and_trains(tiny_folder, tmp_path, phantoms_folder):
     """As `load_in_4bit` alone quantises: Q-Former and projection too, the rest in fp16."""
     _, source = tiny_folder("blip2-opt")
@@ -210,14 +241,9 @@ def test_a_snapshot_of_instructblip_is_used_offline(written, tmp_path, monkeypat
     assert torch.equal(_computed(ours)[2], _computed(reference)[2])
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_quantised_base_is_not_for_the_unquantised_one(stored, tiny_folder, phantoms_folder, tmp_path):
     backbone, source, folder = stored("blip", "nf4")
     _train_and_caption(f"{backbone}:{folder}", "lora", phantoms_folder, tmp_path)
     with pytest.raises(Exception, match="was trained on another base"):
         api.load_adapter(tmp_path / "run", backbone=f"{backbone}:{source}")
-
-
-def test_the_index_of_shards_names_all_of_them(written):
-    _, _, folder = written("Salesforce/blip2-opt-2.7b of 2023")
-    index = json.loads((folder / "pytorch_model.bin.index.json").read_text())
-    assert set(index["weight_map"].values()) == {path.name for path in folder.glob("*.bin")}

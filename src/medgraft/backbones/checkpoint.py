@@ -20,12 +20,13 @@ from transformers.utils import (
     cached_file,
 )
 
-from medgraft.backbones.base_files import check_weights, reading
+from medgraft.backbones.base_files import base_folder, check_weights, reading
 from medgraft.backbones.weights import StoredDigest, TensorDigest, in_parallel, stored_digest
 from medgraft.errors import BackboneError, first_line
 from medgraft.file_index import FileIndex, file_state
 
 _ORDER = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)  # transformers takes the first
+_OTHER_KINDS = (".gguf", ".h5", ".msgpack", ".onnx", ".ckpt")
 _QUIET_BELOW = 4 << 30  # bytes of a file from which on hashing shows a progress bar
 
 
@@ -81,7 +82,10 @@ def checkpoint_files(source: str, config: PreTrainedConfig) -> Sequence[Path]:
         for shard_path in paths:
             check_weights(shard_path)
         return paths
-    raise BackboneError(f"{source} has no weights: none of {named or ', '.join(_ORDER)} exists.")
+    folder = base_folder(source)
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_KINDS) if folder is not None else []
+    found = f" {others[0]}, which lies there, is of another library." if others else ""
+    raise BackboneError(f"{source} has no weights: none of {named or ', '.join(_ORDER)} exists.{found}")
 
 
 def is_cached(source: str) -> bool:

@@ -87,6 +87,7 @@ def adopt_stored(model: nn.Module, strategy: Strategy, source: str) -> None:
     Its 4-bit layers compute in the dtype of `strategy`, and its other weights are in fp32: transformers leaves some as they
     are stored. BackboneError unless its layers are in the quantisation that its config.json says.
     """
+    quantized: Any = model
     found, names = set(), quantized_modules(model)
     packed = {f"{name}.weight" for name in names}
     for name, parameter in model.named_parameters():
@@ -97,7 +98,7 @@ def adopt_stored(model: nn.Module, strategy: Strategy, source: str) -> None:
         state = getattr(layer.weight, "quant_state", None)
         found.add("int8" if state is None else state.quant_type)
         if state is not None:
-            layer.compute_dtype = _compute_dtype(strategy)
+            layer.compute_dtype = quantized.config.quantization_config.bnb_4bit_compute_dtype = _compute_dtype(strategy)
     if found != {strategy.quantization}:
         raise BackboneError(
             f"{source} is in {strategy.quantization} by its config.json, but its weights are in "
@@ -141,11 +142,17 @@ def dequantize(model: nn.Module) -> None:
     quantized: Any = model
     transposed = [name for name in names if issubclass(quantized.get_submodule(name).source_cls, Conv1D)]
     quantized.dequantize(torch.float32)
+    conversions = getattr(quantized, "_weight_conversions", None) or []  # which saving reverses; bitsandbytes' cannot be
+    quantized._weight_conversions = [entry for entry in conversions if not _is_of_bitsandbytes(entry)] or None
     for name in transposed:  # transformers makes linear layers of these too
         linear: Any = quantized.get_submodule(name)
         layer = Conv1D(linear.out_features, linear.in_features)
         layer.weight, layer.bias = nn.Parameter(linear.weight.T.contiguous()), linear.bias
         quantized.set_submodule(name, layer)
+
+
+def _is_of_bitsandbytes(conversion: Any) -> bool:
+    return any("bitsandbytes" in type(operation).__module__ for operation in getattr(conversion, "operations", ()))
 
 
 def quantized_modules(model: nn.Module) -> tuple[str, ...]:
