@@ -84,8 +84,8 @@ def checkpoint_files(source: str, config: PreTrainedConfig) -> Sequence[Path]:
         return paths
     folder = base_folder(source)
     others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_KINDS) if folder is not None else []
-    found = f" {others[0]}, which lies there, is of another library." if others else ""
-    raise BackboneError(f"{source} has no weights: none of {named or ', '.join(_ORDER)} exists.{found}")
+    instead = f" {others[0]}, which lies there, is of another library." if others else ""
+    raise BackboneError(f"{source} has no weights: none of {named or ', '.join(_ORDER)} exists.{instead}")
 
 
 def is_cached(source: str) -> bool:
