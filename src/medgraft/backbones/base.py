@@ -24,8 +24,8 @@ from medgraft.backbones.visible_region import visible_rectangle
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
-from medgraft.quiet import without_warnings
 from medgraft.generation_config import SAMPLING
+from medgraft.quiet import without_warnings
 from medgraft.seeds import seeded
 from medgraft.types import Anatomy, AttentionLayout, Part, Seam
 
