@@ -21,7 +21,7 @@ from medgraft.backbones.image_size import refuse_size
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import AccelerationConfig, RunConfig
 from medgraft.features import CachedFeatures, ReusablePrefix, open_cached_features
-from medgraft.models import load_model
+from medgraft.models import load_model, settled
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy
 from medgraft.strict_model import validated
@@ -83,6 +83,7 @@ def prepare_model(
 ) -> tuple[Backbone, Applied, Acceleration]:
     """Load the backbone `NAME[:SOURCE]`, apply `strategy`, install `kernels`, and move it to this process's device."""
     kernels = wanted_kernels(kernels)
+    strategy = settled(name, strategy, plugins=plugins)
     backbone = load_model(name, strategy, plugins=plugins, image_size=image_size)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy, attach=attach and partial(attach, backbone))
     acceleration = accelerate(backbone, dtype=dtype, kernels=kernels)

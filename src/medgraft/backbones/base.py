@@ -16,7 +16,8 @@ import transformers
 from torch import nn
 
 from medgraft.backbones import loading
-from medgraft.backbones.checkpoint import Checkpoint, read_checkpoint
+from medgraft.backbones.base_files import reading
+from medgraft.backbones.checkpoint import Checkpoint, checkpoint_files, read_checkpoint
 from medgraft.backbones.fingerprint import fingerprint, former_fingerprint, loaded_digests
 from medgraft.backbones.text_batch import TextBatch, padded
 from medgraft.backbones.visible_region import resize_to, visible_rectangle
@@ -24,6 +25,7 @@ from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.generation_config import SAMPLING
+from medgraft.quiet import without_warnings
 from medgraft.seeds import seeded
 from medgraft.types import Anatomy, AttentionLayout, Part, Seam
 
@@ -80,8 +82,11 @@ class Backbone(ABC):
 
         Weights are loaded in fp32, or quantised by `quantization`.
         """
-        loading.read_config(source, cls.model_types)
-        return cls.from_model(source, loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run))
+        files = checkpoint_files(source, loading.read_config(source, cls.model_types))
+        # transformers reports missing and surplus tensors, harmless ones too; load_model tells those that matter
+        with reading(files[0] if len(files) == 1 else source), without_warnings("transformers"):
+            model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run)
+        return cls.from_model(source, model)
 
     @classmethod
     def from_model(cls, source: str, model: Any) -> Self:

@@ -17,6 +17,7 @@ from medgraft.benchmark.run import needed_splits
 from medgraft.config import RunConfig, RunSettings, SuiteConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import ConfigError, StrategyError, suggestion
+from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy, changes_base, get_strategy, quantization_config
 from medgraft.strict_model import validated
@@ -98,6 +99,7 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
         if reasons[pair] is not None:
             continue
         _check_size(config, plugins)
+        strategy = settled(config.backbone, strategy, plugins=plugins)
         splits = needed_splits(config, strategy)
         data_key = (config.data.model_dump_json(), splits)
         if data_key not in prints:
@@ -150,6 +152,7 @@ def apply_to_meta(backbone: str, strategy: Strategy, *, plugins: PluginManager) 
     that it cannot be applied without them.
     """
     backbone_class, source = get_backbone(backbone, plugins=plugins)
+    strategy = settled(backbone, strategy, plugins=plugins)
     quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
     config = planning_config(source, backbone_class.model_types)
     plain = strategy.model_copy(update={"quantization": "none"})

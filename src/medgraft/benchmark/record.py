@@ -22,7 +22,7 @@ from medgraft.features import CachedFeatures, ReusablePrefix
 from medgraft.forgetting_config import ForgettingConfig
 from medgraft.hardware import Hardware
 from medgraft.image_config import ImageConfig
-from medgraft.strategies import Strategy
+from medgraft.strategies import Quantization, Strategy
 from medgraft.strict_model import StrictModel
 from medgraft.text_statistics import GenerationStatistics, TextStatistics
 from medgraft.types import DataReport, Leak, Split
@@ -90,10 +90,11 @@ class Record(StrictModel):
     `training_seconds` is the time to obtain the weights: building features and training steps, without loading, validation,
     checkpoints and captioning, which are in `phase_seconds`. On a CPU `phase_seconds` also splits steps into waiting for data,
     forward, backward and optimiser, with the rest as `train`. `time_to_first_step` runs from the start of the run to the end of
-    its first optimiser step. `acceleration` names the installed kernels. `intervals` are the 95 % intervals of `metrics` over
-    groups of test images, `signatures` the metrics' settings, `unavailable` the reasons why metrics are missing, `collapse`
-    signs of captions that ignore the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids;
-    None if they are unknown. `text` counts captions that training truncated and unknown tokens, `generated` captions that
+    its first optimiser step. `quantization` is that of the base, stored so or quantised on loading. `acceleration` names the
+    installed kernels. `intervals` are the 95 % intervals of `metrics` over groups of test images, `signatures` the metrics'
+    settings, `unavailable` the reasons why metrics are missing, `collapse` signs of captions that ignore
+    the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids; None if they are unknown.
+    `text` counts captions that training truncated and unknown tokens, `generated` captions that
     were cut off.
     `forgetting` is the rise, in nats per token, of the loss on the base's own captions of general images. `start` is the digest
     of the adapter that training went on from, and `seen_in_training` how many of the scored images that adapter was trained on.
@@ -125,6 +126,7 @@ class Record(StrictModel):
     total_parameters: int | None = None
     matched_modules: tuple[str, ...] | None = None
     quantized_modules: int | None = None
+    quantization: Quantization | None = None
     peak_memory_bytes: int | None = None
     adapter_bytes: int | None = None
     adapter: str | None = None
