@@ -201,6 +201,7 @@ HEADERS = {
     "long name": (_header(lambda e: e.update({"a" * 600: e.popitem()[1]})), "a key has 600 characters"),
     "metadata": (_header(lambda e: e.update(__metadata__={"a": 1})), "__metadata__ must map names to texts"),
     "NaN": (_header(data=lambda data: b"\x00\x00\xc0\x7f" + data[4:]), "holds NaN or infinity"),
+    "a huge value": (_header(data=lambda data: b"\x00\x00\x80\x49" + data[4:]), "holds a value above a million"),
     "infinity": (_header(data=lambda data: data[:-4] + b"\x00\x00\x80\xff"), "holds NaN or infinity"),
 }
 
