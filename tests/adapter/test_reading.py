@@ -216,7 +216,7 @@ def test_weights_whose_header_or_values_cannot_be(write, message, folder):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_every_number_up_to_a_million_is_read(dtype, folder):
     widest = np.finfo(dtype)
-    most = min(widest.max, 2**20 - 1)
+    most = min(float(widest.max), 2**20 - 1)
     tensors = {"a": np.array([most, -most, widest.tiny, 0], dtype), "b": np.zeros((0, 3), dtype)}
     (folder / MANIFEST).unlink()
     _edit(folder / CONFIG, lambda settings: settings.update(peft_type="IA3"))
