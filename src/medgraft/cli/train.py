@@ -131,5 +131,6 @@ def _checkpoints(out: Path) -> set[tuple[Path, int]]:
 
 def _command(words: list[str], *, resumes: bool) -> str:
     """The command line that goes on with what `words` began."""
-    program = [sys.executable, "-m", "medgraft"] if Path(sys.argv[0]).name == "__main__.py" else ["medgraft"]
+    spec = sys.modules["__main__"].__spec__
+    program = [sys.executable, "-m", "medgraft"] if spec and spec.name == "medgraft.__main__" else ["medgraft"]
     return shlex.join([*program, *words, *(["--resume"] if resumes and "--resume" not in words else [])])

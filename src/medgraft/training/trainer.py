@@ -269,9 +269,7 @@ class CaptionTrainer(Trainer):
         tensors, progress = load_file(folder / _TRAINED), progress_of(folder)
         wanted = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if {name: tensor.shape for name, tensor in tensors.items()} != {name: p.shape for name, p in wanted.items()}:
-            raise TrainingError(
-                f"{folder} has other parameters than this run. Train without --resume, with --overwrite."
-            )
+            raise TrainingError(f"{folder} has other parameters than this run. Train without --resume, with --overwrite.")
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(tensors[name])
