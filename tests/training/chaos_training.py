@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from medgraft.adapter import locate_adapter
+from medgraft.adapter import IN_RUN
 from medgraft.benchmark.record import RECORD
 from medgraft.benchmark.run_folder import CHECKPOINTS
 from medgraft.cli.main import main as medgraft
@@ -47,7 +47,7 @@ def moment(out: Path) -> str:
         return "after the record"
     if any(out.glob(".adapter.medgraft-*")):
         return "writing the adapter"
-    if locate_adapter(out) != out:
+    if (out / IN_RUN).is_dir():
         return "after the adapter"
     if any((out / CHECKPOINTS).glob(".new-*")):
         return "writing a checkpoint"
@@ -56,8 +56,9 @@ def moment(out: Path) -> str:
 
 def adapter(out: Path) -> dict[str, bytes]:
     """The bytes of an adapter's weights and of PEFT's settings."""
-    folder = locate_adapter(out)
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("README.md", "medgraft.json")}
+    return {
+        path.name: path.read_bytes() for path in (out / IN_RUN).iterdir() if path.name not in ("README.md", "medgraft.json")
+    }
 
 
 def chaos(kills: int, words: list[str], work: Path, seed: int = 0) -> tuple[int, Counter[str]]:
@@ -75,6 +76,7 @@ def chaos(kills: int, words: list[str], work: Path, seed: int = 0) -> tuple[int,
                 more = ["--resume"] if any((out / CHECKPOINTS).glob("checkpoint-*")) else []
                 assert call([*words, "--out", str(out), *more]) == 0, f"it does not go on: {sorted(out.rglob('*'))}"
             same += adapter(out) == adapter(whole) and not any(out.glob(".adapter.medgraft-*"))
+            print(f"{same} of {moments.total()}", end="\r", file=sys.stderr)
         shutil.rmtree(out, ignore_errors=True)
     return same, moments
 

@@ -7,10 +7,13 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 
 import pytest
+import torch
 
 from medgraft.adapter import locate_adapter
 from medgraft.benchmark import run
@@ -257,6 +260,23 @@ def test_a_full_disk_keeps_what_was_finished(words, whole, disk, capsys):
     assert _content(out) == _content(whole)
 
 
+@pytest.mark.slow
+def test_without_memory_a_line_says_so_and_the_run_goes_on(words, whole, tmp_path, capsys):
+    out, ordinary = tmp_path / "out", CaptionTrainer.training_step
+
+    def greedy(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            torch.empty(10**15)
+        return ordinary(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(CaptionTrainer, "training_step", greedy)
+        assert main(words(out)) == 2
+    assert "medgraft: there is not enough memory; smaller batches" in capsys.readouterr().err
+    assert main(words(out, "--resume")) == 0
+    assert _content(out) == _content(whole)
+
+
 def test_a_folder_that_cannot_be_written_is_told_first(words, disk, capsys, tmp_path):
     out = disk("size=1m,ro") / "runs/out"
     assert main(words(out, data=tmp_path / "none", base=tmp_path / "none")) == 2
@@ -275,3 +295,12 @@ def test_files_follow_the_umask(umask, words, tmp_path, monkeypatch):
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask}
     assert {path.suffix for path in files} >= {".safetensors", ".json", ".pt"} and list(tmp_path.glob("features/*/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="it forks")
+def test_killed_at_random_moments():
+    """In a process of its own, since a process that has computed cannot be forked."""
+    script = Path(__file__).with_name("chaos_training.py")
+    done = subprocess.run([sys.executable, script, "--kills", "10"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
