@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_is_told_by_its_file(name, wrong, out, words, capsy
     for step in (4, 5):
         WRONG[wrong](out / CHECKPOINTS / f"checkpoint-{step}" / name)
     before = sorted(out.rglob("*"))
-    assert main(words(out, "--resume", base=tmp_path / "none")) == 2  # before anything is loaded
+    assert main(words(out, "--resume", data=tmp_path / "none")) == 2  # before anything is loaded
     error = capsys.readouterr().err.splitlines()[-1]
     assert "checkpoint-5 cannot be resumed: " in error and "Train without --resume, with --overwrite" in error
     assert name in error or (name, wrong) == ("digests.json", "changed")  # then another file is named
@@ -278,7 +278,7 @@ def test_without_memory_a_line_says_so_and_the_run_goes_on(words, whole, tmp_pat
 
 def test_a_folder_that_cannot_be_written_is_told_first(words, disk, capsys, tmp_path):
     out = disk("size=1m,ro") / "runs/out"
-    assert main(words(out, data=tmp_path / "none", base=tmp_path / "none")) == 2
+    assert main(words(out, data=tmp_path / "none")) == 2
     assert f"Nothing can be written to {out.parent.parent}: the file system is read-only." in capsys.readouterr().err
 
 

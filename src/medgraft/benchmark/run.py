@@ -71,8 +71,8 @@ def execute(
 ) -> RunResult:
     """Run `config`; write `predictions.json` and `record.json` to `out`, and the package of what was trained to `out/adapter`.
 
-    With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, or with "auto" it begins
-    anew. Of several processes only the main one packages, captions and writes. Errors pass through; see `failed_record`.
+    With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, but with "auto" a new
+    beginning. Of several processes only the main one packages, captions and writes. Errors pass through; see `failed_record`.
     """
     run = _planned(config, out, plugins)
     config = run.config
