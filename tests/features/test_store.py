@@ -124,7 +124,7 @@ def test_a_full_disk_is_said_and_survived(tmp_path, monkeypatch):
     store = _store(tmp_path)
     store.put(_features(2))
     store.flush()
-    assert "No space left on device" in store.problem
+    assert "the disk is full" in store.problem
     assert not list(tmp_path.rglob("*.tmp"))
 
 
