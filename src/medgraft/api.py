@@ -97,8 +97,9 @@ def train(
 ) -> Record:
     """Train, package and evaluate the run `config`; `medgraft.run_config` makes one from command-line options.
 
-    With `start_from` in the config, training goes on from that adapter's weights. `resume` continues a run that was stopped,
-    or trains a finished one further if the config asks for more epochs and its optimiser state was saved.
+    With `start_from` in the config, training goes on from that adapter's weights. `resume` goes on with a run that was stopped,
+    or trains a finished one further if the config asks for more epochs and its optimiser state was saved. The first Ctrl-C or
+    SIGTERM during training raises Stopped, a KeyboardInterrupt, after a checkpoint was written.
     """
     with progress_bars(progress):
         manager = plugins or PluginManager.from_environment()

@@ -17,7 +17,7 @@ from medgraft.generation_config import GenerationConfig as GenerationConfig  # e
 from medgraft.image_config import ImageConfig
 from medgraft.strict_model import StrictModel, validated
 from medgraft.train_config import TrainConfig
-from medgraft.types import Split
+from medgraft.types import SPLITS, Split
 
 
 class DataConfig(StrictModel):
@@ -127,6 +127,10 @@ class RunConfig(RunSettings):
     data: DataConfig
     seed: int = Field(default=0, ge=0)
     start_from: str | None = None
+
+    def needed_splits(self, trains: bool) -> tuple[Split, ...]:
+        """The splits that a run reads: all if it trains, else only the one that it captions."""
+        return SPLITS if trains else (self.eval_split,)
 
 
 class TuningConfig(StrictModel):

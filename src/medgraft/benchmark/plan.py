@@ -13,7 +13,6 @@ from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_capt
 from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.published import planning_config
 from medgraft.benchmark.record import run_id
-from medgraft.benchmark.run import needed_splits
 from medgraft.config import RunConfig, RunSettings, SuiteConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import ConfigError, StrategyError, suggestion
@@ -100,7 +99,7 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
             continue
         _check_size(config, plugins)
         strategy = settled(config.backbone, strategy, plugins=plugins)
-        splits = needed_splits(config, strategy)
+        splits = config.needed_splits(strategy.trains)
         data_key = (config.data.model_dump_json(), splits)
         if data_key not in prints:
             prints[data_key] = data_fingerprint(load_data(config.data, plugins=plugins, splits=splits).examples)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +15,7 @@ from medgraft import hardware
 from medgraft.adapter import SeenInTraining
 from medgraft.backbones import Usage
 from medgraft.config import SECTIONS, DataConfig, RunConfig
+from medgraft.disk import write_whole
 from medgraft.errors import ConfigError
 from medgraft.features import CachedFeatures, ReusablePrefix
 from medgraft.forgetting_config import ForgettingConfig
@@ -257,11 +256,7 @@ def write_record(record: Record, folder: Path, name: str | None = None) -> Path:
     """Write `<run_id>.json`, or `name`, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (name or f"{record.run_id}.json")
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(record.model_dump_json(indent=1) + "\n")
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)
+    write_whole(path, record.model_dump_json(indent=1) + "\n")
     return path
 
 

@@ -17,7 +17,7 @@ from medgraft.backbones import AnyBackbone, Backbone, prompt_for
 from medgraft.benchmark.evaluation import Captioned, Evaluation, caption_examples, score_captions, seen_in_training
 from medgraft.benchmark.forgetting import base_captions, forgetting
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
-from medgraft.benchmark.run_folder import CHECKPOINTS, check_out, remove_results, replace_package
+from medgraft.benchmark.run_folder import CHECKPOINTS, Resume, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
 from medgraft.clock import Clock
 from medgraft.config import RunConfig
@@ -32,8 +32,8 @@ from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.text_statistics import TextStatistics, logged_statistics
-from medgraft.training import Checkpoints, TrainResult, build_features, fit
-from medgraft.types import SPLITS, CaptionData, Split
+from medgraft.training import Checkpoints, TrainResult, build_features, fit, identity_of
+from medgraft.types import SPLITS, CaptionData
 
 _logger = logging.getLogger(__name__)
 
@@ -64,19 +64,19 @@ def execute(
     out: Path,
     *,
     plugins: PluginManager,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     evaluate: bool = True,
     checkpoints: bool = True,
 ) -> RunResult:
     """Run `config`; write `predictions.json` and `record.json` to `out`, and the package of what was trained to `out/adapter`.
 
-    Under accelerate or torchrun every process trains, and only the main one packages, captions and writes. Logs what is loaded
-    and trained. Errors pass through; `failed_record` makes a record of them.
+    With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, but with "auto" a new
+    beginning. Of several processes only the main one packages, captions and writes. Errors pass through; see `failed_record`.
     """
     run = _planned(config, out, plugins)
     config = run.config
-    check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
+    whole = check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
         data, fingerprint = _read_data(run)
         seen = seen_in_training(run.start, config.data, data.split(config.eval_split)) if run.start else None
@@ -86,7 +86,8 @@ def execute(
         captioner = _captioner(run, model)
         with run.clock.phase("forgetting"):
             general = base_captions(captioner, model.applied, config.forgetting) if evaluate else None
-        saved = Checkpoints(out / CHECKPOINTS, resume, checkpoints, config.train.save_final_state, fingerprint)
+        limit, keep = config.train.save_total_limit, config.train.save_final_state
+        saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", written=checkpoints, limit=limit, keep=keep)
         trained = _train(run, data, model, saved)
         package = _package(run, data, model, trained)
         examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
@@ -115,16 +116,11 @@ def _read_data(run: _Run) -> tuple[CaptionData, str]:
     """The data that the run needs, and their fingerprint."""
     config, clock = run.config, run.clock
     with clock.phase("read_data"):
-        data = load_data(config.data, plugins=run.plugins, splits=needed_splits(config, run.strategy))
+        data = load_data(config.data, plugins=run.plugins, splits=config.needed_splits(run.strategy.trains))
     if run.strategy.trains and not data.split("train"):
         raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
     with clock.phase("digests"):
         return data, data_fingerprint(data.examples)
-
-
-def needed_splits(config: RunConfig, strategy: Strategy) -> tuple[Split, ...]:
-    """The splits that a run reads: all if it trains, else only the one that it captions."""
-    return SPLITS if strategy.trains else (config.eval_split,)
 
 
 def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
@@ -169,6 +165,8 @@ def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoin
     with run.clock.phase("digests"):
         base = in_place_digests(applied, model.base_digests)
         base |= dict.fromkeys(run.start.in_place() if run.start else (), "changed before this run")
+        identity = identity_of(run.config, model, data.split("train"), run.start.digest if run.start else None)
+    checkpoints = replace(checkpoints, identity=identity)
     return _Trained(fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
 
 
