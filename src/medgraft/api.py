@@ -48,15 +48,17 @@ def load_backbone(
     strategy: str | None = None,
     quantization: Quantization = "none",
     prompt: str | None = None,
+    image_size: int | None = None,
     plugins: PluginManager | None = None,
 ) -> AnyBackbone:
     """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), in `quantization` or as `strategy` holds its base.
 
-    `prompt` takes the place of its default prompt. For a model behind an API this returns its client.
+    `prompt` takes the place of its default prompt, `image_size` of the side in pixels of its images. For a model behind an
+    API this returns its client.
     """
     manager = plugins or PluginManager.from_environment()
     chosen = get_strategy(strategy, plugins=manager) if strategy else Strategy(quantization=quantization)
-    backbone = prepare_captioner(name, chosen, plugins=manager)
+    backbone = prepare_captioner(name, chosen, plugins=manager, image_size=image_size)
     if prompt is not None:
         backbone.default_prompt = prompt  # type: ignore[misc]
     return backbone
@@ -95,8 +97,9 @@ def train(
 ) -> Record:
     """Train, package and evaluate the run `config`; `medgraft.run_config` makes one from command-line options.
 
-    With `start_from` in the config, training goes on from that adapter's weights. `resume` continues a run that was stopped,
-    or trains a finished one further if the config asks for more epochs and its optimiser state was saved.
+    With `start_from` in the config, training goes on from that adapter's weights. `resume` goes on with a run that was stopped,
+    or trains a finished one further if the config asks for more epochs and its optimiser state was saved. The first Ctrl-C or
+    SIGTERM during training raises Stopped, a KeyboardInterrupt, after a checkpoint was written.
     """
     with progress_bars(progress):
         manager = plugins or PluginManager.from_environment()

@@ -14,9 +14,10 @@ from medgraft.augmentation_config import AugmentationConfig
 from medgraft.errors import ConfigError, suggestion
 from medgraft.forgetting_config import ForgettingConfig
 from medgraft.generation_config import GenerationConfig as GenerationConfig  # exported from here
+from medgraft.image_config import ImageConfig
 from medgraft.strict_model import StrictModel, validated
 from medgraft.train_config import TrainConfig
-from medgraft.types import Split
+from medgraft.types import SPLITS, Split
 
 
 class DataConfig(StrictModel):
@@ -97,6 +98,7 @@ class RunSettings(StrictModel):
     """Settings shared by runs and suites. A new section is one field here; `--set`, suites and records then support it."""
 
     train: TrainConfig = TrainConfig()
+    image: ImageConfig = ImageConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     generation: GenerationConfig = GenerationConfig()
     features: FeaturesConfig = FeaturesConfig()
@@ -125,6 +127,10 @@ class RunConfig(RunSettings):
     data: DataConfig
     seed: int = Field(default=0, ge=0)
     start_from: str | None = None
+
+    def needed_splits(self, trains: bool) -> tuple[Split, ...]:
+        """The splits that a run reads: all if it trains, else only the one that it captions."""
+        return SPLITS if trains else (self.eval_split,)
 
 
 class TuningConfig(StrictModel):

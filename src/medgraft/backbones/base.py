@@ -16,14 +16,16 @@ import transformers
 from torch import nn
 
 from medgraft.backbones import loading
-from medgraft.backbones.checkpoint import Checkpoint, read_checkpoint
+from medgraft.backbones.base_files import reading
+from medgraft.backbones.checkpoint import Checkpoint, checkpoint_files, read_checkpoint
 from medgraft.backbones.fingerprint import fingerprint, former_fingerprint, loaded_digests
 from medgraft.backbones.text_batch import TextBatch, padded
-from medgraft.backbones.visible_region import visible_rectangle
+from medgraft.backbones.visible_region import resize_to, visible_rectangle
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.generation_config import SAMPLING
+from medgraft.quiet import without_warnings
 from medgraft.seeds import seeded
 from medgraft.types import Anatomy, AttentionLayout, Part, Seam
 
@@ -80,8 +82,12 @@ class Backbone(ABC):
 
         Weights are loaded in fp32, or quantised by `quantization`.
         """
-        kind = cls.for_config(loading.read_config(source, cls.model_types))
-        return kind.from_model(source, loading.load_model(kind.model_class, source, quantization, kind.anatomy.never_run))
+        config = loading.read_config(source, cls.model_types)
+        kind, files = cls.for_config(config), checkpoint_files(source, config)
+        # transformers reports missing and surplus tensors, harmless ones too; load_model tells those that matter
+        with reading(files[0] if len(files) == 1 else source), without_warnings("transformers"):
+            model = loading.load_model(kind.model_class, source, quantization, kind.anatomy.never_run)
+        return kind.from_model(source, model)
 
     @classmethod
     def for_config(cls, config: transformers.PreTrainedConfig) -> type[Self]:
@@ -110,8 +116,23 @@ class Backbone(ABC):
     def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
         """Approximate number of tokens that each part processes for one image and `caption` caption tokens; for estimates."""
         vision: Any = getattr(config, "vision_config", None) or getattr(config, "encoder", None)
-        patches = (vision.image_size // vision.patch_size) ** 2 if hasattr(vision, "image_size") else 576
+        size = getattr(vision, "image_size", None) or (384, 384)  # Donut's has two sides
+        height, width = (size, size) if isinstance(size, int) else size
+        patch = getattr(vision, "patch_size", 16) if hasattr(vision, "image_size") else 16
+        patches = (height // patch) * (width // patch)
         return {"vision": patches + 1, "bridge": patches, "text": caption}
+
+    @classmethod
+    def image_step(cls, config: transformers.PreTrainedConfig) -> int | None:
+        """With `image.size`, an image's side in pixels is a multiple of this; None if the model takes images of one size."""
+        return None
+
+    @classmethod
+    def has_image_sizes(cls) -> bool:
+        """Whether `image.size` can be set, for some of the class's checkpoints at least."""
+        own: Any = cls.image_step
+        default: Any = Backbone.image_step
+        return own.__func__ is not default.__func__
 
     @classmethod
     def fingerprint(cls, source: str) -> str:
@@ -195,6 +216,16 @@ class Backbone(ABC):
     def image_settings(self) -> dict[str, Any]:
         """All settings that affect `pixel_values`, as JSON values; part of cache keys."""
         return {"class": type(self.image_processor).__name__, **json.loads(self.image_processor.to_json_string())}
+
+    def set_image_size(self, size: int) -> None:
+        """Prepare images as squares of `size` pixels from now on; `size` is a multiple of `image_step`."""
+        resize_to(self.image_processor, size)
+
+    @staticmethod
+    def interpolates(pixel_values: torch.Tensor, image_size: int | Sequence[int]) -> bool:
+        """Whether pixel values [B, 3, H, W] are of another size than the `image_size` of the position embeddings."""
+        own = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        return tuple(pixel_values.shape[-2:]) != own
 
     def visible_region(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The rectangle (left, top, right, bottom) of an image that the model sees, in the image's own pixels.

@@ -29,6 +29,7 @@ from medgraft.benchmark.record import Record, Tuning, failed_record, read_record
 from medgraft.benchmark.run import execute
 from medgraft.config import RunConfig
 from medgraft.environment import run_environment
+from medgraft.errors import Stopped
 from medgraft.plugin import PluginManager
 from medgraft.progress import bars_are_shown, log_to_stderr, progress_bars
 from medgraft.quiet import call_quietly
@@ -153,7 +154,10 @@ def _do(job: Job, caller: _Caller, output: Path) -> None:
     os.environ.update(caller.environ)
     _redirect(output)
     with log_to_stderr(caller.log_level, indent="  "), progress_bars(caller.bars):
-        record = _attempt(job)
+        try:
+            record = _attempt(job)
+        except Stopped as stopped:
+            sys.exit(128 + stopped.signal)
     write_record(_for_suite(record, job), job.record_path.parent)
     sys.exit(record.status == "failed")
 
@@ -161,7 +165,7 @@ def _do(job: Job, caller: _Caller, output: Path) -> None:
 def _attempt(job: Job) -> Record:
     try:
         return execute(
-            job.config, job.out / job.folder, plugins=PluginManager.from_environment(), resume=True, overwrite=True,
+            job.config, job.out / job.folder, plugins=PluginManager.from_environment(), resume="auto", overwrite=True,
             evaluate=job.evaluate,
             checkpoints=job.config.train.save_steps is not None or job.config.train.save_final_state is True,
         ).record  # fmt: skip

@@ -13,17 +13,18 @@ from medgraft import hardware
 from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, Start, TrainedOn, read_start
 from medgraft.adapter.base_weights import packed
 from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest
-from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
+from medgraft.backbones import AnyBackbone, Backbone, prompt_for
 from medgraft.benchmark.evaluation import Captioned, Evaluation, caption_examples, score_captions, seen_in_training
 from medgraft.benchmark.forgetting import base_captions, forgetting
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
-from medgraft.benchmark.run_folder import CHECKPOINTS, check_out, remove_results, replace_package
+from medgraft.benchmark.run_folder import CHECKPOINTS, Resume, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
 from medgraft.clock import Clock
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import DataError
 from medgraft.inference import Captioner, captioner_for
+from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.prepare import Prepared, prepare
 from medgraft.saliency import write_maps
@@ -31,8 +32,8 @@ from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.text_statistics import TextStatistics, logged_statistics
-from medgraft.training import Checkpoints, TrainResult, build_features, fit
-from medgraft.types import SPLITS, CaptionData, Split
+from medgraft.training import Checkpoints, TrainResult, build_features, fit, identity_of
+from medgraft.types import SPLITS, CaptionData
 
 _logger = logging.getLogger(__name__)
 
@@ -63,19 +64,19 @@ def execute(
     out: Path,
     *,
     plugins: PluginManager,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     evaluate: bool = True,
     checkpoints: bool = True,
 ) -> RunResult:
     """Run `config`; write `predictions.json` and `record.json` to `out`, and the package of what was trained to `out/adapter`.
 
-    Under accelerate or torchrun every process trains, and only the main one packages, captions and writes. Logs what is loaded
-    and trained. Errors pass through; `failed_record` makes a record of them.
+    With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, but with "auto" a new
+    beginning. Of several processes only the main one packages, captions and writes. Errors pass through; see `failed_record`.
     """
     run = _planned(config, out, plugins)
     config = run.config
-    check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
+    whole = check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
         data, fingerprint = _read_data(run)
         seen = seen_in_training(run.start, config.data, data.split(config.eval_split)) if run.start else None
@@ -85,7 +86,8 @@ def execute(
         captioner = _captioner(run, model)
         with run.clock.phase("forgetting"):
             general = base_captions(captioner, model.applied, config.forgetting) if evaluate else None
-        saved = Checkpoints(out / CHECKPOINTS, resume, checkpoints, config.train.save_final_state, fingerprint)
+        limit, keep = config.train.save_total_limit, config.train.save_final_state
+        saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", written=checkpoints, limit=limit, keep=keep)
         trained = _train(run, data, model, saved)
         package = _package(run, data, model, trained)
         examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
@@ -103,28 +105,22 @@ def execute(
 
 
 def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
-    """The run with its strategy and the adapter that it starts from."""
+    """The run with its strategy, on the base as it is stored, and the adapter that it starts from; reads no data."""
     start = read_start(config)
-    if start is None:
-        return _Run(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins), out, plugins, Clock())
-    return _Run(start.with_prompt(config), start.strategy, out, plugins, Clock(), start)
+    strategy = start.strategy if start else get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+    strategy = settled(config.backbone, strategy, plugins=plugins)
+    return _Run(start.as_trained(config) if start else config, strategy, out, plugins, Clock(), start)
 
 
 def _read_data(run: _Run) -> tuple[CaptionData, str]:
     """The data that the run needs, and their fingerprint."""
     config, clock = run.config, run.clock
-    get_captioner(config.backbone, plugins=run.plugins)  # reject an unknown name before reading the data
     with clock.phase("read_data"):
-        data = load_data(config.data, plugins=run.plugins, splits=needed_splits(config, run.strategy))
+        data = load_data(config.data, plugins=run.plugins, splits=config.needed_splits(run.strategy.trains))
     if run.strategy.trains and not data.split("train"):
         raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
     with clock.phase("digests"):
         return data, data_fingerprint(data.examples)
-
-
-def needed_splits(config: RunConfig, strategy: Strategy) -> tuple[Split, ...]:
-    """The splits that a run reads: all if it trains, else only the one that it captions."""
-    return SPLITS if strategy.trains else (config.eval_split,)
 
 
 def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
@@ -169,6 +165,8 @@ def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoin
     with run.clock.phase("digests"):
         base = in_place_digests(applied, model.base_digests)
         base |= dict.fromkeys(run.start.in_place() if run.start else (), "changed before this run")
+        identity = identity_of(run.config, model, data.split("train"), run.start.digest if run.start else None)
+    checkpoints = replace(checkpoints, identity=identity)
     return _Trained(fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
 
 
@@ -199,6 +197,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "seconds": run.clock.training,
         "images": len(data.split("train")),
         "learning_rate": config.train.learning_rate or run.strategy.learning_rate,
+        **({"learning_rates": dict(result.learning_rates)} if result.learning_rates else {}),
         "trainable_parameters": applied.trainable_parameters,
         "matched_modules": len(applied.matched_modules),
         "in_place": len(applied.direct),
@@ -219,6 +218,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         data={"options": {}, **read_by, "fingerprint": fingerprint},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
+        image_size=config.image.size,
         bf16=model.dtype == torch.bfloat16,
         acceleration=model.acceleration.installed,
         seed=config.seed,
@@ -279,9 +279,8 @@ class _Outcome:
 
 def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, outcome: _Outcome) -> Record:
     config, clock, applied, evaluation = run.config, run.clock, model.applied, outcome.evaluation
-    result = outcome.trained.result if outcome.trained else None
+    result, start = outcome.trained.result if outcome.trained else None, run.start.digest if run.start else None
     steps = len(result.losses) if result else 0
-    start = run.start.digest if run.start else None
     return Record(
         run_id=run_id(config, run.strategy, fingerprint, model.base_fingerprint, hardware.versions(), start),
         status="ok",
@@ -290,6 +289,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         steps=steps,
         seconds_per_step=clock.steps / steps if steps else None,
         step_quartiles=quartiles(result.step_seconds) if result else None,
+        learning_rates=dict(result.learning_rates) or None if result else None,
         step_flops=result.step_flops if result else None,
         energy_joules=result.energy_joules if result else None,
         train_loss=result.losses if result else (),
@@ -298,6 +298,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         total_parameters=applied.total_parameters if applied else None,
         matched_modules=applied.matched_modules if applied else (),
         quantized_modules=len(applied.quantized) if applied else 0,
+        quantization=run.strategy.quantization if applied else None,
         peak_memory_bytes=evaluation.peak_memory_bytes if evaluation else hardware.peak_memory_bytes(),
         adapter_bytes=adapter_bytes(outcome.package) if outcome.package else 0,
         **(evaluation.for_record() if evaluation else {}),
