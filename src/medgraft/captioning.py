@@ -56,7 +56,7 @@ def caption_images(
     ):
         for batch, read in read_batches:
             inputs = backbone.generation_inputs(len(batch), where, prompt, options)  # synchronises with a GPU
-            with hardware.autocast(where, dtype == torch.bfloat16):
+            with hardware.autocast(where, dtype):
                 features = source.features(batch, read)
                 if ids is not None:
                     captions += backbone.captions(ids)  # decode the previous batch while a GPU computes features

@@ -15,7 +15,7 @@ from torch import nn
 
 from medgraft import hardware
 from medgraft.acceleration import KERNELS, Acceleration, Kernels, accelerate, check_kernels
-from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_captioner, prompt_for
+from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_backbone, get_captioner, prompt_for
 from medgraft.backbones.fingerprint import fingerprint
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import AccelerationConfig, RunConfig
@@ -58,11 +58,12 @@ def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy, at
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
         client = captioner.load(source)
         return Prepared(client, None, Acceleration(), client.fingerprint(client.source), None, None, dtype)
+    backbone_class, source = get_backbone(config.backbone, plugins=plugins)
+    digests = backbone_class.checkpoint_digests(source)  # before loading, so that the files are not in memory twice
+    base = fingerprint(digests) if digests else backbone_class.fingerprint(source)
     backbone, applied, acceleration = prepare_model(
         config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels, attach=attach
     )
-    digests = backbone.checkpoint_digests(backbone.source)
-    base = fingerprint(digests) if digests else backbone.fingerprint(backbone.source)
     features, prefix = _open_features(backbone, config, dtype, base)
     if features is not None and strategy.trains and config.augmentation.on:
         prefix = replace(prefix, reason=f"{prefix.reason}; {_views(config.features.views)}")
@@ -80,7 +81,7 @@ def prepare_model(
 ) -> tuple[Backbone, Applied, Acceleration]:
     """Load the backbone `NAME[:SOURCE]`, apply `strategy`, install `kernels`, and move it to this process's device."""
     kernels = wanted_kernels(kernels)
-    backbone = load_model(name, strategy, plugins=plugins)
+    backbone = load_model(name, strategy, plugins=plugins, dtype=_held_in(dtype, kernels))
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy, attach=attach and partial(attach, backbone))
     acceleration = accelerate(backbone, dtype=dtype, kernels=kernels)
     backbone.model.to(hardware.device()).eval()
@@ -94,15 +95,18 @@ def prepare_adapter(
     *,
     plugins: PluginManager,
     dtype: torch.dtype = torch.float32,
+    fp32: Callable[[str], bool] = lambda name: False,
     trained_with: tuple[str, ...] | None = None,
 ) -> tuple[Backbone, nn.Module, Acceleration]:
     """As `prepare_model`, but `attach` adds trained weights to the base and returns the model.
 
     `trained_with` names the kernels used in training; those that still exist are installed. If it is unknown, or one of them
-    does not apply here because training ran on another kind of device, the kernels are those of "auto".
+    does not apply here because training ran on another kind of device, the kernels are those of "auto". `fp32` says which of
+    the base's weights have to be in fp32 for `attach`.
     """
-    wanted_kernels("auto")  # raises before anything is loaded
-    backbone = load_model(name, strategy, plugins=plugins)
+    wanted = wanted_kernels("auto")  # raises before anything is loaded
+    held = _held_in(dtype, wanted if trained_with is None or "linear" in trained_with else ())
+    backbone = load_model(name, strategy, plugins=plugins, dtype=held, fp32=fp32)
     model = attach(backbone)
     used = [kernel for kernel in KERNELS if trained_with is not None and kernel.name in trained_with]
     same = trained_with is not None and all(kernel.applies(hardware.device(), dtype, backbone) for kernel in used)
@@ -110,14 +114,24 @@ def prepare_adapter(
     return backbone, model.eval(), accelerate(backbone, dtype=dtype, kernels=kernels)
 
 
-def prepare_captioner(name: str, strategy: Strategy, *, plugins: PluginManager) -> AnyBackbone:
-    """Load the backbone `NAME[:SOURCE]` with the quantisation of `strategy`, or the client of a model behind an API."""
+def prepare_captioner(
+    name: str, strategy: Strategy, *, plugins: PluginManager, dtype: torch.dtype | None = None
+) -> AnyBackbone:
+    """Load the backbone `NAME[:SOURCE]` with the quantisation of `strategy`, or the client of a model behind an API.
+
+    It is to compute in `dtype`, by autocast. Below fp32 it is frozen, and held in it as far as autocast casts to it. Without a
+    `dtype` its weights are in fp32 and can be trained.
+    """
     kernels = wanted_kernels("auto")
     captioner, source = get_captioner(name, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
         return captioner.load(source)
-    backbone = load_model(name, strategy, plugins=plugins)
-    accelerate(backbone, dtype=torch.float32, kernels=kernels)
+    held = dtype or torch.float32
+    backbone = load_model(name, strategy, plugins=plugins, dtype=_held_in(held, kernels))
+    if held != torch.float32:
+        backbone.model.requires_grad_(False)
+    accelerate(backbone, dtype=held, kernels=kernels)
+    backbone.computes_in = dtype
     return backbone
 
 
@@ -129,15 +143,14 @@ def wanted_kernels(configured: Kernels) -> Kernels:
     return kernels
 
 
-def uses_bf16(config: RunConfig) -> bool:
-    """Whether a run uses bf16 autocast on this machine."""
-    wanted = config.train.bf16
-    return hardware.bf16_supported(hardware.device().type) if wanted == "auto" else wanted
-
-
 def compute_dtype(config: RunConfig) -> torch.dtype:
     """The dtype that a run computes in on this machine."""
-    return torch.bfloat16 if uses_bf16(config) else torch.float32
+    return hardware.compute_dtype(config.train.dtype)
+
+
+def _held_in(dtype: torch.dtype, kernels: Kernels) -> torch.dtype:
+    """What frozen weights are loaded in: `dtype` with the kernel that computes with such weights, else fp32."""
+    return dtype if kernels == "auto" or "linear" in kernels else torch.float32
 
 
 def _views(fixed: int) -> str:
@@ -153,5 +166,4 @@ def _open_features(
     if not config.features.enabled:
         return None, ReusablePrefix(None, "features.enabled is false")
     prompt = prompt_for(backbone, config.train.prompt)
-    bf16, max_gb = dtype == torch.bfloat16, config.features.max_gb
-    return open_cached_features(backbone, bf16=bf16, prompt=prompt, max_gb=max_gb, base=base)
+    return open_cached_features(backbone, dtype=dtype, prompt=prompt, max_gb=config.features.max_gb, base=base)

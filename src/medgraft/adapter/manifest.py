@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from medgraft.adapter.files import file_digest, file_size, read_json, regular_file, shown
 from medgraft.config import GenerationConfig
 from medgraft.errors import AdapterError, ConfigError
 from medgraft.strategies import Strategy
 from medgraft.strict_model import validated
+from medgraft.train_config import with_dtype
 
 MANIFEST = "medgraft.json"
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -105,7 +106,7 @@ class Manifest(BaseModel):
     data: dict[str, Any]
     prompt: str = Field(max_length=100_000)
     max_text_tokens: int = Field(gt=0)
-    bf16: bool
+    dtype: Literal["bf16", "fp16", "fp32"]
     acceleration: tuple[Name, ...] | None = None
     seed: int
     training: dict[str, Any]
@@ -115,6 +116,12 @@ class Manifest(BaseModel):
     lineage: tuple[Ancestor, ...] = ()
     conversion: Conversion | None = None
     files: dict[str, FileEntry]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dtype_by_its_former_name(cls, values: Any) -> Any:
+        """Read `bf16`, which packages of earlier versions have."""
+        return with_dtype(values)
 
     @field_validator("data")
     @classmethod

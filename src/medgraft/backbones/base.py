@@ -15,14 +15,15 @@ import transformers
 from torch import nn
 
 from medgraft.backbones import loading
-from medgraft.backbones.checkpoint import Checkpoint, read_checkpoint
+from medgraft.backbones.checkpoint import Checkpoint, read_checkpoint, stored_dtypes
 from medgraft.backbones.fingerprint import fingerprint, former_fingerprint, loaded_digests
+from medgraft.backbones.half_weights import half_weights
 from medgraft.backbones.text_batch import TextBatch, padded
 from medgraft.backbones.visible_region import visible_rectangle
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
-from medgraft.types import Anatomy, AttentionLayout, Part, Seam
+from medgraft.types import Anatomy, AttentionLayout, Part, Seam, lies_in
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,6 +51,7 @@ class Backbone(ABC):
     default_source: ClassVar[str | None] = None
     default_prompt: ClassVar[str] = ""
     attention_layout: ClassVar[AttentionLayout | None] = None
+    computes_in: torch.dtype | None = None  # set on loading for captioning; None: what the hardware is fastest in
     step_replayer: Any = None  # set by a kernel that replays training steps
 
     def __init__(self, source: str, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any):
@@ -65,13 +67,27 @@ class Backbone(ABC):
         return {n: v for n, v in self.__dict__.items() if n != "model" and not inspect.isfunction(getattr(kind, n, None))}
 
     @classmethod
-    def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
+    def load(
+        cls,
+        source: str,
+        *,
+        quantization: BitsAndBytesConfig | None = None,
+        dtype: torch.dtype = torch.float32,
+        fp32: Callable[[str], bool] = lambda name: False,
+    ) -> Self:
         """Load the model from a hub id or folder, in eval mode on the CPU; BackboneError if it is of another model type.
 
-        Weights are loaded in fp32, or quantised by `quantization`.
+        Weights are loaded in fp32, or quantised by `quantization`. With a `dtype` of 16 bits the matrices of linear layers are
+        loaded in it, which autocast casts to it anyway, and embeddings that are stored in it; except those that `fp32` says by
+        name, and all in `keep_in_fp32`.
         """
-        loading.read_config(source, cls.model_types)
-        return cls.from_model(source, loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run))
+        config = loading.read_config(source, cls.model_types)
+        names: list[str] = []
+        if dtype != torch.float32 and quantization is None:
+            found = half_weights(cls.meta_model(config), dtype, lambda: stored_dtypes(source, config))
+            names = [name for name in found if not fp32(name) and not lies_in(name, cls.keep_in_fp32)]
+        model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run, dtype, names)
+        return cls.from_model(source, model)
 
     @classmethod
     def from_model(cls, source: str, model: Any) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from medgraft import hardware
+from medgraft.backbones.half_weights import loaded_in
 from medgraft.errors import BackboneError, first_line
 from medgraft.types import lies_in
 
@@ -39,11 +41,17 @@ def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
 
 
 def load_model(
-    model_class: str, source: str, quantization: BitsAndBytesConfig | None, never_run: tuple[str, ...] = ()
+    model_class: str,
+    source: str,
+    quantization: BitsAndBytesConfig | None,
+    never_run: tuple[str, ...] = (),
+    dtype: torch.dtype = torch.float32,
+    names: Collection[str] = (),
 ) -> nn.Module:
     """Load the weights of `source` into the transformers class `model_class`, in eval mode.
 
-    BackboneError if tensors are missing, except in modules that match `never_run`.
+    The weights of `names` are loaded in `dtype`, others in fp32. BackboneError if tensors are missing, except in modules that
+    match `never_run`.
     """
     loader: Any = getattr(transformers, model_class)
     # transformers puts quantised weights on any accelerator that it finds, and 8-bit ones cannot be moved to the CPU again
@@ -51,23 +59,34 @@ def load_model(
     try:
         if find_adapter_config_file(source) is not None:  # transformers would add that adapter to the weights
             raise BackboneError(f"{source} has an adapter_config.json: it holds an adapter. Name the base model's own folder.")
-        model, info = loader.from_pretrained(
-            source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True, **where
-        )
+        with loaded_in(dtype, names):
+            model, info = loader.from_pretrained(
+                source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True, **where
+            )
     except (OSError, ValueError) as error:
         raise BackboneError(f"{source} cannot be loaded as {model_class}: {first_line(error)}") from error
     if missing := sorted(name for name in info["missing_keys"] if not lies_in(name, never_run)):
         raise BackboneError(f"{source} is no complete {model_class}: {len(missing)} tensors are missing, such as {missing[0]}.")
     loaded: nn.Module = model.eval()
-    if quantization is not None:
+    if quantization is not None or (names and not _mostly_mapped(loaded)):
         leave_file(loaded)
     return loaded
+
+
+def _mostly_mapped(model: nn.Module) -> bool:
+    """Whether most weights are those of the file itself, memory-mapped, and not copies in another dtype."""
+    sizes = [(p.nbytes, _is_mapped(p)) for p in model.parameters()]
+    return 2 * sum(size for size, mapped in sizes if mapped) > sum(size for size, _ in sizes)
+
+
+def _is_mapped(tensor: torch.Tensor) -> bool:
+    return tensor.is_cpu and not tensor.untyped_storage().resizable()
 
 
 def leave_file(model: nn.Module) -> None:
     """Copy tensors that are still memory-mapped, as one of them keeps the whole weights file in memory."""
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_cpu and not tensor.untyped_storage().resizable():
+        if _is_mapped(tensor):
             tensor.data = tensor.data.clone()
 
 

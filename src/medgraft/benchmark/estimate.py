@@ -80,7 +80,7 @@ def estimate(
 def measured_flops(seconds: float = 0.5) -> float:
     """FLOP/s of this machine: the median over products of 2048 x 2048 matrices, in bf16 if the hardware supports it."""
     where = hardware.device()
-    kind = torch.bfloat16 if hardware.bf16_supported(where.type) else torch.float32
+    kind = hardware.compute_dtype()
     a, b = (torch.randn(2048, 2048, device=where).to(kind) for _ in range(2))
     a @ b
     _wait(where)

@@ -24,6 +24,7 @@ from medgraft.hardware import Hardware
 from medgraft.strategies import Strategy
 from medgraft.strict_model import StrictModel
 from medgraft.text_statistics import GenerationStatistics, TextStatistics
+from medgraft.train_config import with_dtype
 from medgraft.types import DataReport, Leak, Split
 
 _logger = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def _without_removed(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     current, removed = dict(config), dict[str, Any]()
     for section in SECTIONS:
         known = type(RunConfig.model_fields[section].default).model_fields
-        values = config.get(section)
+        values = with_dtype(config.get(section)) if section == "train" else config.get(section)
         if isinstance(values, dict):
             current[section] = {key: value for key, value in values.items() if key in known}
             removed |= {f"{section}.{key}": value for key, value in values.items() if key not in known and value}
@@ -203,6 +204,10 @@ def run_id(
     added = {name: DataConfig.model_fields[name].default for name in ("window", "frame", "skip_bad_rows", "on_leak")}
     values["data"] = {name: value for name, value in data.items() if name not in added or value != added[name]}
     values["train"]["group_by_length"] = False  # a setting of earlier versions; keeps their ids valid
+    former = {"auto": "auto", "bf16": True, "fp32": False}.get(values["train"]["dtype"])
+    if former is not None:  # what earlier records have under its former name
+        del values["train"]["dtype"]
+        values["train"]["bf16"] = former
     values["train"]["dataloader_num_workers"] = 0  # the value in the ids of earlier records
     values["augmentation"] = {**config.augmentation.changes(), "views": config.features.views}
     if not config.augmentation.on:  # as in the ids of earlier records

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medgraft import hardware
 from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, Start, TrainedOn, read_start
 from medgraft.adapter.base_weights import packed
@@ -221,7 +219,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         data={"options": {}, **read_by, "fingerprint": fingerprint},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
-        bf16=model.dtype == torch.bfloat16,
+        dtype=hardware.dtype_name(model.dtype),
         acceleration=model.acceleration.installed,
         seed=config.seed,
         training=training,

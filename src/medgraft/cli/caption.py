@@ -61,7 +61,7 @@ def _side_by_side(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     several = load_adapters(
         {name: name for name in names}, backbone=arguments.backbone, allow_base_mismatch=arguments.allow_base_mismatch,
-        quantization=arguments.quantization, prompt=arguments.prompt,
+        quantization=arguments.quantization, dtype=arguments.dtype or "auto", prompt=arguments.prompt,
     )  # fmt: skip
     captions: dict[str, dict[str, str]] = {image: {} for image in arguments.images}
     for name in (*several.names, *((None,) if arguments.with_base else ())):

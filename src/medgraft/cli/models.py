@@ -15,9 +15,9 @@ from medgraft.strict_model import validated
 
 
 def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, AnyBackbone | None]:
-    """The model named by --adapter or --backbone, with --prompt and --quantization."""
+    """The model named by --adapter or --backbone, with --prompt, --quantization and --dtype."""
     quiet_libraries()
-    changes = {"quantization": arguments.quantization, "prompt": arguments.prompt}
+    changes = {"quantization": arguments.quantization, "prompt": arguments.prompt, "dtype": arguments.dtype or "auto"}
     if arguments.adapter is not None:
         allow = arguments.allow_base_mismatch
         loaded = api.load_adapter(arguments.adapter, backbone=arguments.backbone, allow_base_mismatch=allow, **changes)

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medgraft.cli.options import add_json, add_set
+from medgraft.cli.options import add_dtype, add_json, add_set
 from medgraft.errors import ConfigError
 from medgraft.quiet import quiet_libraries
 
@@ -22,6 +22,7 @@ _SHORT = {
     "max_steps": "max_steps",
     "batch_size": "per_device_train_batch_size",
     "learning_rate": "learning_rate",
+    "dtype": "dtype",
 }
 
 
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-steps", type=int, metavar="N", help="optimiser steps; overrides --epochs")
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument("--learning-rate", type=float, metavar="X", help="peak rate (default: the strategy's or --from's)")
+    add_dtype(parser, "default: auto, the fastest that this machine has")
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images of each split")
     parser.add_argument("--no-eval", action="store_true", help="do not caption and score the test split afterwards")
     add_json(parser)

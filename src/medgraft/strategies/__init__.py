@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medgraft.strategies.base import PartPlan, Quantization, Strategy, bare_name
 
 if TYPE_CHECKING:
+    from medgraft.strategies.fp32_weights import needs_fp32
     from medgraft.strategies.lookup import get_strategy
     from medgraft.strategies.lora_inits import changes_base
     from medgraft.strategies.parts import Applied, apply_strategy
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
         quantized_modules,
     )
 
-_LAZY = {"get_strategy": "lookup", "changes_base": "lora_inits", "logged_warnings": "peft_warnings"}
+_LAZY = {
+    "get_strategy": "lookup",
+    "changes_base": "lora_inits",
+    "logged_warnings": "peft_warnings",
+    "needs_fp32": "fp32_weights",
+}
 _LAZY |= dict.fromkeys(("methods", "options_in", "peft_strategy"), "peft_methods")
 _LAZY |= dict.fromkeys(("Applied", "apply_strategy"), "parts")
 _LAZY |= dict.fromkeys(
@@ -45,6 +51,7 @@ __all__ = [
     "logged_warnings",
     "methods",
     "keep_as_loaded",
+    "needs_fp32",
     "options_in",
     "peft_strategy",
     "quantization_config",

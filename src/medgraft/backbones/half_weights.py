@@ -1,0 +1,52 @@
+"""Weights that can be held in the 16 bits that autocast computes in, without a change of any result."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+_STORED = {torch.bfloat16: {"BF16"}, torch.float16: {"F16"}}
+_loading = Lock()
+
+
+def half_weights(model: Any, dtype: torch.dtype, stored: Callable[[], Mapping[tuple[int, ...], set[str]]]) -> Iterator[str]:
+    """Names in the transformers model `model` of the weights of linear layers, and of embeddings that are stored in `dtype`.
+
+    `stored` gives the dtypes of stored tensors by shape. A weight that two modules share has to be one of these in both.
+    """
+    shapes: Mapping[tuple[int, ...], set[str]] | None = None
+    fits: dict[str, bool] = {}
+    for name, module in model.named_modules():
+        if type(module) is nn.Embedding:
+            shapes = stored() if shapes is None else shapes
+            fits[f"{name}.weight"] = shapes.get(tuple(module.weight.shape)) == _STORED[dtype]
+        elif type(module) in (nn.Linear, Conv1D):
+            fits[f"{name}.weight"] = True
+    for tied, name in model.all_tied_weights_keys.items():
+        fits[tied] = fits[name] = fits.get(tied, False) and fits.get(name, False)
+    yield from (name for name, fit in fits.items() if fit)
+
+
+@contextmanager
+def loaded_in(dtype: torch.dtype, names: Collection[str]) -> Iterator[None]:
+    """Make from_pretrained load the weights of these names in `dtype`, and the others as it is told."""
+    if not names:
+        yield
+        return
+    plan = {rf"^(?:{'|'.join(map(re.escape, names))})$": dtype}
+    patched: Any = PreTrainedModel
+    former = patched._get_dtype_plan
+    with _loading:
+        patched._get_dtype_plan = lambda model, dtype: plan
+        try:
+            yield
+        finally:
+            patched._get_dtype_plan = former
