@@ -79,10 +79,10 @@ def load_adapter(
 
     The kernels used in training are installed if they apply here, so in the run's precision the logits are bit-identical to
     those at saving; with `plain` none are, and it computes in fp32. If that is `dequantized`, a quantised base has the layers
-    of the unquantised model, with the values that its own stand for. AdapterError if files are missing or altered, or if the base has
-    other weights; with `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too, onto `backbone` or the base
-    that it names, loaded in `quantization`. It computes in `dtype`, by default in that of its training where this machine has
-    it; the base of a plain PEFT folder is held in fp32 without a `dtype`.
+    of the unquantised model, with the values that its own stand for. AdapterError if files are missing or altered, or if the
+    base has other weights; with `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too, onto `backbone` or
+    the base that it names, loaded in `quantization`. It computes in `dtype`, by default in that of its training where this
+    machine has it; the base of a plain PEFT folder is held in fp32 without a `dtype`.
     """
     located = locate(source)
     contents = read_contents(located.folder)

@@ -82,12 +82,19 @@ class Backbone(ABC):
         name, and all in `keep_in_fp32`.
         """
         config = loading.read_config(source, cls.model_types)
-        names: list[str] = []
-        if dtype != torch.float32 and quantization is None:
-            found = half_weights(cls.meta_model(config), dtype, lambda: stored_dtypes(source, config))
-            names = [name for name in found if not fp32(name) and not lies_in(name, cls.keep_in_fp32)]
+        names = () if quantization is not None else cls.half_weights(source, config, dtype, fp32)
         model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run, dtype, names)
         return cls.from_model(source, model)
+
+    @classmethod
+    def half_weights(
+        cls, source: str, config: transformers.PreTrainedConfig, dtype: torch.dtype, fp32: Callable[[str], bool]
+    ) -> tuple[str, ...]:
+        """Names of the weights that `load` loads in `dtype`."""
+        if dtype == torch.float32:
+            return ()
+        found = half_weights(cls.meta_model(config), dtype, lambda: stored_dtypes(source, config))
+        return tuple(name for name in found if not fp32(name) and not lies_in(name, cls.keep_in_fp32))
 
     @classmethod
     def from_model(cls, source: str, model: Any) -> Self:
