@@ -15,10 +15,12 @@ from torch import nn
 
 from medgraft import hardware
 from medgraft.acceleration import KERNELS, Acceleration, Kernels, accelerate, check_kernels
+from medgraft.acceleration.fp16 import keep_in_fp32
 from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_backbone, get_captioner, prompt_for
 from medgraft.backbones.fingerprint import fingerprint
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import AccelerationConfig, RunConfig
+from medgraft.errors import ConfigError
 from medgraft.features import CachedFeatures, ReusablePrefix, open_cached_features
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
@@ -55,6 +57,11 @@ def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy, at
     """
     kernels, dtype = wanted_kernels(config.acceleration.kernels), compute_dtype(config)
     captioner, source = get_captioner(config.backbone, plugins=plugins)
+    if dtype == torch.float16 and strategy.trains and hardware.device().type != "cuda":
+        raise ConfigError(
+            f"train.dtype=fp16 cannot train on this {hardware.device().type.upper()}: fp16 needs loss scaling, which is there "
+            "for CUDA alone. Use bf16, fp32 or auto; captioning in fp16 works."
+        )
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
         client = captioner.load(source)
         return Prepared(client, None, Acceleration(), client.fingerprint(client.source), None, None, dtype)
@@ -81,7 +88,7 @@ def prepare_model(
 ) -> tuple[Backbone, Applied, Acceleration]:
     """Load the backbone `NAME[:SOURCE]`, apply `strategy`, install `kernels`, and move it to this process's device."""
     kernels = wanted_kernels(kernels)
-    backbone = load_model(name, strategy, plugins=plugins, dtype=_held_in(dtype, kernels))
+    backbone = _loaded(name, strategy, plugins, dtype, kernels)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy, attach=attach and partial(attach, backbone))
     acceleration = accelerate(backbone, dtype=dtype, kernels=kernels)
     backbone.model.to(hardware.device()).eval()
@@ -105,8 +112,7 @@ def prepare_adapter(
     the base's weights have to be in fp32 for `attach`.
     """
     wanted = wanted_kernels("auto")  # raises before anything is loaded
-    held = _held_in(dtype, wanted if trained_with is None or "linear" in trained_with else ())
-    backbone = load_model(name, strategy, plugins=plugins, dtype=held, fp32=fp32)
+    backbone = _loaded(name, strategy, plugins, dtype, wanted if trained_with is None or "linear" in trained_with else (), fp32)
     model = attach(backbone)
     used = [kernel for kernel in KERNELS if trained_with is not None and kernel.name in trained_with]
     same = trained_with is not None and all(kernel.applies(hardware.device(), dtype, backbone) for kernel in used)
@@ -126,11 +132,10 @@ def prepare_captioner(
     captioner, source = get_captioner(name, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
         return captioner.load(source)
-    held = dtype or torch.float32
-    backbone = load_model(name, strategy, plugins=plugins, dtype=_held_in(held, kernels))
-    if held != torch.float32:
+    backbone = _loaded(name, strategy, plugins, dtype or torch.float32, kernels)
+    if dtype not in (None, torch.float32):
         backbone.model.requires_grad_(False)
-    accelerate(backbone, dtype=held, kernels=kernels)
+    accelerate(backbone, dtype=dtype or torch.float32, kernels=kernels)
     backbone.computes_in = dtype
     return backbone
 
@@ -148,9 +153,23 @@ def compute_dtype(config: RunConfig) -> torch.dtype:
     return hardware.compute_dtype(config.train.dtype)
 
 
-def _held_in(dtype: torch.dtype, kernels: Kernels) -> torch.dtype:
-    """What frozen weights are loaded in: `dtype` with the kernel that computes with such weights, else fp32."""
-    return dtype if kernels == "auto" or "linear" in kernels else torch.float32
+def _loaded(
+    name: str,
+    strategy: Strategy,
+    plugins: PluginManager,
+    dtype: torch.dtype,
+    kernels: Kernels,
+    fp32: Callable[[str], bool] | None = None,
+) -> Backbone:
+    """The backbone for computing in `dtype`, in which frozen weights are loaded if the kernel for such weights is wanted.
+
+    See load_model for `fp32`.
+    """
+    held = dtype if kernels == "auto" or "linear" in kernels else torch.float32
+    backbone = load_model(name, strategy, plugins=plugins, dtype=held, fp32=fp32)
+    if dtype == torch.float16:
+        keep_in_fp32(backbone)
+    return backbone
 
 
 def _views(fixed: int) -> str:

@@ -12,7 +12,7 @@ from medgraft.config import RunConfig, run_config
 from medgraft.errors import ConfigError
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
-from medgraft.prepare import prepare_captioner, prepare_model
+from medgraft.prepare import prepare, prepare_captioner, prepare_model
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.testing.tiny import write_tiny_model
 
@@ -107,3 +107,25 @@ def test_auto_is_what_the_hardware_has(kind, bf16, expected, monkeypatch):
     monkeypatch.setattr(hardware, "bf16_supported", lambda asked: bf16 and asked == kind)
     assert hardware.compute_dtype() == expected
     assert hardware.compute_dtype("fp32") == torch.float32
+
+
+def test_fp16_computes_on_a_cpu_and_what_overflows_stays_in_fp32(stored_folder):
+    source = stored_folder("blip2-t5", torch.float32)
+    plain = load_model(source, Strategy(), plugins=PLUGINS)
+    for name, parameter in plain.model.named_parameters():
+        if name.endswith("DenseReluDense.wo.weight"):
+            parameter.data *= 1e7  # beyond 65,504
+    plain.model.save_pretrained(source.partition(":")[2])
+    held = prepare_captioner(source, Strategy(), plugins=PLUGINS, dtype=torch.float16)
+    assert torch.float16 in {p.dtype for p in held.model.parameters()}
+    logits, expected = _output(held, torch.float16)[2], _output(plain, torch.float32)[2]
+    assert logits.isfinite().all()
+    assert torch.nn.functional.cosine_similarity(logits.float().flatten(), expected.flatten(), dim=0) > 0.99
+
+
+def test_training_in_fp16_without_cuda_is_refused(stored_folder):
+    config = run_config(
+        data="phantoms", backbone=stored_folder("blip", torch.float32), strategy="lora", overrides=["train.dtype=fp16"]
+    )
+    with pytest.raises(ConfigError, match=r"fp16 needs loss scaling.*Use bf16, fp32 or auto"):
+        prepare(config, plugins=PLUGINS, strategy=get_strategy("lora", plugins=PLUGINS))

@@ -32,7 +32,9 @@ def half_weights(model: Any, dtype: torch.dtype, stored: Callable[[], Mapping[tu
             fits[f"{name}.weight"] = True
     for tied, name in model.all_tied_weights_keys.items():
         fits[tied] = fits[name] = fits.get(tied, False) and fits.get(name, False)
-    yield from (name for name, fit in fits.items() if fit)
+    for name, fit in fits.items():
+        if fit and not (dtype == torch.float16 and overflows_in_fp16(model, name)):
+            yield name
 
 
 @contextmanager
@@ -50,3 +52,8 @@ def loaded_in(dtype: torch.dtype, names: Collection[str]) -> Iterator[None]:
             yield
         finally:
             patched._get_dtype_plan = former
+
+
+def overflows_in_fp16(model: Any, name: str) -> bool:
+    """Whether transformers keeps the module or weight `name` of `model` in fp32 when it loads the model in fp16."""
+    return not set(name.split(".")).isdisjoint(model._keep_in_fp32_modules or ())

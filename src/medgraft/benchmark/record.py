@@ -93,8 +93,8 @@ class Record(StrictModel):
     its first optimiser step. `acceleration` names the installed kernels. `intervals` are the 95 % intervals of `metrics` over
     groups of test images, `signatures` the metrics' settings, `unavailable` the reasons why metrics are missing, `collapse`
     signs of captions that ignore the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids;
-    None if they are unknown. `text` counts captions that training truncated and unknown tokens, `generated` captions that
-    were cut off.
+    None if they are unknown. `skipped_steps` are those in fp16 whose gradients overflowed. `text` counts captions that
+    training truncated and unknown tokens, `generated` captions that were cut off.
     `forgetting` is the rise, in nats per token, of the loss on the base's own captions of general images. `start` is the digest
     of the adapter that training went on from, and `seen_in_training` how many of the scored images that adapter was trained on.
     `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
@@ -117,6 +117,7 @@ class Record(StrictModel):
     step_quartiles: tuple[float, float, float] | None = None
     step_flops: int | None = None
     energy_joules: float | None = None
+    skipped_steps: int | None = None
     train_loss: tuple[float, ...] | None = None
     validation_loss: tuple[tuple[int, float], ...] | None = None
     trainable_parameters: int | None = None

@@ -291,6 +291,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         step_quartiles=quartiles(result.step_seconds) if result else None,
         step_flops=result.step_flops if result else None,
         energy_joules=result.energy_joules if result else None,
+        skipped_steps=result.skipped_steps if result else None,
         train_loss=result.losses if result else (),
         validation_loss=result.validation_losses if result else (),
         trainable_parameters=applied.trainable_parameters if applied else 0,

@@ -105,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{record.steps} steps in {record.training_seconds:.1f} s; "
             f"adapter of {record.adapter_bytes:,} bytes in {arguments.out / IN_RUN}"
         )
+    if record.skipped_steps:
+        print(f"{record.skipped_steps} of {record.steps} steps changed nothing, as their gradients overflowed in fp16")
     if record.metrics:
         scores = "  ".join(f"{name}\u00a0{value:.4f}" for name, value in record.metrics.items() if not name.endswith(CONTROLS))
         print(textwrap.fill(scores, 78).replace("\u00a0", " "))
