@@ -123,7 +123,9 @@ def _linear_layers(backbone: type[Backbone], model: nn.Module) -> Iterator[tuple
     for name, module in model.named_modules():
         bare = bare_name(name)
         part = backbone.anatomy.part_of(bare)
-        if part is not None and isinstance(module, nn.Linear | Conv1D) and not lies_in(bare, backbone.anatomy.never_run):
+        if part is None or "lora_" in bare or lies_in(bare, backbone.anatomy.never_run):  # LoRA shares its layer's input
+            continue
+        if isinstance(module, nn.Linear | Conv1D):
             layer: nn.Linear = module
             yield part, layer, layer.weight.shape[-1] if isinstance(module, nn.Linear) else layer.weight.shape[0]
 

@@ -53,7 +53,7 @@ def _weights(plan: DryRun) -> str:
 
 
 def _runs(runs: Sequence[RunEstimate]) -> str:
-    lines = ["Runs (estimated from shapes, within a factor of about two)"]
+    lines = ["Runs (estimated from shapes; times within a factor of about two)"]
     for backbone, group in groupby(runs, key=lambda run: run.backbone):
         lines += [
             f"  {backbone}",
