@@ -182,6 +182,7 @@ class Checker:
             "trainable_parameters": record.trainable_parameters, "quantized_modules": record.quantized_modules,
             "adapter_bytes": record.adapter_bytes, "phase_seconds": record.phase_seconds, "loading_seconds": loading,
             "features": record.features.model_dump() if record.features else None, "acceleration": record.acceleration,
+            "energy_joules": record.energy_joules,
         }  # fmt: skip
         text = f"{'identical' if same else f'DIFFERENT by {difference:.2g}'}, {record.seconds_per_step or 0:.2f} s/step, "
         text += f"{(record.peak_memory_bytes or 0) / 2**30:.1f} GiB, {(record.adapter_bytes or 0) / 2**20:.1f} MiB"

@@ -57,7 +57,7 @@ HOSTILE: tuple[Any, ...] = (
     "PROMPT_TUNING", "VERA", "BOFT", "CAUSAL_LM", "nf4", "int8",
 )  # fmt: skip
 SETTINGS: tuple[dict[str, Any], ...] = (
-    {"target_modules": [f"x.{i}.y" for i in range(4999)]}, {"rank_pattern": {f"x{i}": 2 for i in range(4999)}},
+    {"target_modules": [f"x.{i}.y" for i in range(4999)]}, {"rank_pattern": {f"x{i}": 2 for i in range(999)}},
     {"target_modules": "(.*)*x"}, {"target_modules": "(a|a|b)*" * 20}, {"target_modules": "text_decoder.*(.*.*)*\\d+x"},
     {"exclude_modules": "(.*.*)*x"}, {"rank_pattern": {"(.*.*)*x": 8}}, {"alpha_pattern": {"query": 1e308}}, {"r": 10_000},
     {"lora_alpha": 2400}, {"lora_alpha": float("nan")}, {"init_lora_weights": "pissa_niter_100000000"}, {"lora_dropout": 2},

@@ -141,6 +141,7 @@ SETTINGS = {
     "rank": ({"r": 10_000}, "r is 10000, and the weights allow at most"),
     "another rank": ({"r": 8}, "r is 8, but base_model.model."),
     "ranks": ({"rank_pattern": {"query": 900}}, "it sets the rank 900, which none of the weights has"),
+    "many ranks": ({"rank_pattern": {f"x{i}": 2 for i in range(1001)}}, "rank_pattern has 1,001 items; at most 1,000 are read"),
     "ranks in words": ({"rank_pattern": {"query": "x"}}, "must be whole numbers above 0"),
     "ranks as a list": ({"rank_pattern": [1]}, "rank_pattern must map names of modules to values"),
     "iterations": ({"init_lora_weights": "pissa_niter_100000000"}, "changed the base by a random decomposition"),

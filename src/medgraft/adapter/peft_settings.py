@@ -13,7 +13,7 @@ from medgraft.errors import AdapterError
 from medgraft.strategies.unsuited import CHANGED_BASE, ONLY_LOADED, UNSUITED, UNSUITED_OPTIONS
 
 _NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "layers_pattern", "target_parameters")
-_MAX_TEXT, _MAX_ITEMS = 20_000, 5_000
+_MAX_TEXT, _MAX_ITEMS, _MAX_PATTERNS = 20_000, 5_000, 1_000  # PEFT tries every pattern on every module
 _UNBOUNDED = re.compile(r"seed|key|step|tinit|tfinal|delta_?t|warmup|interval|label_mask_value", re.IGNORECASE)  # cost nothing
 _LOOPS = re.compile(r"iter|terms|depth")
 _MAX_LOOPS, _MAX_NUMBER, _MAX_ALPHA = 100, 4096, 1e5
@@ -72,8 +72,9 @@ def _name_problems(key: str, value: Any) -> Iterator[str]:
 def _size_problems(key: str, value: Any) -> Iterator[str]:
     if isinstance(value, str) and len(value) > _MAX_TEXT:
         yield f"{key} has {len(value):,} characters; at most {_MAX_TEXT:,} are read"
-    if isinstance(value, list | dict) and len(value) > _MAX_ITEMS:
-        yield f"{key} has {len(value):,} items; at most {_MAX_ITEMS:,} are read"
+    most = _MAX_PATTERNS if isinstance(value, dict) else _MAX_ITEMS
+    if isinstance(value, list | dict) and len(value) > most:
+        yield f"{key} has {len(value):,} items; at most {most:,} are read"
 
 
 def _number_problems(settings: Mapping[str, Any], limit: int) -> Iterator[str]:

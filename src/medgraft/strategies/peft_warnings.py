@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,10 @@ _EXPECTED = (
 
 @contextmanager
 def logged_warnings(*expected: str) -> Iterator[None]:
-    """Log each warning inside the block once, but for _EXPECTED, those that match `expected`, and deprecations."""
+    """Log each warning inside the block once, at most 500 characters of it.
+
+    Deprecations, _EXPECTED and those that match `expected` are left out.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for category in (DeprecationWarning, FutureWarning):
@@ -28,4 +32,4 @@ def logged_warnings(*expected: str) -> Iterator[None]:
             warnings.filterwarnings("ignore", message=f".*{message}")
         yield
     for text in dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught):
-        logging.getLogger(__name__).warning("PEFT: %s", text)
+        logging.getLogger(__name__).warning("PEFT: %s", textwrap.shorten(text, 500))

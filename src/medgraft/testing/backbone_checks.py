@@ -44,8 +44,8 @@ def backbone_findings(backbone_class: type[Backbone], source: str) -> Iterator[F
         backbone_class.__name__,
         (
             checks.loads, checks.declares_seams, checks.owns_every_parameter, checks.knows_every_linear_layer,
-            checks.builds_a_meta_model, checks.masks_labels, checks.ignores_padding, checks.cuts_long_captions,
-            checks.resumes_at_every_seam, checks.depends_on_the_image, checks.generates_as_trained,
+            checks.builds_a_meta_model, checks.masks_labels, checks.has_one_loss, checks.ignores_padding,
+            checks.cuts_long_captions, checks.resumes_at_every_seam, checks.depends_on_the_image, checks.generates_as_trained,
             checks.generates_alike_in_batches, checks.respects_limits, checks.gives_attention_maps, checks.survives_pickling,
             checks.refuses_other_models,
         ),
@@ -134,6 +134,16 @@ class _Checks:
             labelled = labels[labels != -100].tolist()
             wanted = [*backbone.token_ids([caption])[0], backbone.end_id]
             assert labelled == wanted, f"for {caption!r} the labels are {labelled} and not {wanted}"
+
+    def has_one_loss(self) -> None:
+        """`loss` and its gradient by the features are those of `decode`."""
+        text, found = self.text(), []
+        for compute in (self.backbone.loss, lambda *inputs: self.backbone.decode(*inputs)[0]):
+            features = self.features(2).clone().requires_grad_()
+            loss = compute(features, text)
+            found.append((loss.detach(), *torch.autograd.grad(loss, features)))
+        for fast, plain in zip(*found, strict=True):
+            torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6)
 
     def ignores_padding(self) -> None:
         """Loss does not depend on padding."""

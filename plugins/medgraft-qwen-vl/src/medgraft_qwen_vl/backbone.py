@@ -133,10 +133,20 @@ class QwenVlBackbone(Backbone):
 
     def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """See Backbone.decode."""
+        logits = self._logits(features, text)
+        return next_token_loss(logits, text.labels), logits
+
+    def loss(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        """See Backbone.loss; logits are computed from the last image token on, since no label comes before it."""
+        after = text.input_ids.shape[1] - self.image_tokens + 1
+        return next_token_loss(self._logits(features, text, last=after), text.labels[:, -after:])
+
+    def _logits(self, features: torch.Tensor, text: TextBatch, last: int = 0) -> torch.Tensor:
+        """Logits at the `last` positions, [B, last, V]; at all of them if it is 0."""
         given = {"image": SimpleNamespace(pooler_output=tuple(features))}
         inputs = self._inputs(features, text.input_ids, text.attention_mask)
-        logits: torch.Tensor = self.model(**inputs, mm_encoder_outputs=given, use_cache=False).logits
-        return next_token_loss(logits, text.labels), logits
+        logits: torch.Tensor = self.model(**inputs, mm_encoder_outputs=given, use_cache=False, logits_to_keep=last).logits
+        return logits
 
     def generate_ids(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
