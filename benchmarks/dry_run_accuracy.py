@@ -24,8 +24,8 @@ RUNS = (
     ("blip-base", "encoder-frozen", "fp32", 4),
     ("blip-base", "qlora", "bf16", 2),
     ("blip-base", "zero-shot", "bf16", 4),
-    ("blip-half", "full", "fp32", 16),
-    ("blip-half", "lora", "fp32", 16),
+    ("blip-half", "full", "fp32", 12),
+    ("blip-half", "lora", "fp32", 12),
     ("vit-gpt2", "full", "fp32", 4),
     ("vit-gpt2", "lora", "bf16", 8),
     ("blip2-part", "lora", "bf16", 4),
@@ -53,7 +53,7 @@ def settings(backbone: str, strategy: str, dtype: str, batch: int) -> dict[str, 
     train = {"max_steps": STEPS, "dtype": dtype, "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch}
     return {
         "name": "accuracy", "backbones": [backbone], "strategies": [strategy], "train": train, "metrics": ["bleu"],
-        "data": [{"name": "phantoms", "max_images": 4}], "features": {"enabled": False}, "saliency": {"maps": 0},
+        "data": [{"name": "phantoms", "max_images": max(batch, 4)}], "features": {"enabled": False}, "saliency": {"maps": 0},
         "forgetting": {"images": 0}, "generation": {"max_new_tokens": 8},
     }  # fmt: skip
 

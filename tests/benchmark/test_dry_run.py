@@ -72,7 +72,7 @@ def test_what_is_larger_than_the_machine_is_said(phantoms_folder, plugins, monke
     (said,) = plan.missing
     full, zero = plan.runs
     assert zero.memory_bytes < machine.memory_bytes < full.memory_bytes
-    assert said.startswith("full on blip-nano: the run needs 0.") and "and this machine has 0.7" in said
+    assert said.startswith("full on blip-nano: the run needs 1.0 GB") and "and this machine has 0.7" in said
     assert "Missing" in dry_run_text(plan)
 
 
