@@ -50,7 +50,13 @@ def write_models(work: Path) -> dict[str, str]:
 
 def settings(backbone: str, strategy: str, dtype: str, batch: int) -> dict[str, Any]:
     """The settings of a suite with one run."""
-    train = {"max_steps": STEPS, "dtype": dtype, "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch}
+    train = {
+        "max_text_tokens": 40,
+        "max_steps": STEPS,
+        "dtype": dtype,
+        "per_device_train_batch_size": batch,
+        "per_device_eval_batch_size": batch,
+    }
     return {
         "name": "accuracy", "backbones": [backbone], "strategies": [strategy], "train": train, "metrics": ["bleu"],
         "data": [{"name": "phantoms", "max_images": max(batch, 4)}], "features": {"enabled": False}, "saliency": {"maps": 0},
