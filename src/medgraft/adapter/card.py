@@ -75,7 +75,9 @@ def _training(manifest: Manifest) -> str:
     training = manifest.training
     if "steps" not in training:
         return ""
-    return f"""- {training["steps"]} steps, peak learning rate {training["learning_rate"]:g}, seed {manifest.seed}.
+    several = ", ".join(f"{what} {rate:g}" for what, rate in training.get("learning_rates", {}).items())
+    rates = f"{training['learning_rate']:g}{f' ({several})' if several else ''}"
+    return f"""- {training["steps"]} steps, peak learning rate {rates}, seed {manifest.seed}.
 - Data `{manifest.data["name"]}`: {training["images"]} training images.
 - Training took {training["seconds"]:.0f} s on {training["hardware"]}.
 """

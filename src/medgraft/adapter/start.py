@@ -17,8 +17,9 @@ from medgraft.config import RunConfig
 from medgraft.errors import AdapterError
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, options_in, peft_strategy
+from medgraft.types import PARTS
 
-_FREE = ("learning_rate",)  # of a strategy: what may change without changing the adapter
+_FREE = ("learning_rate", "loraplus_lr_ratio", *(f"{part}.lr_scale" for part in PARTS))  # does not change the adapter
 _FREE_OF_PLAIN_PEFT = (*_FREE, "quantization", "double_quantization", "compute_dtype")
 
 

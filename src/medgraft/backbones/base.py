@@ -7,9 +7,10 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
@@ -23,6 +24,8 @@ from medgraft.backbones.visible_region import visible_rectangle
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
+from medgraft.generation_config import SAMPLING
+from medgraft.seeds import seeded
 from medgraft.types import Anatomy, AttentionLayout, Part, Seam, lies_in
 
 if TYPE_CHECKING:
@@ -31,7 +34,14 @@ if TYPE_CHECKING:
 
 
 GenerateIds = Callable[[torch.Tensor, torch.Tensor, transformers.GenerationConfig], torch.Tensor]
-"""(features [B, S, C], input ids [B, T], options) -> new tokens [B, N], as `Backbone.generate_ids`."""
+"""(features [B, S, C], input ids [B, T], options) -> new tokens [B * num_return_sequences, N], as `Backbone.generate_ids`."""
+
+
+def sampling(options: GenerationConfig, batch: int = 0) -> AbstractContextManager[None]:
+    """Random numbers for sampling a batch, by its number and the seed; the caller's random state is restored at the end."""
+    if not options.do_sample:
+        return nullcontext()
+    return seeded(int(np.random.SeedSequence([options.seed, batch]).generate_state(1)[0]))
 
 
 class Backbone(ABC):
@@ -250,9 +260,10 @@ class Backbone(ABC):
     def generate(
         self, features: torch.Tensor, *, prompt: str = "", options: GenerationConfig = GenerationConfig()
     ) -> list[str]:
-        """One caption per row of `features`, without the prompt; greedy, or beam search if `num_beams` is above 1."""
+        """`options.num_return_sequences` captions for each row of `features`, one after the other, without the prompt."""
         inputs = self.generation_inputs(len(features), features.device, prompt, options)
-        return self.captions(self.generate_ids(features, *inputs))
+        with sampling(options):
+            return self.captions(self.generate_ids(features, *inputs))
 
     def generation_inputs(
         self, rows: int, device: torch.device, prompt: str, options: GenerationConfig
@@ -260,10 +271,12 @@ class Backbone(ABC):
         """The arguments (input_ids [rows, T], options) of `generate_ids` for features of `rows` images."""
         head = self.prompt_ids(prompt)
         input_ids = torch.tensor([head], dtype=torch.long, device=device).repeat(rows, 1)
+        limit = max(min(options.max_new_tokens, self.max_positions - len(head)), 1)
+        unread = set() if options.do_sample else set(SAMPLING)
         decoding = transformers.GenerationConfig(
-            **options.model_dump(exclude={"max_new_tokens"}),
-            max_new_tokens=max(min(options.max_new_tokens, self.max_positions - len(head)), 1),
-            do_sample=False,
+            **options.model_dump(exclude={"max_new_tokens", "min_new_tokens", "seed", *unread}),
+            max_new_tokens=limit,
+            min_new_tokens=min(options.min_new_tokens, limit) or None,
             eos_token_id=self.end_id,
             pad_token_id=self.pad_id,
         )
@@ -277,7 +290,7 @@ class Backbone(ABC):
     def generate_ids(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
-        """Generate the new tokens [B, N] after the prompt `input_ids` [B, T]."""
+        """Generate the new tokens [B * num_return_sequences, N] after the prompt `input_ids` [B, T]."""
 
     @contextmanager
     def generating(self) -> Iterator[GenerateIds]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,7 +152,9 @@ class Blip2Backbone(Backbone):
     ) -> torch.Tensor:
         """See Backbone.generate_ids."""
         inputs = self._language_inputs(features, input_ids, torch.ones_like(input_ids))
-        ids: torch.Tensor = self.model.language_model.generate(**inputs, generation_config=decoding)
+        with warnings.catch_warnings():  # that penalties count the new tokens alone
+            warnings.filterwarnings("ignore", message="Passing .* with `inputs_embeds`")
+            ids: torch.Tensor = self.model.language_model.generate(**inputs, generation_config=decoding)
         return ids  # with inputs_embeds both kinds of model return the new tokens only
 
     def attention_index(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:

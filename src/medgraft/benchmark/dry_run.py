@@ -243,6 +243,7 @@ def _by_api(
     config: RunConfig, captioner: type[RemoteCaptioner], source: str, strategy: Strategy, data: CaptionData | None
 ) -> RunEstimate:
     refuse_training(strategy)
+    captioner.check_generation(config.generation)
     usage = None
     if data is not None:
         sizes = [open_image(example.image).size for example in data.split(config.eval_split)]

@@ -97,7 +97,7 @@ def estimate(base: Base, applied: Applied, strategy: Strategy, run: RunConfig) -
         memory_bytes=int(training),
         loading_bytes=int(loading),
         training_flops_per_image=forward + backward if strategy.trains else 0.0,
-        captioning_flops_per_image=forward * run.generation.num_beams,
+        captioning_flops_per_image=forward * max(run.generation.num_beams, run.generation.num_return_sequences),
     )
 
 

@@ -17,7 +17,7 @@ from medgraft.config import RunConfig, RunSettings, SuiteConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import ConfigError, StrategyError, suggestion
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy, quantization_config
+from medgraft.strategies import Applied, Strategy, apply_strategy, changes_base, get_strategy, quantization_config
 from medgraft.strict_model import validated
 
 
@@ -104,6 +104,8 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
             captioner, source = get_captioner(config.backbone, plugins=plugins)
             base = captioner.fingerprint(source)
             former = captioner.former_fingerprint(source) if issubclass(captioner, Backbone) else base
+            if issubclass(captioner, RemoteCaptioner):
+                captioner.check_generation(config.generation)
             bases[config.backbone] = base, former
         ids = [run_id(config, strategy, prints[data_key], base, versions) for base in bases[config.backbone]]
         recorded = records is not None and (records / f"{ids[1]}.json").is_file()
@@ -133,12 +135,16 @@ def refuse_training(strategy: Strategy) -> None:
 def apply_to_meta(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> Applied | None:
     """`strategy` applied to the backbone's meta model, with the base unquantised; raises the same errors as on weights.
 
-    None if the PEFT method initialises from the weights, so that it cannot be applied without them.
+    A LoRA that is initialised from the weights is applied with the usual initialisation. None if another PEFT method is, so
+    that it cannot be applied without them.
     """
     backbone_class, source = get_backbone(backbone, plugins=plugins)
     quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
     config = planning_config(source, backbone_class.model_types)
     plain = strategy.model_copy(update={"quantization": "none"})
+    if changes_base(strategy):
+        others = {name: value for name, value in strategy.options.items() if name != "init_lora_weights"}
+        plain = plain.model_copy(update={"options": others})
     try:
         return apply_strategy(backbone_class.meta_model(config), backbone_class.anatomy, plain)
     except ConfigError as error:

@@ -99,8 +99,9 @@ class Record(StrictModel):
     of the adapter that training went on from, and `seen_in_training` how many of the scored images that adapter was trained on.
     `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
     products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
-    the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. A failed run has an
-    `error` of one line and a `traceback`. `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
+    the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. `learning_rates` are
+    the peak rates by part (with LoRA+ those of `B` too) where there are several. A failed run has an `error` of one line and a
+    `traceback`. `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -115,6 +116,7 @@ class Record(StrictModel):
     steps: int | None = None
     seconds_per_step: float | None = None
     step_quartiles: tuple[float, float, float] | None = None
+    learning_rates: dict[str, float] | None = None
     step_flops: int | None = None
     energy_joules: float | None = None
     skipped_steps: int | None = None
@@ -213,6 +215,7 @@ def run_id(
     values["augmentation"] = {**config.augmentation.changes(), "views": config.features.views}
     if not config.augmentation.on:  # as in the ids of earlier records
         values.pop("augmentation")
+    values["generation"] = config.generation.recorded()
     for name in ("features", "acceleration"):  # these change only speed and rounding
         values.pop(name)
     values["saliency"].pop("maps")  # only for display

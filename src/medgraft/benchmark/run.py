@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, Start, TrainedOn,
 from medgraft.adapter.base_weights import packed
 from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest
 from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
-from medgraft.benchmark.evaluation import Evaluation, score_captions, seen_in_training
+from medgraft.benchmark.evaluation import Captioned, Evaluation, caption_examples, score_captions, seen_in_training
 from medgraft.benchmark.forgetting import base_captions, forgetting
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
 from medgraft.benchmark.run_folder import CHECKPOINTS, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
-from medgraft.captioning import Generated
 from medgraft.clock import Clock
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
@@ -32,7 +30,7 @@ from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.text_statistics import TextStatistics, logged_statistics
 from medgraft.training import Checkpoints, TrainResult, build_features, fit
-from medgraft.types import SPLITS, CaptionData, Example, Split
+from medgraft.types import SPLITS, CaptionData, Split
 
 _logger = logging.getLogger(__name__)
 
@@ -90,8 +88,8 @@ def execute(
         package = _package(run, data, model, trained)
         examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
         with run.clock.phase("generation"):
-            generated = captioner.caption([example.image for example in examples], config.generation)
-        evaluation = _score(run, captioner, examples, generated)
+            captioned = caption_examples(captioner, examples, config.generation)
+        evaluation = _score(run, captioner, captioned)
         with run.clock.phase("forgetting"):
             lost = forgetting(captioner, general)
         package = _add_scores(run, package, evaluation, lost, seen)
@@ -199,6 +197,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "seconds": run.clock.training,
         "images": len(data.split("train")),
         "learning_rate": config.train.learning_rate or run.strategy.learning_rate,
+        **({"learning_rates": dict(result.learning_rates)} if result.learning_rates else {}),
         "trainable_parameters": applied.trainable_parameters,
         "matched_modules": len(applied.matched_modules),
         "in_place": len(applied.direct),
@@ -224,7 +223,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         seed=config.seed,
         training=training,
         metrics={},
-        evaluation={},
+        evaluation={"generation": config.generation.recorded()},
         versions=hardware.versions(),
         lineage=run.start.lineage() if run.start else (),
         files={},
@@ -239,11 +238,11 @@ def _captioner(run: _Run, model: Prepared) -> Captioner:
     )  # fmt: skip
 
 
-def _score(run: _Run, captioner: Captioner, examples: Sequence[Example], generated: Generated) -> Evaluation | None:
+def _score(run: _Run, captioner: Captioner, captioned: Captioned) -> Evaluation | None:
     """Score the captions and write them with their saliency maps; None if there are no captions."""
-    if not generated.captions:
+    if not captioned.generated.captions:
         return None
-    evaluation = score_captions(captioner, examples, generated, run.config, plugins=run.plugins, clock=run.clock)
+    evaluation = score_captions(captioner, captioned, run.config, plugins=run.plugins, clock=run.clock)
     with run.clock.phase("package"):
         write_captions(evaluation.captions, run.out)
         if evaluation.maps:
@@ -258,9 +257,10 @@ def _add_scores(
     if package is None or evaluation is None:
         return package
     done: dict[str, Any] = {"images": len(evaluation.predictions), "split": run.config.eval_split}
-    done |= {"generation": run.config.generation.model_dump(), **({} if lost is None else {"forgetting": lost})}
+    done |= {} if lost is None else {"forgetting": lost}
     done |= {"seen_in_training": str(seen)} if seen else {}
     with run.clock.phase("package"):
+        done = package.evaluation | done
         changed = package.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})
         return update_manifest(run.out / IN_RUN, changed)
 
@@ -278,9 +278,8 @@ class _Outcome:
 
 def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, outcome: _Outcome) -> Record:
     config, clock, applied, evaluation = run.config, run.clock, model.applied, outcome.evaluation
-    result = outcome.trained.result if outcome.trained else None
+    result, start = outcome.trained.result if outcome.trained else None, run.start.digest if run.start else None
     steps = len(result.losses) if result else 0
-    start = run.start.digest if run.start else None
     return Record(
         run_id=run_id(config, run.strategy, fingerprint, model.base_fingerprint, hardware.versions(), start),
         status="ok",
@@ -289,6 +288,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         steps=steps,
         seconds_per_step=clock.steps / steps if steps else None,
         step_quartiles=quartiles(result.step_seconds) if result else None,
+        learning_rates=dict(result.learning_rates) or None if result else None,
         step_flops=result.step_flops if result else None,
         energy_joules=result.energy_joules if result else None,
         skipped_steps=result.skipped_steps if result else None,

@@ -8,7 +8,7 @@ from medgraft import api
 from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import AnyBackbone
 from medgraft.benchmark.evaluation import generation_of
-from medgraft.config import GenerationConfig
+from medgraft.config import GenerationConfig, parse_overrides
 from medgraft.errors import ConfigError
 from medgraft.quiet import quiet_libraries
 from medgraft.strict_model import validated
@@ -27,8 +27,12 @@ def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, Any
     return None, api.load_backbone(arguments.backbone, **changes)
 
 
-def generation(arguments: argparse.Namespace, adapter: LoadedAdapter | None) -> GenerationConfig:
-    """The adapter's generation settings, overridden by the options."""
-    base = (generation_of(adapter) if adapter else GenerationConfig()).model_dump()
+def generation(
+    arguments: argparse.Namespace, adapter: LoadedAdapter | None, sections: tuple[str, ...] = ("generation",)
+) -> GenerationConfig:
+    """The adapter's generation settings, overridden by --set and then by the options; `sections` are those that --set takes."""
     given = {"num_beams": arguments.num_beams, "max_new_tokens": arguments.max_new_tokens}
-    return validated(GenerationConfig, base | {k: v for k, v in given.items() if v is not None}, "Options")
+    changes = parse_overrides(arguments.overrides, sections).get("generation", {})
+    changes |= {name: value for name, value in given.items() if value is not None}
+    base = generation_of(adapter) if adapter else GenerationConfig()
+    return validated(GenerationConfig, base.overridden(changes), "generation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from shutil import copyfile
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from medgraft.adapter.base_name import hub_id
 from medgraft.backbones import Backbone
 from medgraft.config import GenerationConfig
 from medgraft.errors import AdapterError
+from medgraft.generation_config import SAMPLING
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,11 +64,13 @@ def write_merged(backbone: Backbone, folder: Path, dtype: Dtype, generation: Gen
 
 
 def plain_captions(backbone: Backbone, pixel_values: torch.Tensor) -> list[str] | None:
-    """What the model's own `generate` makes of pixel values alone; None for models that need more."""
+    """What the model's own `generate` makes of pixel values alone, without sampling; None for models that need more."""
     model = backbone.model
+    decoding = copy.deepcopy(model.generation_config)
+    decoding.update(num_return_sequences=1, do_sample=False, **dict.fromkeys(SAMPLING))
     try:
         with torch.no_grad():
-            ids = model.generate(pixel_values=pixel_values, generation_config=model.generation_config)
+            ids = model.generate(pixel_values=pixel_values, generation_config=decoding)
     except Exception:  # each family fails in its own way without a prompt
         return None
     texts: list[str] = backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)

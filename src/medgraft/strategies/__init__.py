@@ -13,7 +13,7 @@ from medgraft.strategies.base import PartPlan, Quantization, Strategy, bare_name
 if TYPE_CHECKING:
     from medgraft.strategies.fp32_weights import needs_fp32
     from medgraft.strategies.lookup import get_strategy
-    from medgraft.strategies.lora_inits import changes_base
+    from medgraft.strategies.lora_inits import changes_base, moves_base
     from medgraft.strategies.parts import Applied, apply_strategy
     from medgraft.strategies.peft_methods import methods, options_in, peft_strategy
     from medgraft.strategies.peft_warnings import logged_warnings
@@ -25,12 +25,8 @@ if TYPE_CHECKING:
         quantized_modules,
     )
 
-_LAZY = {
-    "get_strategy": "lookup",
-    "changes_base": "lora_inits",
-    "logged_warnings": "peft_warnings",
-    "needs_fp32": "fp32_weights",
-}
+_LAZY = {"get_strategy": "lookup", "changes_base": "lora_inits", "moves_base": "lora_inits", "logged_warnings": "peft_warnings"}
+_LAZY |= {"needs_fp32": "fp32_weights"}
 _LAZY |= dict.fromkeys(("methods", "options_in", "peft_strategy"), "peft_methods")
 _LAZY |= dict.fromkeys(("Applied", "apply_strategy"), "parts")
 _LAZY |= dict.fromkeys(
@@ -49,8 +45,9 @@ __all__ = [
     "dequantize",
     "get_strategy",
     "logged_warnings",
-    "methods",
     "keep_as_loaded",
+    "methods",
+    "moves_base",
     "needs_fp32",
     "options_in",
     "peft_strategy",
