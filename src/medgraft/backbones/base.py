@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 
 from medgraft.backbones import loading
-from medgraft.backbones.checkpoint import Checkpoint, read_checkpoint, stored_dtypes
+from medgraft.backbones.checkpoint import Checkpoint, read_checkpoint
 from medgraft.backbones.fingerprint import fingerprint, former_fingerprint, loaded_digests
 from medgraft.backbones.half_weights import half_weights
 from medgraft.backbones.text_batch import TextBatch, padded
@@ -26,7 +26,7 @@ from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.generation_config import SAMPLING
 from medgraft.seeds import seeded
-from medgraft.types import Anatomy, AttentionLayout, Part, Seam, lies_in
+from medgraft.types import Anatomy, AttentionLayout, Part, Seam
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,19 +92,9 @@ class Backbone(ABC):
         name, and all in `keep_in_fp32`.
         """
         config = loading.read_config(source, cls.model_types)
-        names = () if quantization is not None else cls.half_weights(source, config, dtype, fp32)
+        names = () if quantization is not None else half_weights(cls, source, config, dtype, fp32)
         model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run, dtype, names)
         return cls.from_model(source, model)
-
-    @classmethod
-    def half_weights(
-        cls, source: str, config: transformers.PreTrainedConfig, dtype: torch.dtype, fp32: Callable[[str], bool]
-    ) -> tuple[str, ...]:
-        """Names of the weights that `load` loads in `dtype`."""
-        if dtype == torch.float32:
-            return ()
-        found = half_weights(cls.meta_model(config), dtype, lambda: stored_dtypes(source, config))
-        return tuple(name for name in found if not fp32(name) and not lies_in(name, cls.keep_in_fp32))
 
     @classmethod
     def from_model(cls, source: str, model: Any) -> Self:

@@ -6,18 +6,34 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from medgraft.backbones.checkpoint import stored_dtypes
+from medgraft.types import lies_in
+
+if TYPE_CHECKING:
+    from medgraft.backbones.base import Backbone
 
 _STORED = {torch.bfloat16: {"BF16"}, torch.float16: {"F16"}}
 _loading = Lock()
 
 
-def half_weights(model: Any, dtype: torch.dtype, stored: Callable[[], Mapping[tuple[int, ...], set[str]]]) -> Iterator[str]:
+def half_weights(
+    backbone: type[Backbone], source: str, config: PreTrainedConfig, dtype: torch.dtype, fp32: Callable[[str], bool]
+) -> tuple[str, ...]:
+    """Names of the weights that `backbone.load` loads in `dtype`; `fp32` says which have to be in fp32."""
+    if dtype == torch.float32:
+        return ()
+    found = _candidates(backbone.meta_model(config), dtype, lambda: stored_dtypes(source, config))
+    return tuple(name for name in found if not fp32(name) and not lies_in(name, backbone.keep_in_fp32))
+
+
+def _candidates(model: Any, dtype: torch.dtype, stored: Callable[[], Mapping[tuple[int, ...], set[str]]]) -> Iterator[str]:
     """Names in the transformers model `model` of the weights of linear layers, and of embeddings that are stored in `dtype`.
 
     `stored` gives the dtypes of stored tensors by shape. A weight that two modules share has to be one of these in both.

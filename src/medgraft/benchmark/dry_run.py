@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from medgraft import hardware
 from medgraft.backbones import Backbone, RemoteCaptioner, Usage, get_captioner, load_without_weights, prompt_for
 from medgraft.backbones.checkpoint import checkpoint_files
+from medgraft.backbones.half_weights import half_weights
 from medgraft.backbones.published import planning_config, published_config
 from medgraft.benchmark.estimate import Base, Estimate, estimate, measured_flops
 from medgraft.benchmark.plan import apply_to_meta, expand, refuse_training
@@ -218,7 +219,7 @@ def _base(captioner: type[Backbone], source: str, shapes: PreTrainedConfig, stra
         dtype = torch.float32
     try:
         size = sum(path.stat().st_size for path in checkpoint_files(source, shapes))
-        half = captioner.half_weights(source, shapes, dtype, kept)
+        half = half_weights(captioner, source, shapes, dtype, kept)
     except (MedgraftError, OSError):
         return Base(captioner, shapes, 4 * whole, frozenset())
     return Base(captioner, shapes, size, frozenset(half))
