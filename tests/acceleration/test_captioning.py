@@ -83,7 +83,7 @@ def test_the_others_have_their_captions(storing, gpu, backbone, paths, as_for_a_
     images = [*paths[:5], broken, tmp_path / "none.png", *paths[5:], *[broken] * 4]
     if gpu:
         as_for_a_gpu()
-    cached = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)[0] if storing else None
+    cached = open_cached_features(backbone, dtype=torch.float32, prompt="", max_gb=1)[0] if storing else None
     batches = list(captioning.captioned_batches(backbone, images, batch_size=4, cached=cached))
     found = [each for batch in batches for each in batch.images]
     assert [each.image for each in found] == images
