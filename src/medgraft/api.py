@@ -48,18 +48,19 @@ def load_backbone(
     quantization: Quantization = "none",
     dtype: Dtype | None = None,
     prompt: str | None = None,
+    image_size: int | None = None,
     plugins: PluginManager | None = None,
 ) -> AnyBackbone:
     """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), in `quantization` or as `strategy` holds its base.
 
     With a `dtype` it is for captioning alone: it is frozen, computes in `dtype` and is held in it; `auto` is what the hardware
-    is fastest in. Without one its weights are in fp32 and can be trained. `prompt` takes the place of its default prompt. For
-    a model behind an API this returns its client.
+    is fastest in. Without one its weights are in fp32 and can be trained. `prompt` takes the place of its default prompt,
+    `image_size` of the side in pixels of its images. For a model behind an API this returns its client.
     """
     manager = plugins or PluginManager.from_environment()
     chosen = get_strategy(strategy, plugins=manager) if strategy else Strategy(quantization=quantization)
     computes_in = None if dtype is None else hardware.compute_dtype(dtype)
-    backbone = prepare_captioner(name, chosen, plugins=manager, dtype=computes_in)
+    backbone = prepare_captioner(name, chosen, plugins=manager, dtype=computes_in, image_size=image_size)
     if prompt is not None:
         backbone.default_prompt = prompt  # type: ignore[misc]
     return backbone

@@ -21,7 +21,7 @@ def medgraft_backbones() -> Iterator[BackboneSpec]:
         ),
         (
             "vit-gpt2", "ViT-GPT2 and other vision encoder-decoders", "vision_encoder_decoder:VisionEncoderDecoderBackbone",
-            ("vit-gpt2", "deit-bert"),
+            ("vit-gpt2", "deit-bert", "dinov2-trocr", "clip-bart", "swin-roberta", "beit-electra"),
         ),
     ):  # fmt: skip
         makers = {model: f"medgraft.testing.tiny:{model.replace('-', '_')}" for model in tiny}

@@ -18,11 +18,13 @@ from medgraft.acceleration import KERNELS, Acceleration, Kernels, accelerate, ch
 from medgraft.acceleration.fp16 import keep_in_fp32
 from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_backbone, get_captioner, prompt_for
 from medgraft.backbones.fingerprint import fingerprint
+from medgraft.backbones.half_weights import Held
+from medgraft.backbones.image_size import refuse_size
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import AccelerationConfig, RunConfig
 from medgraft.errors import ConfigError
 from medgraft.features import CachedFeatures, ReusablePrefix, open_cached_features
-from medgraft.models import load_model
+from medgraft.models import load_model, settled
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy
 from medgraft.strict_model import validated
@@ -63,13 +65,14 @@ def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy, at
             "for CUDA alone. Use bf16, fp32 or auto; captioning in fp16 works."
         )
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
+        refuse_size(captioner, config.image.size, plugins=plugins)
         client = captioner.load(source)
         return Prepared(client, None, Acceleration(), client.fingerprint(client.source), None, None, dtype)
     backbone_class, source = get_backbone(config.backbone, plugins=plugins)
     digests = backbone_class.checkpoint_digests(source)  # before loading, so that the files are not in memory twice
     base = fingerprint(digests) if digests else backbone_class.fingerprint(source)
     backbone, applied, acceleration = prepare_model(
-        config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels, attach=attach
+        config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels, attach=attach, image_size=config.image.size
     )
     features, prefix = _open_features(backbone, config, dtype, base)
     if features is not None and strategy.trains and config.augmentation.on:
@@ -85,10 +88,12 @@ def prepare_model(
     dtype: torch.dtype = torch.float32,
     kernels: Kernels = "auto",
     attach: Attach | None = None,
+    image_size: int | None = None,
 ) -> tuple[Backbone, Applied, Acceleration]:
     """Load the backbone `NAME[:SOURCE]`, apply `strategy`, install `kernels`, and move it to this process's device."""
     kernels = wanted_kernels(kernels)
-    backbone = _loaded(name, strategy, plugins, dtype, kernels)
+    strategy = settled(name, strategy, plugins=plugins)
+    backbone = _loaded(name, strategy, plugins, Held(dtype), kernels, image_size)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy, attach=attach and partial(attach, backbone))
     acceleration = accelerate(backbone, dtype=dtype, kernels=kernels)
     backbone.model.to(hardware.device()).eval()
@@ -101,18 +106,19 @@ def prepare_adapter(
     attach: Attach,
     *,
     plugins: PluginManager,
-    dtype: torch.dtype = torch.float32,
-    fp32: Callable[[str], bool] = lambda name: False,
+    held: Held = Held(),
     trained_with: tuple[str, ...] | None = None,
+    image_size: int | None = None,
 ) -> tuple[Backbone, nn.Module, Acceleration]:
     """As `prepare_model`, but `attach` adds trained weights to the base and returns the model.
 
     `trained_with` names the kernels used in training; those that still exist are installed. If it is unknown, or one of them
-    does not apply here because training ran on another kind of device, the kernels are those of "auto". `fp32` says which of
-    the base's weights have to be in fp32 for `attach`.
+    does not apply here because training ran on another kind of device, the kernels are those of "auto". It computes in
+    the dtype of `held`, which also says which of the base's weights have to be in fp32 for `attach`.
     """
     wanted = wanted_kernels("auto")  # raises before anything is loaded
-    backbone = _loaded(name, strategy, plugins, dtype, wanted if trained_with is None or "linear" in trained_with else (), fp32)
+    may_hold = wanted if trained_with is None or "linear" in trained_with else ()
+    backbone, dtype = _loaded(name, strategy, plugins, held, may_hold, image_size), held.dtype
     model = attach(backbone)
     used = [kernel for kernel in KERNELS if trained_with is not None and kernel.name in trained_with]
     same = trained_with is not None and all(kernel.applies(hardware.device(), dtype, backbone) for kernel in used)
@@ -121,7 +127,12 @@ def prepare_adapter(
 
 
 def prepare_captioner(
-    name: str, strategy: Strategy, *, plugins: PluginManager, dtype: torch.dtype | None = None
+    name: str,
+    strategy: Strategy,
+    *,
+    plugins: PluginManager,
+    dtype: torch.dtype | None = None,
+    image_size: int | None = None,
 ) -> AnyBackbone:
     """Load the backbone `NAME[:SOURCE]` with the quantisation of `strategy`, or the client of a model behind an API.
 
@@ -131,8 +142,9 @@ def prepare_captioner(
     kernels = wanted_kernels("auto")
     captioner, source = get_captioner(name, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
+        refuse_size(captioner, image_size, plugins=plugins)
         return captioner.load(source)
-    backbone = _loaded(name, strategy, plugins, dtype or torch.float32, kernels)
+    backbone = _loaded(name, strategy, plugins, Held(dtype or torch.float32), kernels, image_size)
     if dtype not in (None, torch.float32):
         backbone.model.requires_grad_(False)
     accelerate(backbone, dtype=dtype or torch.float32, kernels=kernels)
@@ -157,17 +169,14 @@ def _loaded(
     name: str,
     strategy: Strategy,
     plugins: PluginManager,
-    dtype: torch.dtype,
+    held: Held,
     kernels: Kernels,
-    fp32: Callable[[str], bool] | None = None,
+    image_size: int | None,
 ) -> Backbone:
-    """The backbone for computing in `dtype`, in which frozen weights are loaded if the kernel for such weights is wanted.
-
-    See load_model for `fp32`.
-    """
-    held = dtype if kernels == "auto" or "linear" in kernels else torch.float32
-    backbone = load_model(name, strategy, plugins=plugins, dtype=held, fp32=fp32)
-    if dtype == torch.float16:
+    """The backbone for computing in `held.dtype`, in which weights are loaded if the kernel for such weights is wanted."""
+    loaded = held if kernels == "auto" or "linear" in kernels else Held()
+    backbone = load_model(name, strategy, plugins=plugins, held=loaded, image_size=image_size)
+    if held.dtype == torch.float16:
         keep_in_fp32(backbone)
     return backbone
 

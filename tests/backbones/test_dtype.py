@@ -8,6 +8,7 @@ from PIL import Image
 
 from medgraft import hardware
 from medgraft.acceleration import accelerate
+from medgraft.backbones.half_weights import Held
 from medgraft.config import RunConfig, run_config
 from medgraft.errors import ConfigError
 from medgraft.models import load_model
@@ -73,7 +74,7 @@ def test_what_is_loaded_in_16_bits_computes_what_fp32_weights_do(name, stored, s
 ])  # fmt: skip
 def test_weights_that_train_are_in_fp32_and_frozen_ones_are_not(strategy, options, fp32, stored_folder):
     source, plan = stored_folder("blip", torch.float32), get_strategy(strategy, options, plugins=PLUGINS)
-    backbone = load_model(source, plan, plugins=PLUGINS, dtype=torch.bfloat16)
+    backbone = load_model(source, plan, plugins=PLUGINS, held=Held(torch.bfloat16))
     for name, module in backbone.model.named_modules():
         if type(module) is torch.nn.Linear and "predictions" not in name:  # tied to an embedding that is stored in fp32
             kept = fp32 is not None and re.fullmatch(fp32, name)

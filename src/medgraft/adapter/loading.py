@@ -25,6 +25,7 @@ from medgraft.adapter.peft_base import base_of
 from medgraft.adapter.tensor_files import StoredTensor
 from medgraft.adapter.trained_on import TrainedOn
 from medgraft.backbones import Backbone, get_backbone
+from medgraft.backbones.half_weights import Held
 from medgraft.errors import AdapterError
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_adapter
@@ -105,13 +106,14 @@ def load_adapter(
     if manifest is not None:  # reads the base's files before it is loaded, so that they are not in memory twice
         backbone_class, base_source = get_backbone(base, plugins=plugins)
         backbone_class.checkpoint_digests(base_source)
+    needed = _needs_fp32(contents)
     loaded, model, acceleration = prepare_adapter(
         base, manifest.strategy_settings if manifest else Strategy(quantization=quantization),
         partial(attach, contents=contents, allow_mismatch=allow_base_mismatch, dequantized=plain == "dequantized"),
         plugins=plugins,
-        dtype=torch.float32 if plain or (manifest is None and dtype is None) else _computes_in(manifest, dtype),
-        fp32=_needs_fp32(contents),
+        held=Held(torch.float32 if plain or (manifest is None and dtype is None) else _computes_in(manifest, dtype), needed),
         trained_with=() if plain else manifest.acceleration if manifest else None,
+        image_size=manifest.image_size if manifest else None,
     )  # fmt: skip
     trained_on = TrainedOn.read(folder) if TRAINED_ON in contents.files else None
     return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on, name=located.name, base=base, asked=dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -44,11 +45,16 @@ class Start:
         """Put the weights onto the base, trainable, and return the model; AdapterError if they do not belong to it."""
         return attach(base, self.contents)
 
-    def with_prompt(self, config: RunConfig) -> RunConfig:
-        """`config` with the prompt that the adapter was trained with, unless it has another."""
-        if self.manifest is None or config.train.prompt is not None:
+    def as_trained(self, config: RunConfig) -> RunConfig:
+        """`config` with the prompt and the image size that the adapter was trained with, unless it has others."""
+        if self.manifest is None:
             return config
-        return config.model_copy(update={"train": config.train.model_copy(update={"prompt": self.manifest.prompt})})
+        changes: dict[str, Any] = {}
+        if config.train.prompt is None:
+            changes["train"] = config.train.model_copy(update={"prompt": self.manifest.prompt})
+        if config.image.size is None:
+            changes["image"] = config.image.model_copy(update={"size": self.manifest.image_size})
+        return config.model_copy(update=changes)
 
     def in_place(self) -> tuple[str, ...]:
         """Names of the base's tensors that the adapter changes."""

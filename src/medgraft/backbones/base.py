@@ -16,15 +16,17 @@ import transformers
 from torch import nn
 
 from medgraft.backbones import loading
-from medgraft.backbones.checkpoint import Checkpoint, read_checkpoint
+from medgraft.backbones.base_files import reading
+from medgraft.backbones.checkpoint import Checkpoint, checkpoint_files, read_checkpoint
 from medgraft.backbones.fingerprint import fingerprint, former_fingerprint, loaded_digests
-from medgraft.backbones.half_weights import half_weights
+from medgraft.backbones.half_weights import Held, half_weights
 from medgraft.backbones.text_batch import TextBatch, padded
-from medgraft.backbones.visible_region import visible_rectangle
+from medgraft.backbones.visible_region import resize_to, visible_rectangle
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.generation_config import SAMPLING
+from medgraft.quiet import without_warnings
 from medgraft.seeds import seeded
 from medgraft.types import Anatomy, AttentionLayout, Part, Seam
 
@@ -77,23 +79,17 @@ class Backbone(ABC):
         return {n: v for n, v in self.__dict__.items() if n != "model" and not inspect.isfunction(getattr(kind, n, None))}
 
     @classmethod
-    def load(
-        cls,
-        source: str,
-        *,
-        quantization: BitsAndBytesConfig | None = None,
-        dtype: torch.dtype = torch.float32,
-        fp32: Callable[[str], bool] = lambda name: False,
-    ) -> Self:
+    def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None, held: Held = Held()) -> Self:
         """Load the model from a hub id or folder, in eval mode on the CPU; BackboneError if it is of another model type.
 
-        Weights are loaded in fp32, or quantised by `quantization`. With a `dtype` of 16 bits the matrices of linear layers are
-        loaded in it, which autocast casts to it anyway, and embeddings that are stored in it; except those that `fp32` says by
-        name, and all in `keep_in_fp32`.
+        Weights are loaded in fp32, quantised by `quantization`, or as `held` says.
         """
         config = loading.read_config(source, cls.model_types)
-        names = () if quantization is not None else half_weights(cls, source, config, dtype, fp32)
-        model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run, dtype, names)
+        files = checkpoint_files(source, config)
+        names = () if quantization is not None else half_weights(cls, source, config, held)
+        # transformers reports missing and surplus tensors, harmless ones too; load_model tells those that matter
+        with reading(files[0] if len(files) == 1 else source), without_warnings("transformers"):
+            model = loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run, held.dtype, names)
         return cls.from_model(source, model)
 
     @classmethod
@@ -110,8 +106,23 @@ class Backbone(ABC):
     def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
         """Approximate number of tokens that each part processes for one image and `caption` caption tokens; for estimates."""
         vision: Any = getattr(config, "vision_config", None) or getattr(config, "encoder", None)
-        patches = (vision.image_size // vision.patch_size) ** 2 if hasattr(vision, "image_size") else 576
+        size = getattr(vision, "image_size", None) or (384, 384)  # Donut's has two sides
+        height, width = (size, size) if isinstance(size, int) else size
+        patch = getattr(vision, "patch_size", 16) if hasattr(vision, "image_size") else 16
+        patches = (height // patch) * (width // patch)
         return {"vision": patches + 1, "bridge": patches, "text": caption}
+
+    @classmethod
+    def image_step(cls, config: transformers.PreTrainedConfig) -> int | None:
+        """With `image.size`, an image's side in pixels is a multiple of this; None if the model takes images of one size."""
+        return None
+
+    @classmethod
+    def has_image_sizes(cls) -> bool:
+        """Whether `image.size` can be set, for some of the class's checkpoints at least."""
+        own: Any = cls.image_step
+        default: Any = Backbone.image_step
+        return own.__func__ is not default.__func__
 
     @classmethod
     def fingerprint(cls, source: str) -> str:
@@ -194,6 +205,16 @@ class Backbone(ABC):
     def image_settings(self) -> dict[str, Any]:
         """All settings that affect `pixel_values`, as JSON values; part of cache keys."""
         return {"class": type(self.image_processor).__name__, **json.loads(self.image_processor.to_json_string())}
+
+    def set_image_size(self, size: int) -> None:
+        """Prepare images as squares of `size` pixels from now on; `size` is a multiple of `image_step`."""
+        resize_to(self.image_processor, size)
+
+    @staticmethod
+    def interpolates(pixel_values: torch.Tensor, image_size: int | Sequence[int]) -> bool:
+        """Whether pixel values [B, 3, H, W] are of another size than the `image_size` of the position embeddings."""
+        own = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        return tuple(pixel_values.shape[-2:]) != own
 
     def visible_region(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The rectangle (left, top, right, bottom) of an image that the model sees, in the image's own pixels.

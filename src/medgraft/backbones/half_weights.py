@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,13 +23,23 @@ _STORED = {torch.bfloat16: {"BF16"}, torch.float16: {"F16"}}
 _loading = Lock()
 
 
-def half_weights(
-    backbone: type[Backbone], source: str, config: PreTrainedConfig, dtype: torch.dtype, fp32: Callable[[str], bool]
-) -> tuple[str, ...]:
-    """Names of the weights that `backbone.load` loads in `dtype`; `fp32` says which have to be in fp32."""
-    if dtype == torch.float32:
+class Held(NamedTuple):
+    """What frozen weights are loaded in.
+
+    With a `dtype` of 16 bits the matrices of linear layers are loaded in it, which autocast casts to it anyway, and embeddings
+    that are stored in it; except those that `fp32` says by name, and all in the backbone's `keep_in_fp32`.
+    """
+
+    dtype: torch.dtype = torch.float32
+    fp32: Callable[[str], bool] | None = None
+
+
+def half_weights(backbone: type[Backbone], source: str, config: PreTrainedConfig, held: Held) -> tuple[str, ...]:
+    """Names of the weights that `backbone.load` loads in `held.dtype`."""
+    if held.dtype == torch.float32:
         return ()
-    found = _candidates(backbone.meta_model(config), dtype, lambda: stored_dtypes(source, config))
+    fp32 = held.fp32 or (lambda name: False)
+    found = _candidates(backbone.meta_model(config), held.dtype, lambda: stored_dtypes(source, config))
     return tuple(name for name in found if not fp32(name) and not lies_in(name, backbone.keep_in_fp32))
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from medgraft import hardware
 from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_captioner
+from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.published import planning_config
 from medgraft.benchmark.record import run_id
 from medgraft.benchmark.run import needed_splits
 from medgraft.config import RunConfig, RunSettings, SuiteConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import ConfigError, StrategyError, suggestion
+from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy, changes_base, get_strategy, quantization_config
 from medgraft.strict_model import validated
@@ -96,6 +98,8 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
             reasons[pair] = why_unsupported(config.backbone, strategy, plugins=plugins)
         if reasons[pair] is not None:
             continue
+        _check_size(config, plugins)
+        strategy = settled(config.backbone, strategy, plugins=plugins)
         splits = needed_splits(config, strategy)
         data_key = (config.data.model_dump_json(), splits)
         if data_key not in prints:
@@ -111,6 +115,15 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
         recorded = records is not None and (records / f"{ids[1]}.json").is_file()
         planned.append(PlannedRun(config, ids[1] if recorded else ids[0]))
     return Plan(tuple(planned), {pair: reason for pair, reason in reasons.items() if reason is not None})
+
+
+def _check_size(config: RunConfig, plugins: PluginManager) -> None:
+    """BackboneError if the run's backbone takes no images of the size that `config` asks for."""
+    captioner, source = get_captioner(config.backbone, plugins=plugins)
+    if issubclass(captioner, RemoteCaptioner):
+        refuse_size(captioner, config.image.size, plugins=plugins)
+    elif config.image.size is not None:
+        config_for_size(captioner, planning_config(source, captioner.model_types), config.image.size, plugins=plugins)
 
 
 def why_unsupported(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> str | None:
@@ -139,6 +152,7 @@ def apply_to_meta(backbone: str, strategy: Strategy, *, plugins: PluginManager) 
     that it cannot be applied without them.
     """
     backbone_class, source = get_backbone(backbone, plugins=plugins)
+    strategy = settled(backbone, strategy, plugins=plugins)
     quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
     config = planning_config(source, backbone_class.model_types)
     plain = strategy.model_copy(update={"quantization": "none"})

@@ -21,7 +21,8 @@ from medgraft.errors import ConfigError
 from medgraft.features import CachedFeatures, ReusablePrefix
 from medgraft.forgetting_config import ForgettingConfig
 from medgraft.hardware import Hardware
-from medgraft.strategies import Strategy
+from medgraft.image_config import ImageConfig
+from medgraft.strategies import Quantization, Strategy
 from medgraft.strict_model import StrictModel
 from medgraft.text_statistics import GenerationStatistics, TextStatistics
 from medgraft.train_config import with_dtype
@@ -89,19 +90,20 @@ class Record(StrictModel):
 
     `training_seconds` is the time to obtain the weights: building features and training steps, without loading, validation,
     checkpoints and captioning, which are in `phase_seconds`. On a CPU `phase_seconds` also splits steps into waiting for data,
-    forward, backward and optimiser, with the rest as `train`. `time_to_first_step` runs from the start of the run to the end of
-    its first optimiser step. `acceleration` names the installed kernels. `intervals` are the 95 % intervals of `metrics` over
-    groups of test images, `signatures` the metrics' settings, `unavailable` the reasons why metrics are missing, `collapse`
-    signs of captions that ignore the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids;
-    None if they are unknown. `skipped_steps` are those in fp16 whose gradients overflowed. `text` counts captions that
-    training truncated and unknown tokens, `generated` captions that were cut off.
-    `forgetting` is the rise, in nats per token, of the loss on the base's own captions of general images. `start` is the digest
-    of the adapter that training went on from, and `seen_in_training` how many of the scored images that adapter was trained on.
-    `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
-    products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
-    the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. `learning_rates` are
-    the peak rates by part (with LoRA+ those of `B` too) where there are several. A failed run has an `error` of one line and a
-    `traceback`. `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
+    forward, backward and optimiser, with the rest as `train`. `time_to_first_step` runs from the start of the run to the end
+    of its first optimiser step. `quantization` is that of the base, stored so or quantised on loading. `acceleration` names
+    the installed kernels. `intervals` are the 95 % intervals of `metrics` over groups of test images, `signatures` the
+    metrics' settings, `unavailable` the reasons why metrics are missing, `collapse` signs of captions that ignore the image
+    (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids; None if they are unknown.
+    `skipped_steps` are those in fp16 whose gradients overflowed. `text` counts captions that training truncated and unknown
+    tokens, `generated` captions that were cut off. `forgetting` is the rise, in nats per token, of the loss on the base's own
+    captions of general images. `start` is the digest of the adapter that training went on from, and `seen_in_training` how
+    many of the scored images that adapter was trained on. `usage` counts requests, tokens and cost of a model behind an API.
+    `step_flops` are the FLOPs of the first batch's matrix products, forwards and backwards, as torch counts them (None with a
+    quantised base); `energy_joules` is the steps' energy by the machine's counters. `step_quartiles` are of the seconds of
+    single steps without the warm-up steps. `learning_rates` are the peak rates by part (with LoRA+ those of `B` too) where
+    there are several. A failed run has an `error` of one line and a `traceback`. `removed_settings` holds, by SECTION.KEY,
+    settings of older versions that were on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -126,6 +128,7 @@ class Record(StrictModel):
     total_parameters: int | None = None
     matched_modules: tuple[str, ...] | None = None
     quantized_modules: int | None = None
+    quantization: Quantization | None = None
     peak_memory_bytes: int | None = None
     adapter_bytes: int | None = None
     adapter: str | None = None
@@ -221,6 +224,8 @@ def run_id(
     values["saliency"].pop("maps")  # only for display
     if config.forgetting in (ForgettingConfig(), ForgettingConfig(images=0)):  # as in the ids of earlier records
         values.pop("forgetting")
+    if config.image == ImageConfig():  # likewise
+        values.pop("image")
     values["train"].pop("save_final_state")  # does not change the result
     values.pop("start_from")
     values |= {} if start is None else {"start": start}

@@ -11,7 +11,7 @@ from medgraft import hardware
 from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, Start, TrainedOn, read_start
 from medgraft.adapter.base_weights import packed
 from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest
-from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
+from medgraft.backbones import AnyBackbone, Backbone, prompt_for
 from medgraft.benchmark.evaluation import Captioned, Evaluation, caption_examples, score_captions, seen_in_training
 from medgraft.benchmark.forgetting import base_captions, forgetting
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
@@ -22,6 +22,7 @@ from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import DataError
 from medgraft.inference import Captioner, captioner_for
+from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.prepare import Prepared, prepare
 from medgraft.saliency import write_maps
@@ -101,17 +102,16 @@ def execute(
 
 
 def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
-    """The run with its strategy and the adapter that it starts from."""
+    """The run with its strategy, on the base as it is stored, and the adapter that it starts from; reads no data."""
     start = read_start(config)
-    if start is None:
-        return _Run(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins), out, plugins, Clock())
-    return _Run(start.with_prompt(config), start.strategy, out, plugins, Clock(), start)
+    strategy = start.strategy if start else get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+    strategy = settled(config.backbone, strategy, plugins=plugins)
+    return _Run(start.as_trained(config) if start else config, strategy, out, plugins, Clock(), start)
 
 
 def _read_data(run: _Run) -> tuple[CaptionData, str]:
     """The data that the run needs, and their fingerprint."""
     config, clock = run.config, run.clock
-    get_captioner(config.backbone, plugins=run.plugins)  # reject an unknown name before reading the data
     with clock.phase("read_data"):
         data = load_data(config.data, plugins=run.plugins, splits=needed_splits(config, run.strategy))
     if run.strategy.trains and not data.split("train"):
@@ -218,6 +218,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         data={"options": {}, **read_by, "fingerprint": fingerprint},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
+        image_size=config.image.size,
         dtype=hardware.dtype_name(model.dtype),
         acceleration=model.acceleration.installed,
         seed=config.seed,
@@ -298,6 +299,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         total_parameters=applied.total_parameters if applied else None,
         matched_modules=applied.matched_modules if applied else (),
         quantized_modules=len(applied.quantized) if applied else 0,
+        quantization=run.strategy.quantization if applied else None,
         peak_memory_bytes=evaluation.peak_memory_bytes if evaluation else hardware.peak_memory_bytes(),
         adapter_bytes=adapter_bytes(outcome.package) if outcome.package else 0,
         **(evaluation.for_record() if evaluation else {}),

@@ -103,7 +103,7 @@ def _models(arguments: argparse.Namespace) -> list[_Model]:
     """The model that is asked for, or several to be shown side by side, each with its own generation settings."""
     from medgraft import api
     from medgraft.adapter_set import load_adapters
-    from medgraft.cli.models import generation, load_model
+    from medgraft.cli.models import generation, image_size, load_model
     from medgraft.quiet import quiet_libraries
 
     names = [str(adapter) for adapter in arguments.adapter or []]
@@ -116,6 +116,7 @@ def _models(arguments: argparse.Namespace) -> list[_Model]:
     for name in names:
         if [*names, _BASE].count(name) > 1:
             raise ConfigError(f"--adapter {name}: two models would have this name. Name each adapter once, or write ./{name}.")
+    image_size(arguments)  # refuses one
     quiet_libraries()
     several = load_adapters(
         {name: name for name in names}, backbone=arguments.backbone, allow_base_mismatch=arguments.allow_base_mismatch,

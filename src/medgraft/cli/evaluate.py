@@ -13,7 +13,7 @@ from medgraft.cli.options import add_generation, add_json, add_model, add_set
 NAME = "evaluate"
 SUMMARY = "caption a split of a data set with an adapter or a bare backbone, and score the captions"
 EXAMPLE = "medgraft evaluate --adapter my-adapter --data roco:/data/roco --split test"
-_SECTIONS = ("data", "generation")
+_SECTIONS = ("data", "image", "generation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write {id: caption} there, as captions are made")
-    add_set(parser, "data.K=V, an option of the data set, or generation.K=V; may be repeated")
+    add_set(parser, "data.K=V, an option of the data set, image.size=N or generation.K=V; may be repeated")
     add_generation(parser, sets=False)
     add_json(parser)
 
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft.config import METRICS, data_config
 
     data = data_config(arguments.data, arguments.overrides, arguments.max_images, _SECTIONS)
-    adapter, backbone = load_model(arguments)
+    adapter, backbone = load_model(arguments, _SECTIONS)
     settings = generation(arguments, adapter, _SECTIONS)
     wanted = api.SplitEvaluation(data, arguments.split, METRICS, settings, arguments.predictions)
     result = api.evaluate_split(wanted, adapter, backbone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from shutil import copyfile
 from typing import Any, Literal
@@ -61,6 +62,16 @@ def write_merged(backbone: Backbone, folder: Path, dtype: Dtype, generation: Gen
         )
         if found and not (folder / name).exists():
             copyfile(found, folder / name)
+            if name == "processor_config.json":
+                _set_image_size(folder / name, backbone)
+
+
+def _set_image_size(path: Path, backbone: Backbone) -> None:
+    """Write the backbone's image size into a processor's settings, which transformers prefers to preprocessor_config.json."""
+    content, own = json.loads(path.read_text(encoding="utf-8")), backbone.image_settings()
+    if isinstance(images := content.get("image_processor"), dict):
+        images |= {key: own[key] for key in ("size", "crop_size") if own.get(key)}
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def plain_captions(backbone: Backbone, pixel_values: torch.Tensor) -> list[str] | None:

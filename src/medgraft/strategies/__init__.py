@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from medgraft.strategies.peft_methods import methods, options_in, peft_strategy
     from medgraft.strategies.peft_warnings import logged_warnings
     from medgraft.strategies.quantization import (
+        adopt_stored,
+        as_stored,
         check_quantized,
         dequantize,
         keep_as_loaded,
         quantization_config,
         quantized_modules,
+        stored_quantization,
     )
 
 _LAZY = {"get_strategy": "lookup", "changes_base": "lora_inits", "moves_base": "lora_inits", "logged_warnings": "peft_warnings"}
@@ -30,15 +33,21 @@ _LAZY |= {"needs_fp32": "fp32_weights"}
 _LAZY |= dict.fromkeys(("methods", "options_in", "peft_strategy"), "peft_methods")
 _LAZY |= dict.fromkeys(("Applied", "apply_strategy"), "parts")
 _LAZY |= dict.fromkeys(
-    ("check_quantized", "dequantize", "keep_as_loaded", "quantization_config", "quantized_modules"), "quantization"
-)
+    (
+        "adopt_stored", "as_stored", "check_quantized", "dequantize", "keep_as_loaded", "quantization_config",
+        "quantized_modules", "stored_quantization",
+    ),
+    "quantization",
+)  # fmt: skip
 
 __all__ = [
     "Applied",
     "PartPlan",
     "Quantization",
     "Strategy",
+    "adopt_stored",
     "apply_strategy",
+    "as_stored",
     "bare_name",
     "changes_base",
     "check_quantized",
@@ -53,6 +62,7 @@ __all__ = [
     "peft_strategy",
     "quantization_config",
     "quantized_modules",
+    "stored_quantization",
 ]
 
 

@@ -77,7 +77,7 @@ def apply_strategy(
     places = {tensor.data_ptr() for tensor in saved.values()}
     by_peft = {id(p) for p in wrapped.parameters() if p.requires_grad and p.data_ptr() in places}
     for name, parameter in _full_parameters(model, anatomy, strategy):
-        if not parameter.is_floating_point():
+        if not parameter.is_floating_point() or name.rpartition(".")[0] in quantized:
             raise StrategyError(f"{name} is quantised and cannot be trained; freeze its part or give it an adapter.")
         parameter.requires_grad_(True)
         by_peft.discard(id(parameter))

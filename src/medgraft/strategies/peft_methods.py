@@ -54,17 +54,14 @@ def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module) -> PeftC
     options = dict(strategy.options)
     target = _target(strategy, anatomy, model, ROLES)
     named = [name for name, _ in model.named_modules() if re.fullmatch(target, name)]
-    matched = [name for name in named if not any(model.get_submodule(name).children())]
+    leaves = {name: model.get_submodule(name) for name in named if not any(model.get_submodule(name).children())}
+    matched = [name for name, leaf in leaves.items() if any(True for _ in leaf.parameters())]  # BEiT's last norm may be none
     if not matched:
         near = ", ".join(name for name, module in model.named_modules() if isinstance(module, nn.Linear)) or "none"
         raise StrategyError(
             f"The strategy's adapter matches no module of this backbone: {target!r}. Linear modules: {near[:300]}."
         )
-    for part in anatomy.parts:
-        plan = strategy.plan(part)
-        if plan.mode == "adapter" and plan.layers and not any(anatomy.part_of(name) == part for name in matched):
-            roles = ", ".join(plan.roles or LINEAR_ROLES)
-            raise StrategyError(f"strategy.{part}.layers={plan.layers}: there is no module of role {roles} in these layers.")
+    _check_parts(strategy, anatomy, model, matched)
     _check_modules_to_save(options.get("modules_to_save"), model, matched)
     # if a role matches a container, such as embeddings, PEFT needs the names of its layers
     extra: dict[str, Any] = {"target_modules": target if matched == named else matched}
@@ -89,6 +86,23 @@ def _target(strategy: Strategy, anatomy: Anatomy, model: nn.Module, among: tuple
             pattern, layers = anatomy.pattern(part, wanted), selected_layers(model, anatomy, part, plan)
             patterns.append(rf"(?=({'|'.join(map(re.escape, layers))})\.){pattern}" if layers and pattern else pattern)
     return "|".join(pattern for pattern in patterns if pattern)
+
+
+def _check_parts(strategy: Strategy, anatomy: Anatomy, model: nn.Module, matched: Sequence[str]) -> None:
+    """Raise StrategyError for a part that gets an adapter in no module; a bridge may lack the roles, as a single layer does."""
+    found = {anatomy.part_of(name) for name in matched}
+    for part in anatomy.parts:
+        plan = strategy.plan(part)
+        if plan.mode == "adapter" and part not in found and not (part == "bridge" and plan.roles and not plan.layers):
+            roles = " or ".join(plan.roles or LINEAR_ROLES)
+            if plan.layers:
+                raise StrategyError(
+                    f"strategy.{part}.layers={plan.layers}: there is no module of role {roles} in these layers."
+                )
+            raise StrategyError(
+                f"The strategy adapts part {part!r}, in which {type(model).__name__} has no module of role {roles}. "
+                f"Choose other roles (strategy.{part}.roles=...), or set strategy.{part}=frozen."
+            )
 
 
 def _check_modules_to_save(wanted: Any, model: nn.Module, adapted: Sequence[str]) -> None:
