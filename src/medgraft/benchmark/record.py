@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -99,7 +99,8 @@ class Record(StrictModel):
     `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
     products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
     the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. A failed run has an
-    `error` of one line and a `traceback`. `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
+    `error` of one line and a `traceback`. `disturbed` means that another harness on the same results folder did a run on this
+    machine at the same time. `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -151,6 +152,7 @@ class Record(StrictModel):
     hardware: Hardware
     git: str | None = None
     finished: str | None = None
+    disturbed: bool | None = None
     error: str | None = None
     traceback: str | None = None
 
@@ -249,12 +251,22 @@ def write_record(record: Record, folder: Path, name: str | None = None) -> Path:
     """Write `<run_id>.json`, or `name`, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (name or f"{record.run_id}.json")
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(record.model_dump_json(indent=1) + "\n")
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)
+    write_whole(path, record.model_dump_json(indent=1) + "\n")
     return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that at any moment its old or its new content is there, also after a loss of power."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_record(path: Path) -> Record:
