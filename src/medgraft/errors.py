@@ -38,6 +38,14 @@ class TrainingError(MedgraftError):
     """Training that cannot continue, such as after a NaN loss."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to stop: SIGINT (Ctrl-C) or SIGTERM."""
+
+    def __init__(self, signal: int):
+        super().__init__(signal)
+        self.signal = signal
+
+
 class AdapterError(MedgraftError):
     """An adapter package that is incomplete, altered, or made for another base."""
 

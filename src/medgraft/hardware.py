@@ -35,6 +35,20 @@ def is_main_process() -> bool:
     return bool(_processes().is_main_process)
 
 
+def process_count() -> int:
+    """The number of processes that accelerate or torchrun started for this run."""
+    return int(_processes().num_processes)
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers that all processes give to this function."""
+    if process_count() == 1:
+        return number
+    numbers = torch.tensor(number, device=device())
+    torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+    return int(numbers)
+
+
 def share(items: Iterable[T]) -> Iterator[T]:
     """This process's share of `items`, which are divided among the processes of accelerate or torchrun."""
     state = _processes()

@@ -105,7 +105,7 @@ def test_other_data_is_no_resumption(config, tmp_path, plugins, phantoms_folder)
 
 def test_no_record_no_settings(tmp_path, capsys):
     assert main(["train", "--out", str(tmp_path), "--resume", "--epochs", "4"]) == 2
-    assert "holds no finished run whose settings could be used. Repeat the command" in capsys.readouterr().err
+    assert "holds no run whose settings could be used. Repeat the command" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from medgraft.disk import flush, follow_umask
+
 _NEW, _OLD = "medgraft-new-", "medgraft-old-"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 
@@ -24,8 +26,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 def replacing(folder: Path, ours: Collection[str]) -> Iterator[Path]:
     """A new folder that takes the place of `folder` at the end of the block, unless the block raises.
 
-    Files of the old folder whose names are not among `ours` are taken over. What a killed process left is removed, so of two
-    processes that replace one folder at once, one fails.
+    New files follow the umask. Files of the old folder whose names are not among `ours` are taken over. What a killed process
+    left is removed, so of two processes that replace one folder at once, one fails.
     """
     folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -36,13 +38,14 @@ def replacing(folder: Path, ours: Collection[str]) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
+        follow_umask(new)
         for path in new.rglob("*"):
-            _flush(path)
+            flush(path)
         if folder.is_dir():
             _take_over(folder, new, ours)
-        _flush(new)
+        flush(new)
         _put_in_place(new, folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -107,13 +110,3 @@ def _take_over(old: Path, new: Path, ours: Collection[str]) -> None:
             shutil.copytree(path, target, symlinks=True, copy_function=link_or_copy)
         else:
             link_or_copy(path, target)
-
-
-def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # which Windows cannot open
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,12 +17,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -30,10 +30,11 @@ import torch
 
 from medgraft.benchmark.lease import LeaseLost, begin_run, is_disturbed, is_held
 from medgraft.benchmark.record import Record, Tuning, failed_record, read_record, write_record
-from medgraft.benchmark.results_folder import stopped_by, unwritable
+from medgraft.benchmark.results_folder import full_disk, stopped_by
 from medgraft.benchmark.run import execute
 from medgraft.config import RunConfig
 from medgraft.environment import run_environment
+from medgraft.errors import Stopped
 from medgraft.plugin import PluginManager
 from medgraft.progress import bars_are_shown, log_to_stderr, progress_bars
 from medgraft.quiet import call_quietly
@@ -47,7 +48,7 @@ _POLL_SECONDS = 0.1
 _CHECK_SECONDS = 5.0
 _ENDING_SECONDS = 10.0
 _SAVING_SECONDS = 120.0  # for a run that writes a checkpoint before it ends
-_UNWRITABLE = 64  # an exit code above it: a disk's errno
+_FULL_DISK = 64  # an exit code above it: a disk's errno
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -127,8 +128,8 @@ def run_in_process(job: Job) -> Record:
     process.close()
     if job.lease is not None and not is_held(job.lease):
         raise LeaseLost
-    if code > _UNWRITABLE:
-        raise stopped_by(os.strerror(code - _UNWRITABLE), job.out)
+    if code > _FULL_DISK:
+        raise stopped_by(code - _FULL_DISK, job.out)
     if not job.record_path.is_file():
         record = failed_record(job.config, f"{_how_it_ended(code)}: {last_words or 'no output'}")
         write_record(_for_suite(record, job), job.record_path.parent)
@@ -159,24 +160,30 @@ def _pass_on(output: Path, process: BaseProcess, lease: Path | None) -> str:
 
 
 def _end(process: BaseProcess, patience: float) -> None:
-    """End the process and its children, after `patience` seconds by force."""
+    """End the process, after `patience` seconds by force, and the processes that it started."""
     if process.pid is None or not process.is_alive():
         return
+    children = _children(process.pid)
     try:
         process.terminate()
         process.join(patience)
     finally:
         if process.is_alive():
-            _kill_children(process.pid)
             process.kill()
             process.join()
+        _kill(children)
 
 
-def _kill_children(pid: int) -> None:
+def _children(pid: int) -> list[psutil.Process]:
     with suppress(psutil.Error):
-        for child in psutil.Process(pid).children(recursive=True):
-            with suppress(psutil.Error):
-                child.kill()
+        return list(psutil.Process(pid).children(recursive=True))
+    return []
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _how_it_ended(code: int) -> str:
@@ -195,9 +202,9 @@ def _for_suite(record: Record, job: Job) -> Record:
 
 def _do(job: Job, caller: _Caller, output: Path) -> None:
     """The entry point of the run's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the caller ends this process, by SIGTERM
     _end_with_server()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    stopped = _stop_when_told()
     if job.lease is not None:
         begin_run(job.lease)
     os.chdir(caller.working_directory)
@@ -207,49 +214,28 @@ def _do(job: Job, caller: _Caller, output: Path) -> None:
     try:
         with log_to_stderr(caller.log_level, indent="  "), progress_bars(caller.bars):
             record = _attempt(job)
-        if not stopped.is_set() and (job.lease is None or is_held(job.lease)):
+        if job.lease is None or is_held(job.lease):
             write_record(_for_suite(record, job), job.record_path.parent)
-    except BaseException as error:
-        if not stopped.is_set():
-            if (number := unwritable(error)) is not None:
-                os._exit(_UNWRITABLE + number)  # an orderly end would write what is still in buffers
+    except Stopped as stopped:
+        signal.signal(stopped.signal, signal.SIG_DFL)
+        signal.raise_signal(stopped.signal)
+    except Exception as error:
+        if (number := full_disk(error)) is None:
             raise
-    if stopped.is_set():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTERM)
+        os._exit(_FULL_DISK + number)  # an orderly end would write what is still in buffers
     sys.exit(record.status == "failed")
 
 
 def _attempt(job: Job) -> Record:
     try:
         return execute(
-            job.config, job.out / job.folder, plugins=PluginManager.from_environment(), resume=True, overwrite=True,
+            job.config, job.out / job.folder, plugins=PluginManager.from_environment(), resume="auto", overwrite=True,
             evaluate=job.evaluate, checkpoints=job.saves,
         ).record  # fmt: skip
     except Exception as error:  # whatever fails, the suite continues and the record states the error
-        if unwritable(error) is not None:
+        if full_disk(error) is not None:
             raise
         return failed_record(job.config, f"{type(error).__name__}: {error}", traceback.format_exc())
-
-
-def _stop_when_told() -> threading.Event:
-    """Let SIGTERM, by which the caller stops a run, act like one Ctrl-C, and ignore those typed at the terminal.
-
-    Training may handle Ctrl-C by saving a checkpoint. The event is set when the run was stopped.
-    """
-    stopped = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.set()
-        handler = signal.getsignal(signal.SIGINT)
-        if callable(handler):
-            handler(signal.SIGINT, frame)
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGTERM, stop)
-    return stopped
 
 
 def _end_with_parent() -> None:
@@ -257,7 +243,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        _kill_children(os.getpid())
+        _kill(_children(os.getpid()))
         os._exit(1)
 
 

@@ -18,7 +18,7 @@ from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
 from medgraft.benchmark.evaluation import Evaluation, score_captions, seen_in_training
 from medgraft.benchmark.forgetting import base_captions, forgetting
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
-from medgraft.benchmark.run_folder import CHECKPOINTS, check_out, remove_results, replace_package
+from medgraft.benchmark.run_folder import CHECKPOINTS, Resume, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
 from medgraft.captioning import Generated
 from medgraft.clock import Clock
@@ -33,7 +33,7 @@ from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.text_statistics import TextStatistics, logged_statistics
-from medgraft.training import Checkpoints, TrainResult, build_features, fit
+from medgraft.training import Checkpoints, TrainResult, build_features, fit, identity_of
 from medgraft.types import SPLITS, CaptionData, Example, Split
 
 _logger = logging.getLogger(__name__)
@@ -65,19 +65,22 @@ def execute(
     out: Path,
     *,
     plugins: PluginManager,
-    resume: bool = False,
+    resume: Resume = False,
     overwrite: bool = False,
     evaluate: bool = True,
     checkpoints: bool = True,
 ) -> RunResult:
     """Run `config`; write `predictions.json` and `record.json` to `out`, and the package of what was trained to `out/adapter`.
 
+    With `resume` training goes on from the last whole checkpoint in `out`, which has to be there; with "auto" it begins anew if
+    there is none of this run.
+
     Under accelerate or torchrun every process trains, and only the main one packages, captions and writes. Logs what is loaded
     and trained. Errors pass through; `failed_record` makes a record of them.
     """
     run = _planned(config, out, plugins)
     config = run.config
-    check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
+    whole = check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
         data, fingerprint = _read_data(run)
         seen = seen_in_training(run.start, config.data, data.split(config.eval_split)) if run.start else None
@@ -87,7 +90,8 @@ def execute(
         captioner = _captioner(run, model)
         with run.clock.phase("forgetting"):
             general = base_captions(captioner, model.applied, config.forgetting) if evaluate else None
-        saved = Checkpoints(out / CHECKPOINTS, resume, checkpoints, config.train.save_final_state, fingerprint)
+        limit, keep = config.train.save_total_limit, config.train.save_final_state
+        saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", written=checkpoints, limit=limit, keep=keep)
         trained = _train(run, data, model, saved)
         package = _package(run, data, model, trained)
         examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
@@ -171,6 +175,8 @@ def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoin
     with run.clock.phase("digests"):
         base = in_place_digests(applied, model.base_digests)
         base |= dict.fromkeys(run.start.in_place() if run.start else (), "changed before this run")
+        identity = identity_of(run.config, model, data.split("train"), run.start.digest if run.start else None)
+    checkpoints = replace(checkpoints, identity=identity)
     return _Trained(fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
 
 

@@ -10,7 +10,7 @@ from medgraft.benchmark.baselines import run_baselines
 from medgraft.benchmark.plan import PlannedRun, expand, plan
 from medgraft.benchmark.process import start_server
 from medgraft.benchmark.record import Record, Tuning
-from medgraft.benchmark.results_folder import check_writable, told_in_one_line
+from medgraft.benchmark.results_folder import check_writable
 from medgraft.benchmark.timing import TIMING, timing_id
 from medgraft.benchmark.tuning import choose, trials
 from medgraft.benchmark.work import TUNING, Task, Work
@@ -33,12 +33,7 @@ def run_suite(suite: SuiteConfig, out: Path, *, plugins: PluginManager, retry_fa
     """
     check_writable(out)
     start_server()
-    with told_in_one_line(out):
-        return _run_suite(suite, Work(out, plugins, retry_failed))
-
-
-def _run_suite(suite: SuiteConfig, work: Work) -> tuple[Record, ...]:
-    plugins = work.plugins
+    work = Work(out, plugins, retry_failed)
     configs = expand(suite)
     choices: dict[str, Tuning] = {}
     if suite.tuning is not None:

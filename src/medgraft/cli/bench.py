@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medgraft.cli.options import add_json, add_set
+from medgraft.errors import Stopped
 from medgraft.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft.benchmark import dry_run_suite, read_records, run_suite
     from medgraft.plugin import PluginManager
     from medgraft.report import dry_run_text
+    from medgraft.training import sigterm_raises
 
     quiet_libraries()
     plugins = PluginManager.from_environment()
@@ -52,22 +54,22 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(asdict(dry_run), indent=2) if arguments.json else dry_run_text(dry_run))
         return 1 if dry_run.missing else 0
     out = arguments.out or Path("medgraft-results") / suite.name
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers announce the end so: it acts like Ctrl-C
     try:
-        records = run_suite(suite, out, plugins=plugins, retry_failed=arguments.retry_failed)
+        with sigterm_raises():
+            records = run_suite(suite, out, plugins=plugins, retry_failed=arguments.retry_failed)
     except KeyboardInterrupt as stop:
         twice = isinstance(stop.__context__, KeyboardInterrupt)
         if not twice and any((out / "records").glob("*.json")):
             _show(read_records(out), suite.name, out, plugins, as_json=arguments.json)
         print("\nmedgraft: stopped. Finished runs are kept; the same command does the rest.", file=sys.stderr)
-        return 130
+        return 128 + (stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
     _show(records, suite.name, out, plugins, as_json=arguments.json)
     return 1 if any(record.status == "failed" for record in records) else 0
 
 
 def _show(records: Sequence[Record], name: str, out: Path, plugins: PluginManager, *, as_json: bool) -> None:
     """Write the report and the tables of `records`, and print them."""
-    from medgraft.benchmark import told_in_one_line, write_whole
+    from medgraft.benchmark import write_whole
     from medgraft.report import as_json as table_as_json
     from medgraft.report import attention_markdown, example_captions, html_report, markdown, read_results, rows, terminal
 
@@ -78,9 +80,8 @@ def _show(records: Sequence[Record], name: str, out: Path, plugins: PluginManage
     else:
         print(f"\n{example_captions(records, out)}\n\n{terminal(table)}\n")
     tables = [markdown(table), *filter(None, [attention_markdown(results)])]
-    with told_in_one_line(out):
-        write_whole(out / "report.html", html_report(name, records, results, out, plugins=plugins))
-        write_whole(out / "table.md", "\n\n".join(tables) + "\n")
-        write_whole(out / "table.json", table_as_json(table) + "\n")
+    write_whole(out / "report.html", html_report(name, records, results, out, plugins=plugins))
+    write_whole(out / "table.md", "\n\n".join(tables) + "\n")
+    write_whole(out / "table.json", table_as_json(table) + "\n")
     if not as_json:
         print(f"Report: {out / 'report.html'}; records, tables and adapters are in the same folder.")

@@ -30,6 +30,7 @@ from medgraft.cli import (
     train,
 )  # fmt: skip
 from medgraft.cli.options import add_command
+from medgraft.disk import lack
 from medgraft.errors import MedgraftError
 from medgraft.escaping import PrintableStream, one_line
 from medgraft.progress import log_to_stderr
@@ -44,6 +45,7 @@ _COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 on success, 2 after a user's mistake, with one line on stderr."""
     arguments = _parser().parse_args(argv)
+    arguments.words = sys.argv[1:] if argv is None else list(argv)
     quiet_libraries()
     level = logging.DEBUG if arguments.verbose else logging.WARNING if arguments.quiet else logging.INFO
     try:
@@ -51,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = arguments.run(arguments)
     except MedgraftError as error:
         print(f"medgraft: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (reason := lack(error)) is None:
+            raise
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        print(f"medgraft: {one_line(where + reason)}. What was finished is kept.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nmedgraft: stopped. Finished work is saved; run the same command again to continue.", file=sys.stderr)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import signal
+import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medgraft.cli.options import add_json, add_set
-from medgraft.errors import ConfigError
+from medgraft.errors import ConfigError, Stopped
 from medgraft.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -41,9 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
     parser.add_argument(
         "--resume", action="store_true",
-        help="continue from the last checkpoint in --out; after a finished run, without --data, to more --epochs",
+        help="go on from the last checkpoint in --out, with the run's own settings where none are named; "
+        "a finished run goes on to more --epochs",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace the adapter in --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace adapter and checkpoints in --out")
     parser.add_argument("--epochs", type=float, metavar="N")
     parser.add_argument("--max-steps", type=int, metavar="N", help="optimiser steps; overrides --epochs")
     parser.add_argument("--batch-size", type=int, metavar="N")
@@ -87,12 +91,21 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft.benchmark import execute
     from medgraft.hardware import is_main_process
     from medgraft.plugin import PluginManager
+    from medgraft.training import sigterm_raises
 
     quiet_libraries()
-    record = execute(
-        config, arguments.out, plugins=PluginManager.from_environment(), resume=arguments.resume,
-        overwrite=arguments.overwrite, evaluate=not arguments.no_eval,
-    ).record  # fmt: skip
+    before = _checkpoints(arguments.out)
+    try:
+        with sigterm_raises():
+            record = execute(
+                config, arguments.out, plugins=PluginManager.from_environment(), resume=arguments.resume,
+                overwrite=arguments.overwrite, evaluate=not arguments.no_eval,
+            ).record  # fmt: skip
+    except KeyboardInterrupt as error:
+        if is_main_process():
+            resumes = arguments.resume or _checkpoints(arguments.out) - before
+            print(f"\nmedgraft: stopped. Go on with: {_command(arguments.words, resumes=bool(resumes))}", file=sys.stderr)
+        return 128 + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
     if not is_main_process():
         return 0
     if arguments.json:
@@ -107,3 +120,16 @@ def run(arguments: argparse.Namespace) -> int:
         scores = "  ".join(f"{name}\u00a0{value:.4f}" for name, value in record.metrics.items() if not name.endswith(CONTROLS))
         print(textwrap.fill(scores, 78).replace("\u00a0", " "))
     return 0
+
+
+def _checkpoints(out: Path) -> set[tuple[Path, int]]:
+    """The checkpoints in a run's folder, and when they were written."""
+    from medgraft.benchmark.run_folder import CHECKPOINTS
+
+    return {(path, path.stat().st_mtime_ns) for path in (out / CHECKPOINTS).glob("checkpoint-*")}
+
+
+def _command(words: list[str], *, resumes: bool) -> str:
+    """The command line that goes on with what `words` began."""
+    program = [sys.executable, "-m", "medgraft"] if Path(sys.argv[0]).name == "__main__.py" else ["medgraft"]
+    return shlex.join([*program, *words, *(["--resume"] if resumes and "--resume" not in words else [])])

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 import zlib
@@ -25,6 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from medgraft.disk import lack
 from medgraft.features.reusable_prefix import key_digest
 from medgraft.file_index import cache_folder
 
@@ -32,6 +34,7 @@ _COLLECTION = re.compile(r"[0-9a-f]{32}")  # names of the store's folders; all o
 _SHARD, _DAMAGED, _ABOUT = ".safetensors", ".damaged", "collection.json"
 _SHARD_BYTES = 64 << 20
 _SPARE_BYTES = 1 << 30  # disk space to leave free
+_UNFINISHED_SECONDS = 3600  # after which nobody is still writing a shard
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,8 @@ class FeatureStore:
         if self.problem is None:
             try:
                 self._write()
-            except OSError as error:
-                self.problem = f"Features cannot be written to {self.folder}: {error.strerror or error}."
+            except (OSError, SafetensorError) as error:
+                self.problem = f"Features cannot be written to {self.folder}: {lack(error) or error}."
         if self.problem is not None:
             self._pending.clear()
 
@@ -157,6 +160,7 @@ class FeatureStore:
 
     def _write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_unfinished()
         about = self.folder / _ABOUT
         if not about.exists():
             about.write_text(json.dumps(self.key, indent=1), encoding="utf-8")
@@ -164,7 +168,10 @@ class FeatureStore:
         final = self.folder / f"{uuid.uuid4().hex}{_SHARD}"
         temporary = final.with_suffix(".tmp")
         try:
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)  # by the umask; safetensors gives 0600
             save_file(self._pending, temporary, metadata=sums)
+            temporary.chmod(mode)
             temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
@@ -173,6 +180,13 @@ class FeatureStore:
         self._open(final)
         self._sums[final] = {}
         self._pending.clear()
+
+    def _remove_unfinished(self) -> None:
+        """Remove what killed processes left."""
+        for path in self.folder.glob("*.tmp"):
+            with contextlib.suppress(OSError):  # another process finished it just now
+                if time.time() - path.stat().st_mtime > _UNFINISHED_SECONDS:
+                    path.unlink()
 
     def _open(self, path: Path) -> None:
         try:

@@ -38,7 +38,6 @@ def training_arguments(
         data_seed=config.seed,
         save_strategy="no" if not checkpoints.written else "steps" if train.save_steps else "epoch",
         save_steps=train.save_steps or 500,
-        save_total_limit=train.save_total_limit,
         eval_strategy="epoch" if train.eval_during_training and validate else "no",
         prediction_loss_only=True,
         dataloader_num_workers=workers,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import time
@@ -28,9 +27,10 @@ from medgraft.training.adalora import RankAllocation, has_ranks
 from medgraft.training.arguments import training_arguments
 from medgraft.training.batches import prepare_batches, resident_features
 from medgraft.training.callbacks import CollectLosses, Progress
-from medgraft.training.checkpoints import Checkpoints, done_and_wanted, trainer_state
+from medgraft.training.checkpoints import Checkpoints, done_and_wanted, progress_of, trainer_state, write_progress
 from medgraft.training.flops import flop_counter
 from medgraft.training.graphed_steps import GraphedSteps, graphed_steps
+from medgraft.training.interruption import Interruption, SaveAndStop
 from medgraft.training.module import CaptioningModule
 from medgraft.training.step_timer import StepTimer
 from medgraft.training.workers import forking, stop_workers
@@ -38,7 +38,7 @@ from medgraft.types import CaptionData
 
 __all__ = ["CaptionTrainer", "TrainResult", "fit"]
 
-_TRAINED, _PROGRESS = "trained.safetensors", "medgraft_progress.json"
+_TRAINED = "trained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,25 +69,29 @@ def fit(
 ) -> TrainResult:
     """Train `applied` in place on the training images of `data`; images with features in `cached` skip the frozen parts.
 
-    Raises TrainingError if the loss becomes NaN or infinite.
+    Raises TrainingError if the loss becomes NaN or infinite. If checkpoints are written, the first Ctrl-C or SIGTERM stops
+    training with one more and raises Stopped.
     """
+    interruption = Interruption()
     with clock.phase("train"):
         trainer = _trainer(backbone, applied, config, data, checkpoints, clock, cached)
         trainer.add_callback(Progress(trainer))
-        last = checkpoints.newest() if checkpoints.resume else None
-        if not checkpoints.resume:
-            checkpoints.remove()
+        last = checkpoints.start()
+        if checkpoints.written:
+            trainer.add_callback(SaveAndStop(interruption))
         try:
             if last is not None and operator.ge(*done_and_wanted(last, config.train)):  # the Trainer would make one step more
                 trainer.take_over(last)
             else:
-                with forking(trainer.args.dataloader_num_workers):
+                waits = interruption.awaited() if checkpoints.written else nullcontext()
+                with waits, forking(trainer.args.dataloader_num_workers):
                     trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
             trainer.release()
         losses = trainer.step_losses()  # waits until the accelerator has finished all steps
         trainer.energy.update()
         trainer.check_finite(losses)
+        interruption.raise_if_asked()
         trainer.model.eval()
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
     epochs, energy = float(trainer.state.epoch or 0), None if last else trainer.energy.joules
@@ -115,28 +119,26 @@ def _trainer(
         eval_dataset=CaptionPairs(validation) if validation else None,
         data_collator=batches.collator,
         clock=clock,
+        checkpoints=checkpoints,
+        config=config,
     )
     if applied.strategy.method == "ADALORA" and applied.adapter_parameters and not has_ranks(applied.model):
-        trainer.add_callback(RankAllocation(applied.model))
+        trainer.ranks = RankAllocation(applied.model)
+        trainer.add_callback(trainer.ranks)
     trainer.counts_flops = not applied.quantized
-    settings = config.model_dump_json(
-        exclude={
-            "train": {"report_to", "dataloader_num_workers", "num_train_epochs", "max_steps", "save_final_state"},
-            "features": {"enabled", "max_gb", "device_gb"},
-            "acceleration": True,
-        }
-    )
-    trainer.identity = settings + checkpoints.data
     return trainer
 
 
 class CaptionTrainer(Trainer):
     """Saves only trained tensors in checkpoints, and leaves losses on the device until they are read."""
 
-    def __init__(self, *, clock: Clock, **options: Any):  # the options of transformers.Trainer
+    def __init__(self, *, clock: Clock, checkpoints: Checkpoints, config: RunConfig, **options: Any):  # transformers.Trainer's
         super().__init__(**options)
         self.clock = clock
-        self.identity = ""  # the run's settings but its length, and its data; a checkpoint of others is refused
+        self.checkpoints = checkpoints
+        self.config = config
+        self.ranks: RankAllocation | None = None
+        self._written_to: Path | None = None  # the folder that a checkpoint is being written to
         self.planned_steps: int | None = None  # of the run that wrote the checkpoint to resume from
         self.remove_callback(PrinterCallback)
         self.counts_flops = False
@@ -239,8 +241,11 @@ class CaptionTrainer(Trainer):
         return result
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with self.clock.phase("checkpoint"):
+        with self.clock.phase("checkpoint"), self.checkpoints.writing(self.state.global_step) as self._written_to:
             super()._save_checkpoint(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._written_to or self.args.output_dir)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's, without its closing summary, whose times differ from ours."""
@@ -248,24 +253,30 @@ class CaptionTrainer(Trainer):
             super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         trained = {n: p.detach().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
         save_file(trained, folder / _TRAINED)
-        progress = {"identity": self.identity, "losses": self.step_losses(), "seconds": self.clock.steps}
-        (folder / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+        if self.ranks is not None:
+            self.ranks.save(folder)
+        progress = {"identity": self.checkpoints.identity, "config": self.config.model_dump(mode="json")}
+        write_progress(folder, progress | {"losses": self.step_losses(), "seconds": self.clock.steps})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        tensors = load_file(folder / _TRAINED)
+        tensors, progress = load_file(folder / _TRAINED), progress_of(folder)
         wanted = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        if progress["identity"] != self.identity or shapes != {name: p.shape for name, p in wanted.items()}:
-            raise TrainingError(f"{folder} was made with other settings or data; use those, or train without --resume.")
+        if {name: tensor.shape for name, tensor in tensors.items()} != {name: p.shape for name, p in wanted.items()}:
+            raise TrainingError(
+                f"{folder} has other parameters than this run. Train without --resume, with --overwrite."
+            )
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(tensors[name])
+        if self.ranks is not None:
+            self.ranks.load(folder)
         self._losses = list(progress["losses"])
         self.clock.add("train", progress["seconds"])
         self.planned_steps = trainer_state(folder)["max_steps"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
+from uuid import uuid4
 
 from pydantic import Field
 
@@ -44,7 +44,8 @@ def _cached(count: int, seed: int) -> Path:
     folder = cache / f"phantoms-v{VERSION}-{count}-{seed}"
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=cache, prefix="making-"))
+        temporary = cache / f"making-{uuid4().hex}"
+        temporary.mkdir()
         try:
             write_phantoms(temporary, count=count, seed=seed)
             temporary.rename(folder)

@@ -1,0 +1,68 @@
+"""What a checkpoint belongs to: everything that decides which weights a training ends in, but its length."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from medgraft import hardware
+from medgraft.config import RunConfig
+from medgraft.data.images import image_digests
+from medgraft.prepare import Prepared
+from medgraft.types import Example
+
+_AT_ONCE = 10_000  # images whose digests are looked up together
+_SHOWN = 5  # differences that a message lists
+_NO_MATTER = {  # settings of training that change how long it takes, how long it goes on, or what is left of it
+    "num_train_epochs", "max_steps", "report_to", "dataloader_num_workers", "pixel_cache_gb", "per_device_eval_batch_size",
+    "save_steps", "save_total_limit", "save_final_state", "learning_rate",
+}  # fmt: skip
+_IN_WORDS = {  # digests, which nobody compares by eye
+    "captions": "other training captions", "images": "other training images or another order of them",
+    "base": "another base", "start": "another adapter to start from",
+}  # fmt: skip
+
+
+def identity_of(config: RunConfig, model: Prepared, train: Sequence[Example], start: str | None) -> dict[str, Any]:
+    """What decides the trained weights, by name: settings, and digests of base, training images, captions and start."""
+    assert model.applied is not None
+    strategy = model.applied.strategy
+    captions, images = hashlib.sha256(), hashlib.sha256()
+    remaining = iter(train)
+    while chunk := list(islice(remaining, _AT_ONCE)):
+        digests = image_digests([example.image for example in chunk])
+        for example in chunk:
+            captions.update(json.dumps(example.captions).encode())
+            images.update(digests[example.image].encode())
+    found = {
+        "backbone": config.backbone.partition(":")[0],
+        "base": model.base_fingerprint,
+        "start": start,
+        "captions": captions.hexdigest(),
+        "images": images.hexdigest(),
+        "seed": config.seed,
+        "dtype": str(model.dtype),
+        "processes": hardware.process_count(),
+        "learning_rate": config.train.learning_rate or strategy.learning_rate,
+        "features.views": config.features.views,
+        **_named("strategy", strategy.model_dump(mode="json", exclude={"learning_rate"})),
+        **_named("train", config.train.model_dump(mode="json", exclude=_NO_MATTER)),
+        **_named("augmentation", config.augmentation.model_dump(mode="json")),
+    }
+    identity: dict[str, Any] = json.loads(json.dumps(found))  # as it will be read
+    return identity
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two identities, in words; empty if nothing does."""
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    found = [_IN_WORDS.get(name) or f"{name} {before.get(name)}, not {now.get(name)}" for name in names]
+    more = f"; {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return "; ".join(found[:_SHOWN]) + more
+
+
+def _named(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{name}": value for name, value in settings.items()}
