@@ -30,7 +30,6 @@ SUITE = """
 name = "chaos"
 backbones = ["blip:{base}"]
 strategies = ["zero-shot", "lora", "bitfit"]
-seeds = [0, 1]
 data = {{ name = "roco", path = "{data}", max_images = 6 }}
 metrics = ["bleu", "cider"]
 [train]
@@ -43,7 +42,7 @@ max_new_tokens = 4
 [saliency]
 maps = 0
 [tuning]
-factors = [1.0, 2.0]
+factors = [1.0]
 [timing]
 repeats = 2
 steps = 7
