@@ -30,7 +30,7 @@ import torch
 
 from medgraft.benchmark.lease import LeaseLost, begin_run, is_disturbed, is_held
 from medgraft.benchmark.record import Record, Tuning, failed_record, read_record, write_record
-from medgraft.benchmark.results_folder import full_disk, stopped_by
+from medgraft.benchmark.results_folder import FULL, full_disk, stopped_by
 from medgraft.benchmark.run import execute
 from medgraft.config import RunConfig
 from medgraft.environment import run_environment
@@ -38,6 +38,7 @@ from medgraft.errors import Stopped
 from medgraft.plugin import PluginManager
 from medgraft.progress import bars_are_shown, log_to_stderr, progress_bars
 from medgraft.quiet import call_quietly
+from medgraft.training import sigterm_raises
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ _POLL_SECONDS = 0.1
 _CHECK_SECONDS = 5.0
 _ENDING_SECONDS = 10.0
 _SAVING_SECONDS = 120.0  # for a run that writes a checkpoint before it ends
-_FULL_DISK = 64  # an exit code above it: a disk's errno
+_FULL_DISK = 64  # the exit code is an errno above it
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -128,7 +129,7 @@ def run_in_process(job: Job) -> Record:
     process.close()
     if job.lease is not None and not is_held(job.lease):
         raise LeaseLost
-    if code > _FULL_DISK:
+    if code - _FULL_DISK in FULL:
         raise stopped_by(code - _FULL_DISK, job.out)
     if not job.record_path.is_file():
         record = failed_record(job.config, f"{_how_it_ended(code)}: {last_words or 'no output'}")
@@ -187,9 +188,10 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
 
 
 def _how_it_ended(code: int) -> str:
-    if code >= 0:
+    number = -code if code < 0 else code - 128  # of a signal that the run did not, or did, handle
+    if number not in list(signal.Signals):
         return f"the run's process ended with code {code}"
-    name = signal.Signals(-code).name
+    name = signal.Signals(number).name
     return f"the run's process was ended by {name}" + (
         " (the system does so when memory runs out)" if name == "SIGKILL" else ""
     )
@@ -212,17 +214,17 @@ def _do(job: Job, caller: _Caller, output: Path) -> None:
     os.environ.update(caller.environ)
     _redirect(output)
     try:
-        with log_to_stderr(caller.log_level, indent="  "), progress_bars(caller.bars):
+        with sigterm_raises(), log_to_stderr(caller.log_level, indent="  "), progress_bars(caller.bars):
             record = _attempt(job)
         if job.lease is None or is_held(job.lease):
             write_record(_for_suite(record, job), job.record_path.parent)
     except Stopped as stopped:
-        signal.signal(stopped.signal, signal.SIG_DFL)
-        signal.raise_signal(stopped.signal)
+        sys.exit(128 + stopped.signal)
     except Exception as error:
         if (number := full_disk(error)) is None:
             raise
-        os._exit(_FULL_DISK + number)  # an orderly end would write what is still in buffers
+        _redirect(Path(os.devnull))  # for what is still in buffers
+        sys.exit(_FULL_DISK + number)
     sys.exit(record.status == "failed")
 
 
@@ -255,8 +257,9 @@ def _end_with_server() -> None:
 
 def _redirect(output: Path) -> None:
     """Redirect stdout and stderr, also those of C libraries, to the file `output`."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)

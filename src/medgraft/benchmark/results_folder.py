@@ -10,7 +10,7 @@ from pathlib import Path
 from medgraft import disk
 from medgraft.errors import OutputError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # the next run would end in the same way
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # the next run would end in the same way
 _LEFT_OVER_SECONDS = 3600.0
 
 
@@ -32,7 +32,7 @@ def full_disk(error: BaseException | None) -> int | None:
     while error is not None:
         stated = re.search(r"(?:code: |os error )(\d+)", str(error))
         number = error.errno if isinstance(error, OSError) else int(stated[1]) if stated else None
-        if number in _FULL:
+        if number in FULL:
             return number
         error = error.__cause__ or error.__context__
     return None
