@@ -90,7 +90,7 @@ def test_a_suite_that_is_stopped_shows_what_is_done_and_goes_on_from_there(kind,
     assert step > 100
     harness = bench("again", strategies=("zero-shot", "lora"), steps=3000)
     _wait_for(tmp_path / "again", r"training: +\d+%.* \d+/3000")
-    first = re.search(r"training: +\d+%\S* (\d+)/3000", (tmp_path / "again").read_text().replace("|", ""))
+    first = re.search(r"(\d+)/3000", (tmp_path / "again").read_text())
     assert "zero-shot seed 0: done before" in (tmp_path / "again").read_text()
     harness.kill()
     harness.wait()
