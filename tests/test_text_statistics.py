@@ -13,7 +13,13 @@ from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.inference import RemoteInference
 from medgraft.plugin import PluginManager
-from medgraft.text_statistics import GenerationStatistics, TextStatistics, generation_statistics, text_statistics
+from medgraft.text_statistics import (
+    GenerationStatistics,
+    TextStatistics,
+    caption_warnings,
+    generation_statistics,
+    text_statistics,
+)
 from medgraft.types import Example
 
 PLUGINS = PluginManager.from_environment()
@@ -177,6 +183,10 @@ def test_the_models_own_limit_counts_too(tiny_folder):
 
 
 _CUT_OFF = "{} of 3 generated captions were cut off at {} tokens (generation.max_new_tokens)."
+_TRY = (
+    "Raise it; if captions repeat themselves, try generation.no_repeat_ngram_size=3 or generation.repetition_penalty=1.2, or "
+    "train longer, so that the model learns where a caption ends."
+)
 _LONG = "33% of the references are longer than {} tokens (generation.max_new_tokens), the median is 4."
 
 
@@ -185,7 +195,8 @@ _LONG = "33% of the references are longer than {} tokens (generation.max_new_tok
     [
         (0, 7, []),
         (None, 7, []),
-        (2, 7, [_CUT_OFF.format(2, 7)]),
+        (1, 7, [_CUT_OFF.format(1, 7)]),
+        (2, 7, [_CUT_OFF.format(2, 7) + " " + _TRY]),
         (0, 6, [_CUT_OFF.format(0, 6) + " " + _LONG.format(6)]),
         (1, 6, [_CUT_OFF.format(1, 6) + " " + _LONG.format(6)]),
     ],
@@ -193,6 +204,24 @@ _LONG = "33% of the references are longer than {} tokens (generation.max_new_tok
 def test_one_line_tells_what_was_cut_off(blip, cut_off, limit, expected):
     examples = _examples("a lung mass.", "a lung mass.", "a mass in the left lung.", split="test")  # 4, 4 and 7 tokens
     assert generation_statistics(blip, examples, Generated(["a"] * 3, cut_off, limit)).warnings() == expected
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        ([], None),
+        (["a mass."], None),
+        (["a mass.", "a mass."], None),  # two may well be alike
+        (["a mass.", "a cyst.", "a mass.", "clear."], None),
+        (["a mass.", "a cyst.", " a mass."], "2 of 3 generated captions are equal ('a mass.'). The model may ignore the image"),
+        (["a mass " * 20] * 3, "3 of 3 generated captions are equal ('" + ("a mass " * 20)[:60].strip() + "...')."),
+        ([""], "1 of 1 generated captions are empty. Try generation.min_new_tokens=5"),
+        (["", "a mass.", " "], "2 of 3 generated captions are empty."),
+    ],
+)
+def test_one_line_tells_that_most_captions_are_alike(captions, expected):
+    found = caption_warnings(captions)
+    assert [line[: len(expected or "")] for line in found] == ([expected] if expected else [])
 
 
 def test_without_a_tokenizer_references_are_not_counted():

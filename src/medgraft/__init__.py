@@ -13,13 +13,14 @@ from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, StrategySpec,
 
 if TYPE_CHECKING:
     from medgraft.adapter_set import load_adapters
-    from medgraft.api import caption, evaluate, explain, load_adapter, load_backbone, run_config, run_suite, train
+    from medgraft.api import caption, caption_each, evaluate, explain, load_adapter, load_backbone, run_config, run_suite, train
     from medgraft.scoring import score
 
 __version__ = "0.1.0"
 
 _LAZY = dict.fromkeys(
-    ("caption", "evaluate", "explain", "load_adapter", "load_backbone", "run_config", "run_suite", "train"), "api"
+    ("caption", "caption_each", "evaluate", "explain", "load_adapter", "load_backbone", "run_config", "run_suite", "train"),
+    "api",
 )
 _LAZY |= {"load_adapters": "adapter_set", "score": "scoring"}
 
@@ -30,6 +31,7 @@ __all__ = [
     "MetricSpec",
     "StrategySpec",
     "caption",
+    "caption_each",
     "evaluate",
     "explain",
     "hookimpl",

@@ -66,8 +66,9 @@ class AdapterSet:
         if name is None and None not in self._adapters:
             first = self._adapters[self.names[0]]
             settings = first.manifest.strategy_settings if first.manifest else Strategy(quantization=self._quantization)
+            size = first.manifest.image_size if first.manifest else None
             quantization = settings.model_dump(include={"quantization", "double_quantization", "compute_dtype"})
-            backbone = prepare_captioner(first.base, Strategy(**quantization), plugins=self._plugins)
+            backbone = prepare_captioner(first.base, Strategy(**quantization), plugins=self._plugins, image_size=size)
             assert isinstance(backbone, Backbone)
             backbone.model.requires_grad_(False)  # only frozen weights are shared
             _share(backbone, self._adapters.values())

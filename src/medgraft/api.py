@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,8 @@ from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import AnyBackbone
 from medgraft.benchmark import Record, execute
 from medgraft.benchmark import run_suite as run_suite_runs
-from medgraft.benchmark.evaluation import Evaluation, generation_of, score_captions, seen_in_training
-from medgraft.captioning import opened
+from medgraft.benchmark.evaluation import Evaluation, caption_examples, generation_of, score_captions, seen_in_training
+from medgraft.captioning import ImageCaptions, opened
 from medgraft.clock import Clock
 from medgraft.config import (
     METRICS,
@@ -36,6 +37,7 @@ from medgraft.prepare import prepare_captioner
 from medgraft.progress import progress_bars
 from medgraft.saliency import Explanation, MapOptions
 from medgraft.saliency.maps import attention_layout_of
+from medgraft.scoring import PredictionsFile
 from medgraft.strategies import Quantization, Strategy, get_strategy
 from medgraft.types import Split
 
@@ -46,15 +48,17 @@ def load_backbone(
     strategy: str | None = None,
     quantization: Quantization = "none",
     prompt: str | None = None,
+    image_size: int | None = None,
     plugins: PluginManager | None = None,
 ) -> AnyBackbone:
     """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), in `quantization` or as `strategy` holds its base.
 
-    `prompt` takes the place of its default prompt. For a model behind an API this returns its client.
+    `prompt` takes the place of its default prompt, `image_size` of the side in pixels of its images. For a model behind an
+    API this returns its client.
     """
     manager = plugins or PluginManager.from_environment()
     chosen = get_strategy(strategy, plugins=manager) if strategy else Strategy(quantization=quantization)
-    backbone = prepare_captioner(name, chosen, plugins=manager)
+    backbone = prepare_captioner(name, chosen, plugins=manager, image_size=image_size)
     if prompt is not None:
         backbone.default_prompt = prompt  # type: ignore[misc]
     return backbone
@@ -93,8 +97,9 @@ def train(
 ) -> Record:
     """Train, package and evaluate the run `config`; `medgraft.run_config` makes one from command-line options.
 
-    With `start_from` in the config, training goes on from that adapter's weights. `resume` continues a run that was stopped,
-    or trains a finished one further if the config asks for more epochs and its optimiser state was saved.
+    With `start_from` in the config, training goes on from that adapter's weights. `resume` goes on with a run that was stopped,
+    or trains a finished one further if the config asks for more epochs and its optimiser state was saved. The first Ctrl-C or
+    SIGTERM during training raises Stopped, a KeyboardInterrupt, after a checkpoint was written.
     """
     with progress_bars(progress):
         manager = plugins or PluginManager.from_environment()
@@ -131,10 +136,32 @@ def caption(
     progress: bool = False,
     plugins: PluginManager | None = None,
 ) -> list[str]:
-    """One caption for each image file, from an adapter (an object, a folder, a name on the hub) or a backbone without one."""
+    """One caption for each image file, from an adapter (an object, a folder, a name on the hub) or a backbone without one.
+
+    `generation` takes the place of the settings that the adapter was trained with. DataError at an image that cannot be read;
+    `caption_each` goes on, and gives several captions of each image.
+    """
+    if generation is not None and generation.num_return_sequences > 1:
+        raise ConfigError("medgraft.caption gives one caption for each image; medgraft.caption_each gives several.")
     with progress_bars(progress):
-        model, own = _captioner(adapter, backbone, plugins)
+        model, own = captioner_of(adapter, backbone, plugins)
         return model.caption([Path(image) for image in images], generation or own).captions
+
+
+def caption_each(
+    images: Sequence[str | Path],
+    *,
+    adapter: LoadedAdapter | str | Path | None = None,
+    backbone: AnyBackbone | str | None = None,
+    generation: GenerationConfig | None = None,
+    plugins: PluginManager | None = None,
+) -> Iterator[ImageCaptions]:
+    """All captions of each image file, as they are made; an image that cannot be read has none, and its problem.
+
+    The model is loaded at once, as by `caption`; `generation.num_return_sequences` is the number of captions.
+    """
+    model, own = captioner_of(adapter, backbone, plugins)
+    return (each for batch in model.batches([Path(image) for image in images], generation or own) for each in batch.images)
 
 
 def explain(
@@ -152,7 +179,7 @@ def explain(
     `maps.method` is one of medgraft.saliency.METHODS; `maps.layers` and `maps.heads` select layers and heads, counted from 0.
     """
     with progress_bars(False):
-        model, own = _captioner(adapter, backbone, plugins)
+        model, own = captioner_of(adapter, backbone, plugins)
         if not isinstance(model, Inference):
             raise BackboneError("A model behind an API returns no attention weights, so it cannot be explained.")
         attention_layout_of(model.backbone, maps.method)  # fail before generating a caption
@@ -179,18 +206,39 @@ def evaluate(
     Warns if the adapter was trained on some of the images, or on others of the same patients or articles; DataError if
     `data.on_leak` is "error".
     """
-    manager = PluginManager.from_environment()
     config = data if isinstance(data, DataConfig) else DataConfig.parse(data)
-    settings = RunSettings(metrics=metrics, saliency=SaliencyConfig(maps=0))
+    wanted = SplitEvaluation(config, split, metrics, generation, None)
     with progress_bars(progress):
-        loaded = _loaded(adapter, backbone, manager)
-        model, own = _captioner(loaded, backbone, manager)
-        read = load_data(config, plugins=manager, splits=(split,))
-        examples = read.split(split)
-        seen = seen_in_training(loaded, config, examples) if loaded else None
-        generated = model.caption([example.image for example in examples], generation or own)
-        found = score_captions(model, examples, generated, settings, plugins=manager, clock=Clock())
-        return replace(found, data_report=read.report, seen_in_training=seen)
+        return evaluate_split(wanted, adapter, backbone)
+
+
+@dataclass(frozen=True)
+class SplitEvaluation:
+    """What `evaluate` is asked for; the captions are written to `predictions` as they are made, if it is given."""
+
+    data: DataConfig
+    split: Split
+    metrics: tuple[str, ...]
+    generation: GenerationConfig | None
+    predictions: Path | None
+
+
+def evaluate_split(
+    wanted: SplitEvaluation, adapter: LoadedAdapter | str | Path | None, backbone: AnyBackbone | str | None
+) -> Evaluation:
+    """See `evaluate`."""
+    manager = PluginManager.from_environment()
+    settings = RunSettings(metrics=wanted.metrics, saliency=SaliencyConfig(maps=0))
+    loaded = _loaded(adapter, backbone, manager)
+    model, own = captioner_of(loaded, backbone, manager)
+    read = load_data(wanted.data, plugins=manager, splits=(wanted.split,))
+    examples = read.split(wanted.split)
+    seen = seen_in_training(loaded, wanted.data, examples) if loaded else None
+    with PredictionsFile(wanted.predictions) if wanted.predictions else nullcontext() as file:
+        captioned = caption_examples(model, examples, wanted.generation or own, file.add if file else None)
+    found = score_captions(model, captioned, settings, plugins=manager, clock=Clock())
+    report = replace(read.report, corrupt=(*read.report.corrupt, *captioned.problems))
+    return replace(found, data_report=report, seen_in_training=seen)
 
 
 def run_suite(
@@ -215,10 +263,10 @@ def _loaded(
     return load_adapter(adapter, backbone=backbone if isinstance(backbone, str) else None, plugins=plugins)
 
 
-def _captioner(
+def captioner_of(
     adapter: LoadedAdapter | str | Path | None, backbone: AnyBackbone | str | None, plugins: PluginManager | None
 ) -> tuple[Captioner, GenerationConfig]:
-    """The model ready for use, and the generation settings that it was evaluated with."""
+    """The model ready for use, and the generation settings that it was trained with."""
     adapter = _loaded(adapter, backbone, plugins)
     if adapter is None and backbone is None:
         raise ConfigError("Name an adapter or a backbone.")

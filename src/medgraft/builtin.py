@@ -21,7 +21,7 @@ def medgraft_backbones() -> Iterator[BackboneSpec]:
         ),
         (
             "vit-gpt2", "ViT-GPT2 and other vision encoder-decoders", "vision_encoder_decoder:VisionEncoderDecoderBackbone",
-            ("vit-gpt2", "deit-bert"),
+            ("vit-gpt2", "deit-bert", "dinov2-trocr", "clip-bart", "swin-roberta", "beit-electra"),
         ),
     ):  # fmt: skip
         makers = {model: f"medgraft.testing.tiny:{model.replace('-', '_')}" for model in tiny}
@@ -42,6 +42,11 @@ def medgraft_strategies() -> Iterator[StrategySpec]:
         ("qlora-decoder", "LoRA on the decoder, base held in 4-bit NF4", "QLORA_DECODER"),
         ("lora-int8", "LoRA on every part, base held in 8-bit integers", "LORA_INT8"),
         ("dora", "weight-decomposed LoRA on every part", "DORA"),
+        ("rslora", "LoRA of rank 64 on every part, with the scale of rank-stabilised LoRA", "RSLORA"),
+        ("lora-plus", "LoRA on every part, its B at 16 times the learning rate of A", "LORA_PLUS"),
+        ("pissa", "LoRA on every part, starting from the base's largest singular values", "PISSA"),
+        ("vera", "two trained vectors a layer on every part, between random matrices that all share", "VERA"),
+        ("oft", "orthogonal rotations of each layer's input on every part", "OFT"),
         ("ia3", "learned scales on attention and MLP activations", "IA3"),
         ("bitfit", "biases only", "BITFIT"),
         ("norm-tuning", "normalisation layers only", "NORM_TUNING"),

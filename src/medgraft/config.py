@@ -13,9 +13,11 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from medgraft.augmentation_config import AugmentationConfig
 from medgraft.errors import ConfigError, suggestion
 from medgraft.forgetting_config import ForgettingConfig
+from medgraft.generation_config import GenerationConfig as GenerationConfig  # exported from here
+from medgraft.image_config import ImageConfig
 from medgraft.strict_model import StrictModel, validated
 from medgraft.train_config import TrainConfig
-from medgraft.types import Split
+from medgraft.types import SPLITS, Split
 
 
 class DataConfig(StrictModel):
@@ -60,18 +62,6 @@ SALIENCY_METRICS = ("localization", "faithfulness")  # metrics of saliency maps
 CONTROLS = ("_uniform", "_untrained", "_random")  # suffixes of scores that are chance baselines
 
 
-class GenerationConfig(StrictModel):
-    """Decoding of captions, under the names of transformers' GenerationConfig."""
-
-    max_new_tokens: int = Field(
-        default=96, gt=0, le=100_000, description="maximum caption length in tokens, without the prompt"
-    )
-    num_beams: int = Field(default=1, gt=0, le=1000, description="number of beams in beam search; 1: greedy")
-    length_penalty: float = Field(default=1.0, ge=-100, le=100, description="for beam search: above 0 favours longer captions")
-    no_repeat_ngram_size: int = Field(default=0, ge=0, le=1000, description="no n-gram of this size occurs twice; 0 allows all")
-    repetition_penalty: float = Field(default=1.0, gt=0, le=100, description="above 1 makes repeated tokens less likely")
-
-
 class FeaturesConfig(StrictModel):
     """The feature store, which saves the output of frozen parts for each image."""
 
@@ -108,6 +98,7 @@ class RunSettings(StrictModel):
     """Settings shared by runs and suites. A new section is one field here; `--set`, suites and records then support it."""
 
     train: TrainConfig = TrainConfig()
+    image: ImageConfig = ImageConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     generation: GenerationConfig = GenerationConfig()
     features: FeaturesConfig = FeaturesConfig()
@@ -136,6 +127,10 @@ class RunConfig(RunSettings):
     data: DataConfig
     seed: int = Field(default=0, ge=0)
     start_from: str | None = None
+
+    def needed_splits(self, trains: bool) -> tuple[Split, ...]:
+        """The splits that a run reads: all if it trains, else only the one that it captions."""
+        return SPLITS if trains else (self.eval_split,)
 
 
 class TuningConfig(StrictModel):
@@ -265,9 +260,11 @@ def _json_or_text(value: str) -> JsonValue:
     return parsed
 
 
-def data_config(text: str, overrides: Iterable[str], max_images: int | None) -> DataConfig:
-    """Parse `NAME[:PATH]` and apply `--set data.K=V`."""
-    values = _changed_data(text, parse_overrides(overrides, ("data",)).get("data", {}))
+def data_config(
+    text: str, overrides: Iterable[str], max_images: int | None, sections: tuple[str, ...] = ("data",)
+) -> DataConfig:
+    """Parse `NAME[:PATH]` and apply `--set data.K=V`; settings of other `sections` are allowed, and not for the data."""
+    values = _changed_data(text, parse_overrides(overrides, sections).get("data", {}))
     return validated(DataConfig, values | ({"max_images": max_images} if max_images is not None else {}), "Data")
 
 

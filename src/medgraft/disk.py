@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 _DISK = {
     errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "a file may not become so large",
@@ -24,6 +25,17 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file in place of what is there; readers find the old text or the new, and nothing else is left."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def follow_umask(folder: Path) -> None:

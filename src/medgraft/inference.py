@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,14 +13,15 @@ from PIL.Image import Image
 
 from medgraft import hardware
 from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, Usage, prompt_for
-from medgraft.captioning import Generated, caption_images, opened
+from medgraft.captioning import CaptionedBatch, Generated, ImageCaptions, captioned_batches, collected, opened, token_limit
 from medgraft.config import GenerationConfig
+from medgraft.errors import DataError
 from medgraft.features import CachedFeatures
 from medgraft.metrics.base import Array
-from medgraft.progress import progress_bar
 from medgraft.saliency import CaptionMaps, MapOptions, caption_maps
 from medgraft.types import ImageSource
 
+_logger = logging.getLogger(__name__)
 _MAPS_BATCH = 16  # upper limit, because attention weights need much memory
 
 
@@ -27,7 +29,13 @@ class Captioner(Protocol):
     """The interface for captioning with a local model (`Inference`) or one behind an API (`RemoteInference`)."""
 
     def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = ...) -> Generated:
-        """One caption per image, in order; images are files or PIL images."""
+        """The first caption of each image, in order; images are files or PIL images. DataError if one cannot be read."""
+
+    def batches(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = ...) -> Iterator[CaptionedBatch]:
+        """All captions of each image, in order, as they are made; goes on after an image that cannot be read."""
+
+    def token_limit(self, generation: GenerationConfig) -> int:
+        """The number of tokens at which a caption is cut off."""
 
     def usage(self) -> Usage | None:
         """Requests to the API and their cost; None for a local model."""
@@ -45,10 +53,20 @@ class Inference:
 
     def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()) -> Generated:
         """See Captioner."""
-        return caption_images(
+        return collected(self.batches(images, generation), len(images), self.token_limit(generation))
+
+    def batches(
+        self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()
+    ) -> Iterator[CaptionedBatch]:
+        """See Captioner."""
+        return captioned_batches(
             self.backbone, images, options=generation, prompt=self.prompt, batch_size=self.batch_size, dtype=self.dtype,
             cached=self.features,
         )  # fmt: skip
+
+    def token_limit(self, generation: GenerationConfig) -> int:
+        """See Captioner."""
+        return token_limit(self.backbone, self.prompt, generation)
 
     def usage(self) -> None:
         """See Captioner."""
@@ -125,18 +143,38 @@ class RemoteInference:
 
     def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()) -> Generated:
         """See Captioner."""
-        captions: list[str] = []
-        before = self.client.usage().cut_off
-        batches = [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
-        for batch in progress_bar(batches, desc="captioning", unit="batch"):
-            captions += self.client.caption(list(map(opened, batch)), prompt=self.prompt, options=generation)
-        after = self.client.usage().cut_off
-        cut_off = None if before is None or after is None else after - before
-        return Generated(captions, cut_off, generation.max_new_tokens)
+        return collected(self.batches(images, generation), len(images), self.token_limit(generation))
+
+    def batches(
+        self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()
+    ) -> Iterator[CaptionedBatch]:
+        """See Captioner."""
+        if unread := self.client.check_generation(generation):
+            _logger.warning("%s", unread)
+        for start in range(0, len(images), self.batch_size):
+            found = [_opened_or_problem(image) for image in images[start : start + self.batch_size]]
+            before = self.client.usage().cut_off
+            pictures = [picture for picture, _ in found if picture is not None]
+            texts = iter(self.client.caption(pictures, prompt=self.prompt, options=generation))
+            named = zip(images[start:], found, strict=False)
+            done = [ImageCaptions(image, (next(texts),) if opens else (), problem) for image, (opens, problem) in named]
+            after = self.client.usage().cut_off
+            yield CaptionedBatch(done, None if before is None or after is None else after - before)
+
+    def token_limit(self, generation: GenerationConfig) -> int:
+        """See Captioner."""
+        return generation.max_new_tokens
 
     def usage(self) -> Usage:
         """See Captioner."""
         return self.client.usage()
+
+
+def _opened_or_problem(image: ImageSource | Image) -> tuple[Image | None, str | None]:
+    try:
+        return opened(image), None
+    except DataError as error:
+        return None, str(error)
 
 
 def captioner_for(

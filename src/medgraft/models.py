@@ -1,17 +1,51 @@
-"""Load a base model, quantised if the strategy requests it."""
+"""Load a base model, quantised if the strategy requests it or the base is stored so."""
 
 from __future__ import annotations
 
-from medgraft.backbones import Backbone, get_backbone
+from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_captioner
+from medgraft.backbones.image_size import config_for_size
+from medgraft.backbones.published import planning_config
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Strategy, check_quantized, keep_as_loaded, quantization_config
+from medgraft.strategies import (
+    Strategy,
+    adopt_stored,
+    as_stored,
+    check_quantized,
+    keep_as_loaded,
+    quantization_config,
+    stored_quantization,
+)
 
 
-def load_model(name: str, strategy: Strategy, *, plugins: PluginManager) -> Backbone:
-    """Load the backbone `NAME[:SOURCE]` with the quantisation of `strategy`; the strategy is not applied yet."""
+def settled(name: str, strategy: Strategy, *, plugins: PluginManager) -> Strategy:
+    """`strategy` as it is applied to `NAME[:SOURCE]`: in the quantisation in which its weights are stored, if they are.
+
+    StrategyError if it asks for another quantisation.
+    """
+    captioner, source = get_captioner(name, plugins=plugins)
+    if issubclass(captioner, RemoteCaptioner):
+        return strategy
+    return as_stored(strategy, source, planning_config(source, captioner.model_types))
+
+
+def load_model(name: str, strategy: Strategy, *, plugins: PluginManager, image_size: int | None = None) -> Backbone:
+    """Load the backbone `NAME[:SOURCE]` with the quantisation of `strategy`; the strategy is not applied yet.
+
+    It takes images of `image_size` pixels a side, None: of the checkpoint's own size.
+    """
     backbone_class, source = get_backbone(name, plugins=plugins)
-    config = quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
-    backbone = backbone_class.load(source, quantization=config)
-    check_quantized(backbone.model, backbone.anatomy, strategy, backbone.never_quantized)
+    config = planning_config(source, backbone_class.model_types)
+    if image_size is not None:
+        config_for_size(backbone_class, config, image_size, plugins=plugins)
+    strategy = as_stored(strategy, source, config)
+    if stored_quantization(config)[0] != "none":
+        backbone = backbone_class.load(source)
+        adopt_stored(backbone.model, strategy, source)
+    else:
+        wanted = quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
+        backbone = backbone_class.load(source, quantization=wanted)
+        check_quantized(backbone.model, backbone.anatomy, strategy, backbone.never_quantized)
     keep_as_loaded(backbone.model)
+    if image_size is not None:
+        backbone.set_image_size(image_size)
     return backbone

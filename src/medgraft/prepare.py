@@ -17,10 +17,11 @@ from medgraft import hardware
 from medgraft.acceleration import KERNELS, Acceleration, Kernels, accelerate, check_kernels
 from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_captioner, prompt_for
 from medgraft.backbones.fingerprint import fingerprint
+from medgraft.backbones.image_size import refuse_size
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import AccelerationConfig, RunConfig
 from medgraft.features import CachedFeatures, ReusablePrefix, open_cached_features
-from medgraft.models import load_model
+from medgraft.models import load_model, settled
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy
 from medgraft.strict_model import validated
@@ -56,10 +57,11 @@ def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy, at
     kernels, dtype = wanted_kernels(config.acceleration.kernels), compute_dtype(config)
     captioner, source = get_captioner(config.backbone, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
+        refuse_size(captioner, config.image.size, plugins=plugins)
         client = captioner.load(source)
         return Prepared(client, None, Acceleration(), client.fingerprint(client.source), None, None, dtype)
     backbone, applied, acceleration = prepare_model(
-        config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels, attach=attach
+        config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels, attach=attach, image_size=config.image.size
     )
     digests = backbone.checkpoint_digests(backbone.source)
     base = fingerprint(digests) if digests else backbone.fingerprint(backbone.source)
@@ -77,10 +79,12 @@ def prepare_model(
     dtype: torch.dtype = torch.float32,
     kernels: Kernels = "auto",
     attach: Attach | None = None,
+    image_size: int | None = None,
 ) -> tuple[Backbone, Applied, Acceleration]:
     """Load the backbone `NAME[:SOURCE]`, apply `strategy`, install `kernels`, and move it to this process's device."""
     kernels = wanted_kernels(kernels)
-    backbone = load_model(name, strategy, plugins=plugins)
+    strategy = settled(name, strategy, plugins=plugins)
+    backbone = load_model(name, strategy, plugins=plugins, image_size=image_size)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy, attach=attach and partial(attach, backbone))
     acceleration = accelerate(backbone, dtype=dtype, kernels=kernels)
     backbone.model.to(hardware.device()).eval()
@@ -95,6 +99,7 @@ def prepare_adapter(
     plugins: PluginManager,
     dtype: torch.dtype = torch.float32,
     trained_with: tuple[str, ...] | None = None,
+    image_size: int | None = None,
 ) -> tuple[Backbone, nn.Module, Acceleration]:
     """As `prepare_model`, but `attach` adds trained weights to the base and returns the model.
 
@@ -102,7 +107,7 @@ def prepare_adapter(
     does not apply here because training ran on another kind of device, the kernels are those of "auto".
     """
     wanted_kernels("auto")  # raises before anything is loaded
-    backbone = load_model(name, strategy, plugins=plugins)
+    backbone = load_model(name, strategy, plugins=plugins, image_size=image_size)
     model = attach(backbone)
     used = [kernel for kernel in KERNELS if trained_with is not None and kernel.name in trained_with]
     same = trained_with is not None and all(kernel.applies(hardware.device(), dtype, backbone) for kernel in used)
@@ -110,13 +115,14 @@ def prepare_adapter(
     return backbone, model.eval(), accelerate(backbone, dtype=dtype, kernels=kernels)
 
 
-def prepare_captioner(name: str, strategy: Strategy, *, plugins: PluginManager) -> AnyBackbone:
+def prepare_captioner(name: str, strategy: Strategy, *, plugins: PluginManager, image_size: int | None = None) -> AnyBackbone:
     """Load the backbone `NAME[:SOURCE]` with the quantisation of `strategy`, or the client of a model behind an API."""
     kernels = wanted_kernels("auto")
     captioner, source = get_captioner(name, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
+        refuse_size(captioner, image_size, plugins=plugins)
         return captioner.load(source)
-    backbone = load_model(name, strategy, plugins=plugins)
+    backbone = load_model(name, strategy, plugins=plugins, image_size=image_size)
     accelerate(backbone, dtype=torch.float32, kernels=kernels)
     return backbone
 

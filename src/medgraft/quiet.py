@@ -6,6 +6,8 @@ import logging
 import pickle
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def quiet_libraries() -> None:
@@ -21,6 +23,18 @@ def quiet_libraries() -> None:
     if transformers := sys.modules.get("transformers"):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+
+
+@contextmanager
+def without_warnings(logger: str) -> Iterator[None]:
+    """Inside the block, the logger of that name passes on errors alone."""
+    silenced = logging.getLogger(logger)
+    level = silenced.level
+    silenced.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        silenced.setLevel(level)
 
 
 def call_quietly(call: bytes) -> None:

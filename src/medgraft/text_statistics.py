@@ -18,7 +18,18 @@ _logger = logging.getLogger(__name__)
 UNKNOWN_SHARE = 0.001  # more unknown tokens than this share of all are worth a warning
 LONG_REFERENCES = 0.1  # the same for references that are longer than a generated caption may be
 _LIMIT = "generation.max_new_tokens"
+_CUT_OFF = (
+    "Raise it; if captions repeat themselves, try generation.no_repeat_ngram_size=3 or generation.repetition_penalty=1.2, or "
+    "train longer, so that the model learns where a caption ends."
+)
+_EMPTY = "Try generation.min_new_tokens=5 or another prompt, or train longer or with a lower train.learning_rate."
+_EQUAL = (
+    "The model may ignore the image: train longer or with another train.learning_rate, or try another prompt; "
+    "generation.do_sample=true varies the words, not what is seen."
+)
+_FEWEST_EQUAL = 3  # images from which on equal captions are worth a warning
 _BATCH = 1000  # captions tokenised at once
+_LONGEST_SHOWN = 60  # characters of a caption in a warning
 _MOST_FREQUENT, _LONGEST_WORD = 5, 20  # unknown words that are listed, and characters of each
 
 
@@ -86,6 +97,11 @@ class GenerationStatistics(StrictModel):
         """Whether more than LONG_REFERENCES of the references are longer than a generated caption may be."""
         return (self.references_longer or 0.0) > LONG_REFERENCES
 
+    @property
+    def mostly_cut_off(self) -> bool:
+        """Whether more than half of the captions were cut off."""
+        return self.cut_off is not None and self.cut_off > self.captions / 2
+
     def __str__(self) -> str:
         number = "An unknown number" if self.cut_off is None else f"{self.cut_off:,}"
         return f"{number} of {self.captions:,} generated captions were cut off at {self.max_new_tokens} tokens ({_LIMIT})."
@@ -98,10 +114,11 @@ class GenerationStatistics(StrictModel):
         )
 
     def warnings(self) -> list[str]:
-        """One line if captions were cut off or if many references are longer; empty otherwise."""
+        """One line if captions were cut off or if many references are longer, with what to try if most were; else empty."""
+        advice = f" {_CUT_OFF}" if self.mostly_cut_off else ""
         if self.has_long_references:
-            return [f"{self} {self.references()}"]
-        return [str(self)] if self.cut_off else []
+            return [f"{self} {self.references()}{advice}"]
+        return [f"{self}{advice}"] if self.cut_off else []
 
 
 def text_statistics(
@@ -147,6 +164,20 @@ def generation_statistics(backbone: Backbone | None, examples: Iterable[Example]
         references_longer=float(np.mean(np.array(counts) > limit)) if counts else None,
         references_median=float(np.median(counts)) if counts else None,
     )  # fmt: skip
+
+
+def caption_warnings(captions: Sequence[str]) -> list[str]:
+    """A line if most of the captions are empty or, of at least three, equal, with what to try."""
+    if not captions:
+        return []
+    text, count = Counter(caption.strip() for caption in captions).most_common(1)[0]
+    if count <= len(captions) / 2:
+        return []
+    if not text:
+        return [f"{count:,} of {len(captions):,} generated captions are empty. {_EMPTY}"]
+    shown = text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN].rstrip() + "..."
+    equal = f"{count:,} of {len(captions):,} generated captions are equal ({shown!r}). {_EQUAL}"
+    return [equal] if len(captions) >= _FEWEST_EQUAL else []
 
 
 def planned_statistics(

@@ -22,6 +22,10 @@ class TrainConfig(StrictModel):
     learning_rate: float | None = Field(default=None, gt=0, description="peak rate; default: the strategy's")
     lr_scheduler_type: str = Field(default="cosine", description="learning rate schedule, by transformers' names")
     warmup_steps: float = Field(default=0.05, ge=0, description="steps to the peak rate; below 1: a fraction of all steps")
+    neftune_noise_alpha: float | None = Field(
+        default=None, gt=0, exclude_if=lambda alpha: alpha is None,  # as in the ids of earlier records
+        description="NEFTune: noise on the text's embeddings in training, such as 5; default: none",
+    )  # fmt: skip
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay; not applied to biases and norms")
     max_grad_norm: float = Field(default=1.0, gt=0, description="clip gradients to this norm")
     optim: str = Field(default="adamw_torch_fused", description="optimiser, by transformers' names")

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from PIL import Image
 
 from medgraft import captioning
 from medgraft.acceleration.graphed_decoding import StaticGenerator
@@ -70,6 +71,39 @@ def test_an_image_that_is_missing_is_an_error(backbone, paths, as_for_a_gpu, tmp
     as_for_a_gpu()
     with pytest.raises(DataError, match="There is no image"):
         caption_images(backbone, [*paths[:5], tmp_path / "none.png"], batch_size=4)
+
+
+@pytest.mark.parametrize("storing", [False, True])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_others_have_their_captions(storing, gpu, backbone, paths, as_for_a_gpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDGRAFT_FEATURES", str(tmp_path))
+    plain = caption_images(backbone, paths, batch_size=4).captions
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(paths[0].read_bytes()[:200])
+    images = [*paths[:5], broken, tmp_path / "none.png", *paths[5:], *[broken] * 4]
+    if gpu:
+        as_for_a_gpu()
+    cached = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)[0] if storing else None
+    batches = list(captioning.captioned_batches(backbone, images, batch_size=4, cached=cached))
+    found = [each for batch in batches for each in batch.images]
+    assert [each.image for each in found] == images
+    assert [each.captions[0] for each in found if each.problem is None] == plain
+    problems = [each.problem for each in found if each.problem]
+    assert len(problems) == 6 and "broken.png cannot be read" in problems[0] and "There is no image" in problems[1]
+
+
+def test_an_image_that_a_processor_refuses_is_left_out(backbone, paths, monkeypatch):
+    whole = backbone.pixel_values
+
+    def refuses(images):
+        if any(image.width == 1 for image in images):
+            raise ValueError("the aspect ratio is too large\nof this one")
+        return whole(images)
+
+    monkeypatch.setattr(backbone, "pixel_values", refuses)
+    (batch,) = captioning.captioned_batches(backbone, [Image.new("RGB", (1, 300)), paths[0]])
+    assert [len(each.captions) for each in batch.images] == [0, 1]
+    assert batch.images[0].problem.endswith("cannot be prepared for the model: the aspect ratio is too large")
 
 
 def test_no_images_have_no_captions(backbone, as_for_a_gpu):

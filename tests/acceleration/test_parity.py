@@ -43,9 +43,10 @@ ROWS = [
     *(("sdpa", "blip", strategy, dtype) for strategy in ("full", "qlora") for dtype in (FP32, BF16)),
     *(("self_attention", "blip", strategy, dtype) for strategy in ("full", "encoder-frozen") for dtype in (FP32, BF16)),
     *(("linear", name, s, BF16) for name in ("blip", *OTHERS) for s in ("lora", "encoder-frozen", "ia3", "bitfit")),
+    ("linear", "blip", "pissa", BF16),
     *(("quantized", name, strategy, BF16) for name in ("blip", *OTHERS) for strategy in ("qlora", "lora-int8")),
     *(("lora", name, "lora", dtype) for name in ("blip", *OTHERS) for dtype in (FP32, BF16)),
-    *(("lora", "blip", strategy, dtype) for strategy in ("qlora", "lora-int8") for dtype in (FP32, BF16)),
+    *(("lora", "blip", strategy, dtype) for strategy in ("qlora", "lora-int8", "rslora", "pissa") for dtype in (FP32, BF16)),
     *(
         ("packed_decoder", "blip", strategy, dtype)
         for strategy in ("full", "encoder-frozen", "lora", "qlora-decoder", "lora-int8", "dora")
@@ -64,7 +65,9 @@ ROWS = [
         for strategy in ("full", "encoder-frozen", "lora", "qlora", "lora-int8")
         for dtype in (FP32, BF16)
     ),
+    *(("auto", "blip", strategy, dtype) for strategy in ("vera", "oft", "pissa", "lora-upper") for dtype in (FP32, BF16)),
 ]
+LAYERS = {"lora-upper": ("lora", {"text.layers": "1-", "vision.layers": 0})}
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +93,15 @@ def _plain(name, strategy, dtype):
     options = {"lora_dropout": 0.0} if "lora" in strategy else {}
     if strategy.startswith("q"):
         options["compute_dtype"] = str(dtype).removeprefix("torch.")
-    plan = get_strategy(strategy, options, plugins=PLUGINS)
+    preset, layers = LAYERS.get(strategy, (strategy, {}))
+    plan = get_strategy(preset, options | layers, plugins=PLUGINS)
     torch.manual_seed(0)
     backbone = load_model(name, plan, plugins=PLUGINS)
     applied = apply_strategy(backbone.model, backbone.anatomy, plan)
     for parameter_name, parameter in backbone.model.named_parameters():
-        if "lora_B" in parameter_name:  # which starts at 0, where A has no gradient
+        if any(
+            start in parameter_name for start in ("lora_B", "vera_lambda_b", "oft_R")
+        ):  # at 0, where others have no gradient
             nn.init.normal_(parameter, std=0.1)
     return backbone, applied
 

@@ -109,7 +109,7 @@ def test_what_fails_leaves_the_old_package(exchange, tmp_path, monkeypatch):
         _writer(2)(new)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(AdapterError, match=r"cannot be written to .*No space left on device\. What was there is unchanged\."):
+    with pytest.raises(AdapterError, match=r"cannot be written to .*the disk is full\. What was there is unchanged\."):
         write_package(folder, _manifest(2), full_disk)
     with pytest.raises(ZeroDivisionError):
         write_package(folder, _manifest(2), lambda new: 1 // 0)

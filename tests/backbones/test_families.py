@@ -14,7 +14,7 @@ from medgraft.strategies import Strategy, get_strategy
 from medgraft.testing.backbone_checks import CAPTIONS, images
 
 QFORMERS = ["blip2-opt", "blip2-t5", "instructblip-t5", "instructblip-vicuna"]
-ENCODER_DECODERS = ["vit-gpt2", "deit-bert"]
+ENCODER_DECODERS = ["vit-gpt2", "deit-bert", "dinov2-trocr", "clip-bart", "swin-roberta", "beit-electra"]
 
 
 def _load(name, tiny_folder, strategy=None):
@@ -107,7 +107,8 @@ def test_encoder_decoders_say_what_transformers_says(name, beams, tiny_folder):
         reference = backbone.model(pixel_values=pixels, **words, labels=labels.contiguous())
         torch.testing.assert_close(logits[:, :-1], reference.logits, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(loss, reference.loss)
-        ids = backbone.model.generate(pixels, max_new_tokens=8, num_beams=beams, do_sample=False)
+        forced = len(backbone.prompt_ids("")) - 1  # which transformers counts as new
+        ids = backbone.model.generate(pixels, max_new_tokens=8 + forced, num_beams=beams, do_sample=False)
     expected = [text.strip() for text in backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)]
     assert backbone.generate(features, options=GenerationConfig(max_new_tokens=8, num_beams=beams)) == expected
 

@@ -127,11 +127,11 @@ def test_runs_side_by_side_on_one_machine_are_disturbed(leases, process, tmp_pat
 
 def test_what_dead_harnesses_left_is_removed(leases, process, tmp_path):
     _left_by(replace(_owner_of(process), pid=2**22 + 1), tmp_path)
-    (tmp_path / "run.json.1234.tmp").touch()
-    (tmp_path / "other.json.1234.tmp").touch()
+    (tmp_path / ".run.json.1234.tmp").touch()
+    (tmp_path / ".other.json.1234.tmp").touch()
     (tmp_path / "run.json").touch()
     leases.clear("run")
-    assert _names(tmp_path) == ["other.json.1234.tmp", "run.json"]
+    assert _names(tmp_path) == [".other.json.1234.tmp", "run.json"]
     note(tmp_path / "run.1.lease", beside=True)  # makes no new file
     assert not (tmp_path / "run.1.lease").exists()
 

@@ -32,7 +32,7 @@ def test_side_by_side(adapters, blip_folder, phantoms_folder, capsys, monkeypatc
     words = ["--backbone", f"blip:{blip_folder}", "--max-new-tokens", "12"]
     both = ["caption", *images, "--adapter", names[0], "--adapter", names[1], *words]
     assert main([*both, "--with-base", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)["captions"]
     short = GenerationConfig(max_new_tokens=12)
     for name, folder in zip(names, adapters, strict=True):
         loaded = medgraft.load_adapter(folder, backbone=f"blip:{blip_folder}")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
 
 from medgraft.adapter import locate_adapter
 from medgraft.cli.main import _COMMANDS, _parser, main
@@ -67,7 +66,7 @@ def test_evaluate_and_caption(adapter, phantoms_folder, tmp_path):
     done = _medgraft("caption", image, "--adapter", out)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == json.loads(predictions.read_text())[image.stem]
-    assert done.stderr == ""
+    assert done.stderr.startswith("1 of 1 generated captions were cut off at 5 tokens") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -75,7 +74,7 @@ def test_caption_with_a_bare_backbone_and_several_images(blip_folder, phantoms_f
     images = sorted((phantoms_folder / "test/radiology/images").iterdir())[:2]
     done = _medgraft("caption", *images, "--backbone", f"blip:{blip_folder}", "--num-beams", 2, "--max-new-tokens", 4, "--json")
     assert done.returncode == 0, done.stderr
-    assert list(json.loads(done.stdout)) == [str(image) for image in images]
+    assert list(json.loads(done.stdout)["captions"]) == [str(image) for image in images]
 
 
 @pytest.mark.slow
@@ -172,12 +171,6 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     lines = [line for line in printed.err.splitlines() if "the splits overlap" not in line]  # as phantoms of one kind do
     assert len(lines) == 1 and lines[0].startswith("medgraft: ") and message in lines[0]
     assert printed.out == ""
-
-
-def test_an_image_folder_is_no_image(adapter, tmp_path, capsys):
-    Image.new("RGB", (8, 8)).save(tmp_path / "ok.png")
-    assert main(["caption", str(tmp_path), "--adapter", str(adapter[0])]) == 2
-    assert "is a folder, not an image" in capsys.readouterr().err
 
 
 def test_an_adapter_is_not_overwritten_by_accident(adapter, blip_folder, phantoms_folder, capsys):

@@ -80,6 +80,14 @@ def test_a_process_killed_while_writing_leaves_a_valid_store(tmp_path):
     assert again.get("new") is None
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="it forks")
+def test_processes_killed_at_random_moments_leave_whole_stores():
+    script = Path(__file__).with_name("chaos_store.py")
+    done = subprocess.run([sys.executable, script, "--kills", "5"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("harm", ["truncated", "altered", "emptied"])
 def test_damaged_shards_are_found_put_away_and_built_again(harm, tmp_path):
     folder = _filled(tmp_path).folder
@@ -116,7 +124,7 @@ def test_a_full_disk_is_said_and_survived(tmp_path, monkeypatch):
     store = _store(tmp_path)
     store.put(_features(2))
     store.flush()
-    assert "No space left on device" in store.problem
+    assert "the disk is full" in store.problem
     assert not list(tmp_path.rglob("*.tmp"))
 
 

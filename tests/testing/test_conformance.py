@@ -15,7 +15,8 @@ from medgraft.plugin import PluginManager
 from medgraft.strategies import PartPlan, Strategy, get_strategy
 from medgraft.testing import ConformanceError, check_backbone, check_dataset, check_metric, check_strategy, plugin_findings
 
-MANAGER = PluginManager(disabled=frozenset({"medgraft-git", "medgraft-qwen-vl", "medgraft-api", "medgraft-blip-nano"}))
+OTHERS = ("medgraft-git", "medgraft-qwen-vl", "medgraft-vlm", "medgraft-api", "medgraft-blip-nano")
+MANAGER = PluginManager(disabled=frozenset(OTHERS))
 TINY = [name for spec, _ in MANAGER.specs("backbone") for name in spec.tiny]
 UNSUPPORTED = {(name, "bitfit") for name in ("blip2-t5", "instructblip-t5", "instructblip-vicuna")}  # no biases there
 

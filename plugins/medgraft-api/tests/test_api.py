@@ -100,6 +100,49 @@ def test_answers_are_cached_by_content(provider, stub, monkeypatch, tmp_path):
     assert KEY not in everything
 
 
+def test_sampling_is_asked_for_and_cached_by_its_settings(provider, stub):
+    kind, says = provider
+    stub.script = [says("A mass."), says("A nodule."), says("A cyst."), says("Sharp.")]
+    client = kind.load("the-model")
+    sampled = OPTIONS.model_copy(update={"do_sample": True, "temperature": 0.6, "top_p": 0.8, "seed": 7})
+    texts = [client.caption(IMAGES[:1], prompt="Describe.", options=each)[0] for each in (OPTIONS, sampled, sampled)]
+    assert texts == ["A mass.", "A nodule.", "A nodule."] and len(stub.requests) == 2
+    other = client.caption(IMAGES[:1], prompt="Describe.", options=sampled.model_copy(update={"seed": 8}))
+    assert other == ["A cyst."]
+    plain, asked = (body.get("generationConfig", body) for _, body in stub.requests[:2])
+    assert plain["temperature"] == 0 and "seed" not in plain
+    assert (asked["temperature"], asked.get("top_p", asked.get("topP")), asked["seed"]) == (0.6, 0.8, 7)
+
+
+def test_settings_that_a_server_cannot_follow_are_told(provider, stub, logged):
+    kind, says = provider
+    stub.script = [says("A mass.")]
+    captioner = RemoteInference(kind.load("the-model"), "Describe.")
+    for settings in ({"repetition_penalty": 1.2}, {"num_return_sequences": 2, "do_sample": True}, {"min_new_tokens": 3}):
+        with pytest.raises(BackboneError, match=f"cannot follow generation.{next(iter(settings))}=.*; what it can follow"):
+            captioner.caption(IMAGES, GenerationConfig(**settings))
+    top_k = GenerationConfig(do_sample=True, top_k=5)
+    if kind is Gemini:
+        captioner.caption(IMAGES, top_k)
+        assert stub.requests[0][1]["generationConfig"]["topK"] == 5
+    else:
+        with pytest.raises(BackboneError, match="top_k=5"):
+            captioner.caption(IMAGES, top_k)
+    with logged() as lines:
+        captioner.caption(IMAGES, GenerationConfig(num_beams=3))
+    assert lines == ["A model behind an API decodes without beam search: it does not follow generation.num_beams=3."]
+
+
+def test_one_unreadable_image_is_left_out(provider, stub, tmp_path):
+    kind, says = provider
+    stub.script = [says("A mass.")]
+    (tmp_path / "bad.png").write_bytes(b"x")
+    captioner = RemoteInference(kind.load("the-model"), "Describe.", batch_size=2)
+    images = [IMAGES[0], tmp_path / "bad.png", IMAGES[1]]
+    found = [each for batch in captioner.batches(images, OPTIONS) for each in batch.images]
+    assert [each.captions for each in found] == [("A mass.",), (), ("A mass.",)] and "bad.png" in found[1].problem
+
+
 def test_a_damaged_cache_entry_is_asked_again(provider, stub, tmp_path):
     kind, says = provider
     stub.script = [says("A mass.")]

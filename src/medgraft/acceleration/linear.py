@@ -15,6 +15,7 @@ from medgraft.acceleration.effective_weight import EffectiveWeight, of_linear
 from medgraft.acceleration.swap import Undo, swap
 from medgraft.backbones import Backbone
 from medgraft.backbones.loading import leave_file
+from medgraft.strategies import moves_base
 from medgraft.types import lies_in
 
 _WRAPPED = ".base_layer"  # PEFT's suffix for the name of a layer that it wraps
@@ -50,13 +51,14 @@ _FROZEN: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FrozenLinear, Conv
 def install(backbone: Backbone) -> Undo | None:
     """Install on frozen layers, except those in `keep_in_fp32` and those whose weight an adapter also uses on its own.
 
-    The fp32 weights are freed; removing the kernel reads them from the checkpoint again.
+    The fp32 weights are freed, except for those that PiSSA changed; removing the kernel reads them from the checkpoint again.
     """
     model: nn.Module = backbone.model
     changed: dict[str, Any] = {n: module for n, module in model.named_modules() if _may_change(n, module, backbone)}
     owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
-    # weights shared with another module, such as an embedding, which keeps the fp32 tensor
-    shared = {name: layer.weight for name, layer in changed.items() if owners[id(layer.weight)] > 1}
+    # weights shared with another module, such as an embedding, which keeps the fp32 tensor, and those that no file has
+    moved = any(moves_base(config) for config in getattr(model, "peft_config", {}).values())
+    kept = {n: m.weight for n, m in changed.items() if owners[id(m.weight)] > 1 or (moved and n.endswith(_WRAPPED))}
     for layer in changed.values():
         layer.weight = nn.Parameter(layer.weight.detach().to(torch.bfloat16), requires_grad=False)
     back = swap(model, _FROZEN, lambda name, module: name in changed)
@@ -66,9 +68,9 @@ def install(backbone: Backbone) -> Undo | None:
 
     def undo() -> None:
         back()
-        for name, weight in shared.items():
+        for name, weight in kept.items():
             changed[name].weight = weight
-        if dropped := changed.keys() - shared.keys():
+        if dropped := changed.keys() - kept.keys():
             plain: Any = type(backbone).load(backbone.source).model
             for name in dropped:
                 weight = plain.get_submodule(name.replace(_WRAPPED, "")).weight.detach()

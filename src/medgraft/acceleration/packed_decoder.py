@@ -65,7 +65,8 @@ class PackedLoss:
     def __call__(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
         """See Backbone.loss."""
         decoder = self.backbone.model.text_decoder
-        if features.device.type != "cpu" or not all_attention_is(decoder, PackedBlipTextSelfAttention):
+        hooked = decoder.get_input_embeddings()._forward_hooks  # NEFTune's expects rows of captions
+        if features.device.type != "cpu" or hooked or not all_attention_is(decoder, PackedBlipTextSelfAttention):
             return type(self.backbone).loss(self.backbone, features, text)
         multiple = _TOKENS_MULTIPLE if torch.is_autocast_enabled("cpu") else 1
         batch = pack(text, multiple)

@@ -72,13 +72,16 @@ def _scores(manifest: Manifest) -> str:
 
 def _training(manifest: Manifest) -> str:
     """Lines on the training; empty for a package that was not trained, or of whose training nothing is known."""
-    training = manifest.training
+    training, side = manifest.training, manifest.image_size
     if "steps" not in training:
         return ""
-    return f"""- {training["steps"]} steps, peak learning rate {training["learning_rate"]:g}, seed {manifest.seed}.
+    several = ", ".join(f"{what} {rate:g}" for what, rate in training.get("learning_rates", {}).items())
+    rates = f"{training['learning_rate']:g}{f' ({several})' if several else ''}"
+    size = f"- Images of {side} pixels a side; transformers needs `interpolate_pos_encoding=True`.\n" if side else ""
+    return f"""- {training["steps"]} steps, peak learning rate {rates}, seed {manifest.seed}.
 - Data `{manifest.data["name"]}`: {training["images"]} training images.
 - Training took {training["seconds"]:.0f} s on {training["hardware"]}.
-"""
+{size}"""
 
 
 def _lineage(manifest: Manifest) -> str:

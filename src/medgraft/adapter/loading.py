@@ -105,6 +105,7 @@ def load_adapter(
         plugins=plugins,
         dtype=torch.bfloat16 if bf16 else torch.float32,
         trained_with=() if plain else manifest.acceleration if manifest else None,
+        image_size=manifest.image_size if manifest else None,
     )  # fmt: skip
     trained_on = TrainedOn.read(folder) if TRAINED_ON in contents.files else None
     return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on, name=located.name, base=base)

@@ -90,8 +90,9 @@ class Manifest(BaseModel):
     """The content of medgraft.json. Unknown keys are errors, so that a newer format is refused, not misread.
 
     `base_tensors` describes the base's tensors one by one, see base_weights.py. `acceleration` lists the kernels used in
-    training. Both are None in older packages. `lineage` lists the adapters that training went on from, the oldest first;
-    `conversion` says how the package was made from others without training.
+    training. Both are None in older packages. `image_size` is `image.size`, None for the base's own. `lineage` lists the
+    adapters that training went on from, the oldest first; `conversion` says how the package was made from others without
+    training.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -105,6 +106,7 @@ class Manifest(BaseModel):
     data: dict[str, Any]
     prompt: str = Field(max_length=100_000)
     max_text_tokens: int = Field(gt=0)
+    image_size: int | None = Field(default=None, gt=0, le=8192)
     bf16: bool
     acceleration: tuple[Name, ...] | None = None
     seed: int
@@ -151,7 +153,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write medgraft.json."""
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    unset = {"image_size"} if manifest.image_size is None else None  # which earlier versions do not know
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2, exclude=unset) + "\n", encoding="utf-8")
 
 
 def file_entry(path: Path) -> FileEntry:

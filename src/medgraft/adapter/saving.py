@@ -33,6 +33,7 @@ from medgraft.adapter.manifest import (
 from medgraft.adapter.peft_writing import write_peft
 from medgraft.adapter.whole_folder import link_or_copy, replacing
 from medgraft.backbones.weights import TensorDigest, tensor_digests, tensor_layout
+from medgraft.disk import lack
 from medgraft.errors import AdapterError
 from medgraft.strategies import Applied
 
@@ -57,7 +58,8 @@ def write_package(folder: Path, manifest: Manifest, write_files: Callable[[Path]
             (new / CARD).write_text(card_text(manifest, new, folder.resolve().name), encoding="utf-8")
             write_manifest(new, manifest)
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"The adapter cannot be written to {folder}: {error}. What was there is unchanged.") from error
+        reason = lack(error) or error
+        raise AdapterError(f"The adapter cannot be written to {folder}: {reason}. What was there is unchanged.") from error
     return manifest
 
 

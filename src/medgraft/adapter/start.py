@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -17,8 +18,9 @@ from medgraft.config import RunConfig
 from medgraft.errors import AdapterError
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, options_in, peft_strategy
+from medgraft.types import PARTS
 
-_FREE = ("learning_rate",)  # of a strategy: what may change without changing the adapter
+_FREE = ("learning_rate", "loraplus_lr_ratio", *(f"{part}.lr_scale" for part in PARTS))  # does not change the adapter
 _FREE_OF_PLAIN_PEFT = (*_FREE, "quantization", "double_quantization", "compute_dtype")
 
 
@@ -43,11 +45,16 @@ class Start:
         """Put the weights onto the base, trainable, and return the model; AdapterError if they do not belong to it."""
         return attach(base, self.contents)
 
-    def with_prompt(self, config: RunConfig) -> RunConfig:
-        """`config` with the prompt that the adapter was trained with, unless it has another."""
-        if self.manifest is None or config.train.prompt is not None:
+    def as_trained(self, config: RunConfig) -> RunConfig:
+        """`config` with the prompt and the image size that the adapter was trained with, unless it has others."""
+        if self.manifest is None:
             return config
-        return config.model_copy(update={"train": config.train.model_copy(update={"prompt": self.manifest.prompt})})
+        changes: dict[str, Any] = {}
+        if config.train.prompt is None:
+            changes["train"] = config.train.model_copy(update={"prompt": self.manifest.prompt})
+        if config.image.size is None:
+            changes["image"] = config.image.model_copy(update={"size": self.manifest.image_size})
+        return config.model_copy(update=changes)
 
     def in_place(self) -> tuple[str, ...]:
         """Names of the base's tensors that the adapter changes."""

@@ -7,21 +7,26 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
 
 from medgraft.backbones import loading
-from medgraft.backbones.checkpoint import Checkpoint, read_checkpoint
+from medgraft.backbones.base_files import reading
+from medgraft.backbones.checkpoint import Checkpoint, checkpoint_files, read_checkpoint
 from medgraft.backbones.fingerprint import fingerprint, former_fingerprint, loaded_digests
 from medgraft.backbones.text_batch import TextBatch, padded
-from medgraft.backbones.visible_region import visible_rectangle
+from medgraft.backbones.visible_region import resize_to, visible_rectangle
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
+from medgraft.generation_config import SAMPLING
+from medgraft.quiet import without_warnings
+from medgraft.seeds import seeded
 from medgraft.types import Anatomy, AttentionLayout, Part, Seam
 
 if TYPE_CHECKING:
@@ -30,7 +35,14 @@ if TYPE_CHECKING:
 
 
 GenerateIds = Callable[[torch.Tensor, torch.Tensor, transformers.GenerationConfig], torch.Tensor]
-"""(features [B, S, C], input ids [B, T], options) -> new tokens [B, N], as `Backbone.generate_ids`."""
+"""(features [B, S, C], input ids [B, T], options) -> new tokens [B * num_return_sequences, N], as `Backbone.generate_ids`."""
+
+
+def sampling(options: GenerationConfig, batch: int = 0) -> AbstractContextManager[None]:
+    """Random numbers for sampling a batch, by its number and the seed; the caller's random state is restored at the end."""
+    if not options.do_sample:
+        return nullcontext()
+    return seeded(int(np.random.SeedSequence([options.seed, batch]).generate_state(1)[0]))
 
 
 class Backbone(ABC):
@@ -49,7 +61,7 @@ class Backbone(ABC):
     keep_in_fp32: ClassVar[tuple[str, ...]] = ()
     default_source: ClassVar[str | None] = None
     default_prompt: ClassVar[str] = ""
-    attention_layout: ClassVar[AttentionLayout | None] = None
+    attention_layout: AttentionLayout | None = None
     step_replayer: Any = None  # set by a kernel that replays training steps
 
     def __init__(self, source: str, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any):
@@ -70,8 +82,25 @@ class Backbone(ABC):
 
         Weights are loaded in fp32, or quantised by `quantization`.
         """
-        loading.read_config(source, cls.model_types)
-        return cls.from_model(source, loading.load_model(cls.model_class, source, quantization, cls.anatomy.never_run))
+        config = loading.read_config(source, cls.model_types)
+        kind, files = cls.for_config(config), checkpoint_files(source, config)
+        # transformers reports missing and surplus tensors, harmless ones too; load_model tells those that matter
+        with reading(files[0] if len(files) == 1 else source), without_warnings("transformers"):
+            model = loading.load_model(kind.model_class, source, quantization, kind.anatomy.never_run)
+        return kind.from_model(source, model)
+
+    @classmethod
+    def for_config(cls, config: transformers.PreTrainedConfig) -> type[Self]:
+        """This class; a subclass of it where the anatomy depends on the checkpoint's configuration."""
+        return cls
+
+    @classmethod
+    def for_source(cls, source: str) -> type[Self]:
+        """As `for_config`, for a hub id or folder; reads its configuration only if the class depends on it."""
+        own: Any = cls.for_config
+        default: Any = Backbone.for_config
+        depends = own.__func__ is not default.__func__
+        return cls.for_config(loading.read_config(source, cls.model_types)) if depends else cls
 
     @classmethod
     def from_model(cls, source: str, model: Any) -> Self:
@@ -87,8 +116,23 @@ class Backbone(ABC):
     def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
         """Approximate number of tokens that each part processes for one image and `caption` caption tokens; for estimates."""
         vision: Any = getattr(config, "vision_config", None) or getattr(config, "encoder", None)
-        patches = (vision.image_size // vision.patch_size) ** 2 if hasattr(vision, "image_size") else 576
+        size = getattr(vision, "image_size", None) or (384, 384)  # Donut's has two sides
+        height, width = (size, size) if isinstance(size, int) else size
+        patch = getattr(vision, "patch_size", 16) if hasattr(vision, "image_size") else 16
+        patches = (height // patch) * (width // patch)
         return {"vision": patches + 1, "bridge": patches, "text": caption}
+
+    @classmethod
+    def image_step(cls, config: transformers.PreTrainedConfig) -> int | None:
+        """With `image.size`, an image's side in pixels is a multiple of this; None if the model takes images of one size."""
+        return None
+
+    @classmethod
+    def has_image_sizes(cls) -> bool:
+        """Whether `image.size` can be set, for some of the class's checkpoints at least."""
+        own: Any = cls.image_step
+        default: Any = Backbone.image_step
+        return own.__func__ is not default.__func__
 
     @classmethod
     def fingerprint(cls, source: str) -> str:
@@ -118,7 +162,8 @@ class Backbone(ABC):
     @classmethod
     def _digests(cls, source: str) -> dict[str, TensorDigest]:
         checkpoint = cls._checkpoint(source)
-        return loaded_digests(checkpoint, cls.meta_model(checkpoint.config), cls.anatomy.never_run)
+        kind = cls.for_config(checkpoint.config)
+        return loaded_digests(checkpoint, kind.meta_model(checkpoint.config), kind.anatomy.never_run)
 
     @property
     def end_id(self) -> int:
@@ -171,6 +216,16 @@ class Backbone(ABC):
     def image_settings(self) -> dict[str, Any]:
         """All settings that affect `pixel_values`, as JSON values; part of cache keys."""
         return {"class": type(self.image_processor).__name__, **json.loads(self.image_processor.to_json_string())}
+
+    def set_image_size(self, size: int) -> None:
+        """Prepare images as squares of `size` pixels from now on; `size` is a multiple of `image_step`."""
+        resize_to(self.image_processor, size)
+
+    @staticmethod
+    def interpolates(pixel_values: torch.Tensor, image_size: int | Sequence[int]) -> bool:
+        """Whether pixel values [B, 3, H, W] are of another size than the `image_size` of the position embeddings."""
+        own = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        return tuple(pixel_values.shape[-2:]) != own
 
     def visible_region(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The rectangle (left, top, right, bottom) of an image that the model sees, in the image's own pixels.
@@ -227,9 +282,10 @@ class Backbone(ABC):
     def generate(
         self, features: torch.Tensor, *, prompt: str = "", options: GenerationConfig = GenerationConfig()
     ) -> list[str]:
-        """One caption per row of `features`, without the prompt; greedy, or beam search if `num_beams` is above 1."""
+        """`options.num_return_sequences` captions for each row of `features`, one after the other, without the prompt."""
         inputs = self.generation_inputs(len(features), features.device, prompt, options)
-        return self.captions(self.generate_ids(features, *inputs))
+        with sampling(options):
+            return self.captions(self.generate_ids(features, *inputs))
 
     def generation_inputs(
         self, rows: int, device: torch.device, prompt: str, options: GenerationConfig
@@ -237,10 +293,12 @@ class Backbone(ABC):
         """The arguments (input_ids [rows, T], options) of `generate_ids` for features of `rows` images."""
         head = self.prompt_ids(prompt)
         input_ids = torch.tensor([head], dtype=torch.long, device=device).repeat(rows, 1)
+        limit = max(min(options.max_new_tokens, self.max_positions - len(head)), 1)
+        unread = set() if options.do_sample else set(SAMPLING)
         decoding = transformers.GenerationConfig(
-            **options.model_dump(exclude={"max_new_tokens"}),
-            max_new_tokens=max(min(options.max_new_tokens, self.max_positions - len(head)), 1),
-            do_sample=False,
+            **options.model_dump(exclude={"max_new_tokens", "min_new_tokens", "seed", *unread}),
+            max_new_tokens=limit,
+            min_new_tokens=min(options.min_new_tokens, limit) or None,
             eos_token_id=self.end_id,
             pad_token_id=self.pad_id,
         )
@@ -254,7 +312,7 @@ class Backbone(ABC):
     def generate_ids(
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
-        """Generate the new tokens [B, N] after the prompt `input_ids` [B, T]."""
+        """Generate the new tokens [B * num_return_sequences, N] after the prompt `input_ids` [B, T]."""
 
     @contextmanager
     def generating(self) -> Iterator[GenerateIds]:

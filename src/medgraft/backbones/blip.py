@@ -57,6 +57,11 @@ class BlipBackbone(Backbone):
         text=rf"{_LAYER}\.attention\.self",
     )  # fmt: skip
 
+    @classmethod
+    def image_step(cls, config: transformers.PreTrainedConfig) -> int:
+        """See Backbone.image_step."""
+        return int(config.vision_config.patch_size)
+
     @property
     def end_id(self) -> int:
         """`[SEP]`, which is set in BLIP's configuration, not in its tokenizer."""
@@ -72,7 +77,9 @@ class BlipBackbone(Backbone):
 
     def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
         """See Backbone.forward_to: the vision tower's output, class token first."""
-        features: torch.Tensor = self.model.vision_model(pixel_values=inputs).last_hidden_state
+        features: torch.Tensor = self.model.vision_model(
+            pixel_values=inputs, interpolate_pos_encoding=self.interpolates(inputs, self.config.vision_config.image_size)
+        ).last_hidden_state
         return features
 
     def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:

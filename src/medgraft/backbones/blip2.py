@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,6 +72,11 @@ class Blip2Backbone(Backbone):
         queries = int(config.num_query_tokens)
         return {**super().tokens(config, caption), "bridge": queries, "text": queries + caption}
 
+    @classmethod
+    def image_step(cls, config: transformers.PreTrainedConfig) -> int:
+        """See Backbone.image_step."""
+        return int(config.vision_config.patch_size)
+
     @property
     def _has_text_encoder(self) -> bool:
         return not self.config.use_decoder_only_language_model
@@ -116,7 +122,9 @@ class Blip2Backbone(Backbone):
     def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
         """See Backbone.forward_to: `vision` is [B, 257, 1408] in the published models, `bridge` [B, 32, 2048 to 4096]."""
         if seam == "vision":
-            features: torch.Tensor = self.model.vision_model(pixel_values=inputs).last_hidden_state
+            interpolated = self.interpolates(inputs, self.config.vision_config.image_size)
+            output = self.model.vision_model(pixel_values=inputs, interpolate_pos_encoding=interpolated)
+            features: torch.Tensor = output.last_hidden_state
             return features
         with hardware.no_autocast(inputs.device):
             inputs = inputs.float()
@@ -151,7 +159,9 @@ class Blip2Backbone(Backbone):
     ) -> torch.Tensor:
         """See Backbone.generate_ids."""
         inputs = self._language_inputs(features, input_ids, torch.ones_like(input_ids))
-        ids: torch.Tensor = self.model.language_model.generate(**inputs, generation_config=decoding)
+        with warnings.catch_warnings():  # that penalties count the new tokens alone
+            warnings.filterwarnings("ignore", message="Passing .* with `inputs_embeds`")
+            ids: torch.Tensor = self.model.language_model.generate(**inputs, generation_config=decoding)
         return ids  # with inputs_embeds both kinds of model return the new tokens only
 
     def attention_index(self, features: torch.Tensor, text: TextBatch) -> tuple[int, slice]:

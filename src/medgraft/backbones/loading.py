@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import copy
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from medgraft import hardware
+from medgraft.backbones.base_files import (
+    IMAGE_PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    base_folder,
+    check_json,
+    check_settings,
+)
+from medgraft.backbones.loaded_tensors import check_loaded
+from medgraft.backbones.tokenizer_checks import check_tokenizer, unreadable
 from medgraft.errors import BackboneError, first_line
-from medgraft.types import lies_in
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 
 def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
-    """The model's configuration; BackboneError if there is none or its model type is not one of `model_types`."""
-    kind = " or ".join(model_types)
+    """The model's configuration.
+
+    BackboneError if there is none, if its model type is not one of `model_types`, if its weights are stored quantised by
+    another library than bitsandbytes, and if a file beside it is empty or a Git LFS pointer.
+    """
+    kind = " or ".join(model_types) if len(model_types) < 9 else "a model of a type that this backbone takes"
+    check_settings(source)
     is_folder = os.path.isdir(source)  # noqa: PTH112 - Path raises for a name of 300 characters
     if source.startswith((".", "/", "~")) and not is_folder:
         raise BackboneError(
@@ -31,11 +46,30 @@ def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
+        check_json(source)
         where = "is no model folder" if is_folder else "is neither a folder nor a model that the hub gave"
         raise BackboneError(f"{source} {where}: {first_line(error)}") from None
     if config.model_type not in model_types:
         raise BackboneError(f"{source} is not {kind}: its config.json says model_type {config.model_type!r}.")
+    stored = quantized_by(config)
+    if stored not in (None, "bitsandbytes"):
+        raise BackboneError(
+            f"{source} is stored quantised by {stored}, which is not supported. Name the unquantised checkpoint: the strategy "
+            "qlora, or strategy.quantization=nf4, quantises it on loading. Checkpoints of bitsandbytes load as they are."
+        )
     return config
+
+
+def quantized_by(config: PreTrainedConfig) -> str | None:
+    """The library that quantised the stored weights, in transformers' word (`quant_method`); None if they are not quantised."""
+    for part in (config, *(getattr(config, name) for name in config.sub_configs if hasattr(config, name))):
+        settings = getattr(part, "quantization_config", None) or getattr(part, "compression_config", None)
+        if settings is not None:
+            stored = settings if isinstance(settings, dict) else settings.to_dict()
+            in_bits = stored.get("load_in_4bit") or stored.get("load_in_8bit")
+            method = stored.get("quant_method", "bitsandbytes" if in_bits else "an unknown library")
+            return str(getattr(method, "value", method))
+    return None
 
 
 def load_model(
@@ -43,23 +77,29 @@ def load_model(
 ) -> nn.Module:
     """Load the weights of `source` into the transformers class `model_class`, in eval mode.
 
-    BackboneError if tensors are missing, except in modules that match `never_run`.
+    BackboneError if tensors are missing, except in modules that match `never_run`, or if they are another model's.
     """
     loader: Any = getattr(transformers, model_class)
+    quantized = quantization is not None or quantized_by(AutoConfig.from_pretrained(source)) is not None
     # transformers puts quantised weights on any accelerator that it finds, and 8-bit ones cannot be moved to the CPU again
-    where = {"device_map": {"": "cpu"}} if quantization is not None and hardware.device().type == "cpu" else {}
+    where: dict[str, Any] = {"device_map": {"": "cpu"}} if quantized and hardware.device().type == "cpu" else {}
+    if quantization is not None:
+        where["quantization_config"] = quantization
     try:
         if find_adapter_config_file(source) is not None:  # transformers would add that adapter to the weights
             raise BackboneError(f"{source} has an adapter_config.json: it holds an adapter. Name the base model's own folder.")
-        model, info = loader.from_pretrained(
-            source, dtype=torch.float32, quantization_config=quantization, output_loading_info=True, **where
-        )
+        model, info = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **where)
     except (OSError, ValueError) as error:
         raise BackboneError(f"{source} cannot be loaded as {model_class}: {first_line(error)}") from error
-    if missing := sorted(name for name in info["missing_keys"] if not lies_in(name, never_run)):
-        raise BackboneError(f"{source} is no complete {model_class}: {len(missing)} tensors are missing, such as {missing[0]}.")
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise BackboneError(
+            f"{source} has tensors of other shapes than its config.json says: they do not belong together."
+        ) from None
+    check_loaded(source, model, info, never_run)
     loaded: nn.Module = model.eval()
-    if quantization is not None:
+    if quantized:
         leave_file(loaded)
     return loaded
 
@@ -89,11 +129,34 @@ def build_random(model_class: str, config: PreTrainedConfig) -> nn.Module:
 
 
 def load_tokenizer(source: str, subfolder: str = "") -> Any:
-    """The tokenizer of `source`."""
+    """The tokenizer of `source`, or in its `subfolder`; BackboneError if it is not whole or not that of the model."""
+    where = f"{source}/{subfolder}" if subfolder else source
     try:
-        return AutoTokenizer.from_pretrained(source, subfolder=subfolder)
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"{source} has no tokenizer that can be read: {first_line(error)}") from error
+        # offline, transformers does not find the files in a subfolder of a hub id
+        place = _files_in(source, subfolder) if subfolder else source
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        config = AutoConfig.from_pretrained(source)
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        check_json(source)
+        raise unreadable(where, base_folder(source), subfolder, error) from error
+    text = config.qformer_config if subfolder else config.get_text_config(decoder=True)
+    check_tokenizer(where, Path(base_folder(source) or "", subfolder), tokenizer, getattr(text, "vocab_size", None))
+    return tokenizer
+
+
+def _files_in(source: str, subfolder: str) -> str:
+    """The folder of the tokenizer files in `subfolder` on this machine, downloaded if need be; OSError if there are none."""
+    found = [
+        cached_file(
+            source, name, subfolder=subfolder, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        for name in TOKENIZER_FILES
+    ]  # fmt: skip
+    for path in found:
+        if path is not None:
+            return str(Path(path).parent)
+    raise OSError(f"no tokenizer file lies in {subfolder}")
 
 
 def load_image_processor(source: str) -> Any:
@@ -101,4 +164,11 @@ def load_image_processor(source: str) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(source, backend="pil")
     except (OSError, ValueError) as error:
+        check_json(source)
+        folder = base_folder(source)
+        if folder is not None and not any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES):
+            raise BackboneError(
+                f"{source} has no image processor: {' or '.join(IMAGE_PROCESSOR_FILES)} is missing. "
+                "Copy it from where the model came from."
+            ) from None
         raise BackboneError(f"{source} has no image processor that can be read: {first_line(error)}") from error

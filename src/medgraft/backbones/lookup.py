@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medgraft.backbones.base import Backbone
+from medgraft.backbones.image_size import config_for_size
 from medgraft.backbones.loading import read_config
 from medgraft.backbones.remote import RemoteCaptioner
 from medgraft.errors import ConfigError, PluginError, StrategyError
@@ -29,7 +30,8 @@ def get_captioner(text: str, *, plugins: PluginManager) -> tuple[type[Backbone] 
     source = source or captioner.default_source
     if source is None:
         raise ConfigError(f"Backbone {name!r} needs weights: write {name}:HUB_ID or {name}:FOLDER.")
-    return captioner, str(Path(source).expanduser()) if source.startswith("~") else source
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    return captioner.for_source(source) if issubclass(captioner, Backbone) else captioner, source
 
 
 def prompt_for(captioner: AnyBackbone | type[RemoteCaptioner], wanted: str | None) -> str:
@@ -45,7 +47,12 @@ def get_backbone(text: str, *, plugins: PluginManager) -> tuple[type[Backbone], 
     return captioner, source
 
 
-def load_without_weights(text: str, *, plugins: PluginManager) -> Backbone:
-    """The tokenizer and the image processor of `NAME:SOURCE` around a model on the meta device."""
+def load_without_weights(text: str, *, plugins: PluginManager, image_size: int | None = None) -> Backbone:
+    """The tokenizer and the image processor of `NAME:SOURCE`, for images of `image_size`, around a model on the meta device."""
     captioner, source = get_backbone(text, plugins=plugins)
-    return captioner.from_model(source, captioner.meta_model(read_config(source, captioner.model_types)))
+    config = read_config(source, captioner.model_types)
+    config_for_size(captioner, config, image_size, plugins=plugins)
+    backbone = captioner.from_model(source, captioner.meta_model(config))
+    if image_size is not None:
+        backbone.set_image_size(image_size)
+    return backbone

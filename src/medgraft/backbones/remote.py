@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from medgraft.config import GenerationConfig
+from medgraft.errors import BackboneError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,12 +32,13 @@ class Usage:
 
 
 class RemoteCaptioner(ABC):
-    """A model behind an API. `source` names the model."""
+    """A model behind an API. `source` names the model; `generation_settings` are those that it can be asked to follow."""
 
     default_source: ClassVar[str | None] = None
     default_prompt: ClassVar[str] = (
         "Describe this medical image in one sentence, as a figure caption in a radiology paper would."
     )
+    generation_settings: ClassVar[tuple[str, ...]] = ("max_new_tokens",)
 
     source: str
 
@@ -49,6 +51,16 @@ class RemoteCaptioner(ABC):
     @abstractmethod
     def fingerprint(cls, source: str) -> str:
         """Hex digest of the model's name, the only known thing that determines its answers."""
+
+    @classmethod
+    def check_generation(cls, options: GenerationConfig) -> str | None:
+        """A sentence if beam search is asked for, which no API does; BackboneError for other settings that it cannot follow."""
+        unable = {name: getattr(options, name) for name in options.changed() if name not in cls.generation_settings}
+        given = ", ".join(f"generation.{name}={value}" for name, value in unable.items())
+        if unable.keys() <= {"num_beams", "length_penalty"}:
+            return f"A model behind an API decodes without beam search: it does not follow {given}." if unable else None
+        able = ", ".join(f"generation.{name}" for name in cls.generation_settings)
+        raise BackboneError(f"The model behind this API cannot follow {given}. Leave it out; what it can follow: {able}.")
 
     @abstractmethod
     def caption(self, images: Sequence[Image], *, prompt: str, options: GenerationConfig) -> list[str]:

@@ -3,7 +3,7 @@
 from medgraft.benchmark.baselines import BASELINE
 from medgraft.benchmark.dry_run import DryRun, dry_run_suite
 from medgraft.benchmark.plan import expand, plan, why_unsupported
-from medgraft.benchmark.record import Record, read_record, read_records, unreadable_records, write_record, write_whole
+from medgraft.benchmark.record import Record, read_record, read_records, unreadable_records, write_record
 from medgraft.benchmark.run import RunResult, execute
 from medgraft.benchmark.run_folder import config_in
 from medgraft.benchmark.suite import run_suite
@@ -14,5 +14,5 @@ __all__ = [
     "BASELINE", "Record", "DryRun", "RunCaptions", "RunResult", "StepTime", "config_in", "execute", "expand", "plan",
     "read_captions",
     "read_record", "read_records", "dry_run_suite", "run_suite", "step_time",
-    "unreadable_records", "why_unsupported", "write_record", "write_whole",
+    "unreadable_records", "why_unsupported", "write_record",
 ]  # fmt: skip

@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medgraft import hardware
-from medgraft.backbones import Backbone, RemoteCaptioner, Usage, get_captioner, load_without_weights, prompt_for
+from medgraft.backbones import (
+    Backbone,
+    RemoteCaptioner,
+    Usage,
+    get_backbone,
+    get_captioner,
+    load_without_weights,
+    prompt_for,
+)
+from medgraft.backbones.checkpoint import checkpoint_files, is_cached
+from medgraft.backbones.image_size import config_for_size, refuse_size
+from medgraft.backbones.loading import read_config
 from medgraft.backbones.published import planning_config, published_config
 from medgraft.benchmark.estimate import Estimate, estimate, measured_flops
 from medgraft.benchmark.plan import apply_to_meta, expand, refuse_training
@@ -15,6 +26,7 @@ from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
 from medgraft.hardware import Hardware
+from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.text_statistics import planned_statistics
@@ -82,10 +94,11 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
         try:
             captioner, source = get_captioner(config.backbone, plugins=plugins)
             if config.backbone not in weights:
-                weights[config.backbone] = _weights(config.backbone, captioner, source, missing)
+                weights[config.backbone] = _weights(config.backbone, captioner, source, missing, plugins)
             if issubclass(captioner, RemoteCaptioner):
-                runs.append(_by_api(config, captioner, source, strategy, images))
+                runs.append(_by_api(config, captioner, source, strategy, images, plugins))
             else:
+                strategy = settled(config.backbone, strategy, plugins=plugins)
                 runs.append(_here(config, captioner, source, strategy, images, speed, plugins))
         except StrategyError as error:
             left_out[f"{config.strategy} on {config.backbone}"] = str(error)
@@ -129,7 +142,7 @@ def _text(
 
 
 def _sentences(config: RunConfig, training: Sequence[Example], data: CaptionData, plugins: PluginManager) -> tuple[str, ...]:
-    backbone = load_without_weights(config.backbone, plugins=plugins)
+    backbone = load_without_weights(config.backbone, plugins=plugins, image_size=config.image.size)
     text, references = planned_statistics(config, backbone, training, data.split(config.eval_split))
     lengths = [text.lengths()] if text.captions else []
     return tuple(dict.fromkeys([*lengths, *text.warnings(), references.references()]))
@@ -146,21 +159,29 @@ def _data(config: DataConfig, plugins: PluginManager, missing: dict[str, None]) 
         return None
 
 
-def _weights(name: str, captioner: type[Backbone] | type[RemoteCaptioner], source: str, missing: dict[str, None]) -> Weights:
+def _weights(
+    name: str, captioner: type[Backbone] | type[RemoteCaptioner], source: str, missing: dict[str, None], plugins: PluginManager
+) -> Weights:
     if issubclass(captioner, RemoteCaptioner):
         try:
             captioner.load(source)
         except MedgraftError as error:
             missing[str(error)] = None
         return Weights(name, "api", 0)
-    if Path(source).is_dir():
-        return Weights(name, "folder", 0)
-    from huggingface_hub import try_to_load_from_cache
+    if not Path(source).is_dir() and not is_cached(source):
+        return Weights(name, "hub", _download_bytes(captioner, source, missing))
+    for check in (_weight_files, load_without_weights):
+        try:
+            check(name, plugins=plugins)
+        except MedgraftError as error:
+            missing[f"{name}: {error}"] = None
+    return Weights(name, "folder" if Path(source).is_dir() else "cached", 0)
 
-    for file in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
-        if isinstance(try_to_load_from_cache(source, file), str):
-            return Weights(name, "cached", 0)
-    return Weights(name, "hub", _download_bytes(captioner, source, missing))
+
+def _weight_files(name: str, *, plugins: PluginManager) -> None:
+    """Raise BackboneError unless the weight files of `NAME:SOURCE` are here and whole."""
+    captioner, source = get_backbone(name, plugins=plugins)
+    checkpoint_files(source, read_config(source, captioner.model_types))
 
 
 def _download_bytes(captioner: type[Backbone], source: str, missing: dict[str, None]) -> int | None:
@@ -184,9 +205,9 @@ def _here(
 ) -> RunEstimate:  # fmt: skip
     applied = apply_to_meta(config.backbone, strategy, plugins=plugins)
     made: Estimate | None = None
+    sized = config_for_size(captioner, planning_config(source, captioner.model_types), config.image.size, plugins=plugins)
     if applied is not None:
-        shapes = planning_config(source, captioner.model_types)
-        made = estimate(captioner, shapes, applied, strategy, config)
+        made = estimate(captioner, sized, applied, strategy, config)
     steps = config.train.max_steps * config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     seen = None if data is None else int(len(data.split("train")) * config.train.num_train_epochs)
     seen = steps if steps > 0 else seen
@@ -203,9 +224,16 @@ def _here(
 
 
 def _by_api(
-    config: RunConfig, captioner: type[RemoteCaptioner], source: str, strategy: Strategy, data: CaptionData | None
+    config: RunConfig,
+    captioner: type[RemoteCaptioner],
+    source: str,
+    strategy: Strategy,
+    data: CaptionData | None,
+    plugins: PluginManager,
 ) -> RunEstimate:
     refuse_training(strategy)
+    captioner.check_generation(config.generation)
+    refuse_size(captioner, config.image.size, plugins=plugins)
     usage = None
     if data is not None:
         sizes = [open_image(example.image).size for example in data.split(config.eval_split)]

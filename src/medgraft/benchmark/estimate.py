@@ -73,7 +73,7 @@ def estimate(
         total_parameters=applied.total_parameters,
         memory_bytes=int(process + weights + applied.trainable_parameters * 12 + (activations if strategy.trains else 0)),
         training_flops_per_image=forward + backward if strategy.trains else 0.0,
-        captioning_flops_per_image=forward * run.generation.num_beams,
+        captioning_flops_per_image=forward * max(run.generation.num_beams, run.generation.num_return_sequences),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,10 +19,11 @@ from medgraft.errors import DataError, first_line
 from medgraft.inference import Captioner, Inference
 from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
+from medgraft.progress import progress_bar
 from medgraft.scoring import RunCaptions, captions_of, collapse, shuffled
 from medgraft.stats import Interval, score_intervals
-from medgraft.text_statistics import GenerationStatistics, generation_statistics
-from medgraft.types import DataReport, Example
+from medgraft.text_statistics import GenerationStatistics, caption_warnings, generation_statistics
+from medgraft.types import Chosen, DataReport, Example
 
 _logger = logging.getLogger(__name__)
 
@@ -67,39 +69,83 @@ class Evaluation:
             "generated": self.generated,
         }
 
+    def warnings(self) -> list[str]:
+        """Lines on captions that were cut off, and on most of them being empty or equal."""
+        return [*(self.generated.warnings() if self.generated else ()), *caption_warnings(list(self.predictions.values()))]
+
     @property
     def metrics(self) -> Mapping[str, float]:
         """Every score by name."""
         return self.scores.values
 
 
-def score_captions(
+@dataclass(frozen=True)
+class Captioned:
+    """The examples whose images could be read, what was generated for them, and the `problems` of the others."""
+
+    examples: Sequence[Example]
+    generated: Generated
+    problems: tuple[str, ...] = ()
+
+
+def caption_examples(
     captioner: Captioner,
     examples: Sequence[Example],
-    generated: Generated,
-    settings: RunSettings,
-    *,
-    plugins: PluginManager,
-    clock: Clock,
-) -> Evaluation:
-    """Scores of what `captioner` generated for `examples`, and the saliency scores that `settings` ask for.
+    generation: GenerationConfig,
+    save: Callable[[str, str], None] | None = None,
+) -> Captioned:
+    """Caption `examples`, the first caption of each image; goes on after an image that cannot be read, with a warning.
 
-    Logs a warning if captions were cut off.
+    `save` is called with each id and caption as it is made. DataError if no image can be read.
     """
-    captions = generated.captions
+    if generation.num_return_sequences > 1:
+        _logger.info("The first of the %d captions of each image is scored.", generation.num_return_sequences)
+    places = array("I")
+    cut_off: int | None = 0
+    captions: list[str] = []
+    problems: list[str] = []
+    with progress_bar(total=len(examples), desc="captioning", unit="image") as bar:
+        for batch in captioner.batches([example.image for example in examples], generation):
+            for place, each in enumerate(batch.images, len(captions) + len(problems)):
+                if each.problem is not None:
+                    problems.append(each.problem)
+                    continue
+                places.append(place)
+                captions.append(each.captions[0])
+                if save is not None:
+                    save(examples[place].id, each.captions[0])
+            cut_off = None if cut_off is None or batch.cut_off is None else cut_off + batch.cut_off
+            bar.update(len(batch.images))
+    if problems and not captions:
+        raise DataError(f"None of the {len(problems)} images can be read, such as: {problems[0]}")
+    if problems:
+        _logger.warning("Left out while captioning: %d of %d images, such as: %s", len(problems), len(examples), problems[0])
+    generated = Generated(captions, cut_off, captioner.token_limit(generation))
+    return Captioned(Chosen(examples, places) if problems else examples, generated, tuple(problems))
+
+
+def score_captions(
+    captioner: Captioner, captioned: Captioned, settings: RunSettings, *, plugins: PluginManager, clock: Clock
+) -> Evaluation:
+    """Scores of what `captioner` generated, and the saliency scores that `settings` ask for.
+
+    Logs a warning if captions were cut off, and if most of them are empty or equal.
+    """
+    examples, captions = captioned.examples, captioned.generated.captions
     peak = hardware.peak_memory_bytes()
     with clock.phase("saliency"):
         saliency, obstacle = _saliency(captioner, examples, captions, settings)
     with clock.phase("scoring"):
         found = evaluated(captions_of(examples, captions, saliency.scores), metrics=settings.metrics, plugins=plugins)
         backbone = captioner.backbone if isinstance(captioner, Inference) else None
-        statistics = generation_statistics(backbone, examples, generated)
-    for warning in statistics.warnings():
-        _logger.warning("%s", warning)
+        statistics = generation_statistics(backbone, examples, captioned.generated)
     reasons = dict(found.scores.unavailable)
     reasons |= {name: obstacle for name in SALIENCY_METRICS if name in settings.metrics and obstacle}
     scores = replace(found.scores, unavailable=reasons)
-    return replace(found, maps=saliency.maps, scores=scores, peak_memory_bytes=peak, generated=statistics)
+    found = replace(found, maps=saliency.maps, scores=scores, peak_memory_bytes=peak, generated=statistics)
+    for warning in found.warnings():
+        _logger.warning("%s", warning)
+    return found
 
 
 def _saliency(
@@ -131,7 +177,7 @@ def evaluated(captions: RunCaptions, *, metrics: tuple[str, ...], plugins: Plugi
 
 
 def generation_of(adapter: LoadedAdapter) -> GenerationConfig:
-    """The generation settings that an adapter was evaluated with."""
+    """The generation settings of the run that trained an adapter."""
     stored = adapter.manifest.evaluation.get("generation") if adapter.manifest else None
     return GenerationConfig(**stored) if stored else GenerationConfig()
 

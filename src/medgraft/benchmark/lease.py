@@ -91,7 +91,7 @@ class Leases:
             return owner
         if former.is_file():
             _logger.info("  taken over from %s, which is gone", _read(former)[0] or "a process")
-        for torn in self.folder.glob(f"{_run_id(path)}.json.*.tmp"):  # of a record that a dead process was writing
+        for torn in self.folder.glob(f".{_run_id(path)}.json.*.tmp"):  # of a record that a dead process was writing
             torn.unlink(missing_ok=True)
         return Lease(path, self.beat_seconds)
 

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from medgraft import hardware
 from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_captioner
+from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.published import planning_config
 from medgraft.benchmark.record import run_id
-from medgraft.benchmark.run import needed_splits
 from medgraft.config import RunConfig, RunSettings, SuiteConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import ConfigError, StrategyError, suggestion
+from medgraft.models import settled
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Applied, Strategy, apply_strategy, get_strategy, quantization_config
+from medgraft.strategies import Applied, Strategy, apply_strategy, changes_base, get_strategy, quantization_config
 from medgraft.strict_model import validated
 
 
@@ -96,7 +97,9 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
             reasons[pair] = why_unsupported(config.backbone, strategy, plugins=plugins)
         if reasons[pair] is not None:
             continue
-        splits = needed_splits(config, strategy)
+        _check_size(config, plugins)
+        strategy = settled(config.backbone, strategy, plugins=plugins)
+        splits = config.needed_splits(strategy.trains)
         data_key = (config.data.model_dump_json(), splits)
         if data_key not in prints:
             prints[data_key] = data_fingerprint(load_data(config.data, plugins=plugins, splits=splits).examples)
@@ -104,11 +107,22 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
             captioner, source = get_captioner(config.backbone, plugins=plugins)
             base = captioner.fingerprint(source)
             former = captioner.former_fingerprint(source) if issubclass(captioner, Backbone) else base
+            if issubclass(captioner, RemoteCaptioner):
+                captioner.check_generation(config.generation)
             bases[config.backbone] = base, former
         ids = [run_id(config, strategy, prints[data_key], base, versions) for base in bases[config.backbone]]
         recorded = records is not None and (records / f"{ids[1]}.json").is_file()
         planned.append(PlannedRun(config, ids[1] if recorded else ids[0]))
     return Plan(tuple(planned), {pair: reason for pair, reason in reasons.items() if reason is not None})
+
+
+def _check_size(config: RunConfig, plugins: PluginManager) -> None:
+    """BackboneError if the run's backbone takes no images of the size that `config` asks for."""
+    captioner, source = get_captioner(config.backbone, plugins=plugins)
+    if issubclass(captioner, RemoteCaptioner):
+        refuse_size(captioner, config.image.size, plugins=plugins)
+    elif config.image.size is not None:
+        config_for_size(captioner, planning_config(source, captioner.model_types), config.image.size, plugins=plugins)
 
 
 def why_unsupported(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> str | None:
@@ -133,12 +147,17 @@ def refuse_training(strategy: Strategy) -> None:
 def apply_to_meta(backbone: str, strategy: Strategy, *, plugins: PluginManager) -> Applied | None:
     """`strategy` applied to the backbone's meta model, with the base unquantised; raises the same errors as on weights.
 
-    None if the PEFT method initialises from the weights, so that it cannot be applied without them.
+    A LoRA that is initialised from the weights is applied with the usual initialisation. None if another PEFT method is, so
+    that it cannot be applied without them.
     """
     backbone_class, source = get_backbone(backbone, plugins=plugins)
+    strategy = settled(backbone, strategy, plugins=plugins)
     quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
     config = planning_config(source, backbone_class.model_types)
     plain = strategy.model_copy(update={"quantization": "none"})
+    if changes_base(strategy):
+        others = {name: value for name, value in strategy.options.items() if name != "init_lora_weights"}
+        plain = plain.model_copy(update={"options": others})
     try:
         return apply_strategy(backbone_class.meta_model(config), backbone_class.anatomy, plain)
     except ConfigError as error:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +15,13 @@ from medgraft import hardware
 from medgraft.adapter import SeenInTraining
 from medgraft.backbones import Usage
 from medgraft.config import SECTIONS, DataConfig, RunConfig
+from medgraft.disk import write_whole
 from medgraft.errors import ConfigError
 from medgraft.features import CachedFeatures, ReusablePrefix
 from medgraft.forgetting_config import ForgettingConfig
 from medgraft.hardware import Hardware
-from medgraft.strategies import Strategy
+from medgraft.image_config import ImageConfig
+from medgraft.strategies import Quantization, Strategy
 from medgraft.strict_model import StrictModel
 from medgraft.text_statistics import GenerationStatistics, TextStatistics
 from medgraft.types import DataReport, Leak, Split
@@ -89,18 +89,20 @@ class Record(StrictModel):
     `training_seconds` is the time to obtain the weights: building features and training steps, without loading, validation,
     checkpoints and captioning, which are in `phase_seconds`. On a CPU `phase_seconds` also splits steps into waiting for data,
     forward, backward and optimiser, with the rest as `train`. `time_to_first_step` runs from the start of the run to the end of
-    its first optimiser step. `acceleration` names the installed kernels. `intervals` are the 95 % intervals of `metrics` over
-    groups of test images, `signatures` the metrics' settings, `unavailable` the reasons why metrics are missing, `collapse`
-    signs of captions that ignore the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids;
-    None if they are unknown. `text` counts captions that training truncated and unknown tokens, `generated` captions that
+    its first optimiser step. `quantization` is that of the base, stored so or quantised on loading. `acceleration` names the
+    installed kernels. `intervals` are the 95 % intervals of `metrics` over groups of test images, `signatures` the metrics'
+    settings, `unavailable` the reasons why metrics are missing, `collapse` signs of captions that ignore
+    the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids; None if they are unknown.
+    `text` counts captions that training truncated and unknown tokens, `generated` captions that
     were cut off.
     `forgetting` is the rise, in nats per token, of the loss on the base's own captions of general images. `start` is the digest
     of the adapter that training went on from, and `seen_in_training` how many of the scored images that adapter was trained on.
     `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
     products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
-    the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. A failed run has an
-    `error` of one line and a `traceback`. `disturbed` means that another harness on the same results folder did a run on this
-    machine at the same time. `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
+    the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. `learning_rates` are
+    the peak rates by part (with LoRA+ those of `B` too) where there are several. A failed run has an `error` of one line and a
+    `traceback`. `disturbed`: another harness on the same results folder did a run on this machine at the same time.
+    `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -115,6 +117,7 @@ class Record(StrictModel):
     steps: int | None = None
     seconds_per_step: float | None = None
     step_quartiles: tuple[float, float, float] | None = None
+    learning_rates: dict[str, float] | None = None
     step_flops: int | None = None
     energy_joules: float | None = None
     train_loss: tuple[float, ...] | None = None
@@ -123,6 +126,7 @@ class Record(StrictModel):
     total_parameters: int | None = None
     matched_modules: tuple[str, ...] | None = None
     quantized_modules: int | None = None
+    quantization: Quantization | None = None
     peak_memory_bytes: int | None = None
     adapter_bytes: int | None = None
     adapter: str | None = None
@@ -209,11 +213,14 @@ def run_id(
     values["augmentation"] = {**config.augmentation.changes(), "views": config.features.views}
     if not config.augmentation.on:  # as in the ids of earlier records
         values.pop("augmentation")
+    values["generation"] = config.generation.recorded()
     for name in ("features", "acceleration"):  # these change only speed and rounding
         values.pop(name)
     values["saliency"].pop("maps")  # only for display
     if config.forgetting in (ForgettingConfig(), ForgettingConfig(images=0)):  # as in the ids of earlier records
         values.pop("forgetting")
+    if config.image == ImageConfig():  # likewise
+        values.pop("image")
     values["train"].pop("save_final_state")  # does not change the result
     values.pop("start_from")
     values |= {} if start is None else {"start": start}
@@ -253,20 +260,6 @@ def write_record(record: Record, folder: Path, name: str | None = None) -> Path:
     path = folder / (name or f"{record.run_id}.json")
     write_whole(path, record.model_dump_json(indent=1) + "\n")
     return path
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that at any moment its old or its new content is there, also after a loss of power."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_record(path: Path) -> Record:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,18 @@ from medgraft import hardware
 from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, Start, TrainedOn, read_start
 from medgraft.adapter.base_weights import packed
 from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest
-from medgraft.backbones import AnyBackbone, Backbone, get_captioner, prompt_for
-from medgraft.benchmark.evaluation import Evaluation, score_captions, seen_in_training
+from medgraft.backbones import AnyBackbone, Backbone, prompt_for
+from medgraft.benchmark.evaluation import Captioned, Evaluation, caption_examples, score_captions, seen_in_training
 from medgraft.benchmark.forgetting import base_captions, forgetting
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
 from medgraft.benchmark.run_folder import CHECKPOINTS, Resume, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
-from medgraft.captioning import Generated
 from medgraft.clock import Clock
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import DataError
 from medgraft.inference import Captioner, captioner_for
+from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.prepare import Prepared, prepare
 from medgraft.saliency import write_maps
@@ -34,7 +33,7 @@ from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.text_statistics import TextStatistics, logged_statistics
 from medgraft.training import Checkpoints, TrainResult, build_features, fit, identity_of
-from medgraft.types import SPLITS, CaptionData, Example, Split
+from medgraft.types import SPLITS, CaptionData
 
 _logger = logging.getLogger(__name__)
 
@@ -72,11 +71,8 @@ def execute(
 ) -> RunResult:
     """Run `config`; write `predictions.json` and `record.json` to `out`, and the package of what was trained to `out/adapter`.
 
-    With `resume` training goes on from the last whole checkpoint in `out`, which has to be there; with "auto" it begins anew if
-    there is none of this run.
-
-    Under accelerate or torchrun every process trains, and only the main one packages, captions and writes. Logs what is loaded
-    and trained. Errors pass through; `failed_record` makes a record of them.
+    With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, but with "auto" a new
+    beginning. Of several processes only the main one packages, captions and writes. Errors pass through; see `failed_record`.
     """
     run = _planned(config, out, plugins)
     config = run.config
@@ -96,8 +92,8 @@ def execute(
         package = _package(run, data, model, trained)
         examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
         with run.clock.phase("generation"):
-            generated = captioner.caption([example.image for example in examples], config.generation)
-        evaluation = _score(run, captioner, examples, generated)
+            captioned = caption_examples(captioner, examples, config.generation)
+        evaluation = _score(run, captioner, captioned)
         with run.clock.phase("forgetting"):
             lost = forgetting(captioner, general)
         package = _add_scores(run, package, evaluation, lost, seen)
@@ -109,28 +105,22 @@ def execute(
 
 
 def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
-    """The run with its strategy and the adapter that it starts from."""
+    """The run with its strategy, on the base as it is stored, and the adapter that it starts from; reads no data."""
     start = read_start(config)
-    if start is None:
-        return _Run(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins), out, plugins, Clock())
-    return _Run(start.with_prompt(config), start.strategy, out, plugins, Clock(), start)
+    strategy = start.strategy if start else get_strategy(config.strategy, config.strategy_options, plugins=plugins)
+    strategy = settled(config.backbone, strategy, plugins=plugins)
+    return _Run(start.as_trained(config) if start else config, strategy, out, plugins, Clock(), start)
 
 
 def _read_data(run: _Run) -> tuple[CaptionData, str]:
     """The data that the run needs, and their fingerprint."""
     config, clock = run.config, run.clock
-    get_captioner(config.backbone, plugins=run.plugins)  # reject an unknown name before reading the data
     with clock.phase("read_data"):
-        data = load_data(config.data, plugins=run.plugins, splits=needed_splits(config, run.strategy))
+        data = load_data(config.data, plugins=run.plugins, splits=config.needed_splits(run.strategy.trains))
     if run.strategy.trains and not data.split("train"):
         raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
     with clock.phase("digests"):
         return data, data_fingerprint(data.examples)
-
-
-def needed_splits(config: RunConfig, strategy: Strategy) -> tuple[Split, ...]:
-    """The splits that a run reads: all if it trains, else only the one that it captions."""
-    return SPLITS if strategy.trains else (config.eval_split,)
 
 
 def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
@@ -207,6 +197,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "seconds": run.clock.training,
         "images": len(data.split("train")),
         "learning_rate": config.train.learning_rate or run.strategy.learning_rate,
+        **({"learning_rates": dict(result.learning_rates)} if result.learning_rates else {}),
         "trainable_parameters": applied.trainable_parameters,
         "matched_modules": len(applied.matched_modules),
         "in_place": len(applied.direct),
@@ -227,12 +218,13 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         data={"options": {}, **read_by, "fingerprint": fingerprint},
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
+        image_size=config.image.size,
         bf16=model.dtype == torch.bfloat16,
         acceleration=model.acceleration.installed,
         seed=config.seed,
         training=training,
         metrics={},
-        evaluation={},
+        evaluation={"generation": config.generation.recorded()},
         versions=hardware.versions(),
         lineage=run.start.lineage() if run.start else (),
         files={},
@@ -247,11 +239,11 @@ def _captioner(run: _Run, model: Prepared) -> Captioner:
     )  # fmt: skip
 
 
-def _score(run: _Run, captioner: Captioner, examples: Sequence[Example], generated: Generated) -> Evaluation | None:
+def _score(run: _Run, captioner: Captioner, captioned: Captioned) -> Evaluation | None:
     """Score the captions and write them with their saliency maps; None if there are no captions."""
-    if not generated.captions:
+    if not captioned.generated.captions:
         return None
-    evaluation = score_captions(captioner, examples, generated, run.config, plugins=run.plugins, clock=run.clock)
+    evaluation = score_captions(captioner, captioned, run.config, plugins=run.plugins, clock=run.clock)
     with run.clock.phase("package"):
         write_captions(evaluation.captions, run.out)
         if evaluation.maps:
@@ -266,9 +258,10 @@ def _add_scores(
     if package is None or evaluation is None:
         return package
     done: dict[str, Any] = {"images": len(evaluation.predictions), "split": run.config.eval_split}
-    done |= {"generation": run.config.generation.model_dump(), **({} if lost is None else {"forgetting": lost})}
+    done |= {} if lost is None else {"forgetting": lost}
     done |= {"seen_in_training": str(seen)} if seen else {}
     with run.clock.phase("package"):
+        done = package.evaluation | done
         changed = package.model_copy(update={"metrics": dict(evaluation.metrics), "evaluation": done})
         return update_manifest(run.out / IN_RUN, changed)
 
@@ -286,9 +279,8 @@ class _Outcome:
 
 def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, outcome: _Outcome) -> Record:
     config, clock, applied, evaluation = run.config, run.clock, model.applied, outcome.evaluation
-    result = outcome.trained.result if outcome.trained else None
+    result, start = outcome.trained.result if outcome.trained else None, run.start.digest if run.start else None
     steps = len(result.losses) if result else 0
-    start = run.start.digest if run.start else None
     return Record(
         run_id=run_id(config, run.strategy, fingerprint, model.base_fingerprint, hardware.versions(), start),
         status="ok",
@@ -297,6 +289,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         steps=steps,
         seconds_per_step=clock.steps / steps if steps else None,
         step_quartiles=quartiles(result.step_seconds) if result else None,
+        learning_rates=dict(result.learning_rates) or None if result else None,
         step_flops=result.step_flops if result else None,
         energy_joules=result.energy_joules if result else None,
         train_loss=result.losses if result else (),
@@ -305,6 +298,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         total_parameters=applied.total_parameters if applied else None,
         matched_modules=applied.matched_modules if applied else (),
         quantized_modules=len(applied.quantized) if applied else 0,
+        quantization=run.strategy.quantization if applied else None,
         peak_memory_bytes=evaluation.peak_memory_bytes if evaluation else hardware.peak_memory_bytes(),
         adapter_bytes=adapter_bytes(outcome.package) if outcome.package else 0,
         **(evaluation.for_record() if evaluation else {}),

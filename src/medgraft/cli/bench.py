@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _show(records: Sequence[Record], name: str, out: Path, plugins: PluginManager, *, as_json: bool) -> None:
     """Write the report and the tables of `records`, and print them."""
-    from medgraft.benchmark import write_whole
+    from medgraft.disk import write_whole
     from medgraft.report import as_json as table_as_json
     from medgraft.report import attention_markdown, example_captions, html_report, markdown, read_results, rows, terminal
 

@@ -7,11 +7,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from medgraft.cli.images import list_failed
 from medgraft.cli.options import add_generation, add_json, add_model, add_set
 
 NAME = "evaluate"
 SUMMARY = "caption a split of a data set with an adapter or a bare backbone, and score the captions"
 EXAMPLE = "medgraft evaluate --adapter my-adapter --data roco:/data/roco --split test"
+_SECTIONS = ("data", "image", "generation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="NAME[:PATH]")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
-    parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write {id: caption} there")
-    add_set(parser, "data.K=V, an option of the data set; may be repeated")
-    add_generation(parser)
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write {id: caption} there, as captions are made")
+    add_set(parser, "data.K=V, an option of the data set, image.size=N or generation.K=V; may be repeated")
+    add_generation(parser, sets=False)
     add_json(parser)
 
 
@@ -31,20 +33,13 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft import api
     from medgraft.cli.models import generation, load_model
     from medgraft.cli.scores import print_scores
-    from medgraft.config import data_config
+    from medgraft.config import METRICS, data_config
 
-    data = data_config(arguments.data, arguments.overrides, arguments.max_images)
-    adapter, backbone = load_model(arguments)
-    result = api.evaluate(
-        data,
-        adapter=adapter,
-        backbone=backbone,
-        split=arguments.split,
-        generation=generation(arguments, adapter),
-        progress=True,
-    )
-    if arguments.predictions:
-        arguments.predictions.write_text(json.dumps(result.predictions, indent=0, ensure_ascii=False), encoding="utf-8")
+    data = data_config(arguments.data, arguments.overrides, arguments.max_images, _SECTIONS)
+    adapter, backbone = load_model(arguments, _SECTIONS)
+    settings = generation(arguments, adapter, _SECTIONS)
+    wanted = api.SplitEvaluation(data, arguments.split, METRICS, settings, arguments.predictions)
+    result = api.evaluate_split(wanted, adapter, backbone)
     report, seen = result.data_report, result.seen_in_training
     if arguments.json:
         content: dict[str, object] = {"adapter": adapter.name if adapter else None}
@@ -53,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         content |= {"unavailable": result.scores.unavailable, "left_out": report.left_out(), "assumptions": report.assumptions}
         content |= {"seen_in_training": asdict(seen) if seen else None}
         content |= {"generated": result.generated.model_dump() if result.generated else None}
+        content |= {"generation": settings.model_dump(), "warnings": result.warnings()}
         print(json.dumps(content, indent=2))
     else:
         print(f"{len(result.predictions)} images of {arguments.split}")
@@ -63,4 +59,5 @@ def run(arguments: argparse.Namespace) -> int:
         if result.generated:
             print(result.generated)
         print_scores(result.metrics, result.intervals, result.scores.unavailable)
+    list_failed((*report.corrupt, *report.missing), "left out")
     return 0

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medgraft.cli.images import image_files, tell_of_failed
 from medgraft.cli.options import add_generation, add_json, add_model
+from medgraft.errors import BackboneError, DataError
 
 if TYPE_CHECKING:
     from medgraft.saliency import Explanation, MapOptions
@@ -20,7 +22,7 @@ _ALL = "all"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image file, or a folder for all that are below it")
     add_model(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write an HTML page with the maps")
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="write an image with the map for each word")
@@ -45,23 +47,32 @@ def run(arguments: argparse.Namespace) -> int:
     model = adapter.backbone if adapter else backbone
     assert model is not None  # the parser requires one of the two
     attention_layout_of(model, "attention")  # raises for a model without attention, before captions are generated
+    settings = generation(arguments, adapter)
     explained: dict[str, list[tuple[str, Explanation]]] = {}
-    for image in arguments.images:
+    failed: list[str] = []
+    images = image_files(arguments.images)
+    for image, shown in images.items():
         text: str | None = arguments.caption
-        for name, choice in _choices(arguments, model):
-            made = api.explain(
-                image, adapter=adapter, backbone=backbone, caption=text, generation=generation(arguments, adapter), maps=choice
-            )
-            text = made.caption  # generate once, explain with every method
-            explained.setdefault(str(image), []).append((name, made))
+        several: list[tuple[str, Explanation]] = []
+        try:
+            for name, choice in _choices(arguments, model):
+                made = api.explain(image, adapter=adapter, backbone=backbone, caption=text, generation=settings, maps=choice)
+                text = made.caption  # generate once, explain with every method
+                several.append((name, made))
+        except (BackboneError, DataError) as error:
+            failed.append(str(error))
+            continue
+        explained[shown] = several
+    tell_of_failed(failed, len(images))
     if arguments.json:
-        print(json.dumps({name: [_numbers(e) for _, e in several] for name, several in explained.items()}, indent=2))
+        used = None if arguments.caption else settings.model_dump()
+        print(json.dumps({name: [_numbers(e, used) for _, e in several] for name, several in explained.items()}, indent=2))
     else:
         print("\n\n".join(_text(name, several[0][1]) for name, several in explained.items()))
     written = _write(arguments, explained, f"Adapter {adapter.name}" if adapter else f"Backbone {arguments.backbone}")
     if not arguments.json:
         print(f"\n{written}")
-    return 0
+    return 1 if failed else 0
 
 
 def _choices(arguments: argparse.Namespace, model: Any) -> list[tuple[str, MapOptions]]:
@@ -122,9 +133,11 @@ def _text(name: str, explanation: Explanation) -> str:
     return "\n".join(lines)
 
 
-def _numbers(explanation: Explanation) -> dict[str, Any]:
+def _numbers(explanation: Explanation, generation: dict[str, Any] | None) -> dict[str, Any]:
+    """For --json; `generation` has the settings that the caption was generated with, None if it was given."""
     words = [
         {"text": word.text, "start": word.start, "end": word.end, "map": word.grid.tolist(), "peak": _peak(explanation, i)}
         for i, word in enumerate(explanation.maps.words)
     ]
-    return {"caption": explanation.caption, "label": explanation.maps.label, "view": explanation.view, "words": words}
+    caption = {"caption": explanation.caption, "generation": generation}
+    return caption | {"label": explanation.maps.label, "view": explanation.view, "words": words}

@@ -8,27 +8,45 @@ from medgraft import api
 from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import AnyBackbone
 from medgraft.benchmark.evaluation import generation_of
-from medgraft.config import GenerationConfig
+from medgraft.config import GenerationConfig, parse_overrides
 from medgraft.errors import ConfigError
+from medgraft.image_config import ImageConfig
 from medgraft.quiet import quiet_libraries
 from medgraft.strict_model import validated
 
+_SECTIONS = ("image", "generation")
 
-def load_model(arguments: argparse.Namespace) -> tuple[LoadedAdapter | None, AnyBackbone | None]:
-    """The model named by --adapter or --backbone, with --prompt and --quantization."""
+
+def load_model(
+    arguments: argparse.Namespace, sections: tuple[str, ...] = _SECTIONS
+) -> tuple[LoadedAdapter | None, AnyBackbone | None]:
+    """The model named by --adapter or --backbone, with --prompt and --quantization; `sections` are those that --set takes."""
     quiet_libraries()
     changes = {"quantization": arguments.quantization, "prompt": arguments.prompt}
+    size = image_size(arguments, sections)
     if arguments.adapter is not None:
         allow = arguments.allow_base_mismatch
         loaded = api.load_adapter(arguments.adapter, backbone=arguments.backbone, allow_base_mismatch=allow, **changes)
         return loaded, None
     if arguments.backbone is None:
         raise ConfigError("Name the model: --adapter DIR or --backbone NAME[:SOURCE].")
-    return None, api.load_backbone(arguments.backbone, **changes)
+    return None, api.load_backbone(arguments.backbone, image_size=size, **changes)
 
 
-def generation(arguments: argparse.Namespace, adapter: LoadedAdapter | None) -> GenerationConfig:
-    """The adapter's generation settings, overridden by the options."""
-    base = (generation_of(adapter) if adapter else GenerationConfig()).model_dump()
+def image_size(arguments: argparse.Namespace, sections: tuple[str, ...] = _SECTIONS) -> int | None:
+    """The size of images that --set asks for; ConfigError with --adapter. `sections` are those that --set takes."""
+    size = validated(ImageConfig, parse_overrides(arguments.overrides, sections).get("image", {}), "image").size
+    if size is not None and arguments.adapter:
+        raise ConfigError(f"image.size={size} is for a bare backbone: an adapter has the size that it was trained with.")
+    return size
+
+
+def generation(
+    arguments: argparse.Namespace, adapter: LoadedAdapter | None, sections: tuple[str, ...] = _SECTIONS
+) -> GenerationConfig:
+    """The adapter's generation settings, overridden by --set and then by the options; `sections` are those that --set takes."""
     given = {"num_beams": arguments.num_beams, "max_new_tokens": arguments.max_new_tokens}
-    return validated(GenerationConfig, base | {k: v for k, v in given.items() if v is not None}, "Options")
+    changes = parse_overrides(arguments.overrides, sections).get("generation", {})
+    changes |= {name: value for name, value in given.items() if value is not None}
+    base = generation_of(adapter) if adapter else GenerationConfig()
+    return validated(GenerationConfig, base.overridden(changes), "generation")

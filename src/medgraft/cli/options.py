@@ -58,8 +58,10 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
     parser.add_argument("--prompt", metavar="TEXT", help="prompt (default: the adapter's own, else the backbone's)")
 
 
-def add_generation(parser: argparse.ArgumentParser) -> None:
-    """Add the options of caption generation."""
+def add_generation(parser: argparse.ArgumentParser, *, sets: bool = True) -> None:
+    """Add the options of caption generation; `sets`: with --set, which the command does not have otherwise."""
+    if sets:
+        add_set(parser, "generation.K=V, or image.size=N for a bare backbone; may be repeated")
     parser.add_argument(
         "--num-beams", type=int, metavar="N", help="beam search with N beams (default: greedy, or the adapter's)"
     )

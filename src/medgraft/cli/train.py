@@ -131,5 +131,10 @@ def _checkpoints(out: Path) -> set[tuple[Path, int]]:
 
 def _command(words: list[str], *, resumes: bool) -> str:
     """The command line that goes on with what `words` began."""
-    program = [sys.executable, "-m", "medgraft"] if Path(sys.argv[0]).name == "__main__.py" else ["medgraft"]
+    from medgraft.hardware import process_count
+
+    spec = sys.modules["__main__"].__spec__
+    if process_count() > 1:  # by a launcher whose command is not known here
+        return "the same command" + (", with --resume" if resumes else "")
+    program = [sys.executable, "-m", "medgraft"] if spec and spec.name == "medgraft.__main__" else ["medgraft"]
     return shlex.join([*program, *words, *(["--resume"] if resumes and "--resume" not in words else [])])

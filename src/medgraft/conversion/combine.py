@@ -173,6 +173,9 @@ def _check_same(folders: Sequence[Path], manifests: Sequence[Manifest]) -> None:
             )
         if manifest.strategy_settings.quantization != first.strategy_settings.quantization:
             raise AdapterError(f"{folder} and {folders[0]} were trained on bases of different quantisation.")
+        if manifest.image_size != first.image_size:
+            sizes = [f"{m.image_size} pixels" if m.image_size else "the base's size" for m in (manifest, first)]
+            raise AdapterError(f"{folder} was trained on images of {sizes[0]}, but {folders[0]} of {sizes[1]}.")
         if manifest.prompt != first.prompt:
             _logger.warning("%s has the prompt %r; the result has %r.", folder, manifest.prompt, first.prompt)
 

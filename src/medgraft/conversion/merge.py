@@ -94,7 +94,7 @@ def merge_adapter(
         _check_format(options.format, loaded.backbone)
         examples = sample_examples(options.data, options.images, plugins=plugins)
         prompt, generation = prompt_for(loaded.backbone, loaded.prompt), generation_of(loaded)
-        before = outputs(loaded.backbone, examples, prompt, generation)
+        before = outputs(loaded.backbone, examples, prompt, generation.single())
         quantization = _quantization(loaded)
         if quantization:
             del loaded
@@ -102,7 +102,7 @@ def merge_adapter(
         merge_into_base(loaded)
         write_merged(loaded.backbone, folder, options.dtype, generation, prompt)
         again = type(loaded.backbone).load(str(folder))
-        after = outputs(again, examples, prompt, generation)
+        after = outputs(again, examples, prompt, generation.single())
         alone = _equal_alone(again, examples, after.captions) if not prompt else None
         merged = Merged(
             str(out), type(again.model).__name__, options.dtype, quantization, before.largest_difference(after),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from shutil import copyfile
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from medgraft.adapter.base_name import hub_id
 from medgraft.backbones import Backbone
 from medgraft.config import GenerationConfig
 from medgraft.errors import AdapterError
+from medgraft.generation_config import SAMPLING
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,14 +62,26 @@ def write_merged(backbone: Backbone, folder: Path, dtype: Dtype, generation: Gen
         )
         if found and not (folder / name).exists():
             copyfile(found, folder / name)
+            if name == "processor_config.json":
+                _set_image_size(folder / name, backbone)
+
+
+def _set_image_size(path: Path, backbone: Backbone) -> None:
+    """Write the backbone's image size into a processor's settings, which transformers prefers to preprocessor_config.json."""
+    content, own = json.loads(path.read_text(encoding="utf-8")), backbone.image_settings()
+    if isinstance(images := content.get("image_processor"), dict):
+        images |= {key: own[key] for key in ("size", "crop_size") if own.get(key)}
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def plain_captions(backbone: Backbone, pixel_values: torch.Tensor) -> list[str] | None:
-    """What the model's own `generate` makes of pixel values alone; None for models that need more."""
+    """What the model's own `generate` makes of pixel values alone, without sampling; None for models that need more."""
     model = backbone.model
+    decoding = copy.deepcopy(model.generation_config)
+    decoding.update(num_return_sequences=1, do_sample=False, **dict.fromkeys(SAMPLING))
     try:
         with torch.no_grad():
-            ids = model.generate(pixel_values=pixel_values, generation_config=model.generation_config)
+            ids = model.generate(pixel_values=pixel_values, generation_config=decoding)
     except Exception:  # each family fails in its own way without a prompt
         return None
     texts: list[str] = backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)

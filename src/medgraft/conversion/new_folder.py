@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from medgraft.adapter.whole_folder import replacing
+from medgraft.disk import lack
 from medgraft.errors import AdapterError
 
 
@@ -27,4 +28,4 @@ def new_folder(out: Path) -> Iterator[Path]:
         with replacing(out, ()) as folder:
             yield folder
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{out} cannot be written: {error}.") from error
+        raise AdapterError(f"{out} cannot be written: {lack(error) or error}.") from error

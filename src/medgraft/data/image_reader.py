@@ -18,6 +18,7 @@ from medgraft.backbones import Backbone
 from medgraft.data import levels
 from medgraft.data.images import open_image
 from medgraft.data.read_ahead import read_ahead
+from medgraft.errors import DataError
 from medgraft.types import ImageSource
 
 _BATCHES_AHEAD = 3
@@ -26,10 +27,14 @@ _MOST_THREADS = 8  # more would compete for the GIL with the thread that launche
 
 @dataclass(frozen=True)
 class ReadImages:
-    """Images of a batch as `ImageReader.pixel_values` takes them; no `values` if there are no `paths`."""
+    """Images of a batch as `ImageReader.pixel_values` takes them, which raises the `problem` if one could not be read.
+
+    There are no `values` then, and none if there are no `paths`.
+    """
 
     paths: Sequence[ImageSource]
     values: torch.Tensor | None
+    problem: Exception | None = None
 
 
 class ImageReader:
@@ -49,25 +54,35 @@ class ImageReader:
     ) -> Iterator[tuple[Sequence[ImageSource], ReadImages]]:
         """Each batch with those of its images that `select`, called in a thread, gives."""
         if self._threads == 1:
-            yield from read_ahead(batches, lambda paths: self._read(map, select(paths)))
+            yield from read_ahead(batches, lambda paths: self._read(map, select, paths))
             return
         with ThreadPoolExecutor(self._threads, thread_name_prefix="images") as pool:
-            yield from read_ahead(batches, lambda paths: self._read(pool.map, select(paths)), threads=2, ahead=_BATCHES_AHEAD)
+            yield from read_ahead(batches, lambda paths: self._read(pool.map, select, paths), threads=2, ahead=_BATCHES_AHEAD)
 
     def pixel_values(self, read: ReadImages) -> torch.Tensor:
         """What `backbone.pixel_values` gives for the images, on the device."""
+        if read.problem is not None:
+            raise read.problem
         assert read.values is not None
         values = read.values.to(self._device, non_blocking=read.values.is_pinned())
         return values if self._table is None else levels.pixel_values(values, self._table)
 
-    def _read(self, each: Callable[..., Iterator[Any]], paths: Sequence[ImageSource]) -> ReadImages:
+    def _read(
+        self,
+        each: Callable[..., Iterator[Any]],
+        select: Callable[[Sequence[ImageSource]], Sequence[ImageSource]],
+        batch: Sequence[ImageSource],
+    ) -> ReadImages:
         """In a thread; `each` is a `map`."""
-        if not paths:
-            return ReadImages(paths, None)
-        split = self._levels
-        if split is None:
-            return ReadImages(paths, self._pinned(self._backbone.pixel_values(list(each(open_image, paths)))))
-        return ReadImages(paths, self._pinned(*each(lambda path: split.levels([open_image(path)]), paths)))
+        try:
+            paths, split = select(batch), self._levels
+            if not paths:
+                return ReadImages(paths, None)
+            if split is None:
+                return ReadImages(paths, self._pinned(self._backbone.pixel_values(list(each(open_image, paths)))))
+            return ReadImages(paths, self._pinned(*each(lambda path: split.levels([open_image(path)]), paths)))
+        except (DataError, ValueError) as problem:
+            return ReadImages(batch, None, problem)
 
     def _pinned(self, *parts: torch.Tensor) -> torch.Tensor:
         """`parts` in one, for a GPU in memory from which that copies by itself."""

@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from medgraft.disk import lack
+from medgraft.disk import lack, write_whole
 from medgraft.features.reusable_prefix import key_digest
 from medgraft.file_index import cache_folder
 
@@ -163,7 +163,7 @@ class FeatureStore:
         self._remove_unfinished()
         about = self.folder / _ABOUT
         if not about.exists():
-            about.write_text(json.dumps(self.key, indent=1), encoding="utf-8")
+            write_whole(about, json.dumps(self.key, indent=1))
         sums = {digest: str(_checksum(feature)) for digest, feature in self._pending.items()}
         final = self.folder / f"{uuid.uuid4().hex}{_SHARD}"
         temporary = final.with_suffix(".tmp")

@@ -37,7 +37,7 @@ def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
     """
     captioner, _ = get_captioner(config.backbone, plugins=plugins)
     remote = issubclass(captioner, RemoteCaptioner)
-    backbone = None if remote else load_without_weights(config.backbone, plugins=plugins)
+    backbone = None if remote else load_without_weights(config.backbone, plugins=plugins, image_size=config.image.size)
     reading = read(config.data, plugins=plugins)
     data, refusal, examples = reading.data, reading.refusal, reading.data.examples
     text: TextStatistics | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -98,9 +99,19 @@ class PluginManager:
 
     def _unknown(self, kind: Kind, name: str) -> str:
         known = self.names(kind)
-        hint = suggestion(name, known) or f" Known: {', '.join(known)}."
+        hint = self._family_hint(kind, name) or suggestion(name, self._local(kind)) or f" Known: {', '.join(known)}."
         failed = " ".join(f"Plugin {f.plugin} ({f.distribution}) failed to load: {f.message}" for f in self.failures)
         return f"Unknown {kind} {name!r}.{hint}{' ' + failed if failed else ''}"
+
+    def _local(self, kind: Kind) -> list[str]:
+        """The names that may be suggested: all but backbones that send images to a server."""
+        return [spec.name for spec, _ in self.specs(kind) if not (isinstance(spec, BackboneSpec) and spec.remote)]
+
+    def _family_hint(self, kind: Kind, name: str) -> str:
+        """` Use x:SOURCE ...` for the name of a model family that a backbone takes, or the empty string."""
+        plain = re.sub(r"[^a-z0-9]", "", name.lower())
+        takes = [s for s, _ in self.specs(kind) if isinstance(s, BackboneSpec) and plain.startswith(s.families or ("\0",))]
+        return f" Use {takes[0].name}:HUB_ID or {takes[0].name}:FOLDER, which takes {name} models." if takes else ""
 
     @cached_property
     def _loaded(self) -> dict[str, tuple[ModuleType, str, str]]:

@@ -30,9 +30,13 @@ class BackboneSpec(Spec):
 
     `tiny` maps names to functions, objects or `"module:attribute"`, that write a small random model of this kind into a folder.
     Checks and tests use these models where no weights are available.
+    `remote` says that images are sent to a server; such a backbone is never suggested for a name that is not known.
+    `families` begin the names of the models that it takes, as "llava"; it is suggested for an unknown name that begins so.
     """
 
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    remote: bool = False
+    families: tuple[str, ...] = ()
 
     def write_tiny(self, name: str, folder: Path) -> Path:
         """Write the tiny model `name` into `folder`, and return `folder`."""

@@ -22,7 +22,7 @@ from medgraft.types import AttentionLayout, Seam
 Method = Literal["attention", "rollout", "gradient"]
 METHODS: tuple[Method, ...] = get_args(Method)
 _LABELS = {"rollout": "with rollout of the vision tower", "gradient": "weighted by gradients"}
-_CLASS_TOKENS = 2  # the most that may precede the patches
+_CLASS_TOKENS = 5  # the most that may precede the patches: DINOv2's class token and four registers
 
 
 @dataclass(frozen=True)

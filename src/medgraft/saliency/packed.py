@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from medgraft.disk import write_whole
 from medgraft.metrics.base import Array
 from medgraft.saliency.geometry import Rectangle
 from medgraft.saliency.maps import CaptionMaps
@@ -32,7 +33,7 @@ def packed(maps: CaptionMaps, view: Rectangle, size: tuple[int, int]) -> dict[st
 def write_maps(maps: Mapping[str, dict[str, Any]], folder: Path) -> None:
     """Write `maps.json` into `folder`, packed maps by image id."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MAPS_FILE).write_text(json.dumps(maps, ensure_ascii=False), encoding="utf-8")
+    write_whole(folder / MAPS_FILE, json.dumps(maps, ensure_ascii=False))
 
 
 def read_maps(folder: Path) -> dict[str, dict[str, Any]]:

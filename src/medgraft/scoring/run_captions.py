@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from medgraft.disk import write_whole
 from medgraft.errors import ScoringError
 from medgraft.metrics import CaptionSet
 from medgraft.metrics.saliency_scores import SaliencyScores
@@ -68,9 +69,7 @@ def captions_of(
 def write_captions(captions: RunCaptions, folder: Path) -> None:
     """Write `predictions.json` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PREDICTIONS_FILE).write_text(
-        json.dumps(_rounded(asdict(captions)), indent=0, ensure_ascii=False), encoding="utf-8"
-    )
+    write_whole(folder / PREDICTIONS_FILE, json.dumps(_rounded(asdict(captions)), indent=0, ensure_ascii=False))
 
 
 def read_captions(folder: Path) -> RunCaptions | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from medgraft.errors import ConfigError
 from medgraft.strategies.base import Strategy
 
@@ -20,6 +22,11 @@ def changes_base(strategy: Strategy) -> bool:
     return strategy.uses_adapter and _init(strategy).startswith(_CHANGING)
 
 
+def moves_base(config: Any) -> bool:
+    """Whether the initialisation in PEFT's `config` moves a part of the base's weights into the adapter."""
+    return str(getattr(config, "init_lora_weights", True)).lower().startswith(_CHANGING)
+
+
 def check_init(strategy: Strategy) -> None:
     """Raise ConfigError for an initialisation that cannot be made here, or whose adapter could not be saved as plain LoRA."""
     init = _init(strategy)
@@ -34,6 +41,8 @@ def check_init(strategy: Strategy) -> None:
             "exactly. Use strategy.quantization=none or init_lora_weights=true."
         )
     others = [name for name in _NOT_CONVERTED if strategy.options.get(name)]
+    if strategy.options.get("use_rslora"):  # the doubled rank of each layer has a scale that these do not give
+        others += [name for name in ("rank_pattern", "alpha_pattern") if strategy.options.get(name)]
     others += ["bias"] if strategy.options.get("bias", "none") != "none" else []
     if others:
         raise ConfigError(

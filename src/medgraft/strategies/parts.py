@@ -12,6 +12,7 @@ from torch import nn
 
 from medgraft.errors import ConfigError, StrategyError
 from medgraft.strategies.base import FROZEN, PartPlan, Strategy, bare_name
+from medgraft.strategies.layers import selected_layers
 from medgraft.strategies.lora_inits import changes_base
 from medgraft.strategies.peft_methods import peft_config
 from medgraft.strategies.peft_warnings import logged_warnings
@@ -76,7 +77,7 @@ def apply_strategy(
     places = {tensor.data_ptr() for tensor in saved.values()}
     by_peft = {id(p) for p in wrapped.parameters() if p.requires_grad and p.data_ptr() in places}
     for name, parameter in _full_parameters(model, anatomy, strategy):
-        if not parameter.is_floating_point():
+        if not parameter.is_floating_point() or name.rpartition(".")[0] in quantized:
             raise StrategyError(f"{name} is quantised and cannot be trained; freeze its part or give it an adapter.")
         parameter.requires_grad_(True)
         by_peft.discard(id(parameter))
@@ -112,6 +113,10 @@ def _check_parts(anatomy: Anatomy, strategy: Strategy) -> None:
             f"The strategy trains only {', '.join(p for p, plan in strategy.plans.items() if plan.mode != 'frozen')}, "
             f"but this backbone has {', '.join(anatomy.parts)}."
         )
+    for part, plan in strategy.plans.items():
+        if part not in anatomy.parts and (plan.layers is not None or plan.lr_scale != 1):
+            field = "lr_scale" if plan.layers is None else "layers"
+            raise StrategyError(f"strategy.{part}.{field} is set, but this backbone has only {', '.join(anatomy.parts)}.")
 
 
 def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> PeftModel:
@@ -120,9 +125,23 @@ def _add_adapter(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> Peft
         with logged_warnings():
             peft_model: nn.Module = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:  # PEFT's methods raise any of these
+        if (odd := _unadaptable(error, model, anatomy, strategy)) is not None:
+            raise StrategyError(odd) from error
         base_kind = f" to a base model in {strategy.quantization}" if strategy.quantization != "none" else ""
         raise ConfigError(f"PEFT method {strategy.method} cannot be applied{base_kind}: {error}") from error
     return peft_model
+
+
+def _unadaptable(error: Exception, model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> str | None:
+    """What to say if PEFT's `error` is about a kind of layer that the method does not adapt, such as GPT-2's Conv1D."""
+    kind = str(error).removeprefix("Target module ").partition("(")[0]
+    if not str(error).startswith("Target module ") or kind == "Linear":
+        return None
+    parts = {anatomy.part_of(name): None for name, module in model.named_modules() if type(module).__name__ == kind}
+    return (
+        f"PEFT's {strategy.method} does not adapt layers of class {kind}, which part {next(iter(parts), None)!r} has. "
+        "Freeze this part, or use another method, such as LoRA."
+    )
 
 
 def _full_parameters(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> Iterator[tuple[str, nn.Parameter]]:
@@ -132,11 +151,13 @@ def _full_parameters(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> 
         if plan.mode != "full":
             continue
         own = [(n, p) for n, p in model.named_parameters() if anatomy.part_of(n) == part and not lies_in(n, anatomy.never_run)]
-        found = [(n, p) for n, p in own if _wanted(n, anatomy, plan)]
+        layers = selected_layers(model, anatomy, part, plan)
+        found = [(n, p) for n, p in own if _wanted(n, anatomy, plan) and (layers is None or _inside(n, layers))]
         if not found and part != "bridge":  # a bridge may be a single linear layer, for example without norms
             roles = f" of role {' or '.join(plan.roles)}" if plan.roles else ""
+            where = f" in layers {plan.layers}" if plan.layers else ""
             kind = "biases" if plan.bias_only else "parameters"
-            raise StrategyError(f"The strategy trains {kind}{roles} in part {part!r}, but it has none.")
+            raise StrategyError(f"The strategy trains {kind}{roles}{where} in part {part!r}, but it has none.")
         yield from found
 
 
@@ -144,6 +165,10 @@ def _wanted(name: str, anatomy: Anatomy, plan: PartPlan) -> bool:
     if plan.bias_only and not name.endswith("bias"):
         return False
     return plan.roles is None or anatomy.role_of(name) in plan.roles
+
+
+def _inside(name: str, modules: tuple[str, ...]) -> bool:
+    return name.startswith(tuple(f"{module}." for module in modules))
 
 
 def _check_scope(anatomy: Anatomy, strategy: Strategy, direct: tuple[str, ...], added: tuple[str, ...]) -> None:

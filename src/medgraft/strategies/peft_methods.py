@@ -14,6 +14,7 @@ from torch import nn
 
 from medgraft.errors import ConfigError, StrategyError, UnknownNameError, suggestion
 from medgraft.strategies.base import ADAPTER, LINEAR_ROLES, PartPlan, Strategy
+from medgraft.strategies.layers import selected_layers
 from medgraft.strategies.lora_inits import check_init
 from medgraft.strategies.unsuited import UNSUITED, UNSUITED_OPTIONS
 from medgraft.types import ROLES, Anatomy, Role
@@ -51,19 +52,21 @@ def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module) -> PeftC
     fields = _fields(config_class)
     check_options(strategy)
     options = dict(strategy.options)
-    target = _target(strategy, anatomy, ROLES)
+    target = _target(strategy, anatomy, model, ROLES)
     named = [name for name, _ in model.named_modules() if re.fullmatch(target, name)]
-    matched = [name for name in named if not any(model.get_submodule(name).children())]
+    leaves = {name: model.get_submodule(name) for name in named if not any(model.get_submodule(name).children())}
+    matched = [name for name, leaf in leaves.items() if any(True for _ in leaf.parameters())]  # BEiT's last norm may be none
     if not matched:
         near = ", ".join(name for name, module in model.named_modules() if isinstance(module, nn.Linear)) or "none"
         raise StrategyError(
             f"The strategy's adapter matches no module of this backbone: {target!r}. Linear modules: {near[:300]}."
         )
+    _check_parts(strategy, anatomy, model, matched)
     _check_modules_to_save(options.get("modules_to_save"), model, matched)
     # if a role matches a container, such as embeddings, PEFT needs the names of its layers
     extra: dict[str, Any] = {"target_modules": target if matched == named else matched}
     if "feedforward_modules" in fields:  # there IA3 scales inputs instead of outputs
-        mlp = _target(strategy, anatomy, ("mlp",))
+        mlp = _target(strategy, anatomy, model, ("mlp",))
         extra["feedforward_modules"] = mlp or []
     if strategy.method == "ADALORA" and "total_step" not in options:
         extra["total_step"] = 10_000  # replaced by the run's number of steps when training begins
@@ -73,15 +76,33 @@ def peft_config(strategy: Strategy, anatomy: Anatomy, model: nn.Module) -> PeftC
         raise ConfigError(f"PEFT's {config_class.__name__} does not accept the options {options}: {error}") from None
 
 
-def _target(strategy: Strategy, anatomy: Anatomy, among: tuple[Role, ...]) -> str:
+def _target(strategy: Strategy, anatomy: Anatomy, model: nn.Module, among: tuple[Role, ...]) -> str:
     """One regular expression for the modules that get the adapter and have a role in `among`."""
     patterns = []
     for part in anatomy.parts:
         plan = strategy.plan(part)
         if plan.mode == "adapter":
             wanted = [role for role in plan.roles or LINEAR_ROLES if role in among]
-            patterns.append(anatomy.pattern(part, wanted))
+            pattern, layers = anatomy.pattern(part, wanted), selected_layers(model, anatomy, part, plan)
+            patterns.append(rf"(?=({'|'.join(map(re.escape, layers))})\.){pattern}" if layers and pattern else pattern)
     return "|".join(pattern for pattern in patterns if pattern)
+
+
+def _check_parts(strategy: Strategy, anatomy: Anatomy, model: nn.Module, matched: Sequence[str]) -> None:
+    """Raise StrategyError for a part that gets an adapter in no module; a bridge may lack the roles, as a single layer does."""
+    found = {anatomy.part_of(name) for name in matched}
+    for part in anatomy.parts:
+        plan = strategy.plan(part)
+        if plan.mode == "adapter" and part not in found and not (part == "bridge" and plan.roles and not plan.layers):
+            roles = " or ".join(plan.roles or LINEAR_ROLES)
+            if plan.layers:
+                raise StrategyError(
+                    f"strategy.{part}.layers={plan.layers}: there is no module of role {roles} in these layers."
+                )
+            raise StrategyError(
+                f"The strategy adapts part {part!r}, in which {type(model).__name__} has no module of role {roles}. "
+                f"Choose other roles (strategy.{part}.roles=...), or set strategy.{part}=frozen."
+            )
 
 
 def _check_modules_to_save(wanted: Any, model: nn.Module, adapted: Sequence[str]) -> None:
@@ -102,6 +123,9 @@ def _check_modules_to_save(wanted: Any, model: nn.Module, adapted: Sequence[str]
 
 def check_options(strategy: Strategy) -> None:
     """Raise ConfigError for an option that PEFT's method lacks or that cannot work here, UnknownNameError for its method."""
+    if strategy.loraplus_lr_ratio is not None and not (strategy.uses_adapter and strategy.method == "LORA"):
+        trained = f"PEFT's {strategy.method}" if strategy.uses_adapter else "no adapter"
+        raise ConfigError(f"loraplus_lr_ratio is for LoRA, whose B it trains faster, and this strategy has {trained}.")
     if not strategy.uses_adapter:
         return
     fields = _fields(PEFT_TYPE_TO_CONFIG_MAPPING[_peft_type(strategy.method)])

@@ -12,7 +12,7 @@ _EXPECTED = (
     "base_model_name_or_path. was renamed",
     "fan_in_fan_out",
     "Failed to load the CUDA extension",
-    "Unsupported layer type.*LayerNorm",
+    "Unsupported layer type.*Norm",
     "Setting boft_n",
     "tensor.s. have invalid shape",  # AdaLoRA may prune a layer to rank 0, and biases have one axis; shapes are compared
 )

@@ -46,8 +46,8 @@ def backbone_findings(backbone_class: type[Backbone], source: str) -> Iterator[F
             checks.loads, checks.declares_seams, checks.owns_every_parameter, checks.knows_every_linear_layer,
             checks.builds_a_meta_model, checks.masks_labels, checks.has_one_loss, checks.ignores_padding,
             checks.cuts_long_captions, checks.resumes_at_every_seam, checks.depends_on_the_image, checks.generates_as_trained,
-            checks.generates_alike_in_batches, checks.respects_limits, checks.gives_attention_maps, checks.survives_pickling,
-            checks.refuses_other_models,
+            checks.generates_alike_in_batches, checks.respects_limits, checks.gives_attention_maps, checks.takes_other_sizes,
+            checks.survives_pickling, checks.refuses_other_models,
         ),
     )  # fmt: skip
 
@@ -248,6 +248,23 @@ class _Checks:
         swapped = caption_maps(backbone, pixels.flip(0), CAPTIONS, prompt=self.prompt)
         same = [np.allclose(a.mean(), b.mean()) for a, b in zip(maps, swapped, strict=True)]
         assert not all(same), "another image gives the same maps"
+
+    def takes_other_sizes(self) -> None:
+        """With image.size, images of another size give a loss and captions, and larger maps."""
+        step = self.backbone_class.image_step(self.backbone.config)
+        if step is None:
+            return
+        backbone = self.backbone_class.load(self.source)
+        for patches in (5, 6):
+            backbone.set_image_size(patches * step)
+            pixels, text = backbone.pixel_values(images(2)), backbone.text_batch(CAPTIONS, prompt=self.prompt, max_tokens=160)
+            with torch.no_grad():
+                features = backbone.encode(pixels, prompt=self.prompt)
+                assert torch.isfinite(backbone.decode(features, text)[0]), f"no loss at image.size={patches * step}"
+            backbone.generate(features, prompt=self.prompt, options=GenerationConfig(max_new_tokens=2))
+            if backbone.attention_layout is not None:
+                grid = caption_maps(backbone, pixels, CAPTIONS, prompt=self.prompt)[0].words[0].grid
+                assert grid.shape == (patches, patches), f"at image.size={patches * step} a map has {grid.shape} patches"
 
     def survives_pickling(self) -> None:
         """Can be pickled for a worker process, where it prepares the same images and texts."""

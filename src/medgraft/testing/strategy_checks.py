@@ -13,7 +13,7 @@ from medgraft.adapter import Manifest, in_place_digests, load_adapter, save_weig
 from medgraft.backbones import Backbone
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
-from medgraft.strategies import Applied, Strategy, bare_name
+from medgraft.strategies import Applied, Strategy, bare_name, changes_base
 from medgraft.testing.backbone_checks import CAPTIONS, images
 from medgraft.testing.findings import Finding, require, run_checks
 from medgraft.training import CaptioningModule
@@ -105,7 +105,7 @@ class _Checks:
         assert loss < start, f"the loss does not fall: {start} before {STEPS} steps, {loss} after them"
 
     def loads_as_saved(self) -> None:
-        """After saving and loading, logits are bit-identical."""
+        """After saving and loading, logits are bit-identical, or equal to 1e-3 if the initialisation changed the base."""
         assert self._trained is not None, "it could not be trained"
         backbone, applied, untrained = self._trained
         with TemporaryDirectory() as folder:
@@ -113,7 +113,8 @@ class _Checks:
             write_package(Path(folder), manifest, lambda new: save_weights(new, applied, untrained))
             expected = self._logits(backbone)
             loaded = load_adapter(Path(folder), plugins=self.plugins, backbone=self.name)
-            assert torch.equal(self._logits(loaded.backbone), expected), "logits differ after loading"
+            found, tolerance = self._logits(loaded.backbone), 1e-3 if changes_base(self.strategy) else 0.0
+            assert torch.allclose(found, expected, rtol=tolerance, atol=tolerance), "logits differ after loading"
 
     def merges(self) -> None:
         """After merging into the base, logits agree to 1e-3."""

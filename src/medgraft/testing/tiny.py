@@ -21,6 +21,10 @@ _VISION = {
     "patch_size": 8, "initializer_range": 0.02,
 }  # fmt: skip
 _TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_VIT = {key: value for key, value in _VISION.items() if key != "initializer_range"}
+_BART = {
+    "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 64, "max_position_embeddings": 160,
+}  # fmt: skip
 _QFORMER = {**_TEXT, "encoder_hidden_size": 32, "cross_attention_frequency": 2, "max_position_embeddings": 64}
 
 
@@ -130,17 +134,58 @@ def vit_gpt2(folder: Path) -> None:
     decoder = transformers.GPT2Config(
         n_embd=32, n_layer=2, n_head=2, n_positions=160, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0
     )
-    vision = {key: value for key, value in _VISION.items() if key != "initializer_range"}
-    _save_encoder_decoder(folder, transformers.ViTConfig(**vision), decoder, tokenizer, start=0, end=0)
+    _save_encoder_decoder(folder, transformers.ViTConfig(**_VIT), decoder, tokenizer, start=0, end=0)
 
 
 def deit_bert(folder: Path) -> None:
     """A DeiT of width 48 and a BERT of width 32, which need a projection between them."""
-    tokenizer = character_tokenizer("[CLS] $A [SEP]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
-    decoder = transformers.BertConfig(**_TEXT, vocab_size=len(tokenizer), max_position_embeddings=160)
-    vision = {key: value for key, value in _VISION.items() if key != "initializer_range"}
-    encoder = transformers.DeiTConfig(**{**vision, "hidden_size": 48})
-    _save_encoder_decoder(folder, encoder, decoder, tokenizer, start=1, end=2)
+    decoder = transformers.BertConfig(**_TEXT, vocab_size=len(_bert_words()), max_position_embeddings=160)
+    encoder = transformers.DeiTConfig(**{**_VIT, "hidden_size": 48})
+    _save_encoder_decoder(folder, encoder, decoder, _bert_words(), start=1, end=2)
+
+
+def dinov2_trocr(folder: Path) -> None:
+    """A DINOv2 with register tokens, of width 48, and a TrOCR of width 32, whose configuration has the start token."""
+    tokenizer = _bart_bytes()
+    decoder = transformers.TrOCRConfig(**_BART, cross_attention_hidden_size=48, vocab_size=len(tokenizer))
+    encoder = transformers.Dinov2WithRegistersConfig(
+        **{**_VIT, "hidden_size": 48, "intermediate_size": None}, mlp_ratio=2, num_register_tokens=4
+    )
+    _save_encoder_decoder(folder, encoder, decoder, tokenizer)
+
+
+def clip_bart(folder: Path) -> None:
+    """A CLIP vision model and a BART decoder that begins captions with two tokens, 2 layers of width 32."""
+    tokenizer = _bart_bytes()
+    decoder = transformers.BartConfig(**_BART, vocab_size=len(tokenizer))
+    _save_encoder_decoder(folder, transformers.CLIPVisionConfig(**_VIT), decoder, tokenizer, forced_bos_token_id=0)
+
+
+def swin_roberta(folder: Path) -> None:
+    """A Swin of two stages, which ends in 16 patches of width 32, and a RoBERTa, whose first positions are not used."""
+    tokenizer = _bart_bytes()
+    decoder = transformers.RobertaConfig(**_TEXT, vocab_size=len(tokenizer), max_position_embeddings=162)
+    encoder = transformers.SwinConfig(
+        image_size=IMAGE_SIZE, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4
+    )
+    _save_encoder_decoder(folder, encoder, decoder, tokenizer, start=0, end=2)
+
+
+def beit_electra(folder: Path) -> None:
+    """A BEiT with relative positions and an ELECTRA whose embeddings are narrower than its layers."""
+    decoder = transformers.ElectraConfig(**_TEXT, embedding_size=16, vocab_size=len(_bert_words()), max_position_embeddings=160)
+    encoder = transformers.BeitConfig(**_VIT, use_relative_position_bias=True)
+    _save_encoder_decoder(folder, encoder, decoder, _bert_words(), start=1, end=2)
+
+
+def _bert_words() -> Any:
+    return character_tokenizer("[CLS] $A [SEP]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+
+
+def _bart_bytes() -> Any:
+    return byte_tokenizer(
+        "<s> $A </s>", bos_token="<s>", pad_token="<pad>", eos_token="</s>", cls_token="<s>", sep_token="</s>"
+    )
 
 
 def _t5() -> tuple[transformers.PreTrainedConfig, Any]:
@@ -171,12 +216,17 @@ def _save_instructblip(folder: Path, text: Any, tokenizer: Any) -> None:
     words.save_pretrained(folder / "qformer_tokenizer")
 
 
-def _save_encoder_decoder(folder: Path, encoder: Any, decoder: Any, tokenizer: Any, *, start: int, end: int) -> None:
+def _save_encoder_decoder(
+    folder: Path, encoder: Any, decoder: Any, tokenizer: Any, *, start: int | None = None, end: int | None = None, **forced: int
+) -> None:
+    """Save the model; `forced` are tokens that generation forces. `start` and `end` are left out if the decoder says them."""
+    named = {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": tokenizer.pad_token_id}
     config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
-        encoder, decoder, decoder_start_token_id=start, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
+        encoder, decoder, **{name: token for name, token in named.items() if token is not None}
     )
     torch.manual_seed(0)
     model = transformers.VisionEncoderDecoderModel(config)
+    model.generation_config.update(**forced)
     save_pretrained(
         folder, model, tokenizer, transformers.ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     )

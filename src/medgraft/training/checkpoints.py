@@ -72,10 +72,12 @@ class Checkpoints:
             different = differences(progress_of(path)["identity"], self.identity)
             if not different:
                 break
-            others.append(f"{path} was made with other settings or data: {different}")
+            others.append(f"{path} was made with other settings or data ({different})")
         else:
             if others and not self.or_anew:
                 raise TrainingError(f"{others[0]}. Go on with those, or train without --resume, with --overwrite.")
+            if others and hardware.is_main_process():
+                _logger.warning("%s; training begins anew", others[0])
             self._remove(None)
             return None
         for other in others if hardware.is_main_process() else ():

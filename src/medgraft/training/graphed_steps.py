@@ -73,6 +73,8 @@ def _obstacle(trainer: CaptionTrainer) -> str | None:
     if args.activation_checkpointing:
         return "activations are checkpointed"
     assert isinstance(module, CaptioningModule)
+    if module.neftune_noise_alpha is not None:
+        return "embeddings get new noise at every step"
     strategy = module.applied.strategy
     if strategy.quantization == "int8":
         return "8-bit layers look for outliers, which the host waits for"

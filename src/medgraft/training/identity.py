@@ -48,6 +48,7 @@ def identity_of(config: RunConfig, model: Prepared, train: Sequence[Example], st
         "processes": hardware.process_count(),
         "learning_rate": config.train.learning_rate or strategy.learning_rate,
         "features.views": config.features.views,
+        "image.size": config.image.size,
         **_named("strategy", strategy.model_dump(mode="json", exclude={"learning_rate"})),
         **_named("train", config.train.model_dump(mode="json", exclude=_NO_MATTER)),
         **_named("augmentation", config.augmentation.model_dump(mode="json")),

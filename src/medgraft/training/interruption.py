@@ -23,6 +23,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._process = os.getpid()
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
@@ -44,6 +45,8 @@ class Interruption:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a data loader's worker, which works on until this process ends it
+            return
         if self.signal:
             raise Stopped(number)
         self.signal = number

@@ -26,6 +26,7 @@ class CaptioningModule(nn.Module):
 
     accepts_loss_kwargs = True  # makes the Trainer pass the number of labels in all accumulated batches
 
+    neftune_noise_alpha: float | None = None  # see neftune.py
     pixel_table: torch.Tensor | None
 
     def __init__(
@@ -114,6 +115,8 @@ class CaptioningModule(nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Recompute activations in the backward pass; the Trainer calls this with its arguments."""
+        """Recompute activations in the backward pass; the Trainer calls this with its arguments, without `use_reentrant`."""
         model: Any = self.backbone.model
         model.activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers=every_n_layers, offload=offload)
+        # only reentrant checkpoints need gradients of the embeddings' outputs, which GIT changes in place
+        model.disable_input_require_grads()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerState
 
 from medgraft.backbones import Backbone, prompt_for
@@ -31,13 +33,16 @@ from medgraft.training.checkpoints import Checkpoints, done_and_wanted, progress
 from medgraft.training.flops import flop_counter
 from medgraft.training.graphed_steps import GraphedSteps, graphed_steps
 from medgraft.training.interruption import Interruption, SaveAndStop
+from medgraft.training.learning_rates import peak_rates, set_rates
 from medgraft.training.module import CaptioningModule
+from medgraft.training.neftune import noisy_embeddings
 from medgraft.training.step_timer import StepTimer
 from medgraft.training.workers import forking, stop_workers
 from medgraft.types import CaptionData
 
 __all__ = ["CaptionTrainer", "TrainResult", "fit"]
 
+_logger = logging.getLogger(__name__)
 _TRAINED = "trained.safetensors"
 
 
@@ -48,6 +53,7 @@ class TrainResult:
     Seconds include the wait for data; steps made before a resume have none. `epochs` may be a fraction. `step_flops` are the
     FLOPs of the first batch's matrix products, None with a quantised base, whose products torch does not count.
     `energy_joules` is the energy of all steps, None without a counter for it or if some steps were not measured.
+    `learning_rates` are the peak rates where there are several, by what they belong to, such as `vision` or `text B`.
     """
 
     losses: tuple[float, ...]
@@ -56,6 +62,7 @@ class TrainResult:
     epochs: float
     step_flops: int | None
     energy_joules: float | None
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 def fit(
@@ -84,7 +91,8 @@ def fit(
                 trainer.take_over(last)
             else:
                 waits = interruption.awaited() if checkpoints.written else nullcontext()
-                with waits, forking(trainer.args.dataloader_num_workers):
+                noise = noisy_embeddings(trainer.model, config.train.neftune_noise_alpha)
+                with waits, forking(trainer.args.dataloader_num_workers), noise:
                     trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
             trainer.release()
@@ -95,7 +103,8 @@ def fit(
         trainer.model.eval()
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
     epochs, energy = float(trainer.state.epoch or 0), None if last else trainer.energy.joules
-    return TrainResult(losses, trainer.timer.seconds(), evaluations, epochs, trainer.flops, energy)
+    seconds, flops = trainer.timer.seconds(), trainer.flops
+    return TrainResult(losses, seconds, evaluations, epochs, flops, energy, trainer.learning_rates)
 
 
 def _trainer(
@@ -126,6 +135,9 @@ def _trainer(
         trainer.ranks = RankAllocation(applied.model)
         trainer.add_callback(trainer.ranks)
     trainer.counts_flops = not applied.quantized
+    trainer.rates = peak_rates(applied, backbone.anatomy, arguments.learning_rate)
+    if trainer.learning_rates:
+        _logger.info("peak learning rates: %s", ", ".join(f"{what} {rate:g}" for what, rate in trainer.learning_rates.items()))
     return trainer
 
 
@@ -141,6 +153,7 @@ class CaptionTrainer(Trainer):
         self._written_to: Path | None = None  # the folder that a checkpoint is being written to
         self.planned_steps: int | None = None  # of the run that wrote the checkpoint to resume from
         self.remove_callback(PrinterCallback)
+        self.rates: dict[str, dict[nn.Parameter, float]] = {}  # see peak_rates
         self.counts_flops = False
         self.flops: int | None = None  # of the first batch
         self.energy = EnergyMeter()
@@ -152,6 +165,19 @@ class CaptionTrainer(Trainer):
         self._losses: list[torch.Tensor | float] = []
         self._parts: list[torch.Tensor] = []  # losses of the current step's micro-batches
         self.add_callback(CollectLosses(self))
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """See TrainResult."""
+        rates = {what: next(iter(several.values())) for what, several in self.rates.items()}
+        return rates if len(set(rates.values()) | {self.args.learning_rate}) > 1 else {}
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The Trainer's, with each parameter's own learning rate."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if self.learning_rates:
+            set_rates(optimizer, {p: r for several in self.rates.values() for p, r in several.items()}, self.args.learning_rate)
+        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run the Trainer's step and record its loss; on a CPU, where reading it is free, check every loss."""
@@ -269,9 +295,7 @@ class CaptionTrainer(Trainer):
         tensors, progress = load_file(folder / _TRAINED), progress_of(folder)
         wanted = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if {name: tensor.shape for name, tensor in tensors.items()} != {name: p.shape for name, p in wanted.items()}:
-            raise TrainingError(
-                f"{folder} has other parameters than this run. Train without --resume, with --overwrite."
-            )
+            raise TrainingError(f"{folder} has other parameters than this run. Train without --resume, with --overwrite.")
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(tensors[name])

@@ -29,6 +29,7 @@ class ApiCaptioner(RemoteCaptioner):
     """A model on one server. Subclasses say how to ask it once; keys stay inside the provider's own client."""
 
     provider: ClassVar[str]
+    generation_settings: ClassVar[tuple[str, ...]] = ("max_new_tokens", "do_sample", "temperature", "top_p", "seed")
 
     def __init__(self, source: str, client: Any, server: str, settings: Settings):
         self.source = source
@@ -52,8 +53,8 @@ class ApiCaptioner(RemoteCaptioner):
         """The provider's client, and the server that it talks to."""
 
     @abstractmethod
-    def ask(self, png: bytes, prompt: str, max_tokens: int) -> Answer:
-        """One request, without second tries."""
+    def ask(self, png: bytes, prompt: str, options: GenerationConfig) -> Answer:
+        """One request, without second tries; follows `generation_settings`, with temperature 0 unless it samples."""
 
     @classmethod
     @abstractmethod
@@ -79,22 +80,24 @@ class ApiCaptioner(RemoteCaptioner):
     def caption(self, images: Sequence[Image], *, prompt: str, options: GenerationConfig) -> list[str]:
         """See RemoteCaptioner.caption. Raises BackboneError when a request has failed for good; answers so far are kept."""
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
-            answers = list(pool.map(lambda image: self._answer(image, prompt, options.max_new_tokens), images))
+            answers = list(pool.map(lambda image: self._answer(image, prompt, options), images))
         return [" ".join(answer.text.split()) for answer in answers]
 
-    def _answer(self, image: Image, prompt: str, max_tokens: int) -> Answer:
-        question = {"model": self.source, "server": self.server, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    def _answer(self, image: Image, prompt: str, options: GenerationConfig) -> Answer:
+        asked = {"max_tokens": options.max_new_tokens, "temperature": options.temperature if options.do_sample else 0}
+        asked |= {"top_k": options.top_k, "top_p": options.top_p, "seed": options.seed} if options.do_sample else {}
+        question = {"model": self.source, "server": self.server, "prompt": prompt, **asked}
         key = question_id(image, **question)
         known = self._cache.get(key)
         if known is not None:
             self._count(known, cached=1)
             return known
-        answer = self._ask_until_answered(_png(image), prompt, max_tokens)
+        answer = self._ask_until_answered(_png(image), prompt, options)
         self._cache.put(key, answer, question)
         self._count(answer, requests=1, input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
         return answer
 
-    def _ask_until_answered(self, png: bytes, prompt: str, max_tokens: int) -> Answer:
+    def _ask_until_answered(self, png: bytes, prompt: str, options: GenerationConfig) -> Answer:
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self.settings.attempts),
             wait=tenacity.wait_exponential_jitter(initial=FIRST_PAUSE, max=60),
@@ -102,7 +105,7 @@ class ApiCaptioner(RemoteCaptioner):
             reraise=True,
         )
         try:
-            return retrying(self._ask_in_turn, png, prompt, max_tokens)
+            return retrying(self._ask_in_turn, png, prompt, options)
         except Exception as error:  # every server's client has errors of its own
             message = (str(error).splitlines() or [""])[0][:200]
             raise BackboneError(
@@ -110,14 +113,14 @@ class ApiCaptioner(RemoteCaptioner):
                 "Answers so far are kept; the same command goes on from there."
             ) from None
 
-    def _ask_in_turn(self, png: bytes, prompt: str, max_tokens: int) -> Answer:
+    def _ask_in_turn(self, png: bytes, prompt: str, options: GenerationConfig) -> Answer:
         with self._lock:
             if not self._next:
                 print(f"{self.provider}: images are sent to {self.server}", file=sys.stderr, flush=True)
             start = max(time.monotonic(), self._next)
             self._next = start + 60 / self.settings.requests_per_minute
         time.sleep(max(start - time.monotonic(), 0))
-        return self.ask(png, prompt, max_tokens)
+        return self.ask(png, prompt, options)
 
     def _count(self, answer: Answer, **more: int) -> None:
         more["refused"] = int(answer.refused is not None)

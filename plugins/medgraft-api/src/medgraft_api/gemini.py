@@ -9,6 +9,7 @@ from typing import Any
 from google import genai
 from google.genai import types
 
+from medgraft.plugin_api import GenerationConfig
 from medgraft_api.answers import Answer, NoRoomError
 from medgraft_api.captioner import ApiCaptioner
 from medgraft_api.settings import key
@@ -19,6 +20,7 @@ class Gemini(ApiCaptioner):
 
     provider = "gemini"
     default_source = "gemini-2.5-flash"
+    generation_settings = (*ApiCaptioner.generation_settings, "top_k")
 
     @classmethod
     def connect(cls) -> tuple[Any, str]:
@@ -26,12 +28,19 @@ class Gemini(ApiCaptioner):
         client = genai.Client(api_key=key("GEMINI_API_KEY", "GOOGLE_API_KEY"))
         return client, str(client._api_client._http_options.base_url).rstrip("/")
 
-    def ask(self, png: bytes, prompt: str, max_tokens: int) -> Answer:
+    def ask(self, png: bytes, prompt: str, options: GenerationConfig) -> Answer:
         """See ApiCaptioner.ask."""
         response = self.client.models.generate_content(
             model=self.source,
             contents=[types.Part.from_bytes(data=png, mime_type="image/png"), prompt],
-            config=types.GenerateContentConfig(temperature=0.0, max_output_tokens=max_tokens, thinking_config=self._thinking()),
+            config=types.GenerateContentConfig(
+                max_output_tokens=options.max_new_tokens,
+                thinking_config=self._thinking(),
+                temperature=options.temperature if options.do_sample else 0.0,
+                top_p=options.top_p if options.do_sample else None,
+                top_k=options.top_k or None,
+                seed=options.seed if options.do_sample else None,
+            ),
         )
         used, text, refused = response.usage_metadata, _text(response), _refusal(response)
         if not text and refused is None:

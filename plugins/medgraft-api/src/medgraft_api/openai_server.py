@@ -9,6 +9,7 @@ from typing import Any
 
 import openai
 
+from medgraft.plugin_api import GenerationConfig
 from medgraft_api.answers import Answer, NoRoomError
 from medgraft_api.captioner import ApiCaptioner
 from medgraft_api.settings import key
@@ -25,14 +26,14 @@ class OpenAiServer(ApiCaptioner):
         client = openai.OpenAI(api_key=key("OPENAI_API_KEY"), max_retries=0)
         return client, str(client.base_url).rstrip("/")
 
-    def ask(self, png: bytes, prompt: str, max_tokens: int) -> Answer:
+    def ask(self, png: bytes, prompt: str, options: GenerationConfig) -> Answer:
         """See ApiCaptioner.ask."""
         image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(png).decode()}"}}
         response = self.client.chat.completions.create(
             model=self.source,
             messages=[{"role": "user", "content": [image, {"type": "text", "text": prompt}]}],
-            temperature=0.0,
-            **self._limit(max_tokens),
+            **self._limit(options.max_new_tokens),
+            **_sampling(options),
         )
         if not getattr(response, "choices", None):
             raise ValueError("the answer has no choices")
@@ -60,3 +61,9 @@ class OpenAiServer(ApiCaptioner):
         """GPT-4o's rule, 85 and 170 for each tile of 512 px after fitting into 2048 and 768 px; other models differ."""
         scale = min(1.0, 2048 / max(width, height), 768 / min(width, height))
         return 85 + 170 * math.ceil(width * scale / 512) * math.ceil(height * scale / 512)
+
+
+def _sampling(options: GenerationConfig) -> dict[str, Any]:
+    if not options.do_sample:
+        return {"temperature": 0.0}
+    return {"temperature": options.temperature, "top_p": options.top_p, "seed": options.seed}

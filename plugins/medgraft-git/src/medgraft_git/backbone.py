@@ -66,6 +66,11 @@ class GitBackbone(Backbone):
         tokens = super().tokens(config, caption)
         return {**tokens, "text": tokens["vision"] + caption}
 
+    @classmethod
+    def image_step(cls, config: transformers.PreTrainedConfig) -> int:
+        """See Backbone.image_step."""
+        return int(config.vision_config.patch_size)
+
     @property
     def end_id(self) -> int:
         """`[SEP]`."""
@@ -82,14 +87,16 @@ class GitBackbone(Backbone):
     def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
         """`vision`: CLIP's output with its class token first; `bridge`: projected to the decoder's width."""
         git = self.model.git
-        features: torch.Tensor = (
-            git.image_encoder(inputs).last_hidden_state if seam == "vision" else git.visual_projection(inputs)
-        )
+        if seam == "vision":
+            interpolated = self.interpolates(inputs, self.config.vision_config.image_size)
+            features: torch.Tensor = git.image_encoder(inputs, interpolate_pos_encoding=interpolated).last_hidden_state
+        else:
+            features = git.visual_projection(inputs)
         return features
 
     def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """See Backbone.decode; logits of the words only."""
-        with self._given_features():
+        with self._given(features):
             output = self.model(
                 pixel_values=features[:, None],
                 input_ids=text.input_ids,
@@ -102,7 +109,7 @@ class GitBackbone(Backbone):
         self, features: torch.Tensor, input_ids: torch.Tensor, decoding: transformers.GenerationConfig
     ) -> torch.Tensor:
         """See Backbone.generate_ids."""
-        with self._given_features():
+        with self._given(features):
             ids: torch.Tensor = self.model.generate(
                 pixel_values=features[:, None],
                 input_ids=input_ids,
@@ -117,15 +124,18 @@ class GitBackbone(Backbone):
         return patches - 1, slice(0, patches)
 
     @contextmanager
-    def _given_features(self) -> Iterator[None]:
-        """Let the model's forward take features [B, 1, S, C] as its pixel values, as it has no other way in for them."""
-        git = self.model.git
-        own = git.image_encoder, git.visual_projection
-        git.image_encoder, git.visual_projection = _Given(), nn.Identity()
+    def _given(self, features: torch.Tensor) -> Iterator[None]:
+        """Let the model's forward take `features` [B, 1, S, C] as its pixel values, as it has no other way in for them.
+
+        It reads their number from an attention layer, where it is that of images of the checkpoint's own size.
+        """
+        git, layer = self.model.git, self.model.git.encoder.layer[0].attention.self
+        own = git.image_encoder, git.visual_projection, layer.image_patch_tokens
+        git.image_encoder, git.visual_projection, layer.image_patch_tokens = _Given(), nn.Identity(), features.shape[1]
         try:
             yield
         finally:
-            git.image_encoder, git.visual_projection = own
+            git.image_encoder, git.visual_projection, layer.image_patch_tokens = own
 
 
 class _Given(nn.Module):

@@ -27,7 +27,7 @@ from medgraft.plugin_api import (
     next_token_loss,
 )
 
-LONGEST_SIDE = 448  # pixels: 256 image tokens
+LONGEST_SIDE = 448  # pixels, unless `image.size` is set: 256 image tokens
 _BLOCK = r"model\.visual\.blocks\.\d+"
 
 
@@ -75,23 +75,31 @@ class QwenVlBackbone(Backbone):
                     f"{source} has no chat template that takes images; use an instruction-tuned checkpoint."
                 ) from None
         processor = backbone.image_processor
-        processor.size = {"shortest_edge": backbone.side**2, "longest_edge": backbone.side**2}
+        token = processor.patch_size * processor.merge_size
+        backbone.set_image_size(min(math.isqrt(processor.size["longest_edge"]), LONGEST_SIDE) // token * token)
         return backbone
+
+    @classmethod
+    def image_step(cls, config: transformers.PreTrainedConfig) -> int:
+        """See Backbone.image_step: the side of an image token."""
+        return int(config.vision_config.patch_size * config.vision_config.spatial_merge_size)
+
+    def set_image_size(self, size: int) -> None:
+        """See Backbone.set_image_size."""
+        self.image_processor.size = {"shortest_edge": size**2, "longest_edge": size**2}
 
     @classmethod
     def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
         """See Backbone.tokens."""
         vision = config.vision_config
-        patches = (LONGEST_SIDE // vision.patch_size) ** 2
+        patches = (getattr(vision, "image_size", LONGEST_SIDE) // vision.patch_size) ** 2
         merged = patches // vision.spatial_merge_size**2
         return {"vision": patches, "bridge": merged, "text": merged + caption}
 
     @property
     def side(self) -> int:
-        """The square's side in pixels: the checkpoint's limit, at most 448, in whole tokens."""
-        processor = self.image_processor
-        token = processor.patch_size * processor.merge_size
-        return int(min(math.isqrt(processor.size["longest_edge"]), LONGEST_SIDE) // token * token)
+        """The square's side in pixels: `image.size`, else the checkpoint's limit, at most 448, in whole tokens."""
+        return math.isqrt(self.image_processor.size["longest_edge"])
 
     @property
     def image_tokens(self) -> int:

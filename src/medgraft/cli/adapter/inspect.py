@@ -92,4 +92,6 @@ def _made(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
         shown = {name: value for name, value in manifest["metrics"].items() if not name.endswith(CONTROLS)}
         yield "scores", ", ".join(f"{name} {value:.4f}" for name, value in shown.items()) + where
     yield "prompt", repr(manifest["prompt"])
+    if manifest["image_size"]:
+        yield "image size", f"{manifest['image_size']} pixels a side"
     yield "versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items() if version)
