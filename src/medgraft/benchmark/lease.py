@@ -98,11 +98,11 @@ class Leases:
     @contextmanager
     def wait(self, run_id: str, tell: Callable[[Owner], None]) -> Iterator[Lease]:
         """The lease of `run_id`, once nobody else has it; `tell` is called if somebody has."""
-        told = None
+        last = None
         while isinstance(taken := self.take(run_id), Owner):
-            if taken != told:
+            if taken != last:
                 tell(taken)
-            told = taken
+            last = taken
             time.sleep(_POLL_SECONDS)
         with taken as lease:
             yield lease
