@@ -50,6 +50,10 @@ class AdapterError(MedgraftError):
     """An adapter package that is incomplete, altered, or made for another base."""
 
 
+class OutputError(MedgraftError):
+    """A folder that cannot be written, or a disk that is full."""
+
+
 class ScoringError(MedgraftError):
     """Predictions and references that do not match."""
 

@@ -5,6 +5,7 @@ A model that does not beat them has learnt how the captions are worded, but does
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from medgraft import hardware
 from medgraft.benchmark.evaluation import evaluated
+from medgraft.benchmark.lease import Leases
 from medgraft.benchmark.record import Record, read_record, run_id, write_record
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
@@ -20,12 +22,14 @@ from medgraft.plugin import PluginManager
 from medgraft.scoring import captions_of, write_captions
 from medgraft.types import SPLITS, CaptionData
 
+_logger = logging.getLogger(__name__)
+
 BASELINE = "baseline"  # the backbone's name in a baseline's record
 STRATEGIES = ("most-frequent", "random")
 
 
-def run_baselines(config: RunConfig, out: Path, *, plugins: PluginManager) -> tuple[Record, ...]:
-    """The record of each baseline on the data of `config`; computes those that are not in `out` yet."""
+def run_baselines(config: RunConfig, out: Path, *, plugins: PluginManager, leases: Leases) -> tuple[Record, ...]:
+    """The record of each baseline on the data of `config`; computes those that are not in `out` yet, each under its lease."""
     data = load_data(config.data, plugins=plugins)
     if not data.split("train") or not data.split(config.eval_split):
         return ()
@@ -35,11 +39,15 @@ def run_baselines(config: RunConfig, out: Path, *, plugins: PluginManager) -> tu
         own = config.model_copy(update={"backbone": BASELINE, "strategy": name, "strategy_options": {}, "seed": 0})
         identity = run_id(own, None, fingerprint, "", hardware.versions())
         path = out / "records" / f"{identity}.json"
-        records.append(read_record(path) if path.is_file() else _run(own, identity, data, fingerprint, out, plugins))
+        if not path.is_file():
+            with leases.wait(identity, lambda owner: _logger.info("baselines: left to %s, which does them", owner)):
+                if not path.is_file():
+                    _run(own, identity, data, fingerprint, out, plugins)
+        records.append(read_record(path))
     return tuple(records)
 
 
-def _run(config: RunConfig, identity: str, data: CaptionData, fingerprint: str, out: Path, plugins: PluginManager) -> Record:
+def _run(config: RunConfig, identity: str, data: CaptionData, fingerprint: str, out: Path, plugins: PluginManager) -> None:
     captions = captions_of(data.split(config.eval_split), _captions(config.strategy, data, config))
     folder = f"runs/{BASELINE}_{config.strategy}_{config.data.name}_{identity[:8]}"
     write_captions(captions, out / folder)
@@ -52,7 +60,6 @@ def _run(config: RunConfig, identity: str, data: CaptionData, fingerprint: str, 
         **evaluated(captions, metrics=config.metrics, plugins=plugins).for_record(),
     )  # fmt: skip
     write_record(record, out / "records")
-    return record
 
 
 def _captions(name: str, data: CaptionData, config: RunConfig) -> list[str]:

@@ -101,8 +101,9 @@ class Record(StrictModel):
     `step_flops` are the FLOPs of the first batch's matrix products, forwards and backwards, as torch counts them (None with a
     quantised base); `energy_joules` is the steps' energy by the machine's counters. `step_quartiles` are of the seconds of
     single steps without the warm-up steps. `learning_rates` are the peak rates by part (with LoRA+ those of `B` too) where
-    there are several. A failed run has an `error` of one line and a `traceback`. `removed_settings` holds, by SECTION.KEY,
-    settings of older versions that were on.
+    there are several. A failed run has an `error` of one line and a `traceback`. `disturbed`: another harness on the same
+    results folder did a run on this machine at the same time. `removed_settings` holds, by SECTION.KEY, settings of older
+    versions that were on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -157,6 +158,7 @@ class Record(StrictModel):
     hardware: Hardware
     git: str | None = None
     finished: str | None = None
+    disturbed: bool | None = None
     error: str | None = None
     traceback: str | None = None
 

@@ -19,7 +19,7 @@ _SPREAD_OF_STEPS = 0.35  # largest interquartile range / median of undisturbed s
 class StepTime:
     """Median seconds of a step with quartiles, over `repeats`, or over the steps of one run if that is 1.
 
-    `disturbed` means that repeats, or steps, vary more than the work does, because other work ran on the machine.
+    `disturbed` means that other work ran on the machine: another harness's, or repeats, or steps, vary more than the work does.
     """
 
     median: float
@@ -48,8 +48,9 @@ def step_time(record: Record, out: Path) -> StepTime | None:
     medians = [repeat.step_quartiles[1] for repeat in repeats if repeat.step_quartiles]
     if len(medians) > 1:
         low, middle, high = quantiles(medians, n=4, method="inclusive")
-        return StepTime(middle, low, high, len(medians), max(medians) - min(medians) > _SPREAD_OF_REPEATS * median(medians))
+        spread = max(medians) - min(medians) > _SPREAD_OF_REPEATS * median(medians)
+        return StepTime(middle, low, high, len(medians), spread or any(repeat.disturbed for repeat in repeats))
     if record.step_quartiles is None:
         return None
     low, middle, high = record.step_quartiles
-    return StepTime(middle, low, high, 1, high - low > _SPREAD_OF_STEPS * middle)
+    return StepTime(middle, low, high, 1, high - low > _SPREAD_OF_STEPS * middle or bool(record.disturbed))

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medgraft.cli.options import add_dtype, add_json, add_set
+from medgraft.errors import Stopped
 from medgraft.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from medgraft.benchmark import Record
+    from medgraft.plugin import PluginManager
 
 NAME = "bench"
 SUMMARY = "run a suite: every strategy on every backbone, with quality, time, memory and size in one table"
@@ -35,37 +44,46 @@ def run(arguments: argparse.Namespace) -> int:
     suite = load_suite(arguments.suite, [*arguments.overrides, *dtype])
     if arguments.seeds:
         suite = suite.model_copy(update={"seeds": tuple(arguments.seeds)})
-    from medgraft.benchmark import dry_run_suite, run_suite
+    from medgraft.benchmark import dry_run_suite, read_records, run_suite
     from medgraft.plugin import PluginManager
-    from medgraft.report import (
-        as_json,
-        attention_markdown,
-        dry_run_text,
-        example_captions,
-        html_report,
-        markdown,
-        read_results,
-        rows,
-        terminal,
-    )
+    from medgraft.report import dry_run_text
+    from medgraft.training import sigterm_raises
 
     quiet_libraries()
+    plugins = PluginManager.from_environment()
     if arguments.dry_run:
-        dry_run = dry_run_suite(suite, plugins=PluginManager.from_environment())
+        dry_run = dry_run_suite(suite, plugins=plugins)
         print(json.dumps(asdict(dry_run), indent=2) if arguments.json else dry_run_text(dry_run))
         return 1 if dry_run.missing else 0
     out = arguments.out or Path("medgraft-results") / suite.name
-    records = run_suite(suite, out, plugins=PluginManager.from_environment(), retry_failed=arguments.retry_failed)
-    results = read_results(out, plugins=PluginManager.from_environment())
+    try:
+        with sigterm_raises():
+            records = run_suite(suite, out, plugins=plugins, retry_failed=arguments.retry_failed)
+    except KeyboardInterrupt as stop:
+        twice = isinstance(stop.__context__, KeyboardInterrupt)
+        if not twice and any((out / "records").glob("*.json")):
+            _show(read_records(out), suite.name, out, plugins, as_json=arguments.json)
+        print("\nmedgraft: stopped. Finished runs are kept; the same command does the rest.", file=sys.stderr)
+        return 128 + (stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
+    _show(records, suite.name, out, plugins, as_json=arguments.json)
+    return 1 if any(record.status == "failed" for record in records) else 0
+
+
+def _show(records: Sequence[Record], name: str, out: Path, plugins: PluginManager, *, as_json: bool) -> None:
+    """Write the report and the tables of `records`, and print them."""
+    from medgraft.disk import write_whole
+    from medgraft.report import as_json as table_as_json
+    from medgraft.report import attention_markdown, example_captions, html_report, markdown, read_results, rows, terminal
+
+    results = read_results(out, plugins=plugins)
     table = rows(records, results)
-    page = html_report(suite.name, records, results, out, plugins=PluginManager.from_environment())
-    (out / "report.html").write_text(page, encoding="utf-8")
-    tables = [markdown(table), *filter(None, [attention_markdown(results)])]
-    (out / "table.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
-    (out / "table.json").write_text(as_json(table) + "\n", encoding="utf-8")
-    if arguments.json:
+    if as_json:
         print("[" + ",\n".join(record.model_dump_json() for record in records) + "]")
     else:
         print(f"\n{example_captions(records, out)}\n\n{terminal(table)}\n")
+    tables = [markdown(table), *filter(None, [attention_markdown(results)])]
+    write_whole(out / "report.html", html_report(name, records, results, out, plugins=plugins))
+    write_whole(out / "table.md", "\n\n".join(tables) + "\n")
+    write_whole(out / "table.json", table_as_json(table) + "\n")
+    if not as_json:
         print(f"Report: {out / 'report.html'}; records, tables and adapters are in the same folder.")
-    return 1 if any(record.status == "failed" for record in records) else 0

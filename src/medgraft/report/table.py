@@ -128,7 +128,8 @@ def _with_results(row: Row, group: Group, entry: Entry, tied: bool) -> Row:
     step = entry.step
     return replace(
         row, cider_interval=interval("cider"), pointing_interval=interval("pointing_finding"), tied=tied,
-        step=(step.low, step.median, step.high) if step else None, disturbed=step.disturbed if step else None,
+        step=(step.low, step.median, step.high) if step else None,
+        disturbed=(step.disturbed or row.disturbed is True) if step else row.disturbed,
     )  # fmt: skip
 
 
@@ -165,7 +166,7 @@ def _row(backbone: str, data: str, strategy: str, several: Sequence[Record], don
         training_seconds=mean(r.training_seconds for r in done),
         tuning_seconds=mean(r.tuning.seconds for r in done if r.tuning),
         step=None,
-        disturbed=None,
+        disturbed=any(r.disturbed for r in done) or None,
         trainable_parameters=mean(r.trainable_parameters for r in done),
         trainable_share=mean((r.trainable_parameters or 0) / r.total_parameters for r in done if r.total_parameters),
         peak_memory_bytes=mean(r.peak_memory_bytes for r in done),
