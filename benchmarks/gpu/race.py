@@ -244,7 +244,7 @@ def jobs(
         both = [("trainer", counted), ("medgraft", job)]
         for side, settings in both if number % 2 == 0 else reversed(both):
             yield name, side, side, settings
-        if number == 3 and not options.no_qwen:
+        if number == min(3, len(blip) - 1) and not options.no_qwen:
             yield from _qwen_jobs(options, size, work, {**common, "train": pairs[: size.qwen_batch_size * size.qwen_steps]})
     for name in TUTORIALS:
         if name in blip:
