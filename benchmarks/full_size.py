@@ -40,7 +40,7 @@ def logits(backbone: Backbone, images: Sequence[Path]) -> torch.Tensor:
     where = hardware.device()
     backbone.model.to(where)  # an adapter is loaded onto the CPU
     text = TextBatch(text.input_ids.to(where), text.attention_mask.to(where), text.labels.to(where))
-    with hardware.autocast(where, hardware.bf16_supported(where.type)):  # as in the run
+    with hardware.autocast(where, hardware.compute_dtype()):  # as in the run
         features = backbone.encode(backbone.pixel_values([open_image(path) for path in images]).to(where))
         return backbone.decode(features, text)[1].cpu()
 

@@ -4,7 +4,7 @@ A table stands between `<!-- table: PLACE -->` and `<!-- end of table -->`. PLAC
 `attention:FOLDER`, where its runs looked; `tuning:FOLDER`, the learning rates tried for them; `timing:FILE`, the record of
 timing_aa.py; `speed:PATH` or `profile:PATH`, that of benchmarks/speed or a folder of several; `coverage:FILE`, that of
 coverage.py; `kernels:FILE`, that of kernel_ablation.py; `memory:FILE`, that of data_memory.py; `extraction:FILE`, that of
-extraction.py; `gpu` or `gpu-details`,
+extraction.py; `dry-run:FILE` and `loading:FILE`, those of dry_run_accuracy.py and loading_memory.py; `gpu` or `gpu-details`,
 the race on a GPU in results/gpu/race.json, nothing without it; or `support`,
 for what every backbone can be trained with, found by trying each pair on small random models.
 """
@@ -39,7 +39,7 @@ def filled(text: str) -> str:
         kinds = {
             "support": _support, "speed": speed_table, "profile": profile_table, "coverage": _coverage, "memory": _memory,
             "kernels": _kernels, "gpu": _gpu, "gpu-details": _gpu_details, "attention": _attention, "tuning": _tuning,
-            "timing": _timing, "extraction": _extraction,
+            "timing": _timing, "extraction": _extraction, "dry-run": _dry_run, "loading": _loading,
         }  # fmt: skip
         kind, _, path = place.rpartition(":")
         return match[1] + kinds.get(kind or place, _table)(ROOT / path) + match[3]
@@ -161,6 +161,37 @@ def _table(folder: Path) -> str:
         return f"{made.read_text(encoding='utf-8').strip()}\n\n{note}\n"
     results = read_results(folder, plugins=PluginManager())
     return f"{markdown(rows(records, results))}\n\n{note}\n"
+
+
+def _dry_run(path: Path) -> str:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "| model | strategy | dtype | batch | memory said, GB | measured | ratio | seconds said | measured | ratio |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for run in record["runs"]:
+        memory, seconds = run["memory"], run["training_seconds"]
+        line = f"| {run['model']} | {run['strategy']} | {run['dtype']} | {run['batch']} "
+        line += f"| {memory['said'] / 1e9:.2f} | {memory['measured'] / 1e9:.2f} | {memory['said'] / memory['measured']:.2f} "
+        if seconds["said"] and seconds["measured"]:
+            ratio = seconds["said"] / seconds["measured"]
+            lines.append(f"{line}| {seconds['said']:.0f} | {seconds['measured']:.0f} | {ratio:.2f} |")
+        else:
+            lines.append(f"{line}| - | - | - |")
+    machine = record["hardware"]
+    return "\n".join(lines) + f"\n\n{machine['cpu']}, {machine['threads']} threads; {record['steps']} steps each.\n"
+
+
+def _loading(path: Path) -> str:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    size, run = record["files_bytes"], record["run"]
+    rows = (
+        ("files", size), ("Python and libraries", run["libraries_bytes"]), ("peak after loading", run["loaded_bytes"]),
+        ("peak after a caption", run["captioned_bytes"]),
+        ("the same without the libraries", run["captioned_bytes"] - run["libraries_bytes"]),
+    )  # fmt: skip
+    lines = ["| | GB | of the files |", "|---|--:|--:|", *(f"| {n} | {b / 1e9:.2f} | {b / size:.2f} |" for n, b in rows)]
+    return "\n".join(lines) + f"\n\n{record['hardware']['cpu']}, {run['dtype']}.\n"
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ tokenizer, BERT's word pieces, uses a fifth.
 from __future__ import annotations
 
 import argparse
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -105,6 +106,43 @@ def write_blip2(folder: Path, *, part: int = 4, seed: int = 0) -> Path:
     return folder
 
 
+def write_blip2_shards(folder: Path, *, shard_bytes: int = 2_000_000_000) -> Path:
+    """A BLIP-2 with OPT 2.7B of the published shape, 3.7 billion weights in bf16 in files of `shard_bytes`: 7.5 GB.
+
+    They are one long row of random numbers over and over, as in `write_qwen`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = OPTConfig(
+        hidden_size=2560, word_embed_proj_dim=2560, ffn_dim=10240, num_hidden_layers=32, num_attention_heads=32,
+        vocab_size=50304, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    config = Blip2Config(text_config=text.to_dict(), image_token_index=text.vocab_size - 1)
+    config.architectures, config.dtype = ["Blip2ForConditionalGeneration"], "bfloat16"
+    row = _row()
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in Blip2ForConditionalGeneration(config).state_dict().items()}
+    del shapes["language_model.lm_head.weight"]  # which is the embedding's
+    shards: list[list[str]] = [[]]
+    written = 0
+    for name, shape in shapes.items():
+        if written + 2 * shape.numel() > shard_bytes:
+            shards.append([])
+            written = 0
+        shards[-1].append(name)
+        written += 2 * shape.numel()
+    places = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: _filled(name, shapes[name], row) for name in names}, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": 2 * sum(map(torch.Size.numel, shapes.values()))}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    tokenizer = byte_tokenizer("</s> $A", pad_token="<pad>", eos_token="</s>", bos_token="</s>")
+    for part in (config, tokenizer, BlipImageProcessorPil(size={"height": 224, "width": 224})):
+        part.save_pretrained(folder)
+    return folder
+
+
 def write_qwen(folder: Path, *, width: int = 2048, vision_width: int = 1280, layers: int = 6, image_size: int = 448) -> Path:
     """A Qwen2.5-VL of the 3B checkpoint's widths and vocabulary, with so many of its 36 text and 32 vision layers.
 
@@ -148,7 +186,7 @@ def write_qwen(folder: Path, *, width: int = 2048, vision_width: int = 1280, lay
         image_token_id=5, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4, tie_word_embeddings=True,
         architectures=["Qwen2_5_VLForConditionalGeneration"], dtype="bfloat16",
     )  # fmt: skip
-    row = (torch.randn(4_194_301, generator=torch.Generator().manual_seed(0)) * 0.02).to(torch.bfloat16)
+    row = _row()
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in Qwen2_5_VLForConditionalGeneration(config).state_dict().items()}
     del shapes["lm_head.weight"]  # which is the embedding's
@@ -158,6 +196,11 @@ def write_qwen(folder: Path, *, width: int = 2048, vision_width: int = 1280, lay
     for part in (config, tokenizer, Qwen2VLImageProcessorPil(patch_size=14, size=size)):
         part.save_pretrained(folder)
     return folder
+
+
+def _row() -> torch.Tensor:
+    """Random numbers in bf16, as many as a prime."""
+    return (torch.randn(4_194_301, generator=torch.Generator().manual_seed(0)) * 0.02).to(torch.bfloat16)
 
 
 def _filled(name: str, shape: torch.Size, row: torch.Tensor) -> torch.Tensor:

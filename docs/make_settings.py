@@ -24,7 +24,7 @@ Made by `python docs/make_settings.py` from the code that checks settings; a tes
 
 Every key is set on the command line as `--set SECTION.KEY=VALUE`, or in a suite's TOML file as a table `[SECTION]`. In a suite,
 `[overrides.NAME.strategy]` and `[overrides.NAME.train]` hold settings of the strategy NAME alone. A value is read as JSON if
-it is valid JSON, else as text: `train.bf16=false`, `tuning.factors=[0.3,1,3]`, `train.lr_scheduler_type=linear`. An unknown
+it is valid JSON, else as text: `train.dtype=fp32`, `tuning.factors=[0.3,1,3]`, `train.lr_scheduler_type=linear`. An unknown
 key or a wrong value is an error that lists every problem.
 """
 _STRATEGY = """Start from a preset (`medgraft list` shows them) or `peft:<METHOD>`, and change it: `strategy.vision=frozen` sets

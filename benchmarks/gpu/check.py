@@ -217,7 +217,7 @@ class Checker:
         with _kernels(self.cuda) as kernels:
             found = logits(held, images).float()
         text_batch = held.text_batch([CAPTION] * 2, prompt="", max_tokens=64).to(self.device)
-        with torch.no_grad(), hardware.autocast(self.device, self.bf16):
+        with torch.no_grad(), hardware.autocast(self.device, hardware.compute_dtype()):
             pixels = held.pixel_values([open_image(path) for path in images]).to(self.device)
             loss = float(held.decode(held.encode(pixels), text_batch)[0])
         error = float((found - expected).norm() / expected.norm())
@@ -268,7 +268,7 @@ class Checker:
         model = prepare(self.config(backbone, "zero-shot", 1), plugins=self.plugins, strategy=zero_shot)
         cached, paths = model.features, self.images(6)
         assert cached is not None, model.prefix
-        with hardware.autocast(self.device, self.bf16):
+        with hardware.autocast(self.device, hardware.compute_dtype()):
             cached.build(paths, batch_size=len(paths))
             features = float((cached.features(paths).float() - cached.compute(paths).float()).abs().max())
         options = GenerationConfig(max_new_tokens=24)

@@ -55,7 +55,7 @@ class Variant:
         self.module = CaptioningModule(backbone, applied, prefix=backbone.seams[0] if stored else None).train()
         self.batch = dict(batch)
         if stored:  # as a run has them that reuses what a frozen encoder makes of an image
-            with torch.no_grad(), hardware.autocast(hardware.device(), self.dtype == torch.bfloat16):
+            with torch.no_grad(), hardware.autocast(hardware.device(), self.dtype):
                 features = backbone.encode(self.batch.pop("pixel_values"))
             self.batch |= {"features": features.to(self.dtype), "feature_rows": torch.arange(len(features))}
         trained = [p for p in self.module.parameters() if p.requires_grad]
@@ -65,7 +65,7 @@ class Variant:
         """Seconds of one step."""
         where = hardware.device()
         start = time.perf_counter()
-        with hardware.autocast(where, self.dtype == torch.bfloat16):
+        with hardware.autocast(where, self.dtype):
             loss = self.module(**self.batch)["loss"]
         loss.backward()
         self.optimizer.step()

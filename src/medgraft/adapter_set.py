@@ -16,6 +16,7 @@ from medgraft.errors import AdapterError, ConfigError, UnknownNameError, suggest
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_captioner
 from medgraft.strategies import Quantization, Strategy
+from medgraft.train_config import Dtype
 
 
 class AdapterSet:
@@ -68,12 +69,18 @@ class AdapterSet:
             settings = first.manifest.strategy_settings if first.manifest else Strategy(quantization=self._quantization)
             size = first.manifest.image_size if first.manifest else None
             quantization = settings.model_dump(include={"quantization", "double_quantization", "compute_dtype"})
-            backbone = prepare_captioner(first.base, Strategy(**quantization), plugins=self._plugins, image_size=size)
+            backbone = prepare_captioner(
+                first.base,
+                Strategy(**quantization),
+                plugins=self._plugins,
+                dtype=first.asked and first.dtype,
+                image_size=size,
+            )
             assert isinstance(backbone, Backbone)
             backbone.model.requires_grad_(False)  # only frozen weights are shared
             _share(backbone, self._adapters.values())
             self._adapters[None] = LoadedAdapter(
-                backbone, backbone.model, None, given_prompt=first.given_prompt, base=first.base
+                backbone, backbone.model, None, given_prompt=first.given_prompt, base=first.base, asked=first.asked
             )
         if name not in self._adapters:
             raise UnknownNameError(
@@ -88,6 +95,7 @@ def load_adapters(
     backbone: str | None = None,
     allow_base_mismatch: bool = False,
     quantization: Quantization = "none",
+    dtype: Dtype | None = None,
     prompt: str | None = None,
     plugins: PluginManager | None = None,
 ) -> AdapterSet:
@@ -104,8 +112,8 @@ def load_adapters(
     loaded: dict[str, LoadedAdapter] = {}
     for name, folder in folders.items():
         adapter = load_adapter(
-            folder, backbone=backbone, allow_base_mismatch=allow_base_mismatch, quantization=quantization, prompt=prompt,
-            plugins=manager,
+            folder, backbone=backbone, allow_base_mismatch=allow_base_mismatch, quantization=quantization, dtype=dtype,
+            prompt=prompt, plugins=manager,
         )  # fmt: skip
         _share(adapter.backbone, loaded.values())
         loaded[name] = adapter

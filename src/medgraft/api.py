@@ -7,13 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from medgraft import adapter as adapters
 from medgraft import config as configs
 from medgraft import hardware
 from medgraft.adapter import LoadedAdapter
-from medgraft.backbones import AnyBackbone
+from medgraft.backbones import AnyBackbone, Backbone
 from medgraft.benchmark import Record, execute
 from medgraft.benchmark import run_suite as run_suite_runs
 from medgraft.benchmark.evaluation import Evaluation, caption_examples, generation_of, score_captions, seen_in_training
@@ -39,6 +37,7 @@ from medgraft.saliency import Explanation, MapOptions
 from medgraft.saliency.maps import attention_layout_of
 from medgraft.scoring import PredictionsFile
 from medgraft.strategies import Quantization, Strategy, get_strategy
+from medgraft.train_config import Dtype
 from medgraft.types import Split
 
 
@@ -47,18 +46,21 @@ def load_backbone(
     *,
     strategy: str | None = None,
     quantization: Quantization = "none",
+    dtype: Dtype | None = None,
     prompt: str | None = None,
     image_size: int | None = None,
     plugins: PluginManager | None = None,
 ) -> AnyBackbone:
     """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), in `quantization` or as `strategy` holds its base.
 
-    `prompt` takes the place of its default prompt, `image_size` of the side in pixels of its images. For a model behind an
-    API this returns its client.
+    With a `dtype` it is for captioning alone: it is frozen, computes in `dtype` and is held in it; `auto` is what the hardware
+    is fastest in. Without one its weights are in fp32 and can be trained. `prompt` takes the place of its default prompt,
+    `image_size` of the side in pixels of its images. For a model behind an API this returns its client.
     """
     manager = plugins or PluginManager.from_environment()
     chosen = get_strategy(strategy, plugins=manager) if strategy else Strategy(quantization=quantization)
-    backbone = prepare_captioner(name, chosen, plugins=manager, image_size=image_size)
+    computes_in = None if dtype is None else hardware.compute_dtype(dtype)
+    backbone = prepare_captioner(name, chosen, plugins=manager, dtype=computes_in, image_size=image_size)
     if prompt is not None:
         backbone.default_prompt = prompt  # type: ignore[misc]
     return backbone
@@ -112,18 +114,21 @@ def load_adapter(
     backbone: str | None = None,
     allow_base_mismatch: bool = False,
     quantization: Quantization = "none",
+    dtype: Dtype | None = None,
     prompt: str | None = None,
     plugins: PluginManager | None = None,
 ) -> LoadedAdapter:
     """The adapter in `folder`, or `USER/REPO[@REVISION]` on the hub, on its base, which `backbone` (`NAME:SOURCE`) locates.
 
     Another base is refused; with `allow_base_mismatch` it is used, with a warning that says what differs. `quantization` holds
-    the base of a plain PEFT adapter in 4 or 8 bits. `prompt` takes the place of the training's.
+    the base of a plain PEFT adapter in 4 or 8 bits. It computes in `dtype`; `auto` is that of its training where this machine
+    has it. Without one a plain PEFT adapter's base has its weights in fp32. `prompt` takes the place of the training's.
     """
     manager = plugins or PluginManager.from_environment()
     loaded = adapters.load_adapter(
-        folder, plugins=manager, backbone=backbone, quantization=quantization, allow_base_mismatch=allow_base_mismatch
-    )
+        folder, plugins=manager, backbone=backbone, quantization=quantization, allow_base_mismatch=allow_base_mismatch,
+        dtype=dtype,
+    )  # fmt: skip
     return replace(loaded, given_prompt=prompt)
 
 
@@ -271,9 +276,9 @@ def captioner_of(
     if adapter is None and backbone is None:
         raise ConfigError("Name an adapter or a backbone.")
     if adapter is None and isinstance(backbone, str):
-        backbone = load_backbone(backbone, plugins=plugins)
+        backbone = load_backbone(backbone, dtype="auto", plugins=plugins)
     if adapter is not None:
         return captioner_for(adapter.backbone, prompt=adapter.prompt, dtype=adapter.dtype), generation_of(adapter)
     assert backbone is not None and not isinstance(backbone, str)
-    dtype = torch.bfloat16 if hardware.bf16_supported(hardware.device().type) else torch.float32
-    return captioner_for(backbone, prompt=None, dtype=dtype), GenerationConfig()
+    dtype = backbone.computes_in if isinstance(backbone, Backbone) else None
+    return captioner_for(backbone, prompt=None, dtype=dtype or hardware.compute_dtype()), GenerationConfig()

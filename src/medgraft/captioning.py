@@ -78,7 +78,7 @@ def captioned_batches(
     before: tuple[dict[int, ImageCaptions], Sequence[ImageSource | Image], torch.Tensor] | None = None
     with backbone.generating() as generate_ids, closing(source.read(batches)) as read_batches:
         for number, (batch, read) in enumerate(read_batches):
-            with hardware.autocast(where, dtype == torch.bfloat16):
+            with hardware.autocast(where, dtype):
                 features, problems = source.readable(batch, read)
             if before is not None:
                 yield _captioned(backbone, *before, limit)  # decodes the previous batch while a GPU computes features
@@ -86,7 +86,7 @@ def captioned_batches(
             before = failed, batch, torch.empty(0, 0, dtype=torch.long)
             if features is not None:
                 inputs = backbone.generation_inputs(len(features), where, prompt, options)  # synchronises with a GPU
-                with hardware.autocast(where, dtype == torch.bfloat16), sampling(options, number):
+                with hardware.autocast(where, dtype), sampling(options, number):
                     before = failed, batch, generate_ids(features, *inputs).cpu()
             if not source.reads_ahead:
                 yield _captioned(backbone, *before, limit)

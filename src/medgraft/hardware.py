@@ -14,13 +14,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import psutil
 import torch
 from accelerate import PartialState
 
+from medgraft.train_config import Dtype
+
 T = TypeVar("T")
+DTYPES: dict[Literal["bf16", "fp16", "fp32"], torch.dtype] = {
+    "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32,
+}  # fmt: skip
 _PACKAGES = ("medgraft", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "evaluate", "tokenizers")
 
 
@@ -75,9 +80,27 @@ def bf16_supported(kind: str) -> bool:
     return kind in ("xpu", "mps")
 
 
-def autocast(where: torch.device, enabled: bool) -> AbstractContextManager[object]:
-    """bf16 autocast on `where` if `enabled`, else a context without effect."""
-    return torch.autocast(where.type, torch.bfloat16) if enabled else nullcontext()
+def compute_dtype(wanted: Dtype = "auto") -> torch.dtype:
+    """What to compute in on this process's device; `auto` is the fastest that the hardware has without emulation.
+
+    That is bf16, whose range is fp32's. A GPU without bf16 (before Ampere) has fp16, a CPU then fp32.
+    """
+    if wanted != "auto":
+        return DTYPES[wanted]
+    kind = device().type
+    if bf16_supported(kind):
+        return torch.bfloat16
+    return torch.float16 if kind == "cuda" else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> Literal["bf16", "fp16", "fp32"]:
+    """The name of a dtype of `compute_dtype`."""
+    return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+def autocast(where: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Autocast to `dtype` on `where`; for fp32 a context without effect."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(where.type, dtype)
 
 
 def no_autocast(where: torch.device) -> AbstractContextManager[object]:

@@ -126,7 +126,7 @@ class Inference:
 
     def autocast(self) -> AbstractContextManager[object]:
         """A context manager for computing in `dtype`."""
-        return hardware.autocast(hardware.device(), self.dtype == torch.bfloat16)
+        return hardware.autocast(hardware.device(), self.dtype)
 
     def pixel_values(self, images: Sequence[ImageSource | Image]) -> torch.Tensor:
         """Preprocess images, on the model's device."""

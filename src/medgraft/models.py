@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_captioner
+from medgraft.backbones.half_weights import Held
 from medgraft.backbones.image_size import config_for_size
 from medgraft.backbones.published import planning_config
 from medgraft.plugin import PluginManager
@@ -12,6 +13,7 @@ from medgraft.strategies import (
     as_stored,
     check_quantized,
     keep_as_loaded,
+    needs_fp32,
     quantization_config,
     stored_quantization,
 )
@@ -28,10 +30,13 @@ def settled(name: str, strategy: Strategy, *, plugins: PluginManager) -> Strateg
     return as_stored(strategy, source, planning_config(source, captioner.model_types))
 
 
-def load_model(name: str, strategy: Strategy, *, plugins: PluginManager, image_size: int | None = None) -> Backbone:
+def load_model(
+    name: str, strategy: Strategy, *, plugins: PluginManager, held: Held = Held(), image_size: int | None = None
+) -> Backbone:
     """Load the backbone `NAME[:SOURCE]` with the quantisation of `strategy`; the strategy is not applied yet.
 
-    It takes images of `image_size` pixels a side, None: of the checkpoint's own size.
+    Weights that `strategy` does not need in fp32 are loaded as `held` says. Images have `image_size` pixels a side, None: as
+    many as the checkpoint says.
     """
     backbone_class, source = get_backbone(name, plugins=plugins)
     config = planning_config(source, backbone_class.model_types)
@@ -43,7 +48,12 @@ def load_model(name: str, strategy: Strategy, *, plugins: PluginManager, image_s
         adopt_stored(backbone.model, strategy, source)
     else:
         wanted = quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
-        backbone = backbone_class.load(source, quantization=wanted)
+        kept = held.fp32 or needs_fp32(backbone_class.anatomy, strategy)
+
+        def fp32(name: str) -> bool:  # embeddings of positions are interpolated for another size
+            return kept(name) or (image_size is not None and "embed" in name)
+
+        backbone = backbone_class.load(source, quantization=wanted, held=Held(held.dtype, fp32))
         check_quantized(backbone.model, backbone.anatomy, strategy, backbone.never_quantized)
     keep_as_loaded(backbone.model)
     if image_size is not None:

@@ -15,11 +15,14 @@ from torch import nn
 
 from medgraft import hardware
 from medgraft.acceleration import KERNELS, Acceleration, Kernels, accelerate, check_kernels
-from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_captioner, prompt_for
+from medgraft.acceleration.fp16 import keep_in_fp32
+from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, get_backbone, get_captioner, prompt_for
 from medgraft.backbones.fingerprint import fingerprint
+from medgraft.backbones.half_weights import Held
 from medgraft.backbones.image_size import refuse_size
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import AccelerationConfig, RunConfig
+from medgraft.errors import ConfigError
 from medgraft.features import CachedFeatures, ReusablePrefix, open_cached_features
 from medgraft.models import load_model, settled
 from medgraft.plugin import PluginManager
@@ -56,15 +59,21 @@ def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy, at
     """
     kernels, dtype = wanted_kernels(config.acceleration.kernels), compute_dtype(config)
     captioner, source = get_captioner(config.backbone, plugins=plugins)
+    if dtype == torch.float16 and strategy.trains and hardware.device().type != "cuda":
+        raise ConfigError(
+            f"train.dtype=fp16 cannot train on this {hardware.device().type.upper()}: fp16 needs loss scaling, which is there "
+            "for CUDA alone. Use bf16, fp32 or auto; captioning in fp16 works."
+        )
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
         refuse_size(captioner, config.image.size, plugins=plugins)
         client = captioner.load(source)
         return Prepared(client, None, Acceleration(), client.fingerprint(client.source), None, None, dtype)
+    backbone_class, source = get_backbone(config.backbone, plugins=plugins)
+    digests = backbone_class.checkpoint_digests(source)  # before loading, so that the files are not in memory twice
+    base = fingerprint(digests) if digests else backbone_class.fingerprint(source)
     backbone, applied, acceleration = prepare_model(
         config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels, attach=attach, image_size=config.image.size
     )
-    digests = backbone.checkpoint_digests(backbone.source)
-    base = fingerprint(digests) if digests else backbone.fingerprint(backbone.source)
     features, prefix = _open_features(backbone, config, dtype, base)
     if features is not None and strategy.trains and config.augmentation.on:
         prefix = replace(prefix, reason=f"{prefix.reason}; {_views(config.features.views)}")
@@ -84,7 +93,7 @@ def prepare_model(
     """Load the backbone `NAME[:SOURCE]`, apply `strategy`, install `kernels`, and move it to this process's device."""
     kernels = wanted_kernels(kernels)
     strategy = settled(name, strategy, plugins=plugins)
-    backbone = load_model(name, strategy, plugins=plugins, image_size=image_size)
+    backbone = _loaded(name, strategy, plugins, Held(dtype), kernels, image_size)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy, attach=attach and partial(attach, backbone))
     acceleration = accelerate(backbone, dtype=dtype, kernels=kernels)
     backbone.model.to(hardware.device()).eval()
@@ -97,17 +106,19 @@ def prepare_adapter(
     attach: Attach,
     *,
     plugins: PluginManager,
-    dtype: torch.dtype = torch.float32,
+    held: Held = Held(),
     trained_with: tuple[str, ...] | None = None,
     image_size: int | None = None,
 ) -> tuple[Backbone, nn.Module, Acceleration]:
     """As `prepare_model`, but `attach` adds trained weights to the base and returns the model.
 
     `trained_with` names the kernels used in training; those that still exist are installed. If it is unknown, or one of them
-    does not apply here because training ran on another kind of device, the kernels are those of "auto".
+    does not apply here because training ran on another kind of device, the kernels are those of "auto". It computes in
+    the dtype of `held`, which also says which of the base's weights have to be in fp32 for `attach`.
     """
-    wanted_kernels("auto")  # raises before anything is loaded
-    backbone = load_model(name, strategy, plugins=plugins, image_size=image_size)
+    wanted = wanted_kernels("auto")  # raises before anything is loaded
+    may_hold = wanted if trained_with is None or "linear" in trained_with else ()
+    backbone, dtype = _loaded(name, strategy, plugins, held, may_hold, image_size), held.dtype
     model = attach(backbone)
     used = [kernel for kernel in KERNELS if trained_with is not None and kernel.name in trained_with]
     same = trained_with is not None and all(kernel.applies(hardware.device(), dtype, backbone) for kernel in used)
@@ -115,15 +126,29 @@ def prepare_adapter(
     return backbone, model.eval(), accelerate(backbone, dtype=dtype, kernels=kernels)
 
 
-def prepare_captioner(name: str, strategy: Strategy, *, plugins: PluginManager, image_size: int | None = None) -> AnyBackbone:
-    """Load the backbone `NAME[:SOURCE]` with the quantisation of `strategy`, or the client of a model behind an API."""
+def prepare_captioner(
+    name: str,
+    strategy: Strategy,
+    *,
+    plugins: PluginManager,
+    dtype: torch.dtype | None = None,
+    image_size: int | None = None,
+) -> AnyBackbone:
+    """Load the backbone `NAME[:SOURCE]` with the quantisation of `strategy`, or the client of a model behind an API.
+
+    It is to compute in `dtype`, by autocast. Below fp32 it is frozen, and held in it as far as autocast casts to it. Without a
+    `dtype` its weights are in fp32 and can be trained.
+    """
     kernels = wanted_kernels("auto")
     captioner, source = get_captioner(name, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
         refuse_size(captioner, image_size, plugins=plugins)
         return captioner.load(source)
-    backbone = load_model(name, strategy, plugins=plugins, image_size=image_size)
-    accelerate(backbone, dtype=torch.float32, kernels=kernels)
+    backbone = _loaded(name, strategy, plugins, Held(dtype or torch.float32), kernels, image_size)
+    if dtype not in (None, torch.float32):
+        backbone.model.requires_grad_(False)
+    accelerate(backbone, dtype=dtype or torch.float32, kernels=kernels)
+    backbone.computes_in = dtype
     return backbone
 
 
@@ -135,15 +160,25 @@ def wanted_kernels(configured: Kernels) -> Kernels:
     return kernels
 
 
-def uses_bf16(config: RunConfig) -> bool:
-    """Whether a run uses bf16 autocast on this machine."""
-    wanted = config.train.bf16
-    return hardware.bf16_supported(hardware.device().type) if wanted == "auto" else wanted
-
-
 def compute_dtype(config: RunConfig) -> torch.dtype:
     """The dtype that a run computes in on this machine."""
-    return torch.bfloat16 if uses_bf16(config) else torch.float32
+    return hardware.compute_dtype(config.train.dtype)
+
+
+def _loaded(
+    name: str,
+    strategy: Strategy,
+    plugins: PluginManager,
+    held: Held,
+    kernels: Kernels,
+    image_size: int | None,
+) -> Backbone:
+    """The backbone for computing in `held.dtype`, in which weights are loaded if the kernel for such weights is wanted."""
+    loaded = held if kernels == "auto" or "linear" in kernels else Held()
+    backbone = load_model(name, strategy, plugins=plugins, held=loaded, image_size=image_size)
+    if held.dtype == torch.float16:
+        keep_in_fp32(backbone)
+    return backbone
 
 
 def _views(fixed: int) -> str:
@@ -159,5 +194,4 @@ def _open_features(
     if not config.features.enabled:
         return None, ReusablePrefix(None, "features.enabled is false")
     prompt = prompt_for(backbone, config.train.prompt)
-    bf16, max_gb = dtype == torch.bfloat16, config.features.max_gb
-    return open_cached_features(backbone, bf16=bf16, prompt=prompt, max_gb=max_gb, base=base)
+    return open_cached_features(backbone, dtype=dtype, prompt=prompt, max_gb=config.features.max_gb, base=base)

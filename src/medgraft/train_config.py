@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from medgraft.strict_model import StrictModel
 
+Dtype = Literal["auto", "bf16", "fp16", "fp32"]
+_BF16: dict[Any, Dtype] = {True: "bf16", False: "fp32", "auto": "auto"}  # what `bf16` was called in `dtype`
+
 
 class TrainConfig(StrictModel):
     """Training, under the names of transformers' TrainingArguments."""
@@ -29,7 +32,10 @@ class TrainConfig(StrictModel):
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay; not applied to biases and norms")
     max_grad_norm: float = Field(default=1.0, gt=0, description="clip gradients to this norm")
     optim: str = Field(default="adamw_torch_fused", description="optimiser, by transformers' names")
-    bf16: bool | Literal["auto"] = Field(default="auto", description="bf16 autocast; auto: where the hardware has bf16 units")
+    dtype: Dtype = Field(
+        default="auto",
+        description="what is computed in, by autocast; auto: bf16 where the hardware has it, else fp16 on a GPU, fp32 on a CPU",
+    )
     max_text_tokens: int = Field(default=128, gt=2, description="longer captions are truncated; special tokens count")
     prompt: str | None = Field(default=None, description="text before every caption; default: the backbone's")
     save_steps: int | None = Field(default=None, gt=0, description="steps between checkpoints; default: one per epoch")
@@ -47,8 +53,29 @@ class TrainConfig(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
+    def _dtype_by_its_former_name(cls, values: Any) -> Any:
+        """Read `bf16`, the former name of `dtype`, which suites and records of earlier versions contain."""
+        return with_dtype(values)
+
+    @model_validator(mode="before")
+    @classmethod
     def _ungrouped(cls, values: Any) -> Any:
         """Handle `group_by_length`, which suites and records of earlier versions contain."""
         if isinstance(values, Mapping) and values.get("group_by_length"):
             raise ValueError("group_by_length was removed because it reduced quality; leave it out")
         return {k: v for k, v in values.items() if k != "group_by_length"} if isinstance(values, Mapping) else values
+
+
+def with_dtype(values: Any) -> Any:
+    """`values` with `dtype` for the `bf16` of earlier versions; ValueError if both are given and differ."""
+    if not isinstance(values, Mapping) or "bf16" not in values:
+        return values
+    former, rest = values["bf16"], {key: value for key, value in values.items() if key != "bf16"}
+    if not isinstance(former, bool | str) or former not in _BF16:
+        raise ValueError(f"bf16 is true, false or auto, not {former!r}; it is called dtype now: bf16, fp32 or auto")
+    dtype = rest.get("dtype", "auto")
+    if "auto" not in (dtype, former) and dtype != _BF16[former]:
+        raise ValueError(
+            f"bf16={str(former).lower()} contradicts dtype={dtype}; bf16 is the former name of dtype, leave it out"
+        )
+    return {**rest, "dtype": _BF16[former] if dtype == "auto" else dtype}

@@ -51,7 +51,7 @@ def test_captions_are_the_same(dtype, storing, backbone, paths, as_for_a_gpu, tm
     plain = caption_images(backbone, paths, batch_size=4, dtype=dtype).captions
     assert len(set(plain)) > 1
     as_for_a_gpu()
-    cached = open_cached_features(backbone, bf16=dtype == torch.bfloat16, prompt="", max_gb=1)[0] if storing else None
+    cached = open_cached_features(backbone, dtype=dtype, prompt="", max_gb=1)[0] if storing else None
     assert caption_images(backbone, paths, batch_size=4, dtype=dtype, cached=cached).captions == plain
     if cached is not None:
         assert (cached.built, cached.found) == (11, 0)
@@ -83,7 +83,7 @@ def test_the_others_have_their_captions(storing, gpu, backbone, paths, as_for_a_
     images = [*paths[:5], broken, tmp_path / "none.png", *paths[5:], *[broken] * 4]
     if gpu:
         as_for_a_gpu()
-    cached = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)[0] if storing else None
+    cached = open_cached_features(backbone, dtype=torch.float32, prompt="", max_gb=1)[0] if storing else None
     batches = list(captioning.captioned_batches(backbone, images, batch_size=4, cached=cached))
     found = [each for batch in batches for each in batch.images]
     assert [each.image for each in found] == images

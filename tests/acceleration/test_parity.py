@@ -272,7 +272,7 @@ def test_loaded_with_its_kernels_an_adapter_gives_the_same_bits(name, strategy, 
     _step(backbone, applied, dtype)
     torch.optim.AdamW([p for p in applied.model.parameters() if p.requires_grad], lr=1e-2).step()
     manifest = _manifest(sharp_folder(name), backbone, applied)
-    changes = {"bf16": dtype == BF16, "acceleration": acceleration.installed, "prompt": "a picture"}
+    changes = {"dtype": "bf16" if dtype == BF16 else "fp32", "acceleration": acceleration.installed, "prompt": "a picture"}
     folder = tmp_path / "adapter"
     write_package(folder, manifest.model_copy(update=changes), lambda new: save_weights(new, applied, untrained))
     loaded = load_adapter(folder, plugins=PLUGINS, backbone=sharp_folder(name))

@@ -13,6 +13,7 @@ from medgraft.benchmark import dry_run_suite, expand
 from medgraft.benchmark.estimate import measured_flops
 from medgraft.config import SuiteConfig, load_suite
 from medgraft.errors import UnknownNameError
+from medgraft.hardware import Hardware
 from medgraft.report import dry_run_text
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,28 @@ def test_the_papers_plan_without_data_hub_or_key(no_keys, plugins):
     text = dry_run_text(plan)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "to download, 15.0 GB" in text
+
+
+def test_what_is_larger_than_the_machine_is_said(phantoms_folder, plugins, monkeypatch):
+    suite = _suite(data=f"roco:{phantoms_folder}", strategies=("full", "zero-shot"), train={"dtype": "fp32"})
+    machine = Hardware(memory_bytes=740_000_000, cpu="small", threads=1)
+    monkeypatch.setattr("medgraft.hardware.describe", lambda: machine)
+    plan = dry_run_suite(suite, plugins=plugins)
+    (said,) = plan.missing
+    full, zero = plan.runs
+    assert zero.memory_bytes < machine.memory_bytes < full.memory_bytes
+    assert said.startswith("full on blip-nano: the run needs 1.0 GB") and "and this machine has 0.7" in said
+    assert "Missing" in dry_run_text(plan)
+
+
+def test_16_bits_and_the_files_pages_count(phantoms_folder, plugins):
+    found = {
+        dtype: dry_run_suite(_suite(data=f"roco:{phantoms_folder}", train={"dtype": dtype}), plugins=plugins).runs[0]
+        for dtype in ("fp32", "bf16")
+    }
+    process, weights = 700_000_000, 6_159_252
+    assert found["fp32"].loading_bytes == process + 4 * weights  # stored in fp16, so copied: the files' pages are let go
+    assert process + 2 * weights < found["bf16"].memory_bytes
 
 
 def test_estimates_are_of_the_right_size(phantoms_folder, plugins):

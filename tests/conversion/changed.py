@@ -45,5 +45,5 @@ def changed_adapter(name, strategy, out, *, seed=0, examples=(), **options):
 
 def computed(folder, examples, backbone=None):
     """What the adapter in `folder` computes for `examples`."""
-    loaded = load_adapter(folder, plugins=PLUGINS, backbone=backbone, plain=True, dequantized=True)
+    loaded = load_adapter(folder, plugins=PLUGINS, backbone=backbone, plain="dequantized")
     return outputs(loaded.backbone, examples, loaded.prompt or "", GenerationConfig(max_new_tokens=8))

@@ -24,7 +24,7 @@ def examples():
 
 
 def _weights(folder):
-    loaded = load_adapter(folder, plugins=PLUGINS, plain=True, dequantized=True)
+    loaded = load_adapter(folder, plugins=PLUGINS, plain="dequantized")
     merge_into_base(loaded)
     return {name: parameter.detach() for name, parameter in loaded.backbone.model.named_parameters()}
 

@@ -62,23 +62,25 @@ def test_dropout_below_the_seam_forbids_a_cut(tiny_folder):
 def test_the_key_holds_everything_that_decides(tiny_folder):
     backbone, _ = _applied("instructblip-t5", tiny_folder, Strategy())
     vision, bridge = backbone.seams
-    key = prefix_key(backbone, bridge, bf16=True, prompt="a")
-    assert key == prefix_key(backbone, bridge, bf16=True, prompt="a")
-    assert key != prefix_key(backbone, bridge, bf16=False, prompt="a")
-    assert key != prefix_key(backbone, bridge, bf16=True, prompt="b")  # the Q-Former reads it
-    assert prefix_key(backbone, vision, bf16=True, prompt="a") == prefix_key(backbone, vision, bf16=True, prompt="b")
+    key = prefix_key(backbone, bridge, dtype=torch.bfloat16, prompt="a")
+    assert key == prefix_key(backbone, bridge, dtype=torch.bfloat16, prompt="a")
+    assert key != prefix_key(backbone, bridge, dtype=torch.float32, prompt="a")
+    assert key != prefix_key(backbone, bridge, dtype=torch.bfloat16, prompt="b")  # the Q-Former reads it
+    assert prefix_key(backbone, vision, dtype=torch.bfloat16, prompt="a") == prefix_key(
+        backbone, vision, dtype=torch.bfloat16, prompt="b"
+    )
     quantised, _ = _applied("instructblip-t5", tiny_folder, Strategy(quantization="nf4"))
     assert (
-        prefix_key(quantised, vision, bf16=True, prompt="")["prefix"]
-        != prefix_key(backbone, vision, bf16=True, prompt="")["prefix"]
+        prefix_key(quantised, vision, dtype=torch.bfloat16, prompt="")["prefix"]
+        != prefix_key(backbone, vision, dtype=torch.bfloat16, prompt="")["prefix"]
     )
-    before = prefix_key(backbone, vision, bf16=True, prompt="")
+    before = prefix_key(backbone, vision, dtype=torch.bfloat16, prompt="")
     backbone.model.language_model.lm_head.weight.data.add_(1)  # above the seam
-    assert prefix_key(backbone, vision, bf16=True, prompt="") == before
+    assert prefix_key(backbone, vision, dtype=torch.bfloat16, prompt="") == before
     backbone.model.vision_model.post_layernorm.bias.data[0] += 1
-    assert prefix_key(backbone, vision, bf16=True, prompt="") != before
+    assert prefix_key(backbone, vision, dtype=torch.bfloat16, prompt="") != before
     backbone.image_processor.size = {"height": 16, "width": 16}
-    assert prefix_key(backbone, vision, bf16=True, prompt="")["images"] != before["images"]
+    assert prefix_key(backbone, vision, dtype=torch.bfloat16, prompt="")["images"] != before["images"]
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
@@ -86,7 +88,7 @@ def test_a_prefix_known_by_its_base_is_still_checked(quantization, tiny_folder):
     strategy = Strategy(text=ADAPTER, quantization=quantization)
 
     def key(backbone, base="a" * 64):
-        return prefix_key(backbone, backbone.seams[0], bf16=True, prompt="", base=base)["prefix"]
+        return prefix_key(backbone, backbone.seams[0], dtype=torch.bfloat16, prompt="", base=base)["prefix"]
 
     backbone, _ = _applied("instructblip-t5", tiny_folder, strategy)
     again, _ = _applied("instructblip-t5", tiny_folder, strategy)
@@ -119,16 +121,16 @@ def test_a_run_knows_its_prefix_by_the_base_and_a_backbone_given_by_hand_by_its_
     backbone = load_model(f"blip:{blip_folder}", Strategy(), plugins=PLUGINS)
     apply_strategy(backbone.model, backbone.anatomy, Strategy())
     own = [
-        prefix_key(backbone, backbone.seams[0], bf16=False, prompt="", base=base)["prefix"]
+        prefix_key(backbone, backbone.seams[0], dtype=torch.float32, prompt="", base=base)["prefix"]
         for base in (result.record.base_fingerprint, None)
     ]
     (entered,) = collections()
     assert entered.key["prefix"] == own[0]
     monkeypatch.setattr("medgraft.features.reusable_prefix.tensor_checksum", lambda tensor: "")  # by hand all are hashed
-    cached, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
+    cached, _ = open_cached_features(backbone, dtype=torch.float32, prompt="", max_gb=1)
     assert cached.store.key["prefix"] == own[1]
     backbone.model.vision_model.post_layernorm.bias.data[0] += 1
-    cached, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
+    cached, _ = open_cached_features(backbone, dtype=torch.float32, prompt="", max_gb=1)
     assert cached.store.key["prefix"] not in own
 
 
@@ -143,16 +145,16 @@ def test_loss_from_stored_features_is_bit_identical(name, bf16, tiny_folder, tmp
     for i, image in enumerate(images(3)):
         paths.append(tmp_path / f"{i}.png")
         image.save(paths[-1])
-    prompt = backbone.default_prompt
+    prompt, dtype = backbone.default_prompt, torch.bfloat16 if bf16 else torch.float32
     text = backbone.text_batch((*CAPTIONS, "normal."), prompt=prompt, max_tokens=160)
     for seam in backbone.seams:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             computed = backbone.decode(
                 backbone.encode(backbone.pixel_values([open_image(p) for p in paths]), prompt=prompt), text
             )
-            cached, _ = open_cached_features(backbone, bf16=bf16, prompt=prompt, max_gb=1)
+            cached, _ = open_cached_features(backbone, dtype=dtype, prompt=prompt, max_gb=1)
             cached.seam = seam
-            cached.store = type(cached.store)(prefix_key(backbone, seam, bf16=bf16, prompt=prompt), max_bytes=10**9)
+            cached.store = type(cached.store)(prefix_key(backbone, seam, dtype=dtype, prompt=prompt), max_bytes=10**9)
             cached.dtype = torch.bfloat16 if bf16 and seam.consumer_casts_input else torch.float32
             cached.build(paths, batch_size=3)
             features = torch.stack(cached.stored(paths))
@@ -169,11 +171,11 @@ def test_a_corrected_stage_is_another_prefix(tiny_folder):
         def forward_to(self, seam, inputs, *, prompt):
             return super().forward_to(seam, inputs, prompt=prompt) * 2
 
-    before = prefix_key(backbone, backbone.seams[0], bf16=True, prompt="")
+    before = prefix_key(backbone, backbone.seams[0], dtype=torch.bfloat16, prompt="")
     backbone.__class__ = Corrected
-    assert prefix_key(backbone, backbone.seams[0], bf16=True, prompt="")["code"] != before["code"]
+    assert prefix_key(backbone, backbone.seams[0], dtype=torch.bfloat16, prompt="")["code"] != before["code"]
     backbone.config.vision_config.layer_norm_eps = 0.1
-    assert prefix_key(backbone, backbone.seams[0], bf16=True, prompt="")["config"] != before["config"]
+    assert prefix_key(backbone, backbone.seams[0], dtype=torch.bfloat16, prompt="")["config"] != before["config"]
 
 
 @pytest.mark.parametrize(("quantization", "compute", "kept"), [
@@ -183,8 +185,8 @@ def test_a_corrected_stage_is_another_prefix(tiny_folder):
 def test_features_are_kept_in_what_reads_them(quantization, compute, kept, tiny_folder):
     strategy = Strategy(text=ADAPTER, quantization=quantization, compute_dtype=compute)
     backbone, _ = _applied("blip", tiny_folder, strategy)
-    assert stored_dtype(backbone, backbone.seams[0], bf16=True) == kept
-    assert stored_dtype(backbone, backbone.seams[0], bf16=False) == torch.float32
+    assert stored_dtype(backbone, backbone.seams[0], torch.bfloat16) == kept
+    assert stored_dtype(backbone, backbone.seams[0], torch.float32) == torch.float32
 
 
 @pytest.fixture
@@ -238,10 +240,10 @@ def test_an_edited_image_is_another_image(blip_folder, phantoms_folder, tmp_path
     apply_strategy(backbone.model, backbone.anatomy, Strategy())
     path = tmp_path / "x.png"
     images(1)[0].save(path)
-    first, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
+    first, _ = open_cached_features(backbone, dtype=torch.float32, prompt="", max_gb=1)
     before = first.features([path])
     images(1)[0].rotate(90).save(path)
-    second, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
+    second, _ = open_cached_features(backbone, dtype=torch.float32, prompt="", max_gb=1)
     assert not torch.equal(second.features([path]), before)
 
 

@@ -23,7 +23,7 @@ from medgraft.data.levels import pixel_levels, pixel_values
 from medgraft.data.roco import Roco
 from medgraft.features import device_bytes, load_resident, open_cached_features
 from medgraft.models import load_model
-from medgraft.prepare import prepare, prepare_model, uses_bf16
+from medgraft.prepare import compute_dtype, prepare, prepare_model
 from medgraft.strategies import get_strategy
 from medgraft.training import Checkpoints, build_features, fit
 from medgraft.training.trainer import CaptionTrainer
@@ -184,7 +184,7 @@ def test_features_on_the_device_are_the_stored_ones(blip_folder, phantoms_folder
     config = run_config(backbone=f"blip:{blip_folder}", strategy="encoder-frozen", data=f"roco:{phantoms_folder}")
     backbone, _, _ = prepare_model(config.backbone, get_strategy("encoder-frozen", plugins=plugins), plugins=plugins)
     examples = [e for e in Roco().read(phantoms_folder) if e.split == "train"]
-    cached, _ = open_cached_features(backbone, bf16=uses_bf16(config), prompt="", max_gb=1)
+    cached, _ = open_cached_features(backbone, dtype=compute_dtype(config), prompt="", max_gb=1)
     build_features(cached, config, examples)
     paths, device = [example.image for example in examples], hardware.device()
     resident = load_resident(cached, paths, device, device_bytes(device, "auto"))

@@ -68,7 +68,7 @@ def _load(source, device, strategy="encoder-frozen", bf16=False):
 def _features(backbone, device, count, bf16=False, seed=0):
     rng = np.random.default_rng(seed)
     images = [Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)).resize((160, 160)) for _ in range(count)]
-    with torch.no_grad(), hardware.autocast(device, bf16):
+    with torch.no_grad(), hardware.autocast(device, torch.bfloat16 if bf16 else torch.float32):
         features = backbone.encode(backbone.pixel_values(images).to(device))
     return features * torch.linspace(0.3, 3, count, device=device)[:, None, None]
 
@@ -76,7 +76,7 @@ def _features(backbone, device, count, bf16=False, seed=0):
 def _both(backbone, generate_ids, features, bf16=False, prompt="", new=20, **changes):
     inputs = backbone.generation_inputs(len(features), features.device, prompt, GenerationConfig(max_new_tokens=new))
     inputs[1].update(**changes)
-    with torch.no_grad(), hardware.autocast(features.device, bf16):
+    with torch.no_grad(), hardware.autocast(features.device, torch.bfloat16 if bf16 else torch.float32):
         return backbone.generate_ids(features, *inputs).cpu(), generate_ids(features, *inputs).cpu()
 
 

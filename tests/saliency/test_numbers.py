@@ -55,7 +55,7 @@ def test_features_that_the_store_lacks_are_computed_in_the_runs_precision(blip_f
     strategy = get_strategy("zero-shot", plugins=plugins)
     backbone = load_model(f"blip:{blip_folder}", strategy, plugins=plugins)
     apply_strategy(backbone.model, backbone.anatomy, strategy)
-    cached, _ = open_cached_features(backbone, bf16=True, prompt="", max_gb=1)
+    cached, _ = open_cached_features(backbone, dtype=torch.bfloat16, prompt="", max_gb=1)
     first, second = (
         score_saliency(
             Inference(backbone, dtype=torch.bfloat16, features=known),

@@ -85,7 +85,7 @@ def test_features_that_are_too_large_stay_in_the_store(parts, phantoms_folder, b
     backbone, _, pairs = parts
     config = run_config(backbone=f"blip:{blip_folder}", strategy="encoder-frozen", data=f"roco:{phantoms_folder}")
     examples = pairs.examples
-    cached, _ = open_cached_features(backbone, bf16=False, prompt="", max_gb=1)
+    cached, _ = open_cached_features(backbone, dtype=torch.float32, prompt="", max_gb=1)
     build_features(cached, config, examples[:5])
     paths, where = [example.image for example in examples], torch.device("cpu")
     size = cached.stored(paths)[0].nbytes

@@ -96,9 +96,9 @@ def test_a_model_that_does_not_tell_its_text_embeddings_is_refused(tiny_folder, 
 def test_features_and_ids_do_not_depend_on_it(tiny_folder):
     module = _module(tiny_folder, "blip", "encoder-frozen")
     seam = find_reusable_prefix(module.backbone).seam
-    key = prefix_key(module.backbone, seam, bf16=False, prompt="")
+    key = prefix_key(module.backbone, seam, dtype=torch.float32, prompt="")
     with noisy_embeddings(module, 5.0):
-        assert prefix_key(module.backbone, seam, bf16=False, prompt="") == key
+        assert prefix_key(module.backbone, seam, dtype=torch.float32, prompt="") == key
     strategy = get_strategy("lora", plugins=PLUGINS)
     plain, off, on = (
         run_config(backbone="blip:x", strategy="lora", data="phantoms", overrides=overrides)

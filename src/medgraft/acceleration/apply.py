@@ -24,13 +24,14 @@ class Kernel:
     """A faster implementation of a part of the model, with the same result.
 
     `applies` tells whether the kernel is useful for a device, a compute dtype and a backbone. `install` adds it to a backbone
-    after its strategy was applied, and returns a function that removes it, or None if the model has nothing to accelerate.
+    that computes in a dtype, after its strategy was applied, and returns a function that removes it, or None if the model has
+    nothing to accelerate.
     """
 
     name: str
     summary: str
     applies: Callable[[torch.device, torch.dtype, Backbone], bool]
-    install: Callable[[Backbone], Undo | None]
+    install: Callable[[Backbone, torch.dtype], Undo | None]
 
 
 def _anywhere(device: torch.device, dtype: torch.dtype, backbone: Backbone) -> bool:
@@ -53,6 +54,15 @@ def _below_fp32(device: torch.device, dtype: torch.dtype, backbone: Backbone) ->
     return dtype != torch.float32
 
 
+def _of_any(install: Callable[[Backbone], Undo | None]) -> Callable[[Backbone, torch.dtype], Undo | None]:
+    """`install` of a kernel that is the same for every compute dtype."""
+    return lambda backbone, dtype: install(backbone)
+
+
+def _sdpa(backbone: Backbone) -> Undo | None:
+    return swap(backbone.model, SDPA)
+
+
 def _quantized(backbone: Backbone) -> Undo | None:
     if not quantized_modules(backbone.model):
         return None
@@ -63,20 +73,27 @@ def _quantized(backbone: Backbone) -> Undo | None:
 
 # in order of installation: later kernels replace modules that earlier ones left or installed
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("sdpa", "BLIP's attention by torch's fused function", _anywhere, lambda backbone: swap(backbone.model, SDPA)),
+    Kernel("sdpa", "BLIP's attention by torch's fused function", _anywhere, _of_any(_sdpa)),
     Kernel(
         "self_attention",
         "BLIP's attention in bf16: blocks of heads in the encoder, unfused for few tokens in the decoder",
         _on_cpu,
-        self_attention.install,
+        _of_any(self_attention.install),
     ),
     Kernel("linear", "frozen linear weights in the compute dtype", _below_fp32, linear.install),
-    Kernel("quantized", "4- and 8-bit layers with bf16 input and output under autocast", _anywhere, _quantized),
-    Kernel("lora", "LoRA fused with its base layer's matrix product", _anywhere, lora.install),
-    Kernel("packed_decoder", "BLIP's loss on captions without padding", _on_cpu, packed_decoder.install),
-    Kernel("causal_loss", "BLIP's loss at every position, without synchronising", _on_accelerator, causal_loss.install),
-    Kernel("cuda_graphs", "training steps replayed as CUDA graphs", _on_cuda, cuda_graphs.install),
-    Kernel("graphed_decoding", "BLIP's greedy decoding, one CUDA graph replay per token", _on_cuda, graphed_decoding.install),
+    Kernel("quantized", "4- and 8-bit layers with bf16 input and output under autocast", _anywhere, _of_any(_quantized)),
+    Kernel("lora", "LoRA fused with its base layer's matrix product", _anywhere, _of_any(lora.install)),
+    Kernel("packed_decoder", "BLIP's loss on captions without padding", _on_cpu, _of_any(packed_decoder.install)),
+    Kernel(
+        "causal_loss", "BLIP's loss at every position, without synchronising", _on_accelerator, _of_any(causal_loss.install)
+    ),
+    Kernel("cuda_graphs", "training steps replayed as CUDA graphs", _on_cuda, _of_any(cuda_graphs.install)),
+    Kernel(
+        "graphed_decoding",
+        "BLIP's greedy decoding, one CUDA graph replay per token",
+        _on_cuda,
+        _of_any(graphed_decoding.install),
+    ),
 )
 
 
@@ -104,7 +121,7 @@ def accelerate(backbone: Backbone, *, dtype: torch.dtype, kernels: Kernels = "au
     installed, undo = [], []
     for kernel in KERNELS:
         wanted = kernels == "auto" or (kernels != "none" and kernel.name in kernels)
-        remove = kernel.install(backbone) if wanted and kernel.applies(device, dtype, backbone) else None
+        remove = kernel.install(backbone, dtype) if wanted and kernel.applies(device, dtype, backbone) else None
         if remove is not None:
             installed.append(kernel.name)
             undo.append(remove)

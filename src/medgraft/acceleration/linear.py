@@ -1,4 +1,4 @@
-"""Frozen linear layers that store their weights in the compute dtype, so that autocast need not cast them at every use."""
+"""Frozen layers that hold their weights in the compute dtype, so that autocast need not cast them at every use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WRAPPED = ".base_layer"  # PEFT's suffix for the name of a layer that it wraps
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer in bf16; equals the fp32 layer under bf16 autocast. Without autocast it returns its input's dtype."""
+    """A linear layer in 16 bits; equals the fp32 layer under autocast. Without autocast it returns its input's dtype."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
@@ -45,26 +45,39 @@ class FrozenConv1D(Conv1D):
         return output if torch.is_autocast_enabled(x.device.type) else output.to(x.dtype)
 
 
-_FROZEN: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FrozenLinear, Conv1D: FrozenConv1D}
+class FrozenEmbedding(nn.Embedding):
+    """An embedding that is stored in 16 bits, with the fp32 values of an embedding loaded in fp32."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[...] to [..., C]."""
+        return super().forward(input).float()
 
 
-def install(backbone: Backbone) -> Undo | None:
+_FROZEN: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: FrozenLinear, Conv1D: FrozenConv1D, nn.Embedding: FrozenEmbedding,
+}  # fmt: skip
+
+
+def install(backbone: Backbone, dtype: torch.dtype) -> Undo | None:
     """Install on frozen layers, except those in `keep_in_fp32` and those whose weight an adapter also uses on its own.
 
-    The fp32 weights are freed, except for those that PiSSA changed; removing the kernel reads them from the checkpoint again.
+    Embeddings are left as they were loaded. Matrices that were loaded in fp32 are freed, except for those that PiSSA changed;
+    removing the kernel reads them from the checkpoint again.
     """
     model: nn.Module = backbone.model
-    changed: dict[str, Any] = {n: module for n, module in model.named_modules() if _may_change(n, module, backbone)}
+    frozen: dict[str, Any] = {n: module for n, module in model.named_modules() if _may_change(n, module, backbone, dtype)}
+    changed = {name: module for name, module in frozen.items() if module.weight.dtype != dtype}
     owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     # weights shared with another module, such as an embedding, which keeps the fp32 tensor, and those that no file has
     moved = any(moves_base(config) for config in getattr(model, "peft_config", {}).values())
     kept = {n: m.weight for n, m in changed.items() if owners[id(m.weight)] > 1 or (moved and n.endswith(_WRAPPED))}
     for layer in changed.values():
-        layer.weight = nn.Parameter(layer.weight.detach().to(torch.bfloat16), requires_grad=False)
-    back = swap(model, _FROZEN, lambda name, module: name in changed)
+        layer.weight = nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+    back = swap(model, _FROZEN, lambda name, module: name in frozen)
     if back is None:
         return None
-    leave_file(model)
+    if changed:
+        leave_file(model)
 
     def undo() -> None:
         back()
@@ -79,10 +92,11 @@ def install(backbone: Backbone) -> Undo | None:
     return undo
 
 
-def _may_change(name: str, module: Any, backbone: Backbone) -> bool:
+def _may_change(name: str, module: Any, backbone: Backbone, dtype: torch.dtype) -> bool:
     if type(module) not in _FROZEN or lies_in(name, backbone.keep_in_fp32):
         return False
-    if module.weight.requires_grad or module.weight.dtype != torch.float32:
+    loaded = module.weight.dtype
+    if module.weight.requires_grad or (loaded != dtype and (loaded != torch.float32 or type(module) is nn.Embedding)):
         return False
     return not name.endswith(_WRAPPED) or _reads_once(backbone.model.get_submodule(name.removesuffix(_WRAPPED)))
 

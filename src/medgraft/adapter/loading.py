@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
@@ -16,20 +17,23 @@ from medgraft import hardware
 from medgraft.adapter.attaching import attach_peft
 from medgraft.adapter.base_name import located_base
 from medgraft.adapter.base_weights import check_base
-from medgraft.adapter.compact import add_changes
+from medgraft.adapter.compact import add_changes, changed_shapes
 from medgraft.adapter.contents import Contents, check_bytes, read_contents
 from medgraft.adapter.locating import locate
 from medgraft.adapter.manifest import CHANGES, TENSORS, TRAINED_ON, Manifest
 from medgraft.adapter.peft_base import base_of
 from medgraft.adapter.tensor_files import StoredTensor
 from medgraft.adapter.trained_on import TrainedOn
-from medgraft.backbones import Backbone
+from medgraft.backbones import Backbone, get_backbone
+from medgraft.backbones.half_weights import Held
 from medgraft.errors import AdapterError
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_adapter
 from medgraft.strategies import Quantization, Strategy, dequantize
+from medgraft.train_config import Dtype
 
 _logger = logging.getLogger("medgraft")
+_ADDED_TO_PRODUCTS = (".lora_A.", ".lora_B.", ".ia3_l")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class LoadedAdapter:
     given_prompt: str | None = None
     name: str | None = None
     base: str = ""
+    asked: Dtype | None = None
 
     @property
     def prompt(self) -> str | None:
@@ -57,9 +62,8 @@ class LoadedAdapter:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in: bf16 where this machine supports it, unless it was trained in fp32."""
-        trained = self.manifest is None or self.manifest.bf16
-        return torch.bfloat16 if trained and hardware.bf16_supported(hardware.device().type) else torch.float32
+        """What it computes in: what was asked for, else that of its training where this machine has it."""
+        return _computes_in(self.manifest, self.asked)
 
 
 def load_adapter(
@@ -68,17 +72,18 @@ def load_adapter(
     plugins: PluginManager,
     backbone: str | None = None,
     quantization: Quantization = "none",
+    dtype: Dtype | None = None,
     allow_base_mismatch: bool = False,
-    plain: bool = False,
-    dequantized: bool = False,
+    plain: bool | Literal["dequantized"] = False,
 ) -> LoadedAdapter:
     """Load the adapter that `locate` finds onto its base; `backbone` (`NAME:SOURCE`) locates the base on this machine.
 
     The kernels used in training are installed if they apply here, so in the run's precision the logits are bit-identical to
-    those at saving; with `plain` none are, and it computes in fp32. With `dequantized` a quantised base has the unquantised
-    model's layers, with the values that its own stand for. AdapterError if files are missing or altered, or if the base has
-    other weights; with `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too, onto `backbone` or the base
-    that it names, loaded in `quantization`.
+    those at saving; with `plain` none are, and it computes in fp32. If that is `dequantized`, a quantised base has the layers
+    of the unquantised model, with the values that its own stand for. AdapterError if files are missing or altered, or if the
+    base has other weights; with `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too, onto `backbone` or
+    the base that it names, loaded in `quantization`. It computes in `dtype`, by default in that of its training where this
+    machine has it; the base of a plain PEFT folder is held in fp32 without a `dtype`.
     """
     located = locate(source)
     contents = read_contents(located.folder)
@@ -98,17 +103,44 @@ def load_adapter(
     if not contents.weights:
         _logger.warning(f"{folder} holds no trained weights, so it captions as its base does: training changed nothing.")
 
-    bf16 = manifest is not None and manifest.bf16 and not plain and hardware.bf16_supported(hardware.device().type)
+    if manifest is not None:  # reads the base's files before it is loaded, so that they are not in memory twice
+        backbone_class, base_source = get_backbone(base, plugins=plugins)
+        backbone_class.checkpoint_digests(base_source)
+    needed = _needs_fp32(contents)
     loaded, model, acceleration = prepare_adapter(
         base, manifest.strategy_settings if manifest else Strategy(quantization=quantization),
-        partial(attach, contents=contents, allow_mismatch=allow_base_mismatch, dequantized=dequantized),
+        partial(attach, contents=contents, allow_mismatch=allow_base_mismatch, dequantized=plain == "dequantized"),
         plugins=plugins,
-        dtype=torch.bfloat16 if bf16 else torch.float32,
+        held=Held(torch.float32 if plain or (manifest is None and dtype is None) else _computes_in(manifest, dtype), needed),
         trained_with=() if plain else manifest.acceleration if manifest else None,
         image_size=manifest.image_size if manifest else None,
     )  # fmt: skip
     trained_on = TrainedOn.read(folder) if TRAINED_ON in contents.files else None
-    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on, name=located.name, base=base)
+    return LoadedAdapter(loaded, model, manifest, acceleration.installed, trained_on, name=located.name, base=base, asked=dtype)
+
+
+def _computes_in(manifest: Manifest | None, asked: Dtype | None) -> torch.dtype:
+    """What to compute in: what was asked for, by default that of the training where this machine has it."""
+    own = "auto" if manifest is None else manifest.dtype
+    if asked not in (None, "auto"):
+        return hardware.compute_dtype(asked)
+    if own in ("auto", "fp32"):
+        return hardware.compute_dtype(own)
+    fastest = hardware.compute_dtype()
+    return torch.float16 if own == "fp16" and hardware.device().type == "cuda" else fastest
+
+
+def _needs_fp32(contents: Contents) -> Callable[[str], bool]:
+    """Which of the base's weights have to be loaded in fp32: those that the adapter changes, or uses by themselves.
+
+    LoRA and IA3 use a weight only in its layer's product. With any other kind of tensor all weights are loaded in fp32.
+    """
+    own = contents.tensors.get(contents.peft_weights or "", {})
+    plain = all(any(kind in name for kind in _ADDED_TO_PRODUCTS) for name in own)
+    init = (contents.settings or {}).get("init_lora_weights", True)
+    whole = not plain or (isinstance(init, str) and init != "gaussian")
+    changed = {*contents.tensors.get(TENSORS, {}), *changed_shapes(contents)}
+    return lambda name: whole or name in changed
 
 
 def base_here(contents: Contents, *, plugins: PluginManager) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from medgraft.adapter.files import file_digest, file_size, read_json, regular_file, shown
 from medgraft.config import GenerationConfig
 from medgraft.errors import AdapterError, ConfigError
 from medgraft.strategies import Strategy
 from medgraft.strict_model import validated
+from medgraft.train_config import with_dtype
 
 MANIFEST = "medgraft.json"
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -106,8 +107,8 @@ class Manifest(BaseModel):
     data: dict[str, Any]
     prompt: str = Field(max_length=100_000)
     max_text_tokens: int = Field(gt=0)
+    dtype: Literal["bf16", "fp16", "fp32"]
     image_size: int | None = Field(default=None, gt=0, le=8192)
-    bf16: bool
     acceleration: tuple[Name, ...] | None = None
     seed: int
     training: dict[str, Any]
@@ -117,6 +118,12 @@ class Manifest(BaseModel):
     lineage: tuple[Ancestor, ...] = ()
     conversion: Conversion | None = None
     files: dict[str, FileEntry]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dtype_by_its_former_name(cls, values: Any) -> Any:
+        """Read `bf16`, which packages of earlier versions have."""
+        return with_dtype(values)
 
     @field_validator("data")
     @classmethod

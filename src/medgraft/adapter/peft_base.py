@@ -43,6 +43,8 @@ def base_of(contents: Contents, *, plugins: PluginManager) -> str:
             if not backbone.default_source
             and (wanted in backbone.model_types if wanted else backbone.model_class == model_class)
         ]  # fmt: skip
+        special = min((len(backbones[name].model_types) for name in names), default=0)
+        names = [name for name in names if len(backbones[name].model_types) == special]  # before one for all chat models
     option = base if names == [base] else f"{names[0] if len(names) == 1 else 'NAME'}:{base}"
     if len(names) == 1 and (model_type or option == base):
         logging.getLogger(__name__).warning("The adapter names its base, and %s is used.", option)

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from medgraft.adapter.tensor_names import PREFIX
 from medgraft.backbones import Backbone
-from medgraft.backbones.loading import load_tokenizer
-from medgraft.errors import AdapterError
+from medgraft.errors import AdapterError, first_line
 
 _logger = logging.getLogger(__name__)
 
@@ -76,7 +75,10 @@ def _longer_tokenizer(backbone: Backbone, folder: Path) -> Any:
     """The tokenizer in `folder` if it has tokens that the backbone's lacks; None if there is no such tokenizer."""
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    tokenizer = load_tokenizer(str(folder))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise AdapterError(f"The tokenizer in {folder} cannot be read: {first_line(error)}") from None
     own, other = backbone.tokenizer.get_vocab(), tokenizer.get_vocab()
     if other.keys() <= own.keys() and other.items() <= own.items():
         return None

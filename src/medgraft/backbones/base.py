@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -13,25 +13,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 import transformers
-from torch import nn
 
 from medgraft.backbones import loading
-from medgraft.backbones.base_files import reading
-from medgraft.backbones.checkpoint import Checkpoint, checkpoint_files, read_checkpoint
-from medgraft.backbones.fingerprint import fingerprint, former_fingerprint, loaded_digests
+from medgraft.backbones.from_checkpoint import FromCheckpoint, overrides
 from medgraft.backbones.text_batch import TextBatch, padded
 from medgraft.backbones.visible_region import resize_to, visible_rectangle
-from medgraft.backbones.weights import TensorDigest
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.generation_config import SAMPLING
-from medgraft.quiet import without_warnings
 from medgraft.seeds import seeded
-from medgraft.types import Anatomy, AttentionLayout, Part, Seam
+from medgraft.types import AttentionLayout, Part, Seam
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import BitsAndBytesConfig
 
 
 GenerateIds = Callable[[torch.Tensor, torch.Tensor, transformers.GenerationConfig], torch.Tensor]
@@ -45,7 +39,7 @@ def sampling(options: GenerationConfig, batch: int = 0) -> AbstractContextManage
     return seeded(int(np.random.SeedSequence([options.seed, batch]).generate_state(1)[0]))
 
 
-class Backbone(ABC):
+class Backbone(FromCheckpoint):
     """A captioning model whose forward pass is split at `seams`: `forward_to` computes a seam from the one below it.
 
     `decode` and `generate` start from the last seam. Strategies change `model` in place, so every method has to access the
@@ -53,64 +47,18 @@ class Backbone(ABC):
     strategy requests. `attention_layout` describes where attention maps come from; None if the model has none.
     """
 
-    anatomy: ClassVar[Anatomy]
     seams: ClassVar[tuple[Seam, ...]]
-    model_class: ClassVar[str]
-    model_types: ClassVar[tuple[str, ...]]
     never_quantized: ClassVar[tuple[str, ...]] = ()
-    keep_in_fp32: ClassVar[tuple[str, ...]] = ()
     default_source: ClassVar[str | None] = None
     default_prompt: ClassVar[str] = ""
     attention_layout: AttentionLayout | None = None
+    computes_in: torch.dtype | None = None  # set on loading for captioning; None: what the hardware is fastest in
     step_replayer: Any = None  # set by a kernel that replays training steps
-
-    def __init__(self, source: str, model: transformers.PreTrainedModel, tokenizer: Any, image_processor: Any):
-        self.source = source
-        self.model: Any = model
-        self.config: Any = model.config
-        self.tokenizer = tokenizer
-        self.image_processor = image_processor
 
     def __getstate__(self) -> dict[str, Any]:
         """State for worker processes, which prepare images and texts: without the model and methods that kernels replaced."""
         kind = type(self)
         return {n: v for n, v in self.__dict__.items() if n != "model" and not inspect.isfunction(getattr(kind, n, None))}
-
-    @classmethod
-    def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
-        """Load the model from a hub id or folder, in eval mode on the CPU; BackboneError if it is of another model type.
-
-        Weights are loaded in fp32, or quantised by `quantization`.
-        """
-        config = loading.read_config(source, cls.model_types)
-        kind, files = cls.for_config(config), checkpoint_files(source, config)
-        # transformers reports missing and surplus tensors, harmless ones too; load_model tells those that matter
-        with reading(files[0] if len(files) == 1 else source), without_warnings("transformers"):
-            model = loading.load_model(kind.model_class, source, quantization, kind.anatomy.never_run)
-        return kind.from_model(source, model)
-
-    @classmethod
-    def for_config(cls, config: transformers.PreTrainedConfig) -> type[Self]:
-        """This class; a subclass of it where the anatomy depends on the checkpoint's configuration."""
-        return cls
-
-    @classmethod
-    def for_source(cls, source: str) -> type[Self]:
-        """As `for_config`, for a hub id or folder; reads its configuration only if the class depends on it."""
-        own: Any = cls.for_config
-        default: Any = Backbone.for_config
-        depends = own.__func__ is not default.__func__
-        return cls.for_config(loading.read_config(source, cls.model_types)) if depends else cls
-
-    @classmethod
-    def from_model(cls, source: str, model: Any) -> Self:
-        """The backbone of a loaded `model`, or of a meta model, with the tokenizer and the image processor of `source`."""
-        return cls(source, model, loading.load_tokenizer(source), loading.load_image_processor(source))
-
-    @classmethod
-    def meta_model(cls, config: transformers.PreTrainedConfig) -> nn.Module:
-        """The model for `config` on the meta device, without weights: to count parameters and match module names."""
-        return loading.build_on_meta(cls.model_class, config)
 
     @classmethod
     def tokens(cls, config: transformers.PreTrainedConfig, caption: int) -> dict[Part, int]:
@@ -130,40 +78,7 @@ class Backbone(ABC):
     @classmethod
     def has_image_sizes(cls) -> bool:
         """Whether `image.size` can be set, for some of the class's checkpoints at least."""
-        own: Any = cls.image_step
-        default: Any = Backbone.image_step
-        return own.__func__ is not default.__func__
-
-    @classmethod
-    def fingerprint(cls, source: str) -> str:
-        """Hex digest of the base weights as they are loaded, independent of file layout and quantisation."""
-        return fingerprint(cls._digests(source))
-
-    @classmethod
-    def checkpoint_digests(cls, source: str) -> dict[str, TensorDigest]:
-        """Digests of the tensors that `load` loads, by their names in the model; empty if the class overrides `fingerprint`."""
-        return {} if cls._fingerprint_is_own() else cls._digests(source)
-
-    @classmethod
-    def former_fingerprint(cls, source: str) -> str:
-        """The fingerprint in records and adapters of earlier versions, a digest of all tensors as they are stored."""
-        return cls.fingerprint(source) if cls._fingerprint_is_own() else former_fingerprint(cls._checkpoint(source))
-
-    @classmethod
-    def _fingerprint_is_own(cls) -> bool:
-        own: Any = cls.fingerprint
-        default: Any = Backbone.fingerprint
-        return own.__func__ is not default.__func__
-
-    @classmethod
-    def _checkpoint(cls, source: str) -> Checkpoint:
-        return read_checkpoint(source, loading.read_config(source, cls.model_types))
-
-    @classmethod
-    def _digests(cls, source: str) -> dict[str, TensorDigest]:
-        checkpoint = cls._checkpoint(source)
-        kind = cls.for_config(checkpoint.config)
-        return loaded_digests(checkpoint, kind.meta_model(checkpoint.config), kind.anatomy.never_run)
+        return overrides(cls, Backbone, "image_step")
 
     @property
     def end_id(self) -> int:

@@ -105,6 +105,20 @@ def _shards(index: Path) -> list[str]:
         raise BackboneError(f"{index} lists no weight files: {first_line(error)}. Download it again.") from None
 
 
+def stored_dtypes(source: str, config: PreTrainedConfig) -> dict[tuple[int, ...], set[str]]:
+    """The dtypes, as safetensors names them, of the stored tensors of each shape; empty for files of other kinds."""
+    from safetensors import safe_open
+
+    found: dict[tuple[int, ...], set[str]] = {}
+    for path in checkpoint_files(source, config):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                for name in list(file.keys()):
+                    tensor = file.get_slice(name)
+                    found.setdefault(tuple(tensor.get_shape()), set()).add(tensor.get_dtype())
+    return found
+
+
 def _find(source: str, name: str) -> Path | None:
     try:
         path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from medgraft.backbones.base_files import (
     check_json,
     check_settings,
 )
+from medgraft.backbones.half_weights import loaded_in
 from medgraft.backbones.loaded_tensors import check_loaded
 from medgraft.backbones.tokenizer_checks import check_tokenizer, unreadable
 from medgraft.errors import BackboneError, first_line
@@ -73,11 +75,17 @@ def quantized_by(config: PreTrainedConfig) -> str | None:
 
 
 def load_model(
-    model_class: str, source: str, quantization: BitsAndBytesConfig | None, never_run: tuple[str, ...] = ()
+    model_class: str,
+    source: str,
+    quantization: BitsAndBytesConfig | None,
+    never_run: tuple[str, ...] = (),
+    dtype: torch.dtype = torch.float32,
+    names: Collection[str] = (),
 ) -> nn.Module:
     """Load the weights of `source` into the transformers class `model_class`, in eval mode.
 
-    BackboneError if tensors are missing, except in modules that match `never_run`, or if they are another model's.
+    The weights of `names` are loaded in `dtype`, others in fp32. BackboneError if tensors are missing, except in modules that
+    match `never_run`, or if they are another model's.
     """
     loader: Any = getattr(transformers, model_class)
     quantized = quantization is not None or quantized_by(AutoConfig.from_pretrained(source)) is not None
@@ -88,7 +96,8 @@ def load_model(
     try:
         if find_adapter_config_file(source) is not None:  # transformers would add that adapter to the weights
             raise BackboneError(f"{source} has an adapter_config.json: it holds an adapter. Name the base model's own folder.")
-        model, info = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **where)
+        with loaded_in(dtype, names):
+            model, info = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **where)
     except (OSError, ValueError) as error:
         raise BackboneError(f"{source} cannot be loaded as {model_class}: {first_line(error)}") from error
     except RuntimeError as error:
@@ -99,15 +108,25 @@ def load_model(
         ) from None
     check_loaded(source, model, info, never_run)
     loaded: nn.Module = model.eval()
-    if quantized:
+    if quantized or (names and not _mostly_mapped(loaded)):
         leave_file(loaded)
     return loaded
+
+
+def _mostly_mapped(model: nn.Module) -> bool:
+    """Whether most weights are those of the file itself, memory-mapped, and not copies in another dtype."""
+    sizes = [(p.nbytes, _is_mapped(p)) for p in model.parameters()]
+    return 2 * sum(size for size, mapped in sizes if mapped) > sum(size for size, _ in sizes)
+
+
+def _is_mapped(tensor: torch.Tensor) -> bool:
+    return tensor.is_cpu and not tensor.untyped_storage().resizable()
 
 
 def leave_file(model: nn.Module) -> None:
     """Copy tensors that are still memory-mapped, as one of them keeps the whole weights file in memory."""
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_cpu and not tensor.untyped_storage().resizable():
+        if _is_mapped(tensor):
             tensor.data = tensor.data.clone()
 
 

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from medgraft.backbones import loading
 from medgraft.backbones.base import Backbone
+from medgraft.backbones.half_weights import Held
 from medgraft.backbones.text_batch import TextBatch, next_token_loss
 from medgraft.errors import BackboneError
 from medgraft.types import Anatomy, AttentionLayout, PartAnatomy, Seam
@@ -147,10 +148,10 @@ class VisionEncoderDecoderBackbone(Backbone):
         self._positions = int(decoder.max_position_embeddings) - unused
 
     @classmethod
-    def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None) -> Self:
+    def load(cls, source: str, *, quantization: BitsAndBytesConfig | None = None, held: Held = Held()) -> Self:
         """See Backbone.load; BackboneError for an encoder or a decoder that cannot be used, by name."""
         _check_halves(source, loading.read_config(source, cls.model_types))
-        return super().load(source, quantization=quantization)
+        return super().load(source, quantization=quantization, held=held)
 
     @classmethod
     def meta_model(cls, config: transformers.PreTrainedConfig) -> nn.Module:

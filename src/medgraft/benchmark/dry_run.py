@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from transformers import PreTrainedConfig
+
 from medgraft import hardware
 from medgraft.backbones import (
     Backbone,
@@ -17,10 +20,11 @@ from medgraft.backbones import (
     prompt_for,
 )
 from medgraft.backbones.checkpoint import checkpoint_files, is_cached
+from medgraft.backbones.half_weights import Held, half_weights
 from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.loading import read_config
 from medgraft.backbones.published import planning_config, published_config
-from medgraft.benchmark.estimate import Estimate, estimate, measured_flops
+from medgraft.benchmark.estimate import Base, Estimate, estimate, measured_flops
 from medgraft.benchmark.plan import apply_to_meta, expand, refuse_training
 from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
@@ -28,7 +32,7 @@ from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
 from medgraft.hardware import Hardware
 from medgraft.models import settled
 from medgraft.plugin import PluginManager
-from medgraft.strategies import Strategy, get_strategy
+from medgraft.strategies import Strategy, get_strategy, needs_fp32
 from medgraft.text_statistics import planned_statistics
 from medgraft.types import SPLITS, CaptionData, Example
 
@@ -51,6 +55,7 @@ class RunEstimate:
     seed: int
     trainable_parameters: int | None
     memory_bytes: int | None
+    loading_bytes: int | None
     training_seconds: float | None
     captioning_seconds: float | None
     usage: Usage | None = None
@@ -83,7 +88,7 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
     """Plan `suite`: downloads only configurations, sends and trains nothing. Unknown names raise as in the run."""
     missing: dict[str, None] = {}
     data = {config.model_dump_json(): _data(config, plugins, missing) for config in suite.data}
-    speed = measured_flops()
+    speed, machine = measured_flops(), hardware.describe()
     weights: dict[str, Weights] = {}
     runs, left_out = [], {}
     for config in expand(suite):
@@ -100,6 +105,8 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
             else:
                 strategy = settled(config.backbone, strategy, plugins=plugins)
                 runs.append(_here(config, captioner, source, strategy, images, speed, plugins))
+                if problem := too_large(runs[-1], machine):
+                    missing[problem] = None
         except StrategyError as error:
             left_out[f"{config.strategy} on {config.backbone}"] = str(error)
         except UnknownNameError as error:
@@ -117,7 +124,7 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
     text = _text(suite, data, here, plugins, missing)
     rows = sum(run.seed == suite.seeds[0] and bool(run.trainable_parameters) for run in runs)
     return DryRun(
-        suite.name, hardware.describe(), speed, counts, notes, tuple(weights.values()), tuple(runs), left_out, tuple(missing),
+        suite.name, machine, speed, counts, notes, tuple(weights.values()), tuple(runs), left_out, tuple(missing),
         trials=rows * len(suite.tuning.factors) if suite.tuning else 0,
         timings=rows * suite.timing.repeats if suite.timing else 0,
         text=text,
@@ -207,7 +214,7 @@ def _here(
     made: Estimate | None = None
     sized = config_for_size(captioner, planning_config(source, captioner.model_types), config.image.size, plugins=plugins)
     if applied is not None:
-        made = estimate(captioner, sized, applied, strategy, config)
+        made = estimate(_base(captioner, source, sized, strategy, config), applied, strategy, config)
     steps = config.train.max_steps * config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     seen = None if data is None else int(len(data.split("train")) * config.train.num_train_epochs)
     seen = steps if steps > 0 else seen
@@ -218,9 +225,39 @@ def _here(
         seed=config.seed,
         trainable_parameters=made.trainable_parameters if made else None,
         memory_bytes=made.memory_bytes if made else None,
+        loading_bytes=made.loading_bytes if made else None,
         training_seconds=made.training_seconds(seen, speed) if made and seen is not None else None,
         captioning_seconds=made.captioning_seconds(captioned, speed) if made and captioned is not None else None,
     )
+
+
+def _base(captioner: type[Backbone], source: str, shapes: PreTrainedConfig, strategy: Strategy, config: RunConfig) -> Base:
+    """What is to be loaded; without files here, as if they were in fp32."""
+    dtype, kept = hardware.compute_dtype(config.train.dtype), needs_fp32(captioner.anatomy, strategy)
+    whole = sum(p.numel() for p in captioner.meta_model(shapes).parameters())
+    if strategy.quantization != "none" or config.acceleration.kernels == "none":
+        dtype = torch.float32
+    try:
+        size = sum(path.stat().st_size for path in checkpoint_files(source, shapes))
+        half = half_weights(captioner, source, shapes, Held(dtype, kept))
+    except (MedgraftError, OSError):
+        return Base(captioner, shapes, 4 * whole, frozenset())
+    return Base(captioner, shapes, size, frozenset(half))
+
+
+def too_large(run: RunEstimate, machine: Hardware) -> str | None:
+    """A sentence if a run needs more memory than this machine has in all."""
+    gpu = bool(machine.accelerators)
+    found = machine.memory_bytes or 0, torch.cuda.get_device_properties(0).total_memory if gpu else 0
+    for needed, has, what in (
+        (run.loading_bytes, found[0], "loading"), (run.memory_bytes, found[1] if gpu else found[0], "the run"),
+    ):  # fmt: skip
+        if needed is not None and needed > has:
+            return (
+                f"{run.strategy} on {run.backbone}: {what} needs {needed / 1e9:.1f} GB of memory, and this machine has "
+                f"{has / 1e9:.1f}. Try strategy.quantization=nf4, --dtype bf16, a smaller batch or a smaller model."
+            )
+    return None
 
 
 def _by_api(
@@ -239,4 +276,4 @@ def _by_api(
         sizes = [open_image(example.image).size for example in data.split(config.eval_split)]
         prompt = prompt_for(captioner, config.train.prompt)
         usage = captioner.estimate(source, sizes, prompt=prompt, options=config.generation)
-    return RunEstimate(config.backbone, config.strategy, config.seed, 0, None, 0.0, None, usage)
+    return RunEstimate(config.backbone, config.strategy, config.seed, 0, None, None, 0.0, None, usage)

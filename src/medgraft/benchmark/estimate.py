@@ -2,8 +2,8 @@
 
 FLOPs are counted in linear layers: 2 per weight and token forwards, as many for the gradient of the input where one is
 needed, and as many for the gradient of the weight where it is trained (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
-Memory is weights, gradients, AdamW's two moments and the activations stored for the backward pass. Expect errors of up to a
-factor of two.
+Memory is weights as they are held, gradients, AdamW's two moments, the activations stored for the backward pass and the
+logits. Times are rough, within a factor of two. benchmarks/dry_run_accuracy.py compares both with measurements.
 """
 
 from __future__ import annotations
@@ -27,18 +27,25 @@ from medgraft.types import PARTS, Part, lies_in
 CAPTION = 40  # tokens of a caption: ROCO's median is 26, its mean higher
 _UTILISATION = 0.3  # share of the measured FLOP/s in training; token-by-token generation reaches far less
 _CAPTIONING = 0.05
-_ACTIVATIONS = 2.5  # bytes stored for the backward pass per byte of a linear layer's input: norms, activations, attention
-_BYTES = {"none": 4.0, "int8": 1.0, "nf4": 0.57, "fp4": 0.57}
-_PROCESS = 600_000_000  # bytes of Python with torch and transformers; counts where no accelerator has its own memory
+# bytes stored for the backward pass per value of a linear layer's input. A block of width d has inputs of 7 d; it stores two
+# inputs of norms in fp32, and 14 d in the compute dtype: inputs, queries, keys, values and both sides of the activation
+_ACTIVATIONS = {2: 36 / 7, 4: 64 / 7}
+_LOGITS = 12  # bytes per logit: as computed, in fp32, and its gradient
+_BYTES = {"int8": 1.0, "nf4": 0.57, "fp4": 0.57}
+_PROCESS = 700_000_000  # bytes of Python with torch and transformers; counts where no accelerator has its own memory
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cost of one run in bytes and FLOPs; `memory_bytes` is the accelerator's, or the process's without one."""
+    """Cost of one run in bytes and FLOPs; `memory_bytes` is the accelerator's peak, or the process's without one.
+
+    `loading_bytes` is the process's peak while the base is loaded, with the pages of its files that are read.
+    """
 
     trainable_parameters: int
     total_parameters: int
     memory_bytes: int
+    loading_bytes: int
     training_flops_per_image: float
     captioning_flops_per_image: float
 
@@ -51,27 +58,44 @@ class Estimate:
         return images * self.captioning_flops_per_image / flops_per_second / _CAPTIONING
 
 
-def estimate(
-    backbone: type[Backbone], config: PreTrainedConfig, applied: Applied, strategy: Strategy, run: RunConfig
-) -> Estimate:
-    """Estimate `run`, with its strategy `applied` to the meta model of `config`."""
+@dataclass(frozen=True)
+class Base:
+    """A backbone's class, its model's configuration, the bytes of its files, and names of the weights held in 16 bits."""
+
+    backbone: type[Backbone]
+    config: PreTrainedConfig
+    file_bytes: int
+    half: frozenset[str]
+
+
+def estimate(base: Base, applied: Applied, strategy: Strategy, run: RunConfig) -> Estimate:
+    """Estimate `run`, with its strategy `applied` to the meta model of `base`."""
+    backbone, config = base.backbone, base.config
     tokens = backbone.tokens(config, CAPTION)
     trained = [part for part in PARTS if strategy.plan(part).mode != "frozen"]
     passed = PARTS[PARTS.index(trained[0]) :] if trained else ()  # parts that gradients pass through
     forward = backward = activations = 0.0
     batch = run.train.per_device_train_batch_size
+    stored = _ACTIVATIONS[hardware.compute_dtype(run.train.dtype).itemsize]
     for part, layer, width in _linear_layers(backbone, applied.model):
         once = 2.0 * layer.weight.numel() * tokens.get(part, 0)
         forward += once
         if part in passed:
             backward += once * (2 if layer.weight.requires_grad else 1)
-            activations += batch * tokens.get(part, 0) * width * 2 * _ACTIVATIONS
-    process = _PROCESS if hardware.device().type == "cpu" else 0
-    weights = sum(p.numel() * _bytes_per_value(backbone, n, p, strategy) for n, p in applied.model.named_parameters())
+            activations += batch * tokens.get(part, 0) * width * stored
+    activations += batch * tokens.get("text", 0) * config.get_text_config(decoder=True).vocab_size * _LOGITS
+    weights = sum(p.numel() * _bytes_per_value(base, n, p, strategy) for n, p in applied.model.named_parameters())
+    loading = (
+        _PROCESS + weights + (0 if weights >= base.file_bytes else base.file_bytes)
+    )  # else the files' pages are the weights
+    training = weights + applied.trainable_parameters * 12 + (activations if strategy.trains else 0)
+    if hardware.device().type == "cpu":
+        training = max(_PROCESS + training, loading)
     return Estimate(
         trainable_parameters=applied.trainable_parameters,
         total_parameters=applied.total_parameters,
-        memory_bytes=int(process + weights + applied.trainable_parameters * 12 + (activations if strategy.trains else 0)),
+        memory_bytes=int(training),
+        loading_bytes=int(loading),
         training_flops_per_image=forward + backward if strategy.trains else 0.0,
         captioning_flops_per_image=forward * max(run.generation.num_beams, run.generation.num_return_sequences),
     )
@@ -80,7 +104,7 @@ def estimate(
 def measured_flops(seconds: float = 0.5) -> float:
     """FLOP/s of this machine: the median over products of 2048 x 2048 matrices, in bf16 if the hardware supports it."""
     where = hardware.device()
-    kind = torch.bfloat16 if hardware.bf16_supported(where.type) else torch.float32
+    kind = hardware.compute_dtype()
     a, b = (torch.randn(2048, 2048, device=where).to(kind) for _ in range(2))
     a @ b
     _wait(where)
@@ -99,14 +123,18 @@ def _linear_layers(backbone: type[Backbone], model: nn.Module) -> Iterator[tuple
     for name, module in model.named_modules():
         bare = bare_name(name)
         part = backbone.anatomy.part_of(bare)
-        if part is not None and isinstance(module, nn.Linear | Conv1D) and not lies_in(bare, backbone.anatomy.never_run):
+        if part is None or "lora_" in bare or lies_in(bare, backbone.anatomy.never_run):  # LoRA shares its layer's input
+            continue
+        if isinstance(module, nn.Linear | Conv1D):
             layer: nn.Linear = module
             yield part, layer, layer.weight.shape[-1] if isinstance(module, nn.Linear) else layer.weight.shape[0]
 
 
-def _bytes_per_value(backbone: type[Backbone], name: str, parameter: nn.Parameter, strategy: Strategy) -> float:
+def _bytes_per_value(base: Base, name: str, parameter: nn.Parameter, strategy: Strategy) -> float:
     """Bytes per value of a parameter."""
-    bare = bare_name(name)
+    backbone, bare = base.backbone, bare_name(name).replace(".base_layer", "")
+    if strategy.quantization == "none":
+        return 2.0 if bare in base.half else 4.0
     part = backbone.anatomy.part_of(bare)
     plain = (
         parameter.requires_grad or parameter.ndim != 2 or part is None or strategy.plan(part).mode == "full"

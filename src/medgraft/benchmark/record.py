@@ -24,6 +24,7 @@ from medgraft.image_config import ImageConfig
 from medgraft.strategies import Quantization, Strategy
 from medgraft.strict_model import StrictModel
 from medgraft.text_statistics import GenerationStatistics, TextStatistics
+from medgraft.train_config import with_dtype
 from medgraft.types import DataReport, Leak, Split
 
 _logger = logging.getLogger(__name__)
@@ -88,21 +89,21 @@ class Record(StrictModel):
 
     `training_seconds` is the time to obtain the weights: building features and training steps, without loading, validation,
     checkpoints and captioning, which are in `phase_seconds`. On a CPU `phase_seconds` also splits steps into waiting for data,
-    forward, backward and optimiser, with the rest as `train`. `time_to_first_step` runs from the start of the run to the end of
-    its first optimiser step. `quantization` is that of the base, stored so or quantised on loading. `acceleration` names the
-    installed kernels. `intervals` are the 95 % intervals of `metrics` over groups of test images, `signatures` the metrics'
-    settings, `unavailable` the reasons why metrics are missing, `collapse` signs of captions that ignore
-    the image (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids; None if they are unknown.
-    `text` counts captions that training truncated and unknown tokens, `generated` captions that
-    were cut off.
-    `forgetting` is the rise, in nats per token, of the loss on the base's own captions of general images. `start` is the digest
-    of the adapter that training went on from, and `seen_in_training` how many of the scored images that adapter was trained on.
-    `usage` counts requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix
-    products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by
-    the machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. `learning_rates` are
-    the peak rates by part (with LoRA+ those of `B` too) where there are several. A failed run has an `error` of one line and a
-    `traceback`. `disturbed`: another harness on the same results folder did a run on this machine at the same time.
-    `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
+    forward, backward and optimiser, with the rest as `train`. `time_to_first_step` runs from the start of the run to the end
+    of its first optimiser step. `quantization` is that of the base, stored so or quantised on loading. `acceleration` names
+    the installed kernels. `intervals` are the 95 % intervals of `metrics` over groups of test images, `signatures` the
+    metrics' settings, `unavailable` the reasons why metrics are missing, `collapse` signs of captions that ignore the image
+    (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids; None if they are unknown.
+    `skipped_steps` are those in fp16 whose gradients overflowed. `text` counts captions that training truncated and unknown
+    tokens, `generated` captions that were cut off. `forgetting` is the rise, in nats per token, of the loss on the base's own
+    captions of general images. `start` is the digest of the adapter that training went on from, and `seen_in_training` how
+    many of the scored images that adapter was trained on. `usage` counts requests, tokens and cost of a model behind an API.
+    `step_flops` are the FLOPs of the first batch's matrix products, forwards and backwards, as torch counts them (None with a
+    quantised base); `energy_joules` is the steps' energy by the machine's counters. `step_quartiles` are of the seconds of
+    single steps without the warm-up steps. `learning_rates` are the peak rates by part (with LoRA+ those of `B` too) where
+    there are several. A failed run has an `error` of one line and a `traceback`. `disturbed`: another harness on the same
+    results folder did a run on this machine at the same time. `removed_settings` holds, by SECTION.KEY, settings of older
+    versions that were on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -120,6 +121,7 @@ class Record(StrictModel):
     learning_rates: dict[str, float] | None = None
     step_flops: int | None = None
     energy_joules: float | None = None
+    skipped_steps: int | None = None
     train_loss: tuple[float, ...] | None = None
     validation_loss: tuple[tuple[int, float], ...] | None = None
     trainable_parameters: int | None = None
@@ -184,7 +186,7 @@ def _without_removed(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     current, removed = dict(config), dict[str, Any]()
     for section in SECTIONS:
         known = type(RunConfig.model_fields[section].default).model_fields
-        values = config.get(section)
+        values = with_dtype(config.get(section)) if section == "train" else config.get(section)
         if isinstance(values, dict):
             current[section] = {key: value for key, value in values.items() if key in known}
             removed |= {f"{section}.{key}": value for key, value in values.items() if key not in known and value}
@@ -209,6 +211,10 @@ def run_id(
     added = {name: DataConfig.model_fields[name].default for name in ("window", "frame", "skip_bad_rows", "on_leak")}
     values["data"] = {name: value for name, value in data.items() if name not in added or value != added[name]}
     values["train"]["group_by_length"] = False  # a setting of earlier versions; keeps their ids valid
+    former = {"auto": "auto", "bf16": True, "fp32": False}.get(values["train"]["dtype"])
+    if former is not None:  # what earlier records have under its former name
+        del values["train"]["dtype"]
+        values["train"]["bf16"] = former
     values["train"]["dataloader_num_workers"] = 0  # the value in the ids of earlier records
     values["augmentation"] = {**config.augmentation.changes(), "views": config.features.views}
     if not config.augmentation.on:  # as in the ids of earlier records

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medgraft import hardware
 from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, Start, TrainedOn, read_start
 from medgraft.adapter.base_weights import packed
@@ -219,7 +217,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         prompt=prompt_for(backbone, config.train.prompt),
         max_text_tokens=config.train.max_text_tokens,
         image_size=config.image.size,
-        bf16=model.dtype == torch.bfloat16,
+        dtype=hardware.dtype_name(model.dtype),
         acceleration=model.acceleration.installed,
         seed=config.seed,
         training=training,
@@ -292,6 +290,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         learning_rates=dict(result.learning_rates) or None if result else None,
         step_flops=result.step_flops if result else None,
         energy_joules=result.energy_joules if result else None,
+        skipped_steps=result.skipped_steps if result else None,
         train_loss=result.losses if result else (),
         validation_loss=result.validation_losses if result else (),
         trainable_parameters=applied.trainable_parameters if applied else 0,

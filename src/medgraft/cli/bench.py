@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medgraft.cli.options import add_json, add_set
+from medgraft.cli.options import add_dtype, add_json, add_set
 from medgraft.errors import Stopped
 from medgraft.quiet import quiet_libraries
 
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", type=Path, metavar="SUITE", help="a TOML file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where records go (default: medgraft-results/SUITE's name)")
     add_set(parser, "train.K=V, generation.K=V or data.K=V for every run, such as data.path=/data/roco")
+    add_dtype(parser, "default: the suite's, else auto, the fastest that this machine has")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="replace the suite's seeds, such as --seeds 0 1 2")
     parser.add_argument("--dry-run", action="store_true", help="print downloads, estimated cost and what is missing, and stop")
     parser.add_argument("--retry-failed", action="store_true", help="repeat runs that failed")
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     from medgraft.config import load_suite
 
-    suite = load_suite(arguments.suite, arguments.overrides)
+    dtype = [f"train.dtype={arguments.dtype}"] if arguments.dtype else []
+    suite = load_suite(arguments.suite, [*arguments.overrides, *dtype])
     if arguments.seeds:
         suite = suite.model_copy(update={"seeds": tuple(arguments.seeds)})
     from medgraft.benchmark import dry_run_suite, read_records, run_suite

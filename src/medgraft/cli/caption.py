@@ -120,7 +120,7 @@ def _models(arguments: argparse.Namespace) -> list[_Model]:
     quiet_libraries()
     several = load_adapters(
         {name: name for name in names}, backbone=arguments.backbone, allow_base_mismatch=arguments.allow_base_mismatch,
-        quantization=arguments.quantization, prompt=arguments.prompt,
+        quantization=arguments.quantization, dtype=arguments.dtype or "auto", prompt=arguments.prompt,
     )  # fmt: skip
     chosen = [(name, several.use(name)) for name in names]
     chosen += [(_BASE, several.use(None))] if arguments.with_base else []

@@ -20,9 +20,9 @@ _SECTIONS = ("image", "generation")
 def load_model(
     arguments: argparse.Namespace, sections: tuple[str, ...] = _SECTIONS
 ) -> tuple[LoadedAdapter | None, AnyBackbone | None]:
-    """The model named by --adapter or --backbone, with --prompt and --quantization; `sections` are those that --set takes."""
+    """The model that the options of `add_model` name; `sections` are those that --set takes."""
     quiet_libraries()
-    changes = {"quantization": arguments.quantization, "prompt": arguments.prompt}
+    changes = {"quantization": arguments.quantization, "prompt": arguments.prompt, "dtype": arguments.dtype or "auto"}
     size = image_size(arguments, sections)
     if arguments.adapter is not None:
         allow = arguments.allow_base_mismatch

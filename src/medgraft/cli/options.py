@@ -40,8 +40,13 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="K=V", dest="overrides", help=what)
 
 
+def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add --dtype, without a default of its own."""
+    parser.add_argument("--dtype", choices=("auto", "bf16", "fp16", "fp32"), help=f"what is computed in ({default})")
+
+
 def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Add --adapter and --backbone, --quantization, --prompt, --allow-base-mismatch; `several` makes --adapter a list."""
+    """Add --adapter, --backbone and the options of loading; `several` makes --adapter a list."""
     parser.add_argument(
         "--adapter", metavar="ADAPTER", action="append" if several else "store",
         help=ADAPTER + ("; repeatable" if several else ""),
@@ -55,6 +60,7 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
         "--quantization", choices=("none", "int8", "nf4", "fp4"), default="none",
         help="load the base of a PEFT adapter, or a bare backbone, in 8 or 4 bits",
     )  # fmt: skip
+    add_dtype(parser, "default: auto, the adapter's own where this machine has it, else the fastest here")
     parser.add_argument("--prompt", metavar="TEXT", help="prompt (default: the adapter's own, else the backbone's)")
 
 

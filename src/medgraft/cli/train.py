@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medgraft.cli.options import add_json, add_set
+from medgraft.cli.options import add_dtype, add_json, add_set
 from medgraft.errors import ConfigError, Stopped
 from medgraft.quiet import quiet_libraries
 
@@ -25,6 +25,7 @@ _SHORT = {
     "max_steps": "max_steps",
     "batch_size": "per_device_train_batch_size",
     "learning_rate": "learning_rate",
+    "dtype": "dtype",
 }
 
 
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-steps", type=int, metavar="N", help="optimiser steps; overrides --epochs")
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument("--learning-rate", type=float, metavar="X", help="peak rate (default: the strategy's or --from's)")
+    add_dtype(parser, "default: auto, the fastest that this machine has")
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images of each split")
     parser.add_argument("--no-eval", action="store_true", help="do not caption and score the test split afterwards")
     add_json(parser)
@@ -116,6 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{record.steps} steps in {record.training_seconds:.1f} s; "
             f"adapter of {record.adapter_bytes:,} bytes in {arguments.out / IN_RUN}"
         )
+    if record.skipped_steps:
+        print(f"{record.skipped_steps} of {record.steps} steps changed nothing, as their gradients overflowed in fp16")
     if record.metrics:
         scores = "  ".join(f"{name}\u00a0{value:.4f}" for name, value in record.metrics.items() if not name.endswith(CONTROLS))
         print(textwrap.fill(scores, 78).replace("\u00a0", " "))

@@ -82,7 +82,7 @@ def combine_adapters(
     check_new(out)
     found = [read_contents(source) for source in sources]
     folders = [contents.folder for contents in found]
-    several = [load_adapter(f, plugins=plugins, backbone=backbone, plain=True, dequantized=True) for f in folders]
+    several = [load_adapter(f, plugins=plugins, backbone=backbone, plain="dequantized") for f in folders]
     manifests = [manifest_of(loaded) for loaded in several]
     _check_same(folders, manifests)
     kind = _kind(several, folders)

@@ -29,7 +29,7 @@ def manifest_of(loaded: LoadedAdapter) -> Manifest:
     return Manifest(
         backbone=loaded.base, strategy="peft",
         strategy_settings=Strategy(vision=adapter, bridge=adapter, text=adapter, method=method),
-        data={"name": "unknown"}, prompt=prompt_for(backbone, None), max_text_tokens=128, bf16=False, acceleration=(), seed=0,
+        data={"name": "unknown"}, prompt=prompt_for(backbone, None), max_text_tokens=128, dtype="fp32", acceleration=(), seed=0,
         training={"parts": list(backbone.anatomy.parts), "model_class": backbone.model_class},
         metrics={}, evaluation={}, versions={}, files={}, **described,
     )  # fmt: skip

@@ -119,7 +119,7 @@ def _extracted(
     contents: Contents, where: str, out: Path, *, plugins: PluginManager, options: ExtractOptions
 ) -> tuple[_Change, Manifest]:
     """Write the package; `where` is the base on this machine."""
-    loaded = load_adapter(contents.folder, plugins=plugins, backbone=where, plain=True, dequantized=True)
+    loaded = load_adapter(contents.folder, plugins=plugins, backbone=where, plain="dequantized")
     source = manifest_of(loaded)
     merge_into_base(loaded)
     trained = {name: parameter.detach().cpu() for name, parameter in loaded.backbone.model.named_parameters()}

@@ -98,7 +98,7 @@ def merge_adapter(
         quantization = _quantization(loaded)
         if quantization:
             del loaded
-            loaded = load_adapter(located.folder, plugins=plugins, backbone=backbone, plain=True, dequantized=True)
+            loaded = load_adapter(located.folder, plugins=plugins, backbone=backbone, plain="dequantized")
         merge_into_base(loaded)
         write_merged(loaded.backbone, folder, options.dtype, generation, prompt)
         again = type(loaded.backbone).load(str(folder))

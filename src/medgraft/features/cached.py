@@ -127,16 +127,17 @@ class CachedFeatures:
 
 
 def open_cached_features(
-    backbone: Backbone, *, bf16: bool, prompt: str, max_gb: float, base: str | None = None
+    backbone: Backbone, *, dtype: torch.dtype, prompt: str, max_gb: float, base: str | None = None
 ) -> tuple[CachedFeatures | None, ReusablePrefix]:
     """The cached features for the current state of a model, and its reusable prefix.
 
-    The features are None if no prefix is reusable or `max_gb` is 0. `base` is passed to `prefix_key`.
+    The features are None if no prefix is reusable or `max_gb` is 0. The model computes in `dtype`. `base` is passed to
+    `prefix_key`.
     """
     prefix = find_reusable_prefix(backbone)
     if prefix.seam is None or max_gb <= 0:
         return None, prefix
-    key = prefix_key(backbone, prefix.seam, bf16=bf16, prompt=prompt, base=base)
+    key = prefix_key(backbone, prefix.seam, dtype=dtype, prompt=prompt, base=base)
     store = FeatureStore(key, max_bytes=int(max_gb * 1e9))
     store.mark_used()
-    return CachedFeatures(backbone, prefix.seam, store, prompt, stored_dtype(backbone, prefix.seam, bf16=bf16)), prefix
+    return CachedFeatures(backbone, prefix.seam, store, prompt, stored_dtype(backbone, prefix.seam, dtype)), prefix

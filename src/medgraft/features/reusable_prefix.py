@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import nn
 
+from medgraft import hardware
 from medgraft.backbones import Backbone
 from medgraft.backbones.weights import tensor_checksum, tensor_digests
 from medgraft.strategies import quantized_modules
@@ -70,7 +71,7 @@ def _obstacle(backbone: Backbone, seam: Seam) -> str | None:
     return None
 
 
-def prefix_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str, base: str | None = None) -> dict[str, Any]:
+def prefix_key(backbone: Backbone, seam: Seam, *, dtype: torch.dtype, prompt: str, base: str | None = None) -> dict[str, Any]:
     """Everything but the image that affects the features at `seam`.
 
     `base` is the fingerprint of the base weights, if the caller loaded them and only applied a strategy since. The prefix is
@@ -87,8 +88,8 @@ def prefix_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str, base:
         "prefix": _prefix_digest(backbone, seam, base),
         "layers": _layers_digest(backbone, seam),
         "images": backbone.image_settings(),
-        "computed": "bf16" if bf16 else "fp32",
-        "stored": str(stored_dtype(backbone, seam, bf16=bf16)).removeprefix("torch."),
+        "computed": hardware.dtype_name(dtype),
+        "stored": str(stored_dtype(backbone, seam, dtype)).removeprefix("torch."),
         "device": where,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -96,16 +97,16 @@ def prefix_key(backbone: Backbone, seam: Seam, *, bf16: bool, prompt: str, base:
     }
 
 
-def stored_dtype(backbone: Backbone, seam: Seam, *, bf16: bool) -> torch.dtype:
-    """The dtype that stores features without loss: bf16 if the layer that reads the seam casts to bf16 anyway.
+def stored_dtype(backbone: Backbone, seam: Seam, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that stores features without loss: `dtype` if the layer that reads the seam casts to it anyway.
 
     4-bit layers cast to their compute dtype; 8-bit layers compute in their input's dtype.
     """
-    if not bf16 or not seam.consumer_casts_input:
+    if not seam.consumer_casts_input:
         return torch.float32
     quantized = [backbone.model.get_submodule(name) for name in quantized_modules(backbone.model)]
-    bf16 = all(getattr(module, "compute_dtype", torch.float32) == torch.bfloat16 for module in quantized)
-    return torch.bfloat16 if bf16 else torch.float32
+    casts = all(getattr(module, "compute_dtype", torch.float32) == dtype for module in quantized)
+    return dtype if casts else torch.float32
 
 
 def _code_digest(kind: type[Backbone]) -> str:

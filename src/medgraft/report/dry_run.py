@@ -53,9 +53,12 @@ def _weights(plan: DryRun) -> str:
 
 
 def _runs(runs: Sequence[RunEstimate]) -> str:
-    lines = ["Runs (estimated from shapes, within a factor of about two)"]
+    lines = ["Runs (estimated from shapes; times within a factor of about two)"]
     for backbone, group in groupby(runs, key=lambda run: run.backbone):
-        lines += [f"  {backbone}", f"    {'strategy':<19}{'trained':>9}{'memory':>10}{'training':>12}{'captioning':>13}"]
+        lines += [
+            f"  {backbone}",
+            f"    {'strategy':<19}{'trained':>9}{'loading':>10}{'memory':>9}{'training':>11}{'captioning':>12}",
+        ]
         lines += [_run(run) for run in group]
     known = [(run.training_seconds or 0) + (run.captioning_seconds or 0) for run in runs if run.captioning_seconds is not None]
     lines.append(f"  All runs: {_time(sum(known))}" if known else "  Times need the data.")
@@ -74,8 +77,8 @@ def _run(run: RunEstimate) -> str:
     if run.memory_bytes is None:
         return name + _usage(run.usage)
     return (
-        f"{name}{_count(run.trainable_parameters):>9}{_size(run.memory_bytes):>10}"
-        f"{_time(run.training_seconds):>12}{_time(run.captioning_seconds):>13}"
+        f"{name}{_count(run.trainable_parameters):>9}{_size(run.loading_bytes or 0):>10}{_size(run.memory_bytes):>9}"
+        f"{_time(run.training_seconds):>11}{_time(run.captioning_seconds):>12}"
     )
 
 

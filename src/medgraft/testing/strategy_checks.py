@@ -143,5 +143,5 @@ def _manifest(name: str, backbone: Backbone, applied: Applied) -> Manifest:
     return Manifest(
         backbone=name, base_fingerprint=backbone.fingerprint(backbone.source), strategy="check",
         strategy_settings=applied.strategy, data={"name": "check"}, prompt=backbone.default_prompt, max_text_tokens=64,
-        bf16=False, seed=0, training=training, metrics={}, evaluation={}, versions={}, files={},
+        dtype="fp32", seed=0, training=training, metrics={}, evaluation={}, versions={}, files={},
     )  # fmt: skip

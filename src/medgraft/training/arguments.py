@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import TrainingArguments
 
 from medgraft import hardware
 from medgraft.config import RunConfig
-from medgraft.prepare import uses_bf16
+from medgraft.prepare import compute_dtype
 from medgraft.strategies import Applied
 from medgraft.training.checkpoints import Checkpoints
 from medgraft.training.workers import PREFETCH_FACTOR
@@ -17,7 +18,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """TrainingArguments of a run with `workers` data loader processes; passes on the ValueError that transformers raises."""
     train = config.train
-    where = hardware.device().type
+    where, dtype = hardware.device().type, compute_dtype(config)
     return TrainingArguments(
         output_dir=str(checkpoints.folder),
         num_train_epochs=train.num_train_epochs,
@@ -33,7 +34,8 @@ def training_arguments(
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim=train.optim,
-        bf16=uses_bf16(config),
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
         seed=config.seed,
         data_seed=config.seed,
         save_strategy="no" if not checkpoints.written else "steps" if train.save_steps else "epoch",

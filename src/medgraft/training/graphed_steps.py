@@ -68,6 +68,8 @@ def _obstacle(trainer: CaptionTrainer) -> str | None:
         return "the run is not on an NVIDIA GPU"
     if trainer.accelerator.distributed_type != DistributedType.NO or trainer.model_wrapped is not module:
         return "the run has several processes"
+    if args.fp16:
+        return "the loss is scaled for fp16"
     if args.gradient_accumulation_steps > 1:
         return "gradients are accumulated"
     if args.activation_checkpointing:

@@ -8,7 +8,7 @@ from medgraft import hardware
 from medgraft.config import RunConfig
 from medgraft.data.augmentation import recurring_images
 from medgraft.features import CachedFeatures
-from medgraft.prepare import uses_bf16
+from medgraft.prepare import compute_dtype
 from medgraft.types import Example
 
 
@@ -19,7 +19,7 @@ def build_features(cached: CachedFeatures, config: RunConfig, examples: Sequence
     """
     where = hardware.device()
     cached.backbone.model.to(where).eval()
-    with hardware.autocast(where, uses_bf16(config)):
+    with hardware.autocast(where, compute_dtype(config)):
         total = sum(1 for _ in hardware.share(recurring_images(config, examples)))
         paths = hardware.share(recurring_images(config, examples))
         cached.build(paths, batch_size=config.train.per_device_train_batch_size, total=total)

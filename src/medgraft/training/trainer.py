@@ -52,6 +52,7 @@ class TrainResult:
 
     Seconds include the wait for data; steps made before a resume have none. `epochs` may be a fraction. `step_flops` are the
     FLOPs of the first batch's matrix products, None with a quantised base, whose products torch does not count.
+    `skipped_steps` counts steps in fp16 that changed no weight, as their gradients overflowed; the loss is then scaled less.
     `energy_joules` is the energy of all steps, None without a counter for it or if some steps were not measured.
     `learning_rates` are the peak rates where there are several, by what they belong to, such as `vision` or `text B`.
     """
@@ -63,6 +64,7 @@ class TrainResult:
     step_flops: int | None
     energy_joules: float | None
     learning_rates: Mapping[str, float] = field(default_factory=dict)
+    skipped_steps: int = 0
 
 
 def fit(
@@ -104,7 +106,7 @@ def fit(
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
     epochs, energy = float(trainer.state.epoch or 0), None if last else trainer.energy.joules
     seconds, flops = trainer.timer.seconds(), trainer.flops
-    return TrainResult(losses, seconds, evaluations, epochs, flops, energy, trainer.learning_rates)
+    return TrainResult(losses, seconds, evaluations, epochs, flops, energy, trainer.learning_rates, trainer.skipped_steps)
 
 
 def _trainer(
@@ -157,6 +159,7 @@ class CaptionTrainer(Trainer):
         self.counts_flops = False
         self.flops: int | None = None  # of the first batch
         self.energy = EnergyMeter()
+        self.skipped_steps = 0
         self._graphs: GraphedSteps | None = None
         self._graphs_asked = False
         self.timer = StepTimer(self.args.device)
@@ -230,6 +233,7 @@ class CaptionTrainer(Trainer):
         self.timer.lap()
         now = time.perf_counter()
         self.clock.end_of_step()
+        self.skipped_steps += bool(self.args.fp16 and self.accelerator.optimizer_step_was_skipped)
         if self.args.device.type == "cpu" or now - self._energy_read > 1:  # a read is as slow as a step's launch
             self.energy.update()
             self._energy_read = now
