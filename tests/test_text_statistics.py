@@ -23,7 +23,9 @@ from medgraft.text_statistics import (
 from medgraft.types import Example
 
 PLUGINS = PluginManager.from_environment()
-MODELS = [tiny for spec, _ in PLUGINS.specs("backbone") for tiny in spec.tiny]
+MODELS = [
+    tiny for spec, _ in PLUGINS.specs("backbone") for tiny in spec.tiny if not tiny.startswith("vlm-") or tiny == "vlm-llava"
+]
 CHINESE = "右肺上叶结节"
 
 

@@ -18,7 +18,12 @@ from medgraft.strategies import Strategy
 
 WEIGHTS = "model.safetensors"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 990345061\n"
-TINY = [tiny for spec, _ in PluginManager().specs("backbone") for tiny in spec.tiny]
+TINY = [
+    tiny
+    for spec, _ in PluginManager().specs("backbone")
+    for tiny in spec.tiny
+    if not tiny.startswith("vlm-") or tiny == "vlm-llava"
+]
 
 
 class _Trap:

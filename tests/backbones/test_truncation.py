@@ -8,7 +8,9 @@ from medgraft.errors import ConfigError
 from medgraft.plugin import PluginManager
 
 PLUGINS = PluginManager.from_environment()
-MODELS = [tiny for spec, _ in PLUGINS.specs("backbone") for tiny in spec.tiny]
+MODELS = [
+    tiny for spec, _ in PLUGINS.specs("backbone") for tiny in spec.tiny if not tiny.startswith("vlm-") or tiny == "vlm-llava"
+]
 SHORT, LONG = "a nodule.", "no acute findings in the chest."
 PROMPTS = ["", "a photo of"]
 

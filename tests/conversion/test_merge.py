@@ -47,7 +47,10 @@ def test_plain_transformers_gives_the_same_captions(strategy, tiny_folder, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for spec, _ in PLUGINS.specs("backbone") for name in spec.tiny])
+@pytest.mark.parametrize(
+    "name",
+    [name for spec, _ in PLUGINS.specs("backbone") for name in spec.tiny if not name.startswith("vlm-") or name == "vlm-llava"],
+)
 def test_every_preset_of_every_family_merges(name, tiny_folder, tmp_path):
     backbone = _name(tiny_folder, name)
     merged, changed = 0, 0

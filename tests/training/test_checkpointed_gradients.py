@@ -15,7 +15,12 @@ PLUGINS = PluginManager()
 
 
 def _tiny_names():
-    return [name for spec, _ in PLUGINS.specs("backbone") for name in spec.tiny]
+    return [
+        name
+        for spec, _ in PLUGINS.specs("backbone")
+        for name in spec.tiny
+        if not name.startswith("vlm-") or name == "vlm-llava"
+    ]
 
 
 def _step(module):

@@ -20,7 +20,12 @@ CAPTIONS = ("a nodule.", "no acute findings of any kind.")
 
 
 def _tiny_names():
-    return [name for spec, _ in PLUGINS.specs("backbone") for name in spec.tiny]
+    return [
+        name
+        for spec, _ in PLUGINS.specs("backbone")
+        for name in spec.tiny
+        if not name.startswith("vlm-") or name == "vlm-llava"
+    ]
 
 
 def _module(tiny_folder, name, strategy="full", kernels="none"):
