@@ -28,11 +28,6 @@ def _blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", TEXT[page], re.M | re.S)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("readme")
-
-
 def _run_commands(block: str, place: Path, env: dict[str, str] | None = None) -> None:
     for line in block.splitlines():
         command, *words = shlex.split(line)
@@ -49,27 +44,23 @@ def _run_python(block: str, place: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_shell_commands_work_in_order(place):
+def test_shell_commands_work_in_order_and_python_after_them(tmp_path):
     first, second = _blocks("README.md", "bash")
-    _run_commands(first, place)
+    _run_commands(first, tmp_path)
     with hub_server() as hub:
         local = {"HF_ENDPOINT": hub.url, "HF_TOKEN": WRITES, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-        _run_commands(second, place, {**os.environ, **local, "HF_HOME": str(place / "hub")})
+        _run_commands(second, tmp_path, {**os.environ, **local, "HF_HOME": str(tmp_path / "hub")})
     assert list(hub.repos) == ["USER/REPO"] and hub.repos["USER/REPO"].private
-
-
-@pytest.mark.slow
-def test_python_works_after_them(place):
     (block,) = _blocks("README.md", "python")
-    caption, cider = _run_python(block, place)
+    caption, cider = _run_python(block, tmp_path)
     assert caption.startswith("['")
     assert float(cider) >= 0
     (block,) = _blocks("docs/adapters.md", "python")
-    one, several, _ = _run_python(block, place)
+    one, several, _ = _run_python(block, tmp_path)
     assert one[1:-1] in several
     (block,) = _blocks("docs/reading-results.md", "python")
-    _run_python(block, place)
-    assert (place / "first-word.png").stat().st_size > 0
+    _run_python(block, tmp_path)
+    assert (tmp_path / "first-word.png").stat().st_size > 0
 
 
 @pytest.mark.slow

@@ -146,8 +146,8 @@ class QwenVlBackbone(Backbone):
 
     def loss(self, features: torch.Tensor, text: TextBatch) -> torch.Tensor:
         """See Backbone.loss; logits are computed from the last image token on, since no label comes before it."""
-        after = text.input_ids.shape[1] - self.image_tokens + 1
-        return next_token_loss(self._logits(features, text, last=after), text.labels[:, -after:])
+        last = text.input_ids.shape[1] - self.image_tokens + 1
+        return next_token_loss(self._logits(features, text, last=last), text.labels[:, -last:])
 
     def _logits(self, features: torch.Tensor, text: TextBatch, last: int = 0) -> torch.Tensor:
         """Logits at the `last` positions, [B, last, V]; at all of them if it is 0."""
