@@ -95,7 +95,9 @@ def test_the_plan_counts_the_tokens_of_the_size(name, own, larger, load, plugins
 @pytest.mark.parametrize("name", [*SIZED, *QWEN])
 def test_the_checkpoints_own_size_changes_nothing(name, load):
     unset, own, other = load(name, None), load(name, 32), load(name, 48)
-    keys = [prefix_key(backbone, backbone.seams[0], bf16=False, prompt="", base="x") for backbone in (unset, own, other)]
+    keys = [
+        prefix_key(backbone, backbone.seams[0], dtype=torch.float32, prompt="", base="x") for backbone in (unset, own, other)
+    ]
     assert keys[0] == keys[1] != keys[2]
     pixels = unset.pixel_values(images(2))
     assert torch.equal(own.pixel_values(images(2)), pixels)

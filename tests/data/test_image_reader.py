@@ -75,7 +75,12 @@ def test_a_reader_gives_batches_with_the_images_that_are_asked_for(blip_folder, 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_broken_image_is_an_error_of_its_batch(blip_folder, files, tmp_path, threads):
     reader = ImageReader(BlipBackbone.load(str(blip_folder)), torch.device("cpu"), threads=threads)
-    coming = reader.ahead([files[:2], [tmp_path / "none.png"]])
+    coming = reader.ahead([files[:2], [tmp_path / "none.png"], files[2:]])
     assert list(next(coming)[0]) == files[:2]
+    batch, read = next(coming)
+    assert list(batch) == [tmp_path / "none.png"]
     with pytest.raises(DataError, match="There is no image"):
-        next(coming)
+        reader.pixel_values(read)
+    batch, read = next(coming)
+    assert list(batch) == files[2:]
+    assert len(reader.pixel_values(read)) == len(files[2:])

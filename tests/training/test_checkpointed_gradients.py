@@ -24,11 +24,11 @@ def _tiny_names():
 
 
 def _step(module):
-    """Loss, gradients by name, and how many modules inside of layers ran."""
+    """Loss, gradients by name, and how many modules inside of layers ran with gradients."""
     runs = []
     layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
     inside = [child for layer in layers for child in layer.modules() if not list(child.children())]
-    handles = [leaf.register_forward_hook(lambda *_: runs.append(1)) for leaf in inside]
+    handles = [leaf.register_forward_hook(lambda *_: runs.append(1) if torch.is_grad_enabled() else None) for leaf in inside]
     module.zero_grad()
     text = module.backbone.text_batch(("a nodule.", "no acute findings."), prompt="a picture", max_tokens=160)
     torch.manual_seed(3)  # of dropout

@@ -16,6 +16,7 @@ from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import apply_strategy, get_strategy
 from medgraft.training import CaptioningModule
+from medgraft.training.checkpoints import Checkpoints
 from medgraft.training.learning_rates import peak_rates
 from medgraft.training.trainer import CaptionTrainer
 
@@ -29,7 +30,13 @@ def _trainer(folder, preset, options, tmp_path, optim="adamw_torch"):
     arguments = TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, report_to="none", optim=optim, learning_rate=1e-3, weight_decay=0.01
     )
-    trainer = CaptionTrainer(model=CaptioningModule(backbone, applied), args=arguments, clock=Clock())
+    trainer = CaptionTrainer(
+        model=CaptioningModule(backbone, applied),
+        args=arguments,
+        clock=Clock(),
+        checkpoints=Checkpoints(tmp_path),
+        config=run_config(backbone=f"blip:{folder}", strategy=preset, data="phantom"),
+    )
     trainer.rates = peak_rates(applied, backbone.anatomy, 1e-3)
     return trainer, applied
 

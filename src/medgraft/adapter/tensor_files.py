@@ -28,7 +28,8 @@ _BITS = {
 }  # fmt: skip
 # the bits of a float's exponent, all of which are set in NaN and infinity alone; they order floats by size
 _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0_0000_0000_0000, "F8_E5M2": 0x7C, "F8_E4M3": 0x7F}
-_TOO_LARGE = {"BF16": (127 + 20) << 7, "F32": (127 + 20) << 23, "F64": (1023 + 20) << 52}  # the exponent of 2^20
+LARGEST = 2.0**20  # from such weights logits become infinite
+_TOO_LARGE = {"BF16": (127 + 20) << 7, "F32": (127 + 20) << 23, "F64": (1023 + 20) << 52}  # the bits of LARGEST
 
 
 @dataclass(frozen=True)
