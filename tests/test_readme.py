@@ -61,6 +61,9 @@ def test_shell_commands_work_in_order_and_python_after_them(tmp_path):
     (block,) = _blocks("docs/reading-results.md", "python")
     _run_python(block, tmp_path)
     assert (tmp_path / "first-word.png").stat().st_size > 0
+    (block,) = _blocks("docs/python.md", "python")
+    said = _run_python(block, tmp_path)
+    assert (tmp_path / "run/record.json").is_file() and len(said) > 12
 
 
 @pytest.mark.slow
@@ -73,8 +76,8 @@ def test_tiny_models_can_be_trained_as_the_page_of_models_does(tmp_path):
 def test_every_language_of_a_block_has_a_test():
     tested = {
         "README.md": {"", "bash", "python", "py"}, "docs/models.md": {"", "bash"}, "docs/design.md": {""},
-        "docs/adapters.md": {"", "python"},
-        "docs/plugins.md": {"py", "toml"}, "docs/reading-results.md": {"python"}, "plugins/README.md": {"bash", "py", "toml"},
+        "docs/adapters.md": {"", "python"}, "docs/python.md": {"python"}, "docs/plugins.md": {"py", "toml"},
+        "docs/reading-results.md": {"python"}, "plugins/README.md": {"bash", "py", "toml"},
     }  # fmt: skip
     for page, text in TEXT.items():
         assert set(re.findall(r"^```(\w*)\n(?:.*?)^```$", text, re.M | re.S)) <= tested.get(page, {""}), page

@@ -14,6 +14,8 @@ from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, StrategySpec,
 if TYPE_CHECKING:
     from medgraft.adapter_set import load_adapters
     from medgraft.api import caption, caption_each, evaluate, explain, load_adapter, load_backbone, run_config, run_suite, train
+    from medgraft.benchmark.frames import records_frame
+    from medgraft.data import load_data, open_image
     from medgraft.scoring import score
 
 __version__ = "0.1.0"
@@ -22,7 +24,8 @@ _LAZY = dict.fromkeys(
     ("caption", "caption_each", "evaluate", "explain", "load_adapter", "load_backbone", "run_config", "run_suite", "train"),
     "api",
 )
-_LAZY |= {"load_adapters": "adapter_set", "score": "scoring"}
+_LAZY |= {"load_adapters": "adapter_set", "score": "scoring", "records_frame": "benchmark.frames"}
+_LAZY |= {"load_data": "data", "open_image": "data"}
 
 __all__ = [
     "BackboneSpec",
@@ -38,6 +41,9 @@ __all__ = [
     "load_adapter",
     "load_adapters",
     "load_backbone",
+    "load_data",
+    "open_image",
+    "records_frame",
     "run_config",
     "run_suite",
     "score",

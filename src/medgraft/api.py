@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import overload
 
 from medgraft import adapter as adapters
 from medgraft import config as configs
@@ -28,6 +30,7 @@ from medgraft.config import (
     load_suite,
 )
 from medgraft.data import load_data
+from medgraft.data.given_images import GivenImage, GivenPair, given_images, is_single, write_pairs
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.inference import Captioner, Inference, captioner_for
 from medgraft.plugin import PluginManager
@@ -38,7 +41,7 @@ from medgraft.saliency.maps import attention_layout_of
 from medgraft.scoring import PredictionsFile
 from medgraft.strategies import Quantization, Strategy, get_strategy
 from medgraft.train_config import Dtype
-from medgraft.types import Split
+from medgraft.types import ImageSource, Split
 
 
 def load_backbone(
@@ -132,45 +135,64 @@ def load_adapter(
     return replace(loaded, given_prompt=prompt)
 
 
+@overload
+def caption(  # type: ignore[overload-overlap]
+    images: GivenImage, *, adapter: LoadedAdapter | str | Path | None = ..., backbone: AnyBackbone | str | None = ...,
+    generation: GenerationConfig | None = ..., progress: bool = ..., plugins: PluginManager | None = ...,
+) -> str: ...  # fmt: skip
+
+
+@overload
 def caption(
-    images: Sequence[str | Path],
+    images: Sequence[GivenImage], *, adapter: LoadedAdapter | str | Path | None = ..., backbone: AnyBackbone | str | None = ...,
+    generation: GenerationConfig | None = ..., progress: bool = ..., plugins: PluginManager | None = ...,
+) -> list[str]: ...  # fmt: skip
+
+
+def caption(
+    images: GivenImage | Sequence[GivenImage],
     *,
     adapter: LoadedAdapter | str | Path | None = None,
     backbone: AnyBackbone | str | None = None,
     generation: GenerationConfig | None = None,
     progress: bool = False,
     plugins: PluginManager | None = None,
-) -> list[str]:
-    """One caption for each image file, from an adapter (an object, a folder, a name on the hub) or a backbone without one.
+) -> str | list[str]:
+    """The caption of an image, or a list with one for each of several.
 
-    `generation` takes the place of the settings that the adapter was trained with. DataError at an image that cannot be read;
-    `caption_each` goes on, and gives several captions of each image.
+    An image is a path, a PIL image, or an array [H, W, 3] or [H, W] of uint8 values, or of floats from 0 to 1. The captions
+    are of an adapter (an object, a folder, a name on the hub) or a backbone without one. `generation` takes the place of the
+    settings that the adapter was trained with. DataError at an image that cannot be read; `caption_each` goes on, and gives
+    several captions of each image.
     """
     if generation is not None and generation.num_return_sequences > 1:
         raise ConfigError("medgraft.caption gives one caption for each image; medgraft.caption_each gives several.")
+    given = given_images(images)
     with progress_bars(progress):
         model, own = captioner_of(adapter, backbone, plugins)
-        return model.caption([Path(image) for image in images], generation or own).captions
+        captions = model.caption(given, generation or own).captions
+    return captions[0] if is_single(images) else captions
 
 
 def caption_each(
-    images: Sequence[str | Path],
+    images: GivenImage | Sequence[GivenImage],
     *,
     adapter: LoadedAdapter | str | Path | None = None,
     backbone: AnyBackbone | str | None = None,
     generation: GenerationConfig | None = None,
     plugins: PluginManager | None = None,
 ) -> Iterator[ImageCaptions]:
-    """All captions of each image file, as they are made; an image that cannot be read has none, and its problem.
+    """All captions of each image (see `caption`), as they are made; one that cannot be read has none, and its problem.
 
     The model is loaded at once, as by `caption`; `generation.num_return_sequences` is the number of captions.
     """
+    given = given_images(images)
     model, own = captioner_of(adapter, backbone, plugins)
-    return (each for batch in model.batches([Path(image) for image in images], generation or own) for each in batch.images)
+    return (each for batch in model.batches(given, generation or own) for each in batch.images)
 
 
 def explain(
-    image: str | Path,
+    image: GivenImage,
     *,
     adapter: LoadedAdapter | str | Path | None = None,
     backbone: AnyBackbone | str | None = None,
@@ -179,25 +201,27 @@ def explain(
     generation: GenerationConfig | None = None,
     plugins: PluginManager | None = None,
 ) -> Explanation:
-    """Attention maps for each word of an image's caption, generated or given.
+    """Attention maps for each word of the caption, generated or given, of one image (see `caption`).
 
     `maps.method` is one of medgraft.saliency.METHODS; `maps.layers` and `maps.heads` select layers and heads, counted from 0.
     """
+    (given,) = given_images(image)
     with progress_bars(False):
         model, own = captioner_of(adapter, backbone, plugins)
         if not isinstance(model, Inference):
             raise BackboneError("A model behind an API returns no attention weights, so it cannot be explained.")
         attention_layout_of(model.backbone, maps.method)  # fail before generating a caption
-        shown = opened(Path(image))
-        text = caption or model.caption([Path(image)], generation or own).captions[0]
+        shown = opened(given)
+        text = caption or model.caption([given], generation or own).captions[0]
         (found,) = model.maps([shown], [text], maps)
     if not found.words:
-        raise BackboneError(f"The caption of {image} is {text!r}: there are no words to explain. Give one with --caption.")
+        which = given if isinstance(given, ImageSource) else "the image"
+        raise BackboneError(f"The caption of {which} is {text!r}: there are no words to explain. Give one with --caption.")
     return Explanation(shown, found, model.backbone.visible_region(*shown.size))
 
 
 def evaluate(
-    data: str | DataConfig,
+    data: str | DataConfig | GivenPair | Sequence[GivenPair],
     *,
     adapter: LoadedAdapter | str | Path | None = None,
     backbone: AnyBackbone | str | None = None,
@@ -206,15 +230,19 @@ def evaluate(
     generation: GenerationConfig | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Caption a split of `NAME[:PATH]` and score the captions.
+    """Caption a split of `NAME[:PATH]`, or images that are given with their reference captions, and score the captions.
 
-    Warns if the adapter was trained on some of the images, or on others of the same patients or articles; DataError if
-    `data.on_leak` is "error".
+    Images are given as a pair (image, caption or captions) or a list of such pairs, with images as `caption` takes them; their
+    ids are their paths, or their places from 0, and `split` does not matter. Warns if the adapter was trained on some of the
+    images, or on others of the same patients or articles; DataError if `data.on_leak` is "error".
     """
-    config = data if isinstance(data, DataConfig) else DataConfig.parse(data)
-    wanted = SplitEvaluation(config, split, metrics, generation, None)
-    with progress_bars(progress):
-        return evaluate_split(wanted, adapter, backbone)
+    with ExitStack() as stack:
+        if not isinstance(data, str | DataConfig):
+            folder = stack.enter_context(TemporaryDirectory(prefix="medgraft-"))
+            data, split = write_pairs(data, Path(folder)), "test"
+        config = data if isinstance(data, DataConfig) else DataConfig.parse(data)
+        stack.enter_context(progress_bars(progress))
+        return evaluate_split(SplitEvaluation(config, split, metrics, generation, None), adapter, backbone)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pandas as pd
+
 from medgraft import hardware
 from medgraft.adapter import LoadedAdapter, SeenInTraining, Start
 from medgraft.adapter.base_name import public_options
+from medgraft.benchmark.frames import images_frame
 from medgraft.benchmark.saliency import SaliencyResult, score_saliency
 from medgraft.captioning import Generated
 from medgraft.clock import Clock
@@ -77,6 +80,10 @@ class Evaluation:
     def metrics(self) -> Mapping[str, float]:
         """Every score by name."""
         return self.scores.values
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each image, by id: `caption`, `references`, `group` and the image's own scores; NaN where it has none."""
+        return images_frame(self.captions, self.scores)
 
 
 @dataclass(frozen=True)

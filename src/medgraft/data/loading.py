@@ -38,12 +38,14 @@ class RefusedDataError(DataError):
         self.data = data
 
 
-def load_data(config: DataConfig, *, plugins: PluginManager, splits: Iterable[Split] = SPLITS) -> CaptionData:
-    """Read a data set and leave out examples without a caption or a usable image; the report counts them.
+def load_data(data: DataConfig | str, *, plugins: PluginManager | None = None, splits: Iterable[Split] = SPLITS) -> CaptionData:
+    """Read a data set, `NAME[:PATH]`, and leave out examples without a caption or a usable image; the report counts them.
 
     Only `splits` are read. Leaks between them are handled as `config.on_leak` says. RefusedDataError for what cannot be used,
     DataError if there is nothing at the path.
     """
+    config = data if isinstance(data, DataConfig) else DataConfig.parse(data)
+    plugins = plugins or PluginManager.from_environment()
     if config.name not in plugins.names("dataset") and Path(config.name).exists():
         raise UnknownNameError(f"{config.name} is a path. Say how to read it, such as {_reader_of(config.name)}:{config.name}")
     reader_class = plugins.get("dataset", config.name)

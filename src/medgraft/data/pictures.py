@@ -33,15 +33,22 @@ def read_picture(file: BinaryIO, frame: int | None, window: str) -> DecodedImage
     """The first frame or page or the one asked for. `window` is for more than 8 bits. ImageError if it cannot be shown."""
     with _opened(file) as image:
         note = _load(image, frame)
-        turn = _TURNS.get(_orientation(image))
-        if _is_deep(image):
-            rgb = Image.fromarray(windowed(np.asarray(image), window)).convert("RGB")
-        elif _is_clear_in_parts(image):
-            rgb, note = _over_black(image), note or _OVER_BLACK
-        else:
-            rgb = image.convert("RGB")
-        rgb.info = {}  # comments in a file may name a person
-        return DecodedImage(rgb if turn is None else rgb.transpose(turn), note)
+        hidden = _OVER_BLACK if not _is_deep(image) and _is_clear_in_parts(image) else None
+        return DecodedImage(as_rgb(image, window), note or hidden)
+
+
+def as_rgb(image: Image.Image, window: str = "auto") -> Image.Image:
+    """A decoded image as RGB: turned by EXIF, transparency over black, more than 8 bits in `window`; without metadata.
+
+    ImageError if it has no contrast in the window.
+    """
+    turn = _TURNS.get(_orientation(image))
+    if _is_deep(image):
+        rgb = Image.fromarray(windowed(np.asarray(image), window)).convert("RGB")
+    else:
+        rgb = _over_black(image) if _is_clear_in_parts(image) else image.convert("RGB")
+    rgb.info = {}  # comments in a file may name a person
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def inspect_picture(content: bytes, frame: int | None, window: str) -> tuple[tuple[int, int], str | None]:
