@@ -12,7 +12,9 @@ import re
 from typing import Any
 
 REMOVED = "(removed)"
-_NAMES = r"(?:api|access|private|secret|auth|account)[_-]?key|token|secret|password|passwd|passphrase|credentials?|authorization"
+_NAMES = (
+    r"(?:api|access|private|secret|auth|account)[_-]?key|token|secret|password|passwd|passphrase|credentials?|authorization"
+)
 _SETTING = re.compile(rf"(?:.*[_.-])?(?:{_NAMES})", re.IGNORECASE)
 _VARIABLE = re.compile(rf"(?:.*_)?(?:{_NAMES}|key)", re.IGNORECASE)
 _SERVICES = (  # Hugging Face; OpenAI, Anthropic; Google; GitHub; AWS; Slack

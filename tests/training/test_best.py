@@ -13,7 +13,11 @@ from medgraft.config import run_config
 from medgraft.errors import ConfigError
 from medgraft.training.best import Best
 
-TOO_FAST = {"learning_rate": 0.3, "lr_scheduler_type": "constant", "warmup_steps": 0}  # so that the last weights are not the best
+TOO_FAST = {
+    "learning_rate": 0.3,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+}  # so that the last weights are not the best
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +110,11 @@ def test_adalora_keeps_the_ranks_of_the_best_step(config, tmp_path, plugins):
 )
 def test_what_cannot_be_is_one_line_before_anything_is_loaded(settings, told, config, tmp_path, plugins):
     with pytest.raises(ConfigError, match=told):
-        _run(config(**{"eval_steps": 2, **settings} if "best_by" in settings else {"eval_steps": "null", **settings}), tmp_path, plugins)
+        _run(
+            config(**{"eval_steps": 2, **settings} if "best_by" in settings else {"eval_steps": "null", **settings}),
+            tmp_path,
+            plugins,
+        )
 
 
 def test_without_validation_images(config, phantoms_folder, tmp_path, capsys):

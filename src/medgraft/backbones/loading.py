@@ -90,7 +90,9 @@ def load_model(
     match `never_run`, or if they are another model's.
     """
     loader: Any = getattr(transformers, model_class)
-    quantized = quantization is not None or quantized_by(AutoConfig.from_pretrained(source, trust_remote_code=False)) is not None
+    quantized = (
+        quantization is not None or quantized_by(AutoConfig.from_pretrained(source, trust_remote_code=False)) is not None
+    )
     # transformers puts quantised weights on any accelerator that it finds, and 8-bit ones cannot be moved to the CPU again
     where: dict[str, Any] = {"device_map": {"": "cpu"}} if quantized and hardware.device().type == "cpu" else {}
     if quantization is not None:

@@ -66,7 +66,9 @@ class Validation:
 def _found(by: str, config: RunConfig, examples: Sequence[Example], plugins: PluginManager) -> tuple[str, str]:
     """The score that `by` names, a score or a metric with one score, and its metric: by scoring references as captions."""
     known = plugins.names("metric")
-    named = (by,) if by.partition(":")[0] in known else (*config.metrics, *(name for name in known if by.startswith(f"{name}_")))
+    named = (
+        (by,) if by.partition(":")[0] in known else (*config.metrics, *(name for name in known if by.startswith(f"{name}_")))
+    )
     captions = captions_of(examples, [next(filter(None, each.captions), "") for each in examples]).caption_set()
     available: list[str] = []
     reasons: dict[str, str] = {}
