@@ -1,4 +1,4 @@
-"""The best weights by a score of validation captions or by the loss: kept, recorded, found again, and refused where they cannot be."""
+"""The best weights by a score of validation captions or by the loss: kept, recorded, found again, or refused."""
 
 import json
 import shutil

@@ -51,8 +51,7 @@ def test_tensorboard(own, run, tmp_path, monkeypatch):
     found.Reload()
 
     def scalars(name):
-        kind, _, rest = name.rpartition("eval_")
-        tag = f"eval/{rest}" if name.startswith("eval_") else f"train/{name}"
+        tag = f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
         return [(event.step, event.value) for event in found.Scalars(tag)]
 
     _check(scalars, record)
