@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medgraft.backbones.loading import load_config, load_image_processor, load_tokenizer
+from medgraft.backbones.loading import load_image_processor, load_tokenizer, read_config
 from medgraft.benchmark import Record, write_record
 from medgraft.cli import list_names
 from medgraft.cli.main import main
@@ -26,8 +26,10 @@ PLAIN = "correct-horse-battery"  # the value of a variable, in no form that coul
 @pytest.mark.parametrize(
     "text",
     [
-        f"401 for {TOKEN}.", "sk-proj-abcdefghijklmnop123", "AIza" + "x" * 35, "ghp_" + "a1" * 18, "Authorization: Bearer abcdefgh.ij",
-        "https://me:letmein@host/data.csv", "https://h/x?a=1&X-Amz-Signature=letmein", "s3://h/x?token=letmein", f"OPENAI_API_KEY={PLAIN}",
+        f"401 for {TOKEN}.", "sk-proj-abcdefghijklmnop123", "AIza" + "x" * 35, "ghp_" + "a1" * 18,
+        "Authorization: Bearer abcdefgh.ij",
+        "https://me:letmein@host/data.csv", "https://h/x?a=1&X-Amz-Signature=letmein", "s3://h/x?token=letmein",
+        f"OPENAI_API_KEY={PLAIN}",
         "{'password': 'letmeinplease'}", f"the key {PLAIN} is wrong",
     ],
 )  # fmt: skip
@@ -41,8 +43,10 @@ def test_secrets_in_texts(text, monkeypatch):
 @pytest.mark.parametrize(
     "text",
     [
-        "unknown key 'train.learning_rates'", "train.max_text_tokens: 128", "pad_token_id=0", "https://host:8000/v1", "tokens: 1234567890",
-        "blip:Salesforce/blip-image-captioning-base", "data.image_key=figure_name", "a nodule: left lung, token 'aa'", "sk-learn",
+        "unknown key 'train.learning_rates'", "train.max_text_tokens: 128", "pad_token_id=0", "https://host:8000/v1",
+        "tokens: 1234567890",
+        "blip:Salesforce/blip-image-captioning-base", "data.image_key=figure_name", "a nodule: left lung, token 'aa'",
+        "sk-learn",
     ],
 )  # fmt: skip
 def test_other_texts_stay(text):
@@ -90,7 +94,7 @@ def test_what_is_printed(monkeypatch, capsys):
     assert printed.count(REMOVED) == 5 and not any(secret in printed for secret in ("letmein", TOKEN, PLAIN))
 
 
-@pytest.mark.parametrize("load", [load_config, load_tokenizer, load_image_processor])
+@pytest.mark.parametrize("load", [read_config, load_tokenizer, load_image_processor])
 def test_code_that_comes_with_a_model_is_never_run(load, tmp_path, monkeypatch, blip_folder):
     """Where transformers would ask on the terminal whether to run it."""
     marker = tmp_path / "was_run"
@@ -107,7 +111,7 @@ def test_code_that_comes_with_a_model_is_never_run(load, tmp_path, monkeypatch, 
     (tmp_path / "own.py").write_text(f"open({str(marker)!r}, 'w')\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     with pytest.raises(BackboneError):
-        load(str(tmp_path), ("blip",)) if load is load_config else load(str(tmp_path))
+        load(str(tmp_path), ("blip",)) if load is read_config else load(str(tmp_path))
     assert not marker.exists()
 
 
@@ -118,9 +122,11 @@ def test_every_load_refuses_code_of_models():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             keywords = {word.arg: ast.unparse(word.value) for word in node.keywords} if name else {}
-            assert keywords.get("trust_remote_code", "False") == "False" and keywords.get("weights_only", "True") == "True", path
+            assert keywords.get("trust_remote_code", "False") == "False" and keywords.get("weights_only", "True") == "True", (
+                path
+            )
             assert keywords.get("allow_pickle", "False") == "False", path
-            if name.startswith("Auto") and name.endswith(".from_pretrained") or name == "loader.from_pretrained":
+            if (name.startswith("Auto") and name.endswith(".from_pretrained")) or name == "loader.from_pretrained":
                 found += 1
                 assert "trust_remote_code" in keywords, (path, node.lineno)
             assert name != "torch.load" or "weights_only" in keywords, (path, node.lineno)

@@ -55,7 +55,8 @@ class TrainConfig(StrictModel):
         description="stop after so many validations in a row without a better `best_by`; default: never",
     )  # fmt: skip
     eval_steps: int | None = Field(
-        default=None, gt=0, exclude_if=lambda steps: steps is None, description="steps between validations; default: one per epoch"
+        default=None, gt=0, exclude_if=lambda steps: steps is None,
+        description="steps between validations; default: one per epoch",
     )  # fmt: skip
     max_validation_images: int | None = Field(
         default=None, gt=0, exclude_if=lambda count: count is None,

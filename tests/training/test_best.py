@@ -40,9 +40,11 @@ def _weights(out):
     return (locate_adapter(out) / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("by", ["loss", "rouge_l"])
-def test_the_adapter_is_that_of_the_best_step(by, config, tmp_path, plugins):
-    record = _run(config(best_by=by, **TOO_FAST), tmp_path / "whole", plugins)
+@pytest.mark.slow
+@pytest.mark.parametrize(("by", "rate"), [("loss", 3), ("rouge_l", 0.3)])
+def test_the_adapter_is_that_of_the_best_step(by, rate, config, tmp_path, plugins):
+    settings = TOO_FAST | {"learning_rate": rate, "best_by": by}
+    record = _run(config(**settings), tmp_path / "whole", plugins)
     chosen, scores = record.chosen, dict(record.chosen.scores)
     assert list(scores) == [2, 4, 6, 8] and len(set(scores.values())) > 1
     best = (min if by == "loss" else max)(scores.values())
@@ -50,13 +52,14 @@ def test_the_adapter_is_that_of_the_best_step(by, config, tmp_path, plugins):
     assert chosen.step == next(step for step, value in scores.items() if value == best) < 8
     assert by != "loss" or tuple(scores.items()) == record.validation_loss
     assert record.steps == 8 and record.phase_seconds["validation"] > 0
-    _run(config(best_by=by, **{**TOO_FAST, "max_steps": chosen.step}), tmp_path / "short", plugins)
+    _run(config(**settings, max_steps=chosen.step), tmp_path / "short", plugins)
     assert _weights(tmp_path / "short") == _weights(tmp_path / "whole")
     folder = locate_adapter(tmp_path / "whole")
     assert f"weights of step {chosen.step}, the best of 4 validations by {by}" in (folder / "README.md").read_text()
     assert json.loads((folder / "medgraft.json").read_text())["training"]["chosen"]["step"] == chosen.step
 
 
+@pytest.mark.slow
 def test_training_stops_where_nothing_gets_better_and_stays_so(config, tmp_path, plugins):
     """Also if it is killed before its package is written, and then resumed."""
     settings = {**TOO_FAST, "max_steps": 40, "best_by": "loss", "patience": 2, "eval_steps": 1, "max_validation_images": 3}
@@ -117,10 +120,10 @@ def test_what_cannot_be_is_one_line_before_anything_is_loaded(settings, told, co
         )
 
 
-def test_without_validation_images(config, phantoms_folder, tmp_path, capsys):
+def test_without_validation_images(blip_folder, phantoms_folder, tmp_path, capsys):
     for split in ("train", "test"):
         shutil.copytree(phantoms_folder / split, tmp_path / "data" / split)
-    words = ["train", "--backbone", "blip:none", "--strategy", "lora", "--data", f"roco:{tmp_path / 'data'}", "-q"]
+    words = ["train", "--backbone", f"blip:{blip_folder}", "--strategy", "lora", "--data", f"roco:{tmp_path / 'data'}", "-q"]
     assert main([*words, "--out", str(tmp_path / "out"), "--set", "train.best_by=cider"]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert "train.best_by=cider needs validation images" in error and "Give the data a validation split" in error

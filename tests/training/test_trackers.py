@@ -41,6 +41,7 @@ def _check(scalars, record):
     assert [(step, pytest.approx(value)) for step, value in scalars("eval_rouge_l")] == list(record.chosen.scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True])
 def test_tensorboard(own, run, tmp_path, monkeypatch):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -61,6 +62,7 @@ def test_tensorboard(own, run, tmp_path, monkeypatch):
     assert not list((tmp_path / "out/.medgraft-checkpoints").rglob("events*"))
 
 
+@pytest.mark.slow
 def test_mlflow(run, tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed")
     record = run(tmp_path / "suite/runs/out", "mlflow")

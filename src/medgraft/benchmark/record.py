@@ -94,8 +94,7 @@ class Record(StrictModel):
     the installed kernels. `intervals` are the 95 % intervals of `metrics` over groups of test images, `signatures` the
     metrics' settings, `unavailable` the reasons why metrics are missing, `collapse` signs of captions that ignore the image
     (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids; None if they are unknown.
-    `skipped_steps` are those in fp16 whose gradients overflowed. `chosen` says how the weights were chosen by a score, None if
-    they are those of the last step. `text` counts captions that training truncated and unknown
+    `skipped_steps` are those in fp16 whose gradients overflowed. `chosen` says by which score the weights were chosen. `text` counts captions that training truncated and unknown
     tokens, `generated` captions that were cut off. `forgetting` is the rise, in nats per token, of the loss on the base's own
     captions of general images. `start` is the digest of the adapter that training went on from, and `seen_in_training` how
     many of the scored images that adapter was trained on. `usage` counts requests, tokens and cost of a model behind an API.

@@ -73,11 +73,11 @@ def execute(
     With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, but with "auto" a new
     beginning. Of several processes only the main one packages, captions and writes. Errors pass through; see `failed_record`.
     """
+    check_trackers(config.train.report_to)
     run = _planned(config, out, plugins)
     config = run.config
     whole = check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
-        check_trackers(config.train.report_to)
         data, fingerprint = _read_data(run)
         validation = Validation.of(config, data, run.plugins) if run.strategy.trains else None
         seen = seen_in_training(run.start, config.data, data.split(config.eval_split)) if run.start else None

@@ -11,6 +11,7 @@ from medgraft.training.trainer import TrainResult, fit
 from medgraft.training.validation import validation_examples
 
 __all__ = [
-    "LOGS", "LOSS", "Best", "CaptioningModule", "Checkpoints", "ChosenWeights", "TrainResult", "build_features", "check_trackers",
-    "damage", "done_and_wanted", "fit", "identity_of", "progress_of", "sigterm_raises", "trainer_state", "validation_examples",
+    "LOGS", "LOSS", "Best", "CaptioningModule", "Checkpoints", "ChosenWeights", "TrainResult", "build_features",
+    "check_trackers", "damage", "done_and_wanted", "fit", "identity_of", "progress_of", "sigterm_raises", "trainer_state",
+    "validation_examples",
 ]  # fmt: skip

@@ -29,7 +29,7 @@ _EVENTS = tuple(name for name in vars(TrainerCallback) if name.startswith("on_")
 
 
 def check_trackers(names: Sequence[str]) -> dict[str, TrainerCallback]:
-    """transformers' callbacks of trackers, by name; ConfigError if one is unknown or not installed."""
+    """Transformers' callbacks of trackers, by name; ConfigError if one is unknown or not installed."""
     return {name: _callback(name) for name in dict.fromkeys(names)}
 
 
@@ -88,9 +88,11 @@ class _Settings:
         self._values = dict(_flat(values))
 
     def to_dict(self) -> dict[str, Any]:
+        """As transformers' configurations have it."""
         return self._values
 
     def to_json_string(self) -> str:
+        """As transformers' configurations have it."""
         return json.dumps(self._values, indent=2)
 
 
@@ -120,8 +122,9 @@ def _environment(out: Path) -> Iterator[None]:
     """Set the trackers' variables that the user has not set, inside the block."""
     logs, environ = (out / LOGS).resolve(), os.environ
     wanted = {"WANDB_DIR": str(logs), "WANDB_PROJECT": PROJECT, "TRACKIO_DIR": str(logs / "trackio")}
+    wanted["MLFLOW_EXPERIMENT_NAME"] = _group(out) or PROJECT
     if group := _group(out):
-        wanted |= {"WANDB_RUN_GROUP": group, "MLFLOW_EXPERIMENT_NAME": group}
+        wanted["WANDB_RUN_GROUP"] = group
     if "WANDB_API_KEY" not in environ:  # nothing is sent unless the user asks for it
         wanted["WANDB_MODE"] = "offline"
     if importlib.util.find_spec("sqlalchemy"):
@@ -131,8 +134,9 @@ def _environment(out: Path) -> Iterator[None]:
     set_here = {name: value for name, value in wanted.items() if name not in environ}
     logs.mkdir(parents=True, exist_ok=True)
     environ.update(set_here)
+    own = {*environ} - {*set_here}
     try:
         yield
     finally:
-        for name in set_here:
-            environ.pop(name, None)
+        for name in {*environ} - own:  # those that trackers set too
+            del environ[name]
