@@ -94,16 +94,16 @@ class Record(StrictModel):
     the installed kernels. `intervals` are the 95 % intervals of `metrics` over groups of test images, `signatures` the
     metrics' settings, `unavailable` the reasons why metrics are missing, `collapse` signs of captions that ignore the image
     (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids; None if they are unknown.
-    `skipped_steps` are those in fp16 whose gradients overflowed. `chosen` says by which score the weights were chosen. `text` counts captions that training truncated and unknown
-    tokens, `generated` captions that were cut off. `forgetting` is the rise, in nats per token, of the loss on the base's own
-    captions of general images. `start` is the digest of the adapter that training went on from, and `seen_in_training` how
-    many of the scored images that adapter was trained on. `usage` counts requests, tokens and cost of a model behind an API.
-    `step_flops` are the FLOPs of the first batch's matrix products, forwards and backwards, as torch counts them (None with a
-    quantised base); `energy_joules` is the steps' energy by the machine's counters. `step_quartiles` are of the seconds of
-    single steps without the warm-up steps. `learning_rates` are the peak rates by part (with LoRA+ those of `B` too) where
-    there are several. A failed run has an `error` of one line and a `traceback`. `disturbed`: another harness on the same
-    results folder did a run on this machine at the same time. `removed_settings` holds, by SECTION.KEY, settings of older
-    versions that were on.
+    `skipped_steps` are those in fp16 whose gradients overflowed. `chosen` says how a score chose the weights. `text` counts
+    captions that training truncated and unknown tokens, `generated` captions that were cut off. `forgetting` is the rise, in
+    nats per token, of the loss on the base's own captions of general images. `start` is the digest of the adapter that
+    training went on from, and `seen_in_training` how many of the scored images that adapter was trained on. `usage` counts
+    requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix products,
+    forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by the
+    machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. `learning_rates` are the
+    peak rates by part (with LoRA+ those of `B` too) where there are several. A failed run has an `error` of one line and a
+    `traceback`. `disturbed`: another harness on the same results folder did a run on this machine at the same time.
+    `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
     """
 
     schema_version: int = SCHEMA_VERSION
