@@ -125,5 +125,5 @@ def test_without_validation_images(blip_folder, phantoms_folder, tmp_path, capsy
         shutil.copytree(phantoms_folder / split, tmp_path / "data" / split)
     words = ["train", "--backbone", f"blip:{blip_folder}", "--strategy", "lora", "--data", f"roco:{tmp_path / 'data'}", "-q"]
     assert main([*words, "--out", str(tmp_path / "out"), "--set", "train.best_by=cider"]) == 2
-    (error,) = capsys.readouterr().err.splitlines()
+    error = capsys.readouterr().err.splitlines()[-1]
     assert "train.best_by=cider needs validation images" in error and "Give the data a validation split" in error
