@@ -83,6 +83,15 @@ def test_the_page(record, plugins):
     assert "owned" in page and "<img src=x" not in page
 
 
+def test_the_page_in_a_browser(record, plugins, browser):
+    evil = EVIL.replace("\ud800", "") + "</script><script>said.push('ran yes')</script><b id=evil>"
+    failed = record[0].model_copy(update={"status": "failed", "error": evil, "traceback": evil, "strategy": evil})
+    look = "said.push('made ' + document.querySelectorAll('img[src=x], #evil').length);"
+    look += "said.push('shown ' + document.body.textContent.includes('onerror=alert(1)'));"
+    said = browser(html_report(evil, [failed], (), record[1], plugins=plugins), look)
+    assert said == {"made": "0", "shown": "true"}
+
+
 def test_error_and_log_lines(monkeypatch, capsys):
     def fails(arguments):
         print(EVIL)

@@ -73,6 +73,12 @@ class Job:
         """Whether the run writes checkpoints."""
         return self.config.train.save_steps is not None or self.config.train.save_final_state is True
 
+    def plugins(self) -> PluginManager:
+        """The plugins, which the harness has named when it planned the run."""
+        manager = PluginManager.from_environment()
+        manager.named.update(plugin.distribution for plugin in manager.plugins())
+        return manager
+
     @property
     def record_path(self) -> Path:
         """The path of the finished run's record."""
@@ -231,8 +237,8 @@ def _do(job: Job, caller: _Caller, output: Path) -> None:
 def _attempt(job: Job) -> Record:
     try:
         return execute(
-            job.config, job.out / job.folder, plugins=PluginManager.from_environment(), resume="auto", overwrite=True,
-            evaluate=job.evaluate, checkpoints=job.saves,
+            job.config, job.out / job.folder, plugins=job.plugins(), resume="auto", overwrite=True, evaluate=job.evaluate,
+            checkpoints=job.saves,
         ).record  # fmt: skip
     except Exception as error:  # whatever fails, the suite continues and the record states the error
         if full_disk(error) is not None:

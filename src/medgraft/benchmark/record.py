@@ -21,17 +21,17 @@ from medgraft.features import CachedFeatures, ReusablePrefix
 from medgraft.forgetting_config import ForgettingConfig
 from medgraft.hardware import Hardware
 from medgraft.image_config import ImageConfig
+from medgraft.redaction import redacted_json
 from medgraft.strategies import Quantization, Strategy
 from medgraft.strict_model import StrictModel
 from medgraft.text_statistics import GenerationStatistics, TextStatistics
 from medgraft.train_config import with_dtype
+from medgraft.training.best import ChosenWeights
 from medgraft.types import DataReport, Leak, Split
 
 _logger = logging.getLogger(__name__)
 
 RECORD = "record.json"  # in the folder of a single run
-
-
 SCHEMA_VERSION = 2  # 1: settings as plain dictionaries, no `schema_version`
 
 
@@ -94,16 +94,16 @@ class Record(StrictModel):
     the installed kernels. `intervals` are the 95 % intervals of `metrics` over groups of test images, `signatures` the
     metrics' settings, `unavailable` the reasons why metrics are missing, `collapse` signs of captions that ignore the image
     (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids; None if they are unknown.
-    `skipped_steps` are those in fp16 whose gradients overflowed. `text` counts captions that training truncated and unknown
-    tokens, `generated` captions that were cut off. `forgetting` is the rise, in nats per token, of the loss on the base's own
-    captions of general images. `start` is the digest of the adapter that training went on from, and `seen_in_training` how
-    many of the scored images that adapter was trained on. `usage` counts requests, tokens and cost of a model behind an API.
-    `step_flops` are the FLOPs of the first batch's matrix products, forwards and backwards, as torch counts them (None with a
-    quantised base); `energy_joules` is the steps' energy by the machine's counters. `step_quartiles` are of the seconds of
-    single steps without the warm-up steps. `learning_rates` are the peak rates by part (with LoRA+ those of `B` too) where
-    there are several. A failed run has an `error` of one line and a `traceback`. `disturbed`: another harness on the same
-    results folder did a run on this machine at the same time. `removed_settings` holds, by SECTION.KEY, settings of older
-    versions that were on.
+    `skipped_steps` are those in fp16 whose gradients overflowed. `chosen` says how a score chose the weights. `text` counts
+    captions that training truncated and unknown tokens, `generated` captions that were cut off. `forgetting` is the rise, in
+    nats per token, of the loss on the base's own captions of general images. `start` is the digest of the adapter that
+    training went on from, and `seen_in_training` how many of the scored images that adapter was trained on. `usage` counts
+    requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix products,
+    forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by the
+    machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. `learning_rates` are the
+    peak rates by part (with LoRA+ those of `B` too) where there are several. A failed run has an `error` of one line and a
+    `traceback`. `disturbed`: another harness on the same results folder did a run on this machine at the same time.
+    `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -124,6 +124,7 @@ class Record(StrictModel):
     skipped_steps: int | None = None
     train_loss: tuple[float, ...] | None = None
     validation_loss: tuple[tuple[int, float], ...] | None = None
+    chosen: ChosenWeights | None = None
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     matched_modules: tuple[str, ...] | None = None
@@ -224,10 +225,11 @@ def run_id(
         values.pop(name)
     values["saliency"].pop("maps")  # only for display
     if config.forgetting in (ForgettingConfig(), ForgettingConfig(images=0)):  # as in the ids of earlier records
-        values.pop("forgetting")
+        del values["forgetting"]
     if config.image == ImageConfig():  # likewise
-        values.pop("image")
-    values["train"].pop("save_final_state")  # does not change the result
+        del values["image"]
+    del values["train"]["save_final_state"]  # does not change the result
+    values["train"].pop("logging_steps", None)
     values.pop("start_from")
     values |= {} if start is None else {"start": start}
     values["backbone"] = values["backbone"].partition(":")[0]
@@ -264,7 +266,7 @@ def write_record(record: Record, folder: Path, name: str | None = None) -> Path:
     """Write `<run_id>.json`, or `name`, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (name or f"{record.run_id}.json")
-    write_whole(path, record.model_dump_json(indent=1) + "\n")
+    write_whole(path, redacted_json(record.model_dump_json(indent=1)) + "\n")
     return path
 
 

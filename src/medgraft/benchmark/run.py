@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from medgraft.benchmark.forgetting import base_captions, forgetting
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
 from medgraft.benchmark.run_folder import CHECKPOINTS, Resume, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
+from medgraft.benchmark.validation import Validation
 from medgraft.clock import Clock
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
@@ -30,7 +31,7 @@ from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.text_statistics import TextStatistics, logged_statistics
-from medgraft.training import Checkpoints, TrainResult, build_features, fit, identity_of
+from medgraft.training import Checkpoints, TrainResult, build_features, check_trackers, fit, identity_of, validation_examples
 from medgraft.types import SPLITS, CaptionData
 
 _logger = logging.getLogger(__name__)
@@ -72,20 +73,26 @@ def execute(
     With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, but with "auto" a new
     beginning. Of several processes only the main one packages, captions and writes. Errors pass through; see `failed_record`.
     """
+    check_trackers(config.train.report_to)
     run = _planned(config, out, plugins)
     config = run.config
     whole = check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
         data, fingerprint = _read_data(run)
+        validation = Validation.of(config, data, run.plugins) if run.strategy.trains else None
         seen = seen_in_training(run.start, config.data, data.split(config.eval_split)) if run.start else None
         model = _prepare_model(run, data)
         with run.clock.phase("read_data"):
             text = logged_statistics(config, model.backbone, data, trains=run.strategy.trains)
-        captioner = _captioner(run, model)
+        prompt, batch_size = config.train.prompt, config.train.per_device_eval_batch_size
+        captioner = captioner_for(
+            model.backbone, prompt=prompt, dtype=model.dtype, batch_size=batch_size, features=model.features
+        )
         with run.clock.phase("forgetting"):
             general = base_captions(captioner, model.applied, config.forgetting) if evaluate else None
         limit, keep = config.train.save_total_limit, config.train.save_final_state
-        saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", written=checkpoints, limit=limit, keep=keep)
+        best = validation.best(captioner) if validation else None
+        saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", checkpoints, limit, keep, best=best)
         trained = _train(run, data, model, saved)
         package = _package(run, data, model, trained)
         examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
@@ -138,8 +145,8 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
     cached = model.features
     with run.clock.phase("features"):
         if cached is not None and trains:
-            splits = SPLITS[:2] if config.train.eval_during_training else SPLITS[:1]
-            build_features(cached, config, data.split(*splits))
+            for examples in (data.split("train"), validation_examples(config, data) if config.train.validates else ()):
+                build_features(cached, config, examples)
     built = f"; {cached.found} found, {cached.built} built" if cached and trains else ""
     _logger.info("features: %s%s", model.prefix, built)
     if cached is not None and cached.store.problem:
@@ -163,7 +170,7 @@ def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoin
     with run.clock.phase("digests"):
         base = in_place_digests(applied, model.base_digests)
         base |= dict.fromkeys(run.start.in_place() if run.start else (), "changed before this run")
-        identity = identity_of(run.config, model, data.split("train"), run.start.digest if run.start else None)
+        identity = identity_of(run.config, model, data, run.start.digest if run.start else None)
     checkpoints = replace(checkpoints, identity=identity)
     return _Trained(fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
 
@@ -202,6 +209,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "parts": list(backbone.anatomy.parts),
         "model_class": backbone.model_class,
         "final_loss": result.losses[-1] if result.losses else None,
+        **({"chosen": asdict(result.chosen)} if result.chosen else {}),
         "settings": config.train.model_dump(mode="json"),
         "hardware": str(hardware.describe()),
     }
@@ -227,14 +235,6 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         lineage=run.start.lineage() if run.start else (),
         files={},
     )
-
-
-def _captioner(run: _Run, model: Prepared) -> Captioner:
-    train = run.config.train
-    return captioner_for(
-        model.backbone, prompt=train.prompt, dtype=model.dtype, batch_size=train.per_device_eval_batch_size,
-        features=model.features,
-    )  # fmt: skip
 
 
 def _score(run: _Run, captioner: Captioner, captioned: Captioned) -> Evaluation | None:
@@ -293,6 +293,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         skipped_steps=result.skipped_steps if result else None,
         train_loss=result.losses if result else (),
         validation_loss=result.validation_losses if result else (),
+        chosen=result.chosen if result else None,
         trainable_parameters=applied.trainable_parameters if applied else 0,
         total_parameters=applied.total_parameters if applied else None,
         matched_modules=applied.matched_modules if applied else (),

@@ -119,7 +119,8 @@ def _time(runs: Sequence[tuple[PlannedRun, Record]], timing: TimingConfig, work:
     tasks = []
     for repeat in range(timing.repeats):
         for number, run in enumerate(trained, start=1):
-            train = run.config.train.model_copy(update={"max_steps": timing.steps, "num_train_epochs": 1.0})
+            off = {"report_to": (), **dict.fromkeys(("best_by", "patience", "eval_steps", "max_validation_images"))}
+            train = run.config.train.model_copy(update={"max_steps": timing.steps, "num_train_epochs": 1.0, **off})
             short = PlannedRun(run.config.model_copy(update={"train": train}), timing_id(run.run_id, repeat))
             tasks.append(Task(short, f"[timing {repeat + 1}/{timing.repeats}, {number}/{len(trained)}]", evaluate=False))
     work = work.below(TIMING)
