@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -22,6 +22,9 @@ RESAMPLES = 1000
 RANDOMISATIONS = 10_000
 _CELLS = 20_000_000  # limit for a table of permutations: 160 MB
 LEVEL = 0.95
+ALPHA = 0.05
+
+Standing = Literal["better", "undecided", "no better"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,16 @@ class Resampling:
         return float((np.sum(differences >= found - 1e-12) + 1) / (len(differences) + 1))
 
 
+def standing(differences: Sequence[tuple[float, float]], sign: int) -> Standing:
+    """How a score stands against several others, by its differences from them with their p-values; `sign` -1: less is better.
+
+    "no better" than at least one of them, "better" than all with p below ALPHA, else "undecided".
+    """
+    if any(sign * value <= 0 for value, _ in differences):
+        return "no better"
+    return "better" if all(p < ALPHA for _, p in differences) else "undecided"
+
+
 def score_intervals(scores: Scores, groups: Sequence[str | None]) -> dict[str, Interval]:
     """95 % intervals of the scores that measure every image; none if all images are of one group."""
     resampling = Resampling(groups)
@@ -153,6 +166,7 @@ def score_intervals(scores: Scores, groups: Sequence[str | None]) -> dict[str, I
     return {
         name: interval
         for measured in scores.measured.values()
+        if measured.resampled
         for name, interval in resampling.intervals(measured).items()
         if name in scores.values
     }

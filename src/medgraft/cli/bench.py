@@ -76,7 +76,7 @@ def _show(records: Sequence[Record], name: str, out: Path, plugins: PluginManage
     from medgraft.report import attention_markdown, example_captions, html_report, markdown, read_results, rows, terminal
 
     results = read_results(out, plugins=plugins)
-    table = rows(records, results)
+    table = rows(records, results, plugins=plugins)
     if as_json:
         print("[" + ",\n".join(record.model_dump_json() for record in records) + "]")
     else:
