@@ -81,19 +81,19 @@ def medgraft_metrics() -> Iterator[MetricSpec]:
     for name, summary, target, scores in (
         ("bleu", "BLEU-1..4 by COCO's rules", "bleu:Bleu", _BLEU),
         ("rouge_l", "ROUGE-L by COCO's rules", "rouge_l:RougeL", _of("rouge_l", "ROUGE-L", "longest common word sequence")),
-        ("cider", "CIDEr-D by COCO's rules", "cider:Cider", _of("cider", "CIDEr", "n-grams shared, rare ones count more; 0 to 10")),
-        (
-            "rouge_1", "ROUGE-1 by ImageCLEFmedical's rules", "imageclef:Rouge1",
-            _of("rouge_1", "ROUGE-1", "words shared, F1, numbers as one word"),
-        ),
+        ("cider", "CIDEr-D by COCO's rules", "cider:Cider", _of("cider", "CIDEr", "shared n-grams, rare ones count more")),
+        ("rouge_1", "ROUGE-1 by ImageCLEFmedical's rules", "imageclef:Rouge1", _of("rouge_1", "ROUGE-1", "shared words, F1")),
         (
             "bertscore", "BERTScore as bertscore:HUB_ID_OR_FOLDER", "bertscore:BertScore",
-            _of("bertscore", "BERTScore", "similarity of the words' embeddings by a language model"),
+            _of("bertscore", "BERTScore", "similarity of the words' embeddings in a language model"),
         ),
         ("clinical", "modality, side, findings, measurements, by their words", "clinical:Clinical", _CLINICAL),
         ("facts", "facts of phantoms: study, view, finding, side, site", "facts:PhantomFacts", _FACTS),
-        ("meteor", "METEOR by nltk", "meteor:Meteor", _of("meteor", "METEOR", "words aligned, also by stem and synonym")),
-        ("spice", "SPICE; needs java and CoreNLP models", "spice:Spice", _of("spice", "SPICE", "objects, attributes and relations, F1")),
+        ("meteor", "METEOR by nltk", "meteor:Meteor", _of("meteor", "METEOR", "aligned words, also by stem and synonym")),
+        (
+            "spice", "SPICE; needs java and CoreNLP models", "spice:Spice",
+            _of("spice", "SPICE", "shared objects, attributes and relations, F1"),
+        ),
         ("concepts", "UMLS concept F1 as concepts:TERMS.csv", "concepts:Concepts", _CONCEPTS),
         ("localization", "whether attention points at the finding", "localization:Localization", _LOCALIZATION),
         ("faithfulness", "deletion and insertion curves of maps", "faithfulness:Faithfulness", _FAITHFULNESS),
@@ -107,11 +107,11 @@ def _of(name: str, label: str, summary: str) -> tuple[ScoreSpec, ...]:
 
 
 _BLEU = tuple(
-    ScoreSpec(f"bleu_{n}", f"matching sequences of 1 to {n} words, times a penalty for short captions", label=f"BLEU-{n}", detail=n < 4)
-    for n in (1, 2, 3, 4)
+    ScoreSpec(f"bleu_{n}", f"shared {what}, times a penalty for short captions", label=f"BLEU-{n}", detail=n < 4)
+    for n, what in enumerate(("words", *(f"sequences of 1 to {n} words" for n in (2, 3, 4))), start=1)
 )
 _CLINICAL = (
-    ScoreSpec("finding_f1", "findings named and in the reference, F1, by a list of words", label="find F1"),
+    ScoreSpec("finding_f1", "findings named and in the reference, F1, by a list of words", label="findings"),
     ScoreSpec("finding_precision", "named findings that are in the reference", detail=True),
     ScoreSpec("finding_recall", "findings of the reference that are named", detail=True),
     ScoreSpec("modality_accuracy", "images with the reference's modality named", detail=True),

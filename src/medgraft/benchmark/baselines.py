@@ -18,8 +18,9 @@ from medgraft.benchmark.evaluation import Evaluation, evaluated
 from medgraft.benchmark.lease import Leases
 from medgraft.benchmark.record import BASELINE, BASELINES, Record, read_record, run_id, write_record
 from medgraft.benchmark.run import RunResult
-from medgraft.config import RunConfig
+from medgraft.config import DataConfig, RunConfig
 from medgraft.data import data_fingerprint, load_data
+from medgraft.errors import DataError
 from medgraft.plugin import PluginManager
 from medgraft.scoring import captions_of, write_captions
 from medgraft.types import SPLITS, CaptionData, Example
@@ -61,6 +62,18 @@ def write_baselines(result: RunResult, out: Path, *, plugins: PluginManager) -> 
         found[own.strategy] = evaluate_baseline(own.strategy, data.split("train"), examples, config.metrics, plugins)
         _write(own, identity, data, fingerprint, out / BASELINES, found[own.strategy])
     return found
+
+
+def baselines_of(
+    data: DataConfig, examples: Sequence[Example], metrics: tuple[str, ...], *, plugins: PluginManager
+) -> dict[str, Evaluation]:
+    """Scores of the baselines on `examples` of `data`, by name; none, with a line that says so, without training images."""
+    try:
+        train = load_data(data, plugins=plugins, splits=("train",)).split("train")
+    except DataError:
+        _logger.info("The data have no training images, so there are no captions that ignore the image to compare with.")
+        return {}
+    return {name: evaluate_baseline(name, train, examples, metrics, plugins) for name in STRATEGIES}
 
 
 def evaluate_baseline(

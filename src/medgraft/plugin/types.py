@@ -59,9 +59,9 @@ class DatasetSpec(Spec):
 class ScoreSpec:
     """A number that a metric reports as `name`: one line on what it is, and whether a higher or a lower one is better.
 
-    `better` None: neither, so it is shown and never called better. `label` heads its column (default: the name). `detail` leaves
-    it out of the short tables of terminal and Markdown. `controls` are names of scores of the same metric that show what
-    chance gives, with what they are; they stand beside this score and in no column.
+    `better` None: neither, so it is shown and never called better. `label` heads its column (default: the name). `detail`
+    leaves it out of the short tables of terminal and Markdown. `controls` are names of scores of the same metric that show
+    what chance gives, with what they are; they stand beside this score and in no column.
     """
 
     name: str

@@ -37,7 +37,7 @@ class Compared:
             return self
         if not other.captions:
             raise ConfigError(
-                f"{self.file} and {other.file} hold captions alone. Name the references they are scored against: --references FILE"
+                f"{self.file} and {other.file} hold captions alone. Name what they are scored against: --references FILE"
             )
         known = other.captions[0]
         found, _ = pair(self.file, known.references, allow_missing=True)

@@ -113,8 +113,9 @@ class Group:
         models = [entry for entry in self.entries if entry.backbone != BASELINE]
         if len(models) < 2 or not all(measured.resampled for entry in models for measured in entry.seeds(score)):
             return set()
-        stand = {entry.name: self.standing(entry, score) or self.standing(entry, self.main) for entry in models}
-        return {name for name in self.ties(score) if stand.get(name, "no better") in ("better", None)}
+        return self.ties(
+            score, [e for e in models if (self.standing(e, score) or self.standing(e, self.main)) in ("better", None)]
+        )
 
     def frontier(self, score: str) -> dict[str, float]:
         """For each trained entry, its probability of being Pareto-optimal in score and training time, by resampling.
@@ -134,15 +135,18 @@ class Group:
             cost.append(seconds[chosen].mean(axis=0))
         return {e.name: float(s) for e, s in zip(trained, frontier(np.stack(quality), np.stack(cost)), strict=True)}
 
-    def ties(self, score: str) -> set[str]:
-        """Names of the entry with the best score and of all entries that are not significantly worse."""
-        having = {entry.name: float(np.mean(entry.values(score))) for entry in self.entries if entry.seeds(score)}
+    def ties(self, score: str, among: Sequence[Entry] | None = None) -> set[str]:
+        """Names of the entry with the best score and of all that are not significantly worse, `among` some or all."""
+        among = self.entries if among is None else among
+        having = {entry.name: float(np.mean(entry.values(score))) for entry in among if entry.seeds(score)}
         sign = self.scores[score].sign
         if not having or not sign:
             return set()
         best = max(having, key=lambda name: sign * having[name])
         pairs = self.differences(score)
-        return {best} | {name for pair, (_, p) in pairs.items() if best in pair and p >= ALPHA for name in pair}
+        return {best} | {
+            name for pair, (_, p) in pairs.items() if best in pair and p >= ALPHA for name in pair if name in having
+        }
 
 
 def read_results(folder: Path, *, plugins: PluginManager, records: Sequence[Record] | None = None) -> tuple[Group, ...]:

@@ -177,7 +177,7 @@ def _cell(spec: ScoreSpec, done: Sequence[Record]) -> Cell:
     controls = {name: _mean((record.metrics or {}).get(name) for record in done) for name in spec.controls}
     return Cell(
         spec, fmean(values), (done[0].intervals or {}).get(spec.name) if len(done) == 1 else None,
-        stdev(values) if len(values) > 1 else None, False, {name: value for name, value in controls.items() if value is not None},
+        stdev(values) if len(values) > 1 else None, best=False, controls={n: v for n, v in controls.items() if v is not None},
     )  # fmt: skip
 
 

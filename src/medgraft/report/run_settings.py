@@ -12,7 +12,7 @@ from medgraft.strategies import get_strategy
 
 @dataclass(frozen=True)
 class ShownSettings:
-    """`batch_size`: captions for one optimiser step and device. `learning_rate`: the peak; `options`: the strategy's, as K=V."""
+    """`batch_size`: captions of an optimiser step on a device; `learning_rate`: the peak; `options`: the strategy's, as K=V."""
 
     batch_size: int | None = None
     learning_rate: float | None = None
@@ -35,7 +35,9 @@ def shown_settings(record: Record, plugins: PluginManager) -> ShownSettings:
             return ShownSettings()
         rate, options = train.learning_rate or strategy.learning_rate, {**strategy.options, **by_hand}
     return ShownSettings(
-        batch_size=train.per_device_train_batch_size * train.gradient_accumulation_steps, learning_rate=rate, steps=record.steps,
+        batch_size=train.per_device_train_batch_size * train.gradient_accumulation_steps,
+        learning_rate=rate,
+        steps=record.steps,
         epochs=None if train.max_steps > 0 else train.num_train_epochs,
         options=", ".join(f"{key}={value}" for key, value in options.items()),
-    )  # fmt: skip
+    )

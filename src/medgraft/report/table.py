@@ -18,7 +18,7 @@ from medgraft.report.rows import Cell, Row
 from medgraft.report.standing_notes import standing_notes
 from medgraft.report.text_notes import cut_off_note
 
-_TERMINAL, _MARKDOWN = 80, 110  # characters; columns that do not fit make a table of their own
+_WIDTH = 80  # characters; columns that do not fit make a table of their own
 _ARROWS = {1: "\u2191", -1: "\u2193", 0: ""}
 
 
@@ -90,8 +90,8 @@ def short_scores(group: Sequence[Row]) -> list[ScoreSpec]:
     return sorted(found.values(), key=lambda spec: spec.name != main)
 
 
-def _parts(group: Sequence[Row], width: int) -> list[list[list[str]]]:
-    """Cells of one table or several, each at most `width` wide: quality against cost, then the scores that have no place there.
+def _parts(group: Sequence[Row]) -> list[list[list[str]]]:
+    """Cells of one table or several, at most 80 characters wide: quality against cost, then the scores that have no place there.
 
     The first row has the headings; a cell that is marked ends with `*`.
     """
@@ -101,7 +101,7 @@ def _parts(group: Sequence[Row], width: int) -> list[list[list[str]]]:
     parts, place = [[*first, *costs]], len(first)
     for column in map(_score_column, scores[1:]):
         wider = [*parts[-1][:place], column, *parts[-1][place:]]
-        if max(map(len, _lines(_cells(group, wider)))) > width:
+        if max(map(len, _lines(_cells(group, wider)))) > _WIDTH:
             parts.append([column])
             place = 1
         else:
@@ -120,8 +120,9 @@ def _notes(group: Sequence[Row]) -> list[str]:
     """Notes to print below a table."""
     notes = []
     if any(cell.best for row in group for cell in row.scores.values()) or any(row.best_costs for row in group):
-        how = "not shown to be worse" if any(row.tested for row in group) else "equal to it (values alone: no captions to test)"
-        notes.append(f"Marked: the best, all that are {how}, and the least cost; only of what beats captions without an image.")
+        how = "all not shown to be worse" if any(row.tested for row in group) else "by values alone, without captions to test"
+        beats = "; only rows that beat captions that ignore the image" if any(row.is_baseline for row in group) else ""
+        notes.append(f"Marked: the best score, {how}, and the least cost{beats}.")
     if any(row.forgetting is not None for row in group):
         notes.append("forget: rise of the loss on the base's own captions of general images, in nats per token.")
     tuned = [row.tuning_seconds for row in group if row.tuning_seconds is not None]
@@ -175,7 +176,7 @@ def terminal(table: Sequence[Row]) -> str:
     blocks = []
     for title, group in by_title(table):
         parts = []
-        for cells in _parts(group, _TERMINAL):
+        for cells in _parts(group):
             lines = _lines(cells)
             parts.append("\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]]))
         first = _wrapped(standing_notes(group))
@@ -185,7 +186,7 @@ def terminal(table: Sequence[Row]) -> str:
 
 
 def _wrapped(notes: Iterable[str]) -> list[str]:
-    return [line for note in notes for line in textwrap.wrap(one_line(note), _TERMINAL)]
+    return [line for note in notes for line in textwrap.wrap(one_line(note), _WIDTH)]
 
 
 def _lines(cells: Sequence[Sequence[str]]) -> list[str]:
@@ -207,7 +208,7 @@ def markdown(table: Sequence[Row]) -> str:
     blocks = []
     for title, group in by_title(table):
         block = [f"**{markdown_text(title)}**", *(f"**{markdown_text(note)}**" for note in standing_notes(group))]
-        for (_, *headings), *body in _parts(group, _MARKDOWN):
+        for (_, *headings), *body in _parts(group):
             lines = [f"| strategy | {' | '.join(map(markdown_text, headings))} |", "|---" + "|---:" * len(headings) + "|"]
             for name, *values in body:
                 cells = [f"**{c[:-1]}**" if c.endswith("*") else c for c in values]
@@ -218,12 +219,16 @@ def markdown(table: Sequence[Row]) -> str:
     return "\n\n".join(blocks)
 
 
+_ENDS = ("", "_low", "_high", "_seed_spread")
+
+
 def as_csv(table: Sequence[Row]) -> str:
     """The rows as comma-separated values below a line of names; a score has its value, interval and spread over seeds."""
     scores = [_flat_scores(row) for row in table]
     others = [_flat(row) for row in table]
-    (first, last), own = (list(others[0])[:5], list(others[0])[5:]), dict.fromkeys(name for line in scores for name in line)
-    names = [*first, *own, *last]
+    first, last, found = list(others[0])[:5], list(others[0])[5:], {name for line in scores for name in line}
+    stems = dict.fromkeys(key for row in table for name, cell in row.scores.items() for key in (name, *cell.controls))
+    names = [*first, *(key for stem in stems for end in _ENDS if (key := f"{stem}{end}") in found), *last]
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
@@ -246,7 +251,7 @@ def _flat_scores(row: Row) -> dict[str, float]:
     values: dict[str, float] = {}
     for name, cell in row.scores.items():
         low, high = cell.interval or (None, None)
-        known = {name: cell.value, f"{name}_low": low, f"{name}_high": high, f"{name}_seed_spread": cell.spread}
+        known = {f"{name}{end}": value for end, value in zip(_ENDS, (cell.value, low, high, cell.spread), strict=True)}
         values |= {key: value for key, value in known.items() if value is not None} | cell.controls
     return values
 
