@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, ScoreSpec, StrategySpec, hookimpl
 
@@ -148,9 +149,9 @@ _LOCALIZATION = tuple(
     for what in ("finding", "side", "site")
 )  # fmt: skip
 _FAITHFULNESS = tuple(
-    ScoreSpec(name, summary, better, controls={f"{name}_random": "a random order"})
-    for name, summary, better in (
-        ("deletion", "the caption's probability while the highest patches are removed", "lower"),
-        ("insertion", "the caption's probability while the highest patches are added", "higher"),
+    replace(score, controls={f"{score.name}_random": "a random order"})
+    for score in (
+        ScoreSpec("deletion", "the caption's probability while the highest patches are removed", "lower"),
+        ScoreSpec("insertion", "the caption's probability while the highest patches are added"),
     )
 )

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="the --out of `medgraft bench` or `medgraft train`; several: together",
+        help="the --out of `medgraft bench` or `train`; several: together",
     )
     parser.add_argument("--format", choices=("text", "md", "json", "csv", "html", "peft"), default="text")
     parser.add_argument(
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     plugins, (folder, *others), out = PluginManager.from_environment(), arguments.folders, arguments.out
     if others and out is None and arguments.format in ("html", "peft"):
         raise ConfigError(
-            f"Several folders have no common place for their report. Name one: --out {_EXAMPLES[arguments.format]}"
+            f"Several folders have no common place for a report. Name one: --out {_EXAMPLES[arguments.format]}"
         )
     records = read_all_records(arguments.folders)
     if arguments.format == "peft":

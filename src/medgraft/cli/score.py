@@ -50,10 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft.scoring import score
 
     plugins = PluginManager.from_environment()
-    metrics = with_metrics(tuple(metrics), arguments.metrics_added)
-    check_metrics(metrics, plugins)
+    wanted = with_metrics(tuple(metrics), arguments.metrics_added)
+    check_metrics(wanted, plugins)
     found = score(
-        arguments.predictions, arguments.references, metrics=metrics, allow_missing=arguments.allow_missing, plugins=plugins
+        arguments.predictions, arguments.references, metrics=wanted, allow_missing=arguments.allow_missing, plugins=plugins
     )
     if not found.metrics:
         raise ScoringError("; ".join(f"{name}: {reason}" for name, reason in found.unavailable.items()))

@@ -53,7 +53,7 @@ class Measured:
     @property
     def resampled(self) -> bool:
         """Whether images can be resampled."""
-        return self.rows.shape[1] > 0
+        return bool(self.rows.shape[1])
 
     @cached_property
     def scores(self) -> dict[str, float]:

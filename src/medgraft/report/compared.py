@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medgraft.benchmark import BASELINE, RunCaptions, read_captions, read_record, read_records
+from medgraft.benchmark import BASELINE, Record, RunCaptions, read_captions, read_record, read_records
 from medgraft.benchmark.record import RECORD
 from medgraft.config import METRICS
 from medgraft.errors import ConfigError, ScoringError
@@ -86,7 +86,7 @@ def _of_file(path: Path, references: Path | None) -> dict[str, Compared]:
 def _of_results(folder: Path) -> dict[str, Compared]:
     records = [record for record in read_records(folder) if record.status == "ok"]
     several: dict[tuple[str, int], list[tuple[int, RunCaptions]]] = {}
-    about = {}
+    about: dict[tuple[str, int], Record] = {}
     for record, key in zip(records, repeats(records), strict=True):
         try:
             captions = read_captions(folder / (record.adapter or ""))
@@ -102,8 +102,8 @@ def _of_results(folder: Path) -> dict[str, Compared]:
         name = f"{record.backbone} {record.strategy} on {record.data}"
         alike = sum(known == name or known.startswith(f"{name} (") for known in found)
         name = f"{name} ({alike + 1})" if alike else name
-        captions = tuple(each for _, each in sorted(runs, key=lambda run: run[0]))
-        found[name] = Compared(name, record.config.metrics, captions, is_baseline=record.backbone == BASELINE)
+        seeds = tuple(each for _, each in sorted(runs, key=lambda run: run[0]))
+        found[name] = Compared(name, record.config.metrics, seeds, is_baseline=record.backbone == BASELINE)
     return found
 
 

@@ -94,9 +94,8 @@ def _changes(
             raise ConfigError(f"{a.name}: all test images are of one group (patient or article), too few to compare.")
         found.append(_change(a, b, score, (old, new), resampling))
     if not found:
-        reason = next((why for *_, why in lacking if why), None)
-        why = f" ({reason})" if reason else ""
-        raise ConfigError(f"No run has a score named {score}{why}.{suggestion(score, sorted(names)) or _listed(plugins)}")
+        reason = next((f" ({why})" for *_, why in lacking if why), "")
+        raise ConfigError(f"No run has a score named {score}{reason}.{suggestion(score, sorted(names)) or _listed(plugins)}")
     for a, b, why in lacking:
         _logger.warning("not compared: %s of %s and %s%s", score, a.name, b.name, f" ({why})" if why else "")
     return found

@@ -17,12 +17,13 @@ from medgraft.plugin import MAIN_SCORE, PluginManager
 from medgraft.report.charts import learning_curves, quality_against_time, where_the_time_went
 from medgraft.report.page_table import results_columns, settings_rows
 from medgraft.report.pages import jpeg_uri, render_page
-from medgraft.report.results import ALPHA, Entry, Group, leak_notes
+from medgraft.report.results import Entry, Group, leak_notes
 from medgraft.report.rows import Row, rows
 from medgraft.report.standing_notes import standing_notes
 from medgraft.report.table import by_title, edge_notes
 from medgraft.report.text_notes import cut_off_note, cut_off_share, text_notes
 from medgraft.saliency import COLOURS, read_maps
+from medgraft.stats import ALPHA
 
 _SCORE = MAIN_SCORE
 _WORDS = {1: ("better", "worse"), -1: ("worse", "better"), 0: ("higher", "lower")}  # of a positive and a negative difference

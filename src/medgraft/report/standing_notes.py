@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medgraft.benchmark.evaluation import Evaluation
+from medgraft.metrics import Measured
 from medgraft.plugin import ScoreSpec
 from medgraft.report.rows import Row
 from medgraft.stats import Resampling, Standing, holm, standing
@@ -45,5 +46,5 @@ def evaluation_note(found: Evaluation, spec: ScoreSpec) -> str | None:
     return f"{_SAID[stands]}: {against}." if stands in _SAID else None
 
 
-def _measured(found: Evaluation, score: str):
+def _measured(found: Evaluation, score: str) -> Measured | None:
     return next((each for each in found.scores.measured.values() if score in found.metrics and score in each.scores), None)

@@ -6,7 +6,6 @@ import csv
 import io
 import itertools
 import json
-import operator
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -91,7 +90,7 @@ def short_scores(group: Sequence[Row]) -> list[ScoreSpec]:
 
 
 def _parts(group: Sequence[Row]) -> list[list[list[str]]]:
-    """Cells of one table or several, at most 80 characters wide: quality against cost, then the scores that have no place there.
+    """Cells of one table or several, at most 80 characters wide: quality against cost, then the scores left over.
 
     The first row has the headings; a cell that is marked ends with `*`.
     """
@@ -232,8 +231,8 @@ def as_csv(table: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    for line in map(operator.or_, others, scores):
-        writer.writerow({name: spreadsheet_cell(value) for name, value in line.items()})
+    for about, own in zip(others, scores, strict=True):
+        writer.writerow({name: spreadsheet_cell(value) for name, value in {**about, **own}.items()})
     return text.getvalue().rstrip("\n")
 
 
