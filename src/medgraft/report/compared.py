@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class Compared:
     captions: tuple[RunCaptions, ...] = ()
     file: Path | None = None
     is_baseline: bool = False
+    alone: bool = True  # a single run or file, not one of a results folder
 
     def beside(self, other: Compared) -> Compared:
         """This one; the captions of a file get the references, groups and facts of `other`, on whose images they have to be."""
@@ -103,15 +104,17 @@ def _of_results(folder: Path) -> dict[str, Compared]:
         alike = sum(known == name or known.startswith(f"{name} (") for known in found)
         name = f"{name} ({alike + 1})" if alike else name
         seeds = tuple(each for _, each in sorted(runs, key=lambda run: run[0]))
-        found[name] = Compared(name, record.config.metrics, seeds, is_baseline=record.backbone == BASELINE)
+        found[name] = Compared(name, record.config.metrics, seeds, is_baseline=record.backbone == BASELINE, alone=False)
     return found
 
 
-def pairs(before: Mapping[str, Compared], after: Mapping[str, Compared]) -> Iterable[tuple[Compared, Compared]]:
-    """What is compared with what: a single one with all others that a model made, else those of the same name."""
-    if len(before) > 1 and len(after) > 1:
-        return [(before[name], after[name]) for name in before if name in after]
+def pairs(before: Mapping[str, Compared], after: Mapping[str, Compared]) -> list[tuple[Compared, Compared]]:
+    """What is compared with what: those of one name; else a run or file with all that models made on the other side."""
     one, many = ([*side.values()] for side in (before, after))
     if len(one) == len(many) == 1:
         return [(one[0], many[0])]
+    if common := [(before[name], after[name]) for name in before if name in after]:
+        return common
+    if not (one[0].alone or many[0].alone):
+        return []
     return [(a, b) for a in one for b in many if not (a.is_baseline or b.is_baseline)]

@@ -48,14 +48,14 @@ def compare(
     """Changes of what both results have in common, on the same images; ConfigError if there is nothing.
 
     Each is a folder of `medgraft bench`, a single run's, or a file of captions by image id, as `medgraft evaluate
-    --predictions` writes; such a file takes the references of the other side, or those in `references`. A single run or file
-    is compared with all that the other side holds, two folders of several by names.
+    --predictions` writes; such a file takes the references of the other side, or those in `references`. What has the same name
+    is compared; else a single run or file with all that the other side holds.
     """
     first, second = read_compared(before, references), read_compared(after, references)
-    couples = list(pairs(first, second))
-    if len(first) > 1 and len(second) > 1:
+    couples = pairs(first, second)
+    if couples and couples[0][0].name == couples[0][1].name:
         for folder, alone in ((before, first.keys() - second.keys()), (after, second.keys() - first.keys())):
-            if couples and alone:
+            if alone:
                 _logger.warning("only in %s: %s", folder, ", ".join(sorted(alone)))
     if not couples:
         raise ConfigError(f"{before} and {after} have no run in common: {', '.join(first)} and {', '.join(second)}.")
