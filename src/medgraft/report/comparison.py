@@ -80,14 +80,14 @@ def _changes(
     couples: Sequence[tuple[Compared, Compared, tuple[_Seeds, _Seeds]]], score: str, plugins: PluginManager
 ) -> list[Change]:
     """The changes in `score`, uncorrected; ConfigError if no pair has it."""
-    found, lacking, names = [], [], set[str]()
+    found, lacking, names, metric = [], [], set[str](), KnownScores(plugins).metric_of(score)
     for a, b, both in couples:
         sides = [[m for each in seeds for m in each.measured.values() if score in m.scores] for seeds in both]
         old, new = ([m for m in side if np.isfinite(m.scores[score])] for side in sides)
         if not old or not new:
             names |= {name for seeds in both for each in seeds for name in each.values}
             reasons = [each.unavailable for seeds in both for each in seeds]
-            lacking.append((a, b, next((r.get(score) or next(iter(r.values())) for r in reasons if r), None)))
+            lacking.append((a, b, next((why for r in reasons if (why := r.get(score) or r.get(metric or ""))), None)))
             continue
         resampling = Resampling(a.captions[0].group_names())
         if resampling.groups == 1:

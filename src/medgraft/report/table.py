@@ -251,7 +251,7 @@ def _flat_scores(row: Row) -> dict[str, float]:
     for name, cell in row.scores.items():
         low, high = cell.interval or (None, None)
         known = {f"{name}{end}": value for end, value in zip(_ENDS, (cell.value, low, high, cell.spread), strict=True)}
-        values |= {key: value for key, value in known.items() if value is not None} | cell.controls
+        values |= {**{key: value for key, value in known.items() if value is not None}, **cell.controls}
     return values
 
 
