@@ -82,10 +82,10 @@ def evaluate_baseline(
     """Scores of the baseline `name` on `examples`, from the captions of the training images."""
     captions = [caption for example in train for caption in example.captions if caption]
     if name == "most-frequent":
-        said = [Counter(captions).most_common(1)[0][0]] * len(examples)
+        predictions = [Counter(captions).most_common(1)[0][0]] * len(examples)
     else:
-        said = [captions[i] for i in np.random.default_rng(0).integers(0, len(captions), len(examples))]
-    return evaluated(captions_of(examples, said), metrics=metrics, plugins=plugins)
+        predictions = [captions[i] for i in np.random.default_rng(0).integers(0, len(captions), len(examples))]
+    return evaluated(captions_of(examples, predictions), metrics=metrics, plugins=plugins)
 
 
 def _identified(config: RunConfig, fingerprint: str) -> list[tuple[RunConfig, str]]:

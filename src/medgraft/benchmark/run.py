@@ -131,11 +131,10 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
         model = prepare(config, plugins=run.plugins, strategy=strategy, attach=run.start.attach if run.start else None)
     counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
     _logger.info("%s: %s (%s)", data.name, counts, data.report)
-    for sentence in data.report.sentences():
-        _logger.info("%s", sentence)
     trains = model.applied is not None and strategy.trains
     done = f"{config.strategy}: {model.applied.summary()}" if model.applied and trains else "zero-shot: nothing is trained"
-    _logger.info("%s", done)
+    for sentence in (*data.report.sentences(), done):
+        _logger.info("%s", sentence)
     if model.prefix is None:
         return model
     cached = model.features

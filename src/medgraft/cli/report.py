@@ -37,9 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     plugins, (folder, *others), out = PluginManager.from_environment(), arguments.folders, arguments.out
     if others and out is None and arguments.format in ("html", "peft"):
-        raise ConfigError(
-            f"Several folders have no common place for a report. Name one: --out {_EXAMPLES[arguments.format]}"
-        )
+        raise ConfigError(f"Several folders have no common place for a report. Name one: --out {_EXAMPLES[arguments.format]}")
     records = read_all_records(arguments.folders)
     if arguments.format == "peft":
         out = out or folder / "peft-results"

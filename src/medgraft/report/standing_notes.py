@@ -10,7 +10,7 @@ from medgraft.plugin import ScoreSpec
 from medgraft.report.rows import Row
 from medgraft.stats import Resampling, Standing, holm, standing
 
-_SAID: dict[Standing, str] = {
+_SENTENCES: dict[Standing, str] = {
     "no better": "No better than captions that ignore the image",
     "undecided": "Not shown to be better than captions that ignore the image",
 }
@@ -25,8 +25,8 @@ def standing_notes(rows: Sequence[Row]) -> list[str]:
     best = max(floor, key=lambda name: spec.sign * floor[name].value)
     against = f"{best}: {spec.heading} {floor[best].value:.3f}"
     return [
-        f"{said} ({against}): {', '.join(names)}."
-        for kind, said in _SAID.items()
+        f"{sentence} ({against}): {', '.join(names)}."
+        for kind, sentence in _SENTENCES.items()
         if (names := [row.strategy for row in rows if row.standing == kind])
     ]
 
@@ -43,7 +43,7 @@ def evaluation_note(found: Evaluation, spec: ScoreSpec) -> str | None:
     stands = standing([(difference.value, corrected[name]) for name, difference in apart.items()], spec.sign)
     best = max(floors, key=lambda name: spec.sign * floors[name].scores[spec.name])
     against = f"{spec.heading} {ours.scores[spec.name]:.3f}, {best} {floors[best].scores[spec.name]:.3f}"
-    return f"{_SAID[stands]}: {against}." if stands in _SAID else None
+    return f"{_SENTENCES[stands]}: {against}." if stands in _SENTENCES else None
 
 
 def _measured(found: Evaluation, score: str) -> Measured | None:
