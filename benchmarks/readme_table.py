@@ -159,8 +159,9 @@ def _table(folder: Path) -> str:
     made = folder / "table.md"  # by `medgraft bench`, where the captions are not ours to publish
     if made.is_file():
         return f"{made.read_text(encoding='utf-8').strip()}\n\n{note}\n"
-    results = read_results(folder, plugins=PluginManager())
-    return f"{markdown(rows(records, results))}\n\n{note}\n"
+    plugins = PluginManager()
+    results = read_results(folder, plugins=plugins)
+    return f"{markdown(rows(records, results, plugins=plugins))}\n\n{note}\n"
 
 
 def _dry_run(path: Path) -> str:

@@ -59,7 +59,6 @@ class DataConfig(StrictModel):
 TIMING_WARMUP_STEPS = 3  # first steps of a run, which are slower and not timed
 METRICS = ("bleu", "rouge_l", "cider", "rouge_1", "clinical", "facts", "localization")
 SALIENCY_METRICS = ("localization", "faithfulness")  # metrics of saliency maps
-CONTROLS = ("_uniform", "_untrained", "_random")  # suffixes of scores that are chance baselines
 
 
 class FeaturesConfig(StrictModel):
@@ -240,7 +239,8 @@ def parse_overrides(overrides: Iterable[str], sections: tuple[str, ...] = RUN_SE
         section, dot, name = key.strip().partition(".")
         if equals and not dot and section in RunSettings.model_fields and section not in SECTIONS:
             raise ConfigError(
-                f"--set {text!r}: {section} is in no section. Set it at the top of a suite's file, or in a RunConfig."
+                f"--set {text!r}: {section} is in no section. Set it at the top of a suite's file, or in a RunConfig"
+                f"{', or add metrics with --metric' if section == 'metrics' else ''}."
             )
         if not equals or not dot or not name:
             raise ConfigError(f"--set {text!r} is not of the form SECTION.KEY=VALUE, such as strategy.r=8.")

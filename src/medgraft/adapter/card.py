@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 from medgraft.adapter.base_name import hub_id
 from medgraft.adapter.manifest import ADAPTER_INT8, ADAPTER_WEIGHTS, CHANGES, TENSORS, Manifest
 from medgraft.adapter.serving import serving_section
-from medgraft.config import CONTROLS
+from medgraft.plugin import KnownScores, PluginManager
 from medgraft.training import ChosenWeights
 
 
@@ -63,8 +63,8 @@ def _folder(source: str) -> str:
 def _scores(manifest: Manifest) -> str:
     if not manifest.metrics:
         return ""
-    shown = {name: value for name, value in sorted(manifest.metrics.items()) if not name.endswith(CONTROLS)}
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in shown.items())
+    shown = KnownScores(PluginManager.from_environment()).shown(sorted(manifest.metrics))
+    rows = "\n".join(f"| {name} | {manifest.metrics[name]:.4f} |" for name in shown)
     evaluation = manifest.evaluation
     scored = f"On {evaluation['images']} images of `{manifest.data['name']}`, split `{evaluation['split']}`:"
     seen = f" {evaluation['seen_in_training']}" if "seen_in_training" in evaluation else ""

@@ -17,6 +17,7 @@ from medgraft.benchmark.validation import Validation
 from medgraft.config import RunConfig, RunSettings, SuiteConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import ConfigError, StrategyError, suggestion
+from medgraft.metrics import check_metrics
 from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy, changes_base, get_strategy, quantization_config
@@ -93,8 +94,7 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
     for config in configs:
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
         check_trackers(config.train.report_to)
-        for metric in config.metrics:
-            plugins.get("metric", metric.partition(":")[0])
+        check_metrics(config.metrics, plugins)
         pair = (config.backbone, config.strategy)
         if pair not in reasons:
             reasons[pair] = why_unsupported(config.backbone, strategy, plugins=plugins)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +28,10 @@ from medgraft.train_config import with_dtype
 from medgraft.training.best import ChosenWeights
 from medgraft.types import DataReport, Leak, Split
 
-_logger = logging.getLogger(__name__)
-
 RECORD = "record.json"  # in the folder of a single run
+BASELINE = "baseline"  # the backbone's name in a baseline's record
+BASELINES = "baselines"  # in the folder of a single run: its baselines, laid out as the results of a suite
+
 SCHEMA_VERSION = 2  # 1: settings as plain dictionaries, no `schema_version`
 
 
@@ -82,6 +82,13 @@ class Tuning(StrictModel):
     chosen: float
     tried: tuple[tuple[float, float | None, float], ...]
     seconds: float
+
+    @property
+    def at_edge(self) -> str | None:
+        """`highest` or `lowest` if the chosen rate is that of several tried, so that a better one may lie beyond; else None."""
+        rates = [rate for rate, *_ in self.tried]
+        edges = {"highest": max(rates), "lowest": min(rates)} if len(rates) > 1 else {}
+        return next((name for name, rate in edges.items() if rate == self.chosen), None)
 
 
 class Record(StrictModel):
@@ -281,40 +288,3 @@ def read_record(path: Path) -> Record:
         raise ConfigError(f"{path} is not a medgraft record: {why}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a medgraft record: {error}") from None
-
-
-def read_records(folder: Path) -> tuple[Record, ...]:
-    """The records of a `medgraft bench` folder or of a single run, sorted by backbone, data, strategy and seed.
-
-    Files that are no record are left out with a warning each; ConfigError if there is no record.
-    """
-    if (folder / RECORD).is_file() and not (folder / "records").is_dir():
-        return (read_record(folder / RECORD),)
-    if folder.is_file():
-        raise ConfigError(f"{folder} is a file. Name the folder that `medgraft bench` or `medgraft train` wrote.")
-    if not folder.is_dir():
-        raise ConfigError(f"There is no folder {folder} with records. `medgraft bench SUITE --out {folder}` makes one.")
-    records, problems = _read_all(folder)
-    if not records:
-        found = f": {problems[0]}" if problems else f". `medgraft bench SUITE --out {folder}` makes them."
-        raise ConfigError(f"{folder} holds no records{found}")
-    for problem in problems:
-        _logger.warning("left out: %s", problem)
-    return tuple(sorted(records, key=lambda r: (r.backbone, r.data, r.strategy, r.seed)))
-
-
-def unreadable_records(folder: Path) -> tuple[str, ...]:
-    """For each file among the records of a `medgraft bench` folder that is no record, which and why."""
-    return tuple(_read_all(folder)[1])
-
-
-def _read_all(folder: Path) -> tuple[list[Record], list[str]]:
-    """The records, and why the other files are none."""
-    inner = folder / "records"
-    records, problems = [], []
-    for path in sorted((inner if inner.is_dir() else folder).glob("*.json")):
-        try:
-            records.append(read_record(path))
-        except ConfigError as error:
-            problems.append(str(error))
-    return records, problems

@@ -23,6 +23,7 @@ from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import DataError
 from medgraft.inference import Captioner, captioner_for
+from medgraft.metrics import check_metrics
 from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.prepare import Prepared, prepare
@@ -39,11 +40,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its record, its captions and the model, still in memory."""
+    """A finished run: its record, its captions, the model and the data, still in memory."""
 
     record: Record
     evaluation: Evaluation | None
     backbone: AnyBackbone
+    data: CaptionData
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,12 @@ def execute(
     if hardware.is_main_process():
         write_record(record, out, RECORD)
     saved.finish()
-    return RunResult(record, evaluation, model.backbone)
+    return RunResult(record, evaluation, model.backbone, data)
 
 
 def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
     """The run with its strategy, on the base as it is stored, and the adapter that it starts from; reads no data."""
+    check_metrics(config.metrics, plugins)
     start = read_start(config)
     strategy = start.strategy if start else get_strategy(config.strategy, config.strategy_options, plugins=plugins)
     strategy = settled(config.backbone, strategy, plugins=plugins)
@@ -135,11 +138,10 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
         model = prepare(config, plugins=run.plugins, strategy=strategy, attach=run.start.attach if run.start else None)
     counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
     _logger.info("%s: %s (%s)", data.name, counts, data.report)
-    for sentence in data.report.sentences():
-        _logger.info("%s", sentence)
     trains = model.applied is not None and strategy.trains
     done = f"{config.strategy}: {model.applied.summary()}" if model.applied and trains else "zero-shot: nothing is trained"
-    _logger.info("%s", done)
+    for sentence in (*data.report.sentences(), done):
+        _logger.info("%s", sentence)
     if model.prefix is None:
         return model
     cached = model.features

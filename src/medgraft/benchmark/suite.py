@@ -12,10 +12,10 @@ from medgraft.benchmark.process import start_server
 from medgraft.benchmark.record import Record, Tuning
 from medgraft.benchmark.results_folder import check_writable
 from medgraft.benchmark.timing import TIMING, timing_id
-from medgraft.benchmark.tuning import choose, trials
+from medgraft.benchmark.tuning import check_score, choose, trials
 from medgraft.benchmark.work import TUNING, Task, Work
 from medgraft.config import RunConfig, SuiteConfig, TimingConfig, TuningConfig
-from medgraft.plugin import PluginManager
+from medgraft.plugin import KnownScores, PluginManager
 from medgraft.strategies import get_strategy
 
 _logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ def run_suite(suite: SuiteConfig, out: Path, *, plugins: PluginManager, retry_fa
     configs = expand(suite)
     choices: dict[str, Tuning] = {}
     if suite.tuning is not None:
+        check_score(suite.tuning, KnownScores(plugins))
         plan(configs, plugins=plugins)  # an unknown name ends the suite before the search
         choices = _tune(configs, suite.tuning, work)
         configs = tuple(_tuned(config, choices.get(_row_of(config))) for config in configs)
@@ -87,12 +88,13 @@ def _tune(configs: Sequence[RunConfig], tuning: TuningConfig, work: Work) -> dic
     choices = {}
     for row, several in runs.items():
         records = [next(done) for _ in several]
-        choice = choose(records, tuning)
+        choice = choose(records, tuning, KnownScores(work.plugins))
         name = rows[row][0].strategy
         if choice is not None:
             choices[row] = choice
             scores = ", ".join(f"{rate:g}: {'failed' if score is None else f'{score:.3f}'}" for rate, score, _ in choice.tried)
-            _logger.info("%s: learning rate %g by %s (%s)", name, choice.chosen, choice.score, scores)
+            edge = f"; the {choice.at_edge} tried, so a better one may lie beyond" if choice.at_edge else ""
+            _logger.info("%s: learning rate %g by %s (%s)%s", name, choice.chosen, choice.score, scores, edge)
         elif records:
             _logger.info("%s: every trial failed; its runs use their configured rate", name)
     return choices

@@ -12,8 +12,8 @@ from medgraft.benchmark.evaluation import caption_examples
 from medgraft.config import SALIENCY_METRICS, RunConfig
 from medgraft.errors import ConfigError, suggestion
 from medgraft.inference import Captioner
-from medgraft.metrics import LESS_IS_BETTER, measure
-from medgraft.plugin import PluginManager
+from medgraft.metrics import measure
+from medgraft.plugin import KnownScores, PluginManager
 from medgraft.progress import progress_bars
 from medgraft.scoring import captions_of
 from medgraft.training import LOSS, Best, validation_examples
@@ -47,12 +47,17 @@ class Validation:
         if config.eval_split == "validation":
             _logger.warning("The weights are chosen by validation images, so their scores on these are too good.")
         score, metric = (by, None) if by == LOSS else _found(by, config, examples, plugins)
+        if metric is not None and not KnownScores(plugins)[score].sign:
+            raise ConfigError(
+                f"train.best_by is {score}, and metric {metric!r} does not declare whether more of it is better. Its plugin says "
+                "so with MetricSpec(scores=...); or choose by another score."
+            )
         return cls(config, examples, score, metric, plugins)
 
     def best(self, captioner: Captioner) -> Best:
         """The best weights of a training whose model `captioner` captions with."""
         train = self.config.train
-        less = self.by == LOSS or self.by in LESS_IS_BETTER
+        less = self.by == LOSS or KnownScores(self.plugins)[self.by].sign < 0
         return Best(self.by, less, train.patience, partial(self._scores, captioner) if self.metric else None)
 
     def _scores(self, captioner: Captioner) -> Mapping[str, float]:

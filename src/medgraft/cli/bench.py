@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medgraft.cli.options import add_dtype, add_json, add_set
+from medgraft.cli.options import add_dtype, add_json, add_metrics, add_set, with_metrics
 from medgraft.errors import Stopped
 from medgraft.quiet import quiet_libraries
 
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_set(parser, "train.K=V, generation.K=V or data.K=V for every run, such as data.path=/data/roco")
     add_dtype(parser, "default: the suite's, else auto, the fastest that this machine has")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="replace the suite's seeds, such as --seeds 0 1 2")
+    add_metrics(parser, "the suite's")
     parser.add_argument("--dry-run", action="store_true", help="print downloads, estimated cost and what is missing, and stop")
     parser.add_argument("--retry-failed", action="store_true", help="repeat runs that failed")
     add_json(parser)
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     suite = load_suite(arguments.suite, [*arguments.overrides, *dtype])
     if arguments.seeds:
         suite = suite.model_copy(update={"seeds": tuple(arguments.seeds)})
+    suite = suite.model_copy(update={"metrics": with_metrics(suite.metrics, arguments.metrics_added)})
     from medgraft.benchmark import dry_run_suite, read_records, run_suite
     from medgraft.plugin import PluginManager
     from medgraft.report import dry_run_text
@@ -76,7 +78,7 @@ def _show(records: Sequence[Record], name: str, out: Path, plugins: PluginManage
     from medgraft.report import attention_markdown, example_captions, html_report, markdown, read_results, rows, terminal
 
     results = read_results(out, plugins=plugins)
-    table = rows(records, results)
+    table = rows(records, results, plugins=plugins)
     if as_json:
         print("[" + ",\n".join(record.model_dump_json() for record in records) + "]")
     else:

@@ -113,7 +113,8 @@ class PluginManager:
 
     def _unknown(self, kind: Kind, name: str) -> str:
         known = self.names(kind)
-        hint = self._family_hint(kind, name) or suggestion(name, self._local(kind)) or f" Known: {', '.join(known)}."
+        hint = self._family_hint(kind, name) or suggestion(name, self._local(kind))
+        hint += f" Known: {', '.join(known)}." if kind == "metric" or not hint else ""
         failed = " ".join(f"Plugin {f.plugin} ({f.distribution}) failed to load: {f.message}" for f in self.failures)
         return f"Unknown {kind} {name!r}.{hint}{' ' + failed if failed else ''}"
 

@@ -27,7 +27,7 @@ def render_page(name: str, data: dict[str, Any] | None, **values: Any) -> str:
         loader=jinja2.PackageLoader("medgraft.report", "page"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template(f"{name}.html").render(**values, css=read("page.css"))
+    return environment.get_template(f"{name}.html").render(**values, css=read("page.css") + read("table.css"))
 
 
 def jpeg_uri(image: Image.Image, *, longest: int, quality: int) -> str:
