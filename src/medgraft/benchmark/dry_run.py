@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,9 +25,10 @@ from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.loading import read_config
 from medgraft.backbones.published import planning_config, published_config
 from medgraft.benchmark.estimate import Base, Estimate, estimate, measured_flops
-from medgraft.benchmark.grid import GridPlan, Load, feature_bytes, fit, plan_grid
+from medgraft.benchmark.grid import GridPlan, Load, fit, plan_grid
 from medgraft.benchmark.plan import apply_to_meta, expand, refuse_training
 from medgraft.benchmark.record import Record
+from medgraft.benchmark.store_size import store_bytes
 from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
@@ -68,10 +68,8 @@ class RunEstimate:
     @property
     def load(self) -> Load | None:
         """What the run does; None if the data are not here, or an API does it."""
-        trained, captioned = self.trained_images, self.captioned_images
-        if trained is None or captioned is None or self.training_seconds is None or self.captioning_seconds is None:
-            return None
-        return Load(self.backbone, self.strategy, trained, captioned, self.training_seconds, self.captioning_seconds)
+        known = self.trained_images, self.captioned_images, self.training_seconds, self.captioning_seconds
+        return None if None in known else Load(self.backbone, self.strategy, *known)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
     text = _text(suite, data, here, plugins, missing)
     loads = [run.load for run in runs if run.usage is None]
     validation = sum(count["validation"] for count in counts.values() if count)
-    store = _store_bytes(suite, data, here, plugins)
+    store = store_bytes(suite, data, here, plugins)
     grid = plan_grid(suite, loads, validation, store, fit(records, filter(None, loads)))
     rows = sum(run.seed == suite.seeds[0] and bool(run.trainable_parameters) for run in runs)
     return DryRun(
@@ -168,26 +166,6 @@ def _text(
         except MedgraftError as error:
             missing[f"{config.backbone}: {error}"] = None
     return found
-
-
-def _store_bytes(
-    suite: SuiteConfig, data: Mapping[str, CaptionData | None], here: set[str], plugins: PluginManager
-) -> int | None:
-    """Bytes of the features that the suite stores, those of one base, data set and seam once; None if there are none."""
-    each: dict[tuple[str, str, str, str], int] = {}
-    seen: set[tuple[str, str, str]] = set()
-    for config in expand(suite):
-        images, row = data[config.data.model_dump_json()], (config.backbone, config.strategy, str(config.data))
-        if row in seen or images is None or config.backbone not in here:
-            continue
-        seen.add(row)
-        strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
-        with suppress(MedgraftError):  # told elsewhere
-            if found := feature_bytes(config, strategy, plugins):
-                splits = config.needed_splits(strategy.trains)
-                key = (config.backbone, str(config.data), found[0], strategy.quantization)
-                each[key] = max(each.get(key, 0), found[1] * sum(len(images.split(split)) for split in splits))
-    return sum(each.values()) or None
 
 
 def _sentences(config: RunConfig, training: Sequence[Example], data: CaptionData, plugins: PluginManager) -> tuple[str, ...]:

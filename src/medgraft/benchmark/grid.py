@@ -12,16 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from PIL import Image
-
-from medgraft import hardware
-from medgraft.backbones import get_backbone, prompt_for
-from medgraft.benchmark.plan import apply_to_meta
 from medgraft.benchmark.record import Record
-from medgraft.config import RunConfig, SuiteConfig
-from medgraft.features import find_reusable_prefix, stored_dtype
-from medgraft.plugin import PluginManager
-from medgraft.strategies import Strategy
+from medgraft.config import SuiteConfig
 
 _START = 3.0  # seconds of a run outside its phases: its process, imports
 _UNMEASURED = 15.0  # seconds of a run besides training and captioning, where no record says more
@@ -174,23 +166,3 @@ def seconds_on(seconds: Iterable[float], workers: int) -> float:
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
     return max(free)
-
-
-def feature_bytes(config: RunConfig, strategy: Strategy, plugins: PluginManager) -> tuple[str, int] | None:
-    """The seam at which a run stores features and their bytes for an image, None if it stores none; needs the base's files."""
-    if not config.features.enabled:
-        return None
-    captioner, source = get_backbone(config.backbone, plugins=plugins)
-    applied = apply_to_meta(config.backbone, strategy, plugins=plugins)
-    if applied is None:
-        return None
-    backbone = captioner.from_model(source, applied.model.eval())
-    if config.image.size is not None:
-        backbone.set_image_size(config.image.size)
-    seam = find_reusable_prefix(backbone).seam
-    if seam is None:
-        return None
-    pixels = backbone.pixel_values([Image.new("RGB", (64, 64))]).to("meta")
-    below = backbone.seams[: backbone.seams.index(seam) + 1]
-    shape = backbone.forward_through(below, pixels, prompt=prompt_for(backbone, config.train.prompt)).shape
-    return seam.name, shape[1:].numel() * stored_dtype(backbone, seam, hardware.compute_dtype(config.train.dtype)).itemsize
