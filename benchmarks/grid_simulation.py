@@ -2,7 +2,7 @@
 
     python benchmarks/grid_simulation.py --out benchmarks/results/grid_simulation.json
 
-Simulated: costs are fitted to some recorded runs, the others are planned on 1, 2 and 4 workers, and the same schedule is computed
+Simulated: costs are fitted to some recorded runs, the others are planned on 1, 2 and 4 workers, and the same schedule is made
 from the seconds that they took. On paper: BLIP-base, 450,000 images, 8 strategies, 5 seeds, from the steps timed on an H200.
 """
 

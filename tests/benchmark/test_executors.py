@@ -99,6 +99,7 @@ def test_submitit_begins_a_run_again_whose_worker_is_killed(suite, plugins, tmp_
 
 @pytest.mark.slow
 def test_ray_begins_the_runs_of_a_lost_node_again(suite, plugins, tmp_path, logged, monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     for name in ("agent_register_timeout_ms", "worker_register_timeout_seconds", "raylet_start_wait_time_s"):
         monkeypatch.setenv(f"RAY_{name}", "300000" if name.endswith("ms") else "300")  # other tests may keep the cores busy
     from ray.cluster_utils import Cluster
