@@ -68,7 +68,7 @@ def fit(records: Iterable[Record], loads: Iterable[Load] = ()) -> Fit:
     """Fit to the finished runs among `records`; `loads` are what the dry run estimates of the grid."""
     found: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        if record.status == "ok" and record.backbone != "baseline":
+        if record.status == "ok" and record.backbone != "baseline" and record.phase_seconds:
             found.setdefault((record.config.backbone, record.strategy), []).append(record)
     costs = {row: _costs(several) for row, several in found.items()}
     said = {(load.backbone, load.strategy): load for load in loads}
@@ -91,14 +91,14 @@ def fit(records: Iterable[Record], loads: Iterable[Load] = ()) -> Fit:
 def _costs(records: Sequence[Record]) -> Costs:
     once, training, captioning = [], [], []
     for record in records:
-        phases = record.phase_seconds
+        phases = record.phase_seconds or {}
         parts = [sum(phases.get(name, 0.0) for name in names) for names in (_TRAINING, _CAPTIONING)]
         once.append(sum(phases.values()) - sum(parts))
         train = record.config.train
-        seen = record.steps * train.per_device_train_batch_size * train.gradient_accumulation_steps
+        seen = (record.steps or 0) * train.per_device_train_batch_size * train.gradient_accumulation_steps
         if seen:
             training.append(parts[0] / seen)
-        if captioned := record.images.get(record.config.eval_split, 0):
+        if captioned := (record.images or {}).get(record.config.eval_split, 0):
             captioning.append(parts[1] / captioned)
     return Costs(median(once), median(training) if training else None, median(captioning) if captioning else None)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,11 +29,15 @@ class RayExecutor:
             if settings.address
             else {"num_cpus": settings.workers and settings.workers * settings.cpus, "include_dashboard": False}
         )
+        before = signal.getsignal(signal.SIGTERM)
         try:
             if self._owned:
+                _reach(settings.address or "")
                 ray.init(settings.address or "local", log_to_driver=False, configure_logging=False, **own)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"Ray cannot use executor.address={settings.address}: {first_line(error)}") from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's own handler exits without a word
         self.has_gpus = ray.cluster_resources().get("GPU", 0) > 0
         self._where = settings.address or "a cluster on this machine"
         self._options = {"max_retries": 0, **settings.options}
@@ -64,6 +72,12 @@ class _Submitted:
 
     def cancel(self) -> None:
         ray.cancel(self._ref)
+
+
+def _reach(address: str) -> None:
+    """Raise OSError if nobody listens at HOST:PORT, for which Ray would wait minutes."""
+    if found := re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", address):
+        socket.create_connection((found[1], int(found[2])), timeout=20).close()
 
 
 def _do(call: Callable[[], Any]) -> Any:
