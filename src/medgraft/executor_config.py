@@ -11,7 +11,7 @@ from medgraft.strict_model import StrictModel
 _USED_BY = {
     "address": ("ray",),
     "cluster": ("submitit",),
-    **dict.fromkeys(("gpus", "cpus", "memory_gb", "tries", "options"), ("submitit", "ray")),
+    **dict.fromkeys(("gpus", "cpus", "memory_gb", "attempts", "options"), ("submitit", "ray")),
 }
 
 
@@ -38,7 +38,7 @@ class ExecutorConfig(StrictModel):
     memory_gb: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         default="auto", description="memory for each run; auto: a quarter more than the dry run estimates"
     )
-    tries: int = Field(default=3, gt=0, description="how often a run is begun whose worker is lost")
+    attempts: int = Field(default=3, gt=0, description="how often a run is begun whose worker is lost")
     price_per_hour: float | None = Field(default=None, ge=0, description="price of one worker for an hour, for `--dry-run`")
     options: dict[str, JsonValue] = Field(
         default_factory=dict,

@@ -71,8 +71,8 @@ def fit(records: Iterable[Record], loads: Iterable[Load] = ()) -> Fit:
         if record.status == "ok" and record.backbone != "baseline" and record.phase_seconds:
             found.setdefault((record.config.backbone, record.strategy), []).append(record)
     costs = {row: _costs(several) for row, several in found.items()}
-    said = {(load.backbone, load.strategy): load for load in loads}
-    pairs = [(costs[row], load) for row, load in said.items() if row in costs]
+    estimated = {(load.backbone, load.strategy): load for load in loads}
+    pairs = [(costs[row], load) for row, load in estimated.items() if row in costs]
     training = [own.training * load.trained / load.training for own, load in pairs if own.training and load.training]
     captioning = [
         own.captioning * load.captioned / load.captioning for own, load in pairs if own.captioning and load.captioning

@@ -107,13 +107,13 @@ class SentWork(Work):
     executor: Executor = field(kw_only=True)
     settings: ExecutorConfig = field(kw_only=True)
     mark: Path = field(kw_only=True)  # a file in the feature store, by which a worker sees that it is the same
-    _told: set[str] = field(default_factory=set, kw_only=True)
+    _logged: set[str] = field(default_factory=set, kw_only=True)
 
     def do_all(self, tasks: Sequence[Task], before: dict[str, Stamp | None] | None = None) -> list[Record]:
-        """The record of each task. A run whose worker is lost is begun again; after `tries` times its record says so."""
+        """The record of each task. A run whose worker is lost is begun again; after `attempts` times its record says so."""
         before = before or self.stamps(tasks)
         done: dict[int, Record] = {}
-        tries: Counter[int] = Counter()
+        attempts: Counter[int] = Counter()
         running: dict[int, Submission] = {}
         waiting = []
         for index, task in enumerate(tasks):
@@ -125,10 +125,12 @@ class SentWork(Work):
             while waiting or running:
                 while waiting and len(running) < self._most():
                     index = waiting.pop(0)
-                    tries[index] += 1
-                    running[index] = self._submit(tasks[index], before, tries[index])
+                    attempts[index] += 1
+                    running[index] = self._submit(tasks[index], before, attempts[index])
                 for index in [index for index, sent in running.items() if sent.done()]:
-                    record = self._ended(tasks[index], running.pop(index), before, last=tries[index] >= self.settings.tries)
+                    record = self._ended(
+                        tasks[index], running.pop(index), before, last=attempts[index] >= self.settings.attempts
+                    )
                     if record is None:
                         waiting.append(index)
                     else:
@@ -202,7 +204,7 @@ class SentWork(Work):
         if not isinstance(taken, Lease):  # its process goes on, although the engine lost sight of it
             return None
         with taken:
-            record = failed_record(task.run.config, f"its worker was lost {self.settings.tries} times: {first_line(lost)}")
+            record = failed_record(task.run.config, f"its worker was lost {self.settings.attempts} times: {first_line(lost)}")
             named = {"run_id": task.run.run_id, "adapter": task.run.folder, "tuning": task.tuning}
             record = record.model_copy(update=named)
             write_record(record, self.records)
@@ -211,8 +213,8 @@ class SentWork(Work):
     def _tell(self, report: Report) -> None:
         """Log once for each machine which feature store it uses."""
         machine = report.host.rpartition(" ")[2]
-        if machine not in self._told:
-            self._told.add(machine)
+        if machine not in self._logged:
+            self._logged.add(machine)
             what = "uses the same feature store" if report.shares_features else "builds a feature store of its own"
             _logger.info("%s %s: %s", machine, what, report.features)
 
