@@ -48,6 +48,12 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="session")
+def benchmark_module():
+    """A script of benchmarks/ as a module, by its name."""
+    return _benchmark_module
+
+
+@pytest.fixture(scope="session")
 def logged():
     """`with logged() as lines:` has what medgraft logs inside the block, without progress bars."""
     logger = logging.getLogger("medgraft")

@@ -17,7 +17,7 @@ CHAIN = [
     "errors", "redaction", "escaping", "strict_model", "augmentation_config", "forgetting_config", "generation_config",
     "image_config", "types", "disk", "progress", "quiet", "train_config", "hardware", "environment", "seeds", "clock",
     "energy", "file_index",
-    "config",
+    "executor_config", "config", "executors",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "prepare", "training",
     "adapter", "captioning", "text_statistics", "metrics", "stats", "scoring", "saliency", "inference", "benchmark",
     "conversion", "inspection", "fork_server", "testing", "plugin_api", "report", "api", "adapter_set",

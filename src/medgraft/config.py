@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from medgraft.augmentation_config import AugmentationConfig
 from medgraft.errors import ConfigError, suggestion
+from medgraft.executor_config import ExecutorConfig
 from medgraft.forgetting_config import ForgettingConfig
 from medgraft.generation_config import GenerationConfig as GenerationConfig  # exported from here
 from medgraft.image_config import ImageConfig
@@ -178,6 +179,7 @@ class SuiteConfig(RunSettings):
     )
     tuning: TuningConfig | None = None
     timing: TimingConfig | None = None
+    executor: ExecutorConfig = ExecutorConfig()
 
     @model_validator(mode="after")
     def _tuned_elsewhere(self) -> Self:
@@ -194,7 +196,7 @@ class SuiteConfig(RunSettings):
 
 SECTIONS = tuple(name for name, field in RunSettings.model_fields.items() if isinstance(field.default, StrictModel))
 RUN_SECTIONS = ("strategy", "data", *SECTIONS)
-SUITE_SECTIONS = ("data", *SECTIONS, "tuning", "timing")
+SUITE_SECTIONS = ("data", *SECTIONS, "tuning", "timing", "executor")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medgraft.benchmark.baselines import run_baselines
+from medgraft.benchmark.lease import ALL
 from medgraft.benchmark.plan import PlannedRun, expand, plan
-from medgraft.benchmark.process import start_server
 from medgraft.benchmark.record import Record, Tuning
 from medgraft.benchmark.results_folder import check_writable
+from medgraft.benchmark.sent_work import open_work
 from medgraft.benchmark.timing import TIMING, timing_id
 from medgraft.benchmark.tuning import check_score, choose, trials
 from medgraft.benchmark.work import TUNING, Task, Work
@@ -29,11 +30,17 @@ def run_suite(suite: SuiteConfig, out: Path, *, plugins: PluginManager, retry_fa
     backbone and strategy are skipped and logged. Several calls on one `out`, in processes on one or more machines, share the
     runs (medgraft.benchmark.lease), and all return every record.
 
+    The executor of the suite's settings does the runs: this process, one after the other, or workers elsewhere.
+
     OutputError if `out` cannot be written, before anything is loaded, or if its disk is full.
     """
     check_writable(out)
-    start_server()
-    work = Work(out, plugins, retry_failed)
+    with open_work(suite.executor, out, plugins, retry_failed=retry_failed) as work:
+        return _run(suite, work)
+
+
+def _run(suite: SuiteConfig, work: Work) -> tuple[Record, ...]:
+    plugins = work.plugins
     configs = expand(suite)
     choices: dict[str, Tuning] = {}
     if suite.tuning is not None:
@@ -126,6 +133,6 @@ def _time(runs: Sequence[tuple[PlannedRun, Record]], timing: TimingConfig, work:
             short = PlannedRun(run.config.model_copy(update={"train": train}), timing_id(run.run_id, repeat))
             tasks.append(Task(short, f"[timing {repeat + 1}/{timing.repeats}, {number}/{len(trained)}]", evaluate=False))
     work = work.below(TIMING)
-    with work.leases().wait("all", lambda owner: _logger.info("timing: left to %s, which does it", owner)) as lease:
+    with work.leases().wait(ALL, lambda owner: _logger.info("timing: left to %s, which does it", owner)) as lease:
         work.do_all(tasks)
         lease.finished = True

@@ -49,8 +49,8 @@ class Validation:
         score, metric = (by, None) if by == LOSS else _found(by, config, examples, plugins)
         if metric is not None and not KnownScores(plugins)[score].sign:
             raise ConfigError(
-                f"train.best_by is {score}, and metric {metric!r} does not declare whether more of it is better. Its plugin says "
-                "so with MetricSpec(scores=...); or choose by another score."
+                f"train.best_by is {score}, and metric {metric!r} does not declare whether more of it is better. Its plugin "
+                "does that by MetricSpec(scores=...); or choose by another score."
             )
         return cls(config, examples, score, metric, plugins)
 
