@@ -15,10 +15,8 @@ from medgraft.config import CONTROLS
 from medgraft.plugin import PluginManager
 from medgraft.report.charts import learning_curves, quality_against_time, where_the_time_went
 from medgraft.report.image_browser import image_browser
-from medgraft.report.image_scores import image_scores
 from medgraft.report.pages import render_page
 from medgraft.report.results import ALPHA, Entry, Group, leak_notes
-from medgraft.report.subgroups import subgroup_scores, subgroups
 from medgraft.report.text_notes import cut_off_note, cut_off_share, text_notes
 from medgraft.saliency import COLOURS, COVER
 
@@ -37,7 +35,12 @@ def html_report(title: str, records: Sequence[Record], groups: Sequence[Group], 
     charts = {f"{name}-{s['number']}": spec for s in sections for name, spec in s["charts"].items() if spec is not None}
     return render_page(
         "report",
-        {"charts": charts, "examples": [section["examples"] for section in sections], "colours": COLOURS.tolist(), "cover": COVER},
+        {
+            "charts": charts,
+            "examples": [s["browser"]["examples"] for s in sections],
+            "colours": COLOURS.tolist(),
+            "cover": COVER,
+        },
         scripts=("examples",),
         title=title,
         sections=sections,
@@ -54,7 +57,6 @@ def _section(number: int, group: Group, folder: Path, plugins: PluginManager) ->
     ordered = sorted(group.entries, key=lambda entry: -float(np.mean(entry.values(_SCORE) or [0.0])))
     group = replace(group, entries=tuple(ordered))
     shares = group.frontier(_SCORE)
-    parts = subgroups(ordered[0].captions[0])
     return {
         "number": number,
         "title": f"{', '.join(dict.fromkeys(e.backbone for e in ordered if e.backbone != BASELINE))} on {group.data}",
@@ -70,10 +72,7 @@ def _section(number: int, group: Group, folder: Path, plugins: PluginManager) ->
             "time": where_the_time_went(group),
             "curves": learning_curves(group),
         },
-        "examples": (examples := image_browser(ordered, parts, _SCORE, folder, plugins=plugins)),
-        "maps": any(item["maps"] for item in examples["items"]),
-        "subgroups": subgroup_scores(group, [name for name in scores if not name.endswith(CONTROLS)]),
-        "image_scores": image_scores(ordered, parts),
+        "browser": image_browser(group, _SCORE, folder, plugins=plugins),
     }
 
 

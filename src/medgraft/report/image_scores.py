@@ -13,35 +13,39 @@ from medgraft.escaping import spreadsheet_cell
 from medgraft.report.results import Entry
 from medgraft.report.subgroups import Subgroup
 
-_MOST_CHARACTERS = 12_000_000  # in a page
+_MOST_BYTES = 12_000_000  # in a page
 
 
-def image_scores(ordered: Sequence[Entry], parts: Sequence[Subgroup]) -> dict[str, Any]:
-    """`uri` of a CSV file with a row for each image and run, `rows`, and `lacks`: what was left out so that it fits in the page."""
-    for seeds, texts, lacks in (
-        (None, True, ""), (None, False, "captions and references"), (1, False, "captions, references and seeds but the first"),
-    ):  # fmt: skip
-        rows = _rows(ordered, parts, seeds, texts)
-        columns = dict.fromkeys(name for row in rows for name in row)
-        file = io.StringIO()
-        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: spreadsheet_cell(value) for name, value in row.items()} for row in rows)
-        content = file.getvalue().encode()
-        if len(content) < _MOST_CHARACTERS:
-            break
+def image_scores(entries: Sequence[Entry], parts: Sequence[Subgroup]) -> dict[str, Any]:
+    """A CSV file with a row for each image and run, as `uri`; `lacks` says what was left out so that it fits in the page."""
+    rows, content = _csv(entries, parts, seeds=None, texts=True)
+    lacks = ""
+    if len(content) > _MOST_BYTES:
+        rows, content, lacks = *_csv(entries, parts, seeds=None, texts=False), "captions and references"
+    if len(content) > _MOST_BYTES:
+        rows, content, lacks = *_csv(entries, parts, seeds=1, texts=False), "captions, references and all seeds but the first"
     uri = "data:text/csv;charset=utf-8;base64," + base64.b64encode(content).decode()
-    return {"uri": uri, "rows": len(rows), "kilobytes": math.ceil(len(content) / 1024), "lacks": lacks}
+    return {"uri": uri, "rows": rows, "kilobytes": math.ceil(len(content) / 1024), "lacks": lacks}
 
 
-def _rows(ordered: Sequence[Entry], parts: Sequence[Subgroup], seeds: int | None, texts: bool) -> list[dict[str, Any]]:
+def _csv(entries: Sequence[Entry], parts: Sequence[Subgroup], *, seeds: int | None, texts: bool) -> tuple[int, bytes]:
+    """The number of rows, and the file."""
+    rows = _rows(entries, parts, seeds, texts)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: spreadsheet_cell(value) for name, value in row.items()} for row in rows)
+    return len(rows), file.getvalue().encode()
+
+
+def _rows(entries: Sequence[Entry], parts: Sequence[Subgroup], seeds: int | None, texts: bool) -> list[dict[str, Any]]:
     of_image: dict[int, dict[str, list[str]]] = {}
     for part in parts:
         for image in part.images:
             of_image.setdefault(image, {}).setdefault(part.field, []).append(part.value)
     fields = dict.fromkeys(part.field for part in parts)
     rows = []
-    for entry in ordered:
+    for entry in entries:
         for record, captions, measured in list(zip(entry.records, entry.captions, entry.measured, strict=True))[:seeds]:
             scores = {name: each.per_image[name] for name, each in measured.items() if name in each.per_image}
             for i, key in enumerate(captions.ids):

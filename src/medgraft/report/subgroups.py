@@ -17,6 +17,7 @@ from medgraft.stats import Resampling
 
 NONE_NAMED = "none named"
 _FEWEST = 5  # independent groups of images in a subgroup with scores of its own
+_FEW = 20  # with less the page warns of the intervals
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,11 @@ def subgroups(captions: RunCaptions) -> tuple[Subgroup, ...]:
     for field, values in by_field.items():
         counts = Counter(name for of_image in values for name in of_image)
         names = [*sorted(counts, key=lambda name: (-counts[name], name)), NONE_NAMED]
-        of_names = [tuple(i for i, having in enumerate(values) if (name in having if having else name == NONE_NAMED)) for name in names]
-        parts = [Subgroup(field, name, images) for name, images in zip(names, of_names, strict=True) if images]
+        parts = [
+            Subgroup(field, name, tuple(i for i, having in enumerate(values) if name in (having or {NONE_NAMED})))
+            for name in names
+        ]
+        parts = [part for part in parts if part.images]
         found += parts if len(parts) > 1 else []
     return (*found, *_by_length([len(texts[0].split()) if texts else 0 for texts in references]))
 
@@ -55,28 +59,30 @@ def _by_length(words: Sequence[int]) -> list[Subgroup]:
     found = []
     for low, high in zip((-1, *edges), (*edges, max(words)), strict=True):
         images = tuple(i for i, count in enumerate(words) if low < count <= high)
+        upper = f"{low + 1} words or more" if high == max(words) else f"{low + 1} to {high} words"
         if images:
-            shown = f"up to {high} words" if low < 0 else f"{low + 1} words or more" if high == max(words) else f"{low + 1} to {high} words"
-            found.append(Subgroup("length", shown, images))
+            found.append(Subgroup("length", f"up to {high} words" if low < 0 else upper, images))
     return found if len(found) > 1 else []
 
 
-def subgroup_scores(group: Group, scores: Sequence[str]) -> dict[str, Any]:
-    """For each of `scores` its table: rows of all images and of each subgroup, with a cell for each entry of `group`.
+def subgroup_scores(group: Group, parts: Sequence[Subgroup], scores: Sequence[str]) -> dict[str, Any]:
+    """For each of `scores` its table, by field ("" for all images): rows with a cell for each entry of `group`.
 
     A cell has the mean over seeds with its interval, None without one; corpus statistics, such as CIDEr's, are of all images.
     Subgroups of less than five patients or articles have no row; `left_out` counts them.
     """
-    captions = group.entries[0].captions[0]
     listed, left_out = [], 0
-    for part in subgroups(captions):
+    for part in parts:
         within = _within(group, part.images)
         if within.resampling.groups < _FEWEST:
             left_out += 1
         else:
             listed.append((part, within))
-    whole = (Subgroup("", "all images", tuple(range(len(captions.ids)))), group)
-    tables = {score: [_row(part, within, score) for part, within in (whole, *listed)] for score in scores if listed}
+    whole = (Subgroup("", "all images", tuple(range(len(group.entries[0].captions[0].ids)))), group)
+    tables: dict[str, dict[str, list[dict[str, Any]]]] = {score: {} for score in scores if listed}
+    for score, table in tables.items():
+        for part, within in (whole, *listed):
+            table.setdefault(part.field, []).append(_row(part, within, score))
     return {"tables": tables, "left_out": left_out}
 
 
@@ -84,7 +90,7 @@ def _within(group: Group, images: Sequence[int]) -> Group:
     """`group` with these images alone."""
     rows = np.array(images)
     names = [group.entries[0].captions[0].group_names()[i] for i in images]
-    return Group(group.data, tuple(_part(entry, rows) for entry in group.entries), Resampling(names))
+    return replace(group, entries=tuple(_part(entry, rows) for entry in group.entries), resampling=Resampling(names))
 
 
 def _part(entry: Entry, rows: Any) -> Entry:
@@ -100,7 +106,7 @@ def _row(part: Subgroup, group: Group, score: str) -> dict[str, Any]:
     for entry in group.entries:
         values, interval = entry.values(score), group.interval(entry, score)
         known = interval is not None and bool(np.isfinite([*values, interval.low, interval.high]).all())
-        cells.append({"value": float(np.mean(values)), "low": interval.low, "high": interval.high} if interval and known else None)
-    return {
-        "field": part.field, "value": part.value, "images": len(part.images), "groups": group.resampling.groups, "cells": cells,
-    }  # fmt: skip
+        cells.append(
+            {"value": float(np.mean(values)), "low": interval.low, "high": interval.high} if interval and known else None
+        )
+    return {"value": part.value, "images": len(part.images), "few": group.resampling.groups < _FEW, "cells": cells}

@@ -8,6 +8,6 @@ from medgraft.saliency.overlay import COLOURS, COVER, heat, overlay
 from medgraft.saliency.packed import packed, read_maps, write_maps
 
 __all__ = [
-    "COLOURS", "COVER", "METHODS", "CaptionMaps", "Explanation", "MapOptions", "Method", "WordMap", "caption_maps", "faithfulness",
-    "heat", "layer_count", "localize", "overlay", "packed", "read_maps", "write_maps",
+    "COLOURS", "COVER", "METHODS", "CaptionMaps", "Explanation", "MapOptions", "Method", "WordMap", "caption_maps",
+    "faithfulness", "heat", "layer_count", "localize", "overlay", "packed", "read_maps", "write_maps",
 ]  # fmt: skip

@@ -183,7 +183,7 @@ def _probabilities(logits: torch.Tensor, labels: torch.Tensor, places: _Places, 
 
 
 def _by_attention(forward: _Forward, places: _Places, options: MapOptions) -> tuple[_Vectors, torch.Tensor]:
-    """Maps, and logits [B, T, V]."""
+    """Maps, and the logits [B, T, V] of the same forward pass, as `_by_gradient`."""
     layout, method = forward.layout, options.method
     wanted = {
         "words": layout.words,
@@ -201,7 +201,7 @@ def _by_attention(forward: _Forward, places: _Places, options: MapOptions) -> tu
 
 
 def _by_gradient(forward: _Forward, places: _Places) -> tuple[_Vectors, torch.Tensor]:
-    """Maps of the first word of every caption in one backward pass, then of the second: captions are independent. And logits."""
+    """Maps of the first word of every caption in one backward pass, then of the second: captions are independent."""
     backbone, layout, labels = forward.backbone, forward.layout, forward.text.labels
     wanted = {"words": layout.words, "vision": layout.vision, "text": layout.text}
     with graph_below(backbone.model), recorded(backbone, wanted) as seen:
