@@ -34,7 +34,14 @@ const zoom = (() => {
     [back.disabled, next.disabled] = [at === 0, at === items.length - 1];
     settings.hidden = !item.maps;
   };
-  const close = button("×", "Close (Escape)", () => dialog.close());
+  const closeDialog = () => { dialog.close(); finish(); };
+  const finish = () => {
+    if (dialog.open || !view) return;
+    stage.replaceChildren();
+    view = null;
+    closed(at);
+  };
+  const close = button("×", "Close (Escape)", closeDialog);
   const back = button("‹", "Previous image (left arrow)", () => show(at - 1));
   const next = button("›", "Next image (right arrow)", () => show(at + 1));
   const settings = element("span", "");
@@ -44,7 +51,7 @@ const zoom = (() => {
   name.setAttribute("aria-live", "polite");
   const dialog = element("dialog", "zoom", bar, stage, text);
   dialog.setAttribute("aria-label", "Image in full size");
-  const keys = { Escape: () => dialog.close(), ArrowLeft: () => show(at - 1), ArrowRight: () => show(at + 1), 0: () => resize(fit()),
+  const keys = { Escape: closeDialog, ArrowLeft: () => show(at - 1), ArrowRight: () => show(at + 1), 0: () => resize(fit()),
     1: () => resize(1), "+": () => resize(scale * 1.25), "=": () => resize(scale * 1.25), "-": () => resize(scale / 1.25) };
   dialog.addEventListener("keydown", (event) => {
     const slides = event.target.type === "range" && event.key.startsWith("Arrow");
@@ -63,7 +70,7 @@ const zoom = (() => {
     [stage.scrollLeft, stage.scrollTop] = [stage.scrollLeft - event.movementX, stage.scrollTop - event.movementY];
   });
   addEventListener("resize", () => { if (dialog.open) resize(fit()); });
-  dialog.addEventListener("close", () => { stage.replaceChildren(); closed(at); });
+  dialog.addEventListener("close", finish); // also by a phone's gesture for back
   document.body.append(dialog);
   return (all, place, then) => {
     [items, closed] = [all, then];
