@@ -59,7 +59,8 @@ def _by_length(words: Sequence[int]) -> list[Subgroup]:
     found = []
     for low, high in zip((-1, *edges), (*edges, max(words)), strict=True):
         images = tuple(i for i, count in enumerate(words) if low < count <= high)
-        upper = f"{low + 1} words or more" if high == max(words) else f"{low + 1} to {high} words"
+        middle = f"{high} words" if low + 1 == high else f"{low + 1} to {high} words"
+        upper = f"{low + 1} words or more" if high == max(words) else middle
         if images:
             found.append(Subgroup("length", f"up to {high} words" if low < 0 else upper, images))
     return found if len(found) > 1 else []
