@@ -266,7 +266,8 @@ def test_subgroups_by_hand():
     found = subgroups(RunCaptions(dict.fromkeys(references, ""), references, {}, {}))
     assert [(part.field, part.value, part.images) for part in found] == [
         ("modality", "computed tomography", (0,)), ("modality", "magnetic resonance", (0,)), ("modality", "radiograph", (1,)),
-        ("modality", "none named", (2,)), ("finding", "mass", (0, 2)), ("finding", "cyst", (2,)), ("finding", "none named", (1,)),
+        ("modality", "none named", (2,)), ("finding", "mass", (0, 2)), ("finding", "cyst", (2,)),
+        ("finding", "none named", (1,)),
         ("length", "up to 4 words", (0,)), ("length", "5 words", (2,)), ("length", "6 words or more", (1,)),
     ]  # fmt: skip
 

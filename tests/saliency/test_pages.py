@@ -125,7 +125,8 @@ _REPORT = """
   said.push("zoom " + dialog.open + " " + dialog.querySelectorAll("canvas").length);
   dialog.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
   dialog.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" }));
-  said.push("focus " + dialog.open + " " + (document.activeElement === articles[articles.indexOf(article) + 1].querySelector(".open")));
+  const after = articles[articles.indexOf(article) + 1];
+  said.push("focus " + dialog.open + " " + (document.activeElement === after.querySelector(".open")));
   const compare = document.querySelector(".compare");
   said.push("compare " + [...compare.options].map((option) => option.textContent).join(",") + " " + compare.value);
 """

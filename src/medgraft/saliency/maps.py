@@ -177,7 +177,7 @@ def _probabilities(logits: torch.Tensor, labels: torch.Tensor, places: _Places, 
     for b, words in enumerate(places):
         rows = [place for _, of_word in words for place in of_word]
         tokens = logits[b, [row - offset for row in rows]].float().log_softmax(-1).gather(-1, labels[b, rows, None])[:, 0]
-        of_words = tokens.split([len(of_word) for _, of_word in words])
+        of_words = torch.split(tokens, [len(of_word) for _, of_word in words])
         found.append([float(of_word.sum().exp()) for of_word in of_words])
     return found
 
