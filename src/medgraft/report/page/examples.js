@@ -56,7 +56,8 @@ for (const form of document.querySelectorAll("form.browser")) {
   const place = document.getElementById(`examples-${number}`);
   const more = document.getElementById(`more-${number}`);
   const [search, order, output, compare] = ["input", ".order", "output", ".compare"].map((tag) => form.querySelector(tag));
-  if (compare) set.names.forEach((name, i) => compare.add(new Option(name, i, i === 1, i === 1)));
+  const mapped = set.names.map((name, i) => [name, i]).filter(([, i]) => set.items.some((item) => item.maps?.[i]));
+  if (compare) mapped.forEach(([name, i], place) => compare.add(new Option(name, i, place === 1, place === 1)));
   const text = set.items.map((item) => [item.id, ...item.references, ...item.captions].join(" ").toLowerCase());
   const mean = (item) => { const known = item.scores.filter((s) => s !== null); return known.reduce((a, b) => a + b, 0) / known.length; };
   const orders = {
