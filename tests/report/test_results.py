@@ -1,10 +1,12 @@
 """Results read from disk: intervals, ties, comparisons, and the page."""
 
+import base64
 import csv
 import html
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +16,9 @@ from medgraft.cli.main import main
 from medgraft.config import RunConfig
 from medgraft.report import compare, html_report, markdown, read_results, rows, terminal
 from medgraft.report.charts import quality_against_time
-from medgraft.scoring import collapse, shuffled, write_captions
+from medgraft.report.image_scores import image_scores
+from medgraft.report.subgroups import subgroup_scores, subgroups
+from medgraft.scoring import collapse, score, shuffled, write_captions
 from medgraft.text_statistics import GenerationStatistics, TextStatistics
 from medgraft.types import Leak
 
@@ -212,6 +216,12 @@ _ACTIONS = """
   said.push("before " + document.querySelector("output").textContent);
   search.value = "image-07"; search.dispatchEvent(new Event("input"));
   said.push("after " + document.querySelector("output").textContent);
+  search.value = ""; search.dispatchEvent(new Event("input"));
+  const fields = [...document.querySelectorAll(".field[data-field]")];
+  said.push("fields " + fields.map((field) => field.dataset.field));
+  fields[1].value = "nodule"; fields[1].dispatchEvent(new Event("change"));
+  said.push("nodules " + document.querySelector("output").textContent.split(", ")[1]);
+  said.push("legend " + document.querySelector(".legend").textContent.trim().split(" ")[0]);
   said.push("charts " + document.querySelectorAll(".chart svg").length);
   said.push("words " + document.querySelectorAll(".word").length);
 """
@@ -224,8 +234,59 @@ def test_the_page_works_in_a_browser(results, plugins, browser):
     assert said["sort"] == "ascending"
     assert said["before"] == "page 1 of 4, 40 images"
     assert said["after"] == "page 1 of 1, 1 images"
+    nodules = sum("nodule" in _reference(i) for i in range(40))
+    assert said["fields"] == "modality,finding" and 0 < nodules < 40 and said["nodules"] == f"{nodules} images"
+    assert said["legend"] == "marked"
     assert said["charts"] == "3"
     assert said["words"] == "0"  # there are no maps
+
+
+def test_subgroups_have_the_scores_and_intervals_of_their_images_alone(results, plugins):
+    (group,) = read_results(results[0], plugins=plugins)
+    captions = group.entries[0].captions[0]
+    parts = subgroups(captions)
+    nodules = next(part for part in parts if part.value == "nodule")
+    assert nodules.images == tuple(i for i in range(40) if "nodule" in _reference(i))
+    found = subgroup_scores(group, parts, ["cider", "bleu_4"])["tables"]
+    assert [row["value"] for row in found["cider"][""]] == ["all images"]
+    row = next(row for row in found["cider"]["finding"] if row["value"] == "nodule")
+    for entry, cell in zip(group.entries, row["cells"], strict=True):
+        each = entry.measured[0]["cider"].per_image["cider"][list(nodules.images)]
+        assert cell["value"] == pytest.approx(each.mean()) and cell["low"] <= cell["value"] <= cell["high"]
+    assert row["images"] == len(nodules.images) and row["few"]
+    bleu = next(row for row in found["bleu_4"]["finding"] if row["value"] == "nodule")["cells"][0]["value"]
+    alone = [f"image-{i:02d}" for i in nodules.images]
+    predictions, references = ({key: of[key] for key in alone} for of in (captions.predictions, captions.references))
+    assert bleu == pytest.approx(score(predictions, references, metrics=["bleu"]).metrics["bleu_4"])
+
+
+def test_subgroups_by_hand():
+    references = {
+        "a": ("CT of a mass", "MRI, no fracture"), "b": ("chest x-ray without effusion " * 3,), "c": ("a mass and a cyst",),
+    }  # fmt: skip
+    found = subgroups(RunCaptions(dict.fromkeys(references, ""), references, {}, {}))
+    assert [(part.field, part.value, part.images) for part in found] == [
+        ("modality", "computed tomography", (0,)), ("modality", "magnetic resonance", (0,)), ("modality", "radiograph", (1,)),
+        ("modality", "none named", (2,)), ("finding", "mass", (0, 2)), ("finding", "cyst", (2,)),
+        ("finding", "none named", (1,)),
+        ("length", "up to 4 words", (0,)), ("length", "5 words", (2,)), ("length", "6 words or more", (1,)),
+    ]  # fmt: skip
+
+
+def test_the_page_has_the_scores_of_each_image_and_run(results, plugins):
+    (group,) = read_results(results[0], plugins=plugins)
+    first = group.entries[0]
+    said = {**first.captions[0].predictions, "image-03": "=cmd <script>, “quoted”"}
+    changed = replace(first, captions=(replace(first.captions[0], predictions=said),))
+    made = image_scores([changed, *group.entries[1:]], subgroups(first.captions[0]))
+    content = base64.b64decode(made["uri"].split("base64,")[1]).decode()
+    lines = list(csv.DictReader(content.splitlines()))
+    assert len(lines) == made["rows"] == 120 and made["lacks"] == ""
+    line = next(line for line in lines if line["id"] == "image-03" and line["strategy"] == first.name)
+    assert line["prediction"] == "'=cmd <script>, “quoted”" and line["reference"] == _reference(3) and line["group"] == "p1"
+    place = first.captions[0].ids.index("image-03")
+    assert float(line["cider"]) == pytest.approx(first.measured[0]["cider"].per_image["cider"][place], abs=1e-4)
+    assert {"modality", "finding", "seed", "rouge_l"} <= line.keys()
 
 
 def test_truncated_unknown_and_cut_off_captions_stand_below_the_table_and_in_the_page(results, plugins):

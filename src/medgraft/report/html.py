@@ -10,25 +10,21 @@ from typing import Any
 import vl_convert
 
 from medgraft.benchmark import BASELINE, Record, unreadable_records
-from medgraft.config import RunConfig
-from medgraft.data import load_data, open_image
-from medgraft.errors import MedgraftError
 from medgraft.plugin import MAIN_SCORE, PluginManager
 from medgraft.report.charts import learning_curves, quality_against_time, where_the_time_went
+from medgraft.report.image_browser import image_browser
 from medgraft.report.page_table import results_columns, settings_rows
-from medgraft.report.pages import jpeg_uri, render_page
+from medgraft.report.pages import render_page
 from medgraft.report.results import Entry, Group, leak_notes
 from medgraft.report.rows import Row, rows
 from medgraft.report.standing_notes import standing_notes
 from medgraft.report.table import by_title, edge_notes
 from medgraft.report.text_notes import cut_off_note, cut_off_share, text_notes
-from medgraft.saliency import COLOURS, read_maps
+from medgraft.saliency import COLOURS, COVER
 from medgraft.stats import ALPHA
 
 _SCORE = MAIN_SCORE
 _WORDS = {1: ("better", "worse"), -1: ("worse", "better"), 0: ("higher", "lower")}  # of a positive and a negative difference
-_THUMBNAIL = 224  # px
-_MAPS_CHARACTERS = 6_000_000  # the most in a page
 
 
 def html_report(title: str, records: Sequence[Record], groups: Sequence[Group], folder: Path, *, plugins: PluginManager) -> str:
@@ -39,7 +35,13 @@ def html_report(title: str, records: Sequence[Record], groups: Sequence[Group], 
     charts = {f"{name}-{s['number']}": spec for s in sections for name, spec in s["charts"].items() if spec is not None}
     return render_page(
         "report",
-        {"charts": charts, "examples": [section["examples"] for section in sections], "colours": COLOURS.tolist()},
+        {
+            "charts": charts,
+            "examples": [s["browser"]["examples"] if s["browser"] else None for s in sections],
+            "colours": COLOURS.tolist(),
+            "cover": COVER,
+        },
+        scripts=("examples",),
         title=title,
         sections=sections,
         failed=[record for record in records if record.status == "failed"],
@@ -87,8 +89,7 @@ def _section(
             "time": where_the_time_went(group) if group else None,
             "curves": learning_curves(group) if group else None,
         },
-        "examples": (examples := _examples(group.entries, folder, plugins) if group else None),
-        "maps": examples is not None and any(item["maps"] for item in examples["items"]),
+        "browser": image_browser(group, main, folder, plugins=plugins) if group else None,
     }
 
 
@@ -118,58 +119,6 @@ def _pairs(group: Group, ordered: Sequence[Entry]) -> list[list[dict[str, Any] |
             row.append({"value": value, "p": p, "word": "undecided" if p >= ALPHA else _WORDS[direction][value < 0]})
         matrix.append(row)
     return matrix
-
-
-def _examples(ordered: Sequence[Entry], folder: Path, plugins: PluginManager) -> dict[str, Any]:
-    """Data of the example browser: captions of the first seed of each entry, and their scores."""
-    captions = [entry.captions[0] for entry in ordered]
-    each = [entry.measured[0].get(_SCORE) for entry in ordered]
-    images = _images(ordered, plugins)
-    maps = _maps(ordered, folder) if images else {}
-    items = []
-    for i, key in enumerate(captions[0].ids):
-        scores = [None if m is None else round(float(m.per_image[_SCORE][i]), 3) for m in each]
-        known = [score for score in scores if score is not None]
-        items.append(
-            {
-                "id": key,
-                "references": captions[0].references[key],
-                "captions": [run.predictions[key] for run in captions],
-                "scores": scores,
-                "spread": round(max(known) - min(known), 3) if known else 0.0,
-                "image": images.get(key),
-                "maps": maps.get(key),
-            }
-        )
-    return {"names": [entry.name for entry in ordered], "score": _SCORE, "items": items}
-
-
-def _images(ordered: Sequence[Entry], plugins: PluginManager) -> dict[str, str]:
-    """Thumbnails as data URIs, by id; empty if the data cannot be read."""
-    config = RunConfig.model_validate(ordered[0].records[0].config)
-    try:
-        examples = load_data(config.data, plugins=plugins, splits=(config.eval_split,)).split(config.eval_split)
-    except MedgraftError:
-        return {}
-    wanted = set(ordered[0].captions[0].ids)
-    found = {}
-    for example in examples:
-        if example.id in wanted:
-            found[example.id] = jpeg_uri(open_image(example.image), longest=_THUMBNAIL, quality=70)
-    return found
-
-
-def _maps(ordered: Sequence[Entry], folder: Path) -> dict[str, list[dict[str, Any] | None]]:
-    """Packed maps by image id, of the first seed of each entry, for as many images as fit in the page."""
-    of_runs = [read_maps(folder / (entry.records[0].adapter or "")) for entry in ordered]
-    found: dict[str, list[dict[str, Any] | None]] = {}
-    left = _MAPS_CHARACTERS
-    for key in ordered[0].captions[0].ids:
-        of_image = [maps.get(key) for maps in of_runs]
-        left -= sum(len(word[2]) for maps in of_image if maps for word in maps["words"])
-        if any(of_image) and left > 0:
-            found[key] = of_image
-    return found
 
 
 def _provenance(records: Sequence[Record]) -> dict[str, str]:
