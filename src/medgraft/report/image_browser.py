@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medgraft.config import CONTROLS, RunConfig
+from medgraft.config import RunConfig
 from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError
-from medgraft.plugin import PluginManager
+from medgraft.plugin import KnownScores, PluginManager
 from medgraft.report.image_scores import image_scores
 from medgraft.report.pages import jpeg_uri
 from medgraft.report.results import Entry, Group
@@ -32,7 +32,7 @@ def image_browser(group: Group, score: str, folder: Path, *, plugins: PluginMana
     return {
         "examples": examples,
         "maps": any(item["maps"] for item in examples["items"]),
-        "subgroups": subgroup_scores(group, parts, [name for name in scores if not name.endswith(CONTROLS)]),
+        "subgroups": subgroup_scores(group, parts, KnownScores(plugins).shown(scores)),
         "image_scores": image_scores(group.entries, parts),
     }
 
