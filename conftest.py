@@ -55,7 +55,7 @@ def benchmark_module():
 
 @pytest.fixture(scope="session")
 def logged():
-    """`with logged() as lines:` has what medgraft logs inside the block, without progress bars."""
+    """`with logged() as lines:` has what medgraft logs inside the block, without progress bars and names of plugins."""
     logger = logging.getLogger("medgraft")
 
     @contextmanager
@@ -63,6 +63,7 @@ def logged():
         lines: list[str] = []
         handler = logging.Handler()
         handler.emit = lambda record: lines.append(record.getMessage())
+        handler.addFilter(lambda record: record.name != "medgraft.plugin.manager")  # says what is used for the first time
         level = logger.level
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
