@@ -201,6 +201,7 @@ HEADERS = {
     "long name": (_header(lambda e: e.update({"a" * 600: e.popitem()[1]})), "a key has 600 characters"),
     "metadata": (_header(lambda e: e.update(__metadata__={"a": 1})), "__metadata__ must map names to texts"),
     "NaN": (_header(data=lambda data: b"\x00\x00\xc0\x7f" + data[4:]), "holds NaN or infinity"),
+    "a huge value": (_header(data=lambda data: b"\x00\x00\x80\x49" + data[4:]), "holds a value above a million"),
     "infinity": (_header(data=lambda data: data[:-4] + b"\x00\x00\x80\xff"), "holds NaN or infinity"),
 }
 
@@ -213,9 +214,10 @@ def test_weights_whose_header_or_values_cannot_be(write, message, folder):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_every_finite_number_is_finite(dtype, folder):
+def test_every_number_up_to_a_million_is_read(dtype, folder):
     widest = np.finfo(dtype)
-    tensors = {"a": np.array([widest.max, widest.min, widest.tiny, 0], dtype), "b": np.zeros((0, 3), dtype)}
+    most = min(float(widest.max), 2**20 - 1)
+    tensors = {"a": np.array([most, -most, widest.tiny, 0], dtype), "b": np.zeros((0, 3), dtype)}
     (folder / MANIFEST).unlink()
     _edit(folder / CONFIG, lambda settings: settings.update(peft_type="IA3"))
     save_file(tensors, folder / WEIGHTS)

@@ -70,8 +70,8 @@ def _set_rows(rows):
     return change
 
 
-def _scale(tensors):
-    tensors[next(key for key in tensors if key.endswith("::scale"))].fill_(3e38)
+def _scale(value):
+    return lambda tensors: tensors[next(key for key in tensors if key.endswith("::scale"))].fill_(value)
 
 
 def _no_scale(tensors):
@@ -92,8 +92,10 @@ def _both(tensors):
         (CHANGES, _set_rows([3, 3]), "are no rows of a matrix"),
         (CHANGES, _set_rows([0, 10**6]), "are no rows of a matrix"),
         (CHANGES, lambda tensors: tensors.update(nothing=torch.zeros(2)), "nothing of shape .2,. does not exist in the base"),
-        (CHANGES, _scale, "has values that are too large"),
-        (INT8, _scale, "has values that are too large"),
+        (CHANGES, _scale(3e38), "holds a value above a million"),
+        (INT8, _scale(3e38), "holds a value above a million"),
+        (CHANGES, _scale(5e5), "holds a value above a million"),  # only its product is
+        (INT8, _scale(5e5), "holds a value above a million"),
         (INT8, _no_scale, "has no scale for each row or column"),
         (INT8, lambda tensors: tensors.update({"x::scale": torch.ones(1, 1)}), "x::scale is a scale of no tensor"),
         (INT8, lambda tensors: tensors.popitem(), "no scale|of no tensor|that it needs are not in it"),

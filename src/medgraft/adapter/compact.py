@@ -18,6 +18,7 @@ from torch import nn
 
 from medgraft.adapter.contents import Contents
 from medgraft.adapter.manifest import CHANGES
+from medgraft.adapter.tensor_files import LARGEST
 from medgraft.errors import AdapterError
 
 LEFT, RIGHT, ROWS, VALUES = "::left", "::right", "::rows", "::values"
@@ -41,7 +42,7 @@ def quantized_to_int8(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 def dequantized(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`tensors`, read from `path`, as they were before `quantized_to_int8`, in fp32; `NAME::rows` as they are.
 
-    AdapterError for int8 values without a scale that fits, scales without values, and what is too large for fp32.
+    AdapterError for int8 values without a scale that fits, scales without values, and values above a million.
     """
     values = {name: tensor for name, tensor in tensors.items() if not name.endswith(_SCALE)}
     if lost := sorted(tensors.keys() - values.keys() - {name + _SCALE for name in values}):
@@ -57,9 +58,7 @@ def dequantized(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, to
             tensor = tensor.float() * scale.float()
         elif not tensor.is_floating_point():
             raise AdapterError(f"{path}: {name} is {tensor.dtype}, which no weights are stored in.")
-        values[name] = tensor.float()
-        if not torch.isfinite(values[name]).all():
-            raise AdapterError(f"{path}: {name} has values that are too large.")
+        values[name] = _sound(path, name, tensor.float())
     return values
 
 
@@ -113,6 +112,11 @@ def _multiplied(path: Path, name: str, stored: Mapping[str, torch.Tensor]) -> to
     if not ascending or (len(rows) and int(rows[-1]) >= len(change)):
         raise AdapterError(f"{path}: {name}{ROWS} are no rows of a matrix with {len(change)}.")
     change[rows.long()] = stored[name + VALUES]
-    if not torch.isfinite(change).all():
-        raise AdapterError(f"{path}: {name} has values that are too large.")
-    return change
+    return _sound(path, name, change)
+
+
+def _sound(path: Path, name: str, values: torch.Tensor) -> torch.Tensor:
+    """`values`; AdapterError for those that `check_finite` refuses in a file."""
+    if not bool((values.abs() < LARGEST).all()):
+        raise AdapterError(f"{path}: {name} holds a value above a million. Training diverged, or the file was altered.")
+    return values

@@ -26,8 +26,10 @@ _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32,
     "F32": 32, "U64": 64, "I64": 64, "F64": 64,
 }  # fmt: skip
-# the bits of a float's exponent, all of which are set in NaN and infinity alone
+# the bits of a float's exponent, all of which are set in NaN and infinity alone; they order floats by size
 _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0_0000_0000_0000, "F8_E5M2": 0x7C, "F8_E4M3": 0x7F}
+LARGEST = 2.0**20  # from such weights logits become infinite
+_TOO_LARGE = {"BF16": (127 + 20) << 7, "F32": (127 + 20) << 23, "F64": (1023 + 20) << 52}  # the bits of LARGEST
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,16 @@ def _stored(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
 
 
 def check_finite(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """AdapterError if a tensor holds NaN or infinity."""
+    """AdapterError if a tensor holds NaN, infinity, or a value of 2^20 or more, from which logits become infinite."""
     for name, tensor in tensors.items():
         mask = _EXPONENT.get(tensor.dtype)
         if mask is None:
             continue
         bits = np.dtype(f"<u{_BITS[tensor.dtype] // 8}")
-        for piece in _pieces(path, tensor):
-            if (np.frombuffer(piece, bits) & bits.type(mask)).max() == mask:
-                raise AdapterError(f"{path}: {name} holds NaN or infinity. Training diverged, or the file was altered.")
+        largest = max((int((np.frombuffer(p, bits) & bits.type(mask)).max()) for p in _pieces(path, tensor)), default=0)
+        if largest >= _TOO_LARGE.get(tensor.dtype, mask):
+            what = "NaN or infinity" if largest == mask else "a value above a million"
+            raise AdapterError(f"{path}: {name} holds {what}. Training diverged, or the file was altered.")
 
 
 def tensor_digest(path: Path, tensor: StoredTensor) -> str:
