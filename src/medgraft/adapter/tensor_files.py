@@ -29,7 +29,8 @@ _BITS = {
 # the bits of a float's exponent, all of which are set in NaN and infinity alone; they order floats by size
 _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0_0000_0000_0000, "F8_E5M2": 0x7C, "F8_E4M3": 0x7F}
 LARGEST = 2.0**20  # such weights can make logits infinite
-_TOO_LARGE = {"BF16": (127 + 20) << 7, "F32": (127 + 20) << 23, "F64": (1023 + 20) << 52}  # the bits of LARGEST, in dtypes that reach it
+# the bits of LARGEST, in dtypes that reach it
+_TOO_LARGE = {"BF16": (127 + 20) << 7, "F32": (127 + 20) << 23, "F64": (1023 + 20) << 52}
 
 
 @dataclass(frozen=True)
