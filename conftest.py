@@ -16,11 +16,11 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MEDGRAFT_DEVICE", "cpu")  # tests/gpu are run with "cuda"
-os.environ["MEDGRAFT_CACHE"] = tempfile.mkdtemp(prefix="medgraft-cache-")
-os.environ["MEDGRAFT_FEATURES"] = str(Path(os.environ["MEDGRAFT_CACHE"]) / "features")
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker, and for the processes that it starts
     os.environ["OMP_NUM_THREADS"] = "1"
+else:  # workers share the cache of who started them
+    os.environ["MEDGRAFT_CACHE"] = tempfile.mkdtemp(prefix="medgraft-cache-")
+    os.environ["MEDGRAFT_FEATURES"] = str(Path(os.environ["MEDGRAFT_CACHE"]) / "features")
 
 import pytest
 

@@ -102,14 +102,14 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
     Times of the whole grid are fitted to `records` of some of its runs, or of smaller ones.
     """
     missing: dict[str, None] = {}
+    planned = [(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins)) for config in expand(suite)]
+    for metric in {metric.partition(":")[0]: None for config, _ in planned for metric in config.metrics}:
+        plugins.get("metric", metric)
     data = {config.model_dump_json(): _data(config, plugins, missing) for config in suite.data}
     speed, machine = measured_flops(), hardware.describe()
     weights: dict[str, Weights] = {}
     runs, left_out = [], {}
-    for config in expand(suite):
-        strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
-        for metric in config.metrics:
-            plugins.get("metric", metric.partition(":")[0])
+    for config, strategy in planned:
         images = data[config.data.model_dump_json()]
         try:
             captioner, source = get_captioner(config.backbone, plugins=plugins)
@@ -118,8 +118,8 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
             if issubclass(captioner, RemoteCaptioner):
                 runs.append(_by_api(config, captioner, source, strategy, images, plugins))
             else:
-                strategy = settled(config.backbone, strategy, plugins=plugins)
-                runs.append(_here(config, captioner, source, strategy, images, speed, plugins))
+                found = settled(config.backbone, strategy, plugins=plugins)
+                runs.append(_here(config, captioner, source, found, images, speed, plugins))
                 if problem := too_large(runs[-1], machine):
                     missing[problem] = None
         except StrategyError as error:
@@ -136,7 +136,7 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
         if d is not None
     }
     here = {name for name, found in weights.items() if found.where in ("folder", "cached")}
-    text = _text(suite, data, here, plugins, missing)
+    text = _text(planned, data, here, plugins, missing)
     loads = [run.load for run in runs if run.usage is None]
     validation = sum(count["validation"] for count in counts.values() if count)
     store = store_bytes(suite, data, here, plugins)
@@ -152,12 +152,15 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
 
 
 def _text(
-    suite: SuiteConfig, data: Mapping[str, CaptionData | None], here: set[str], plugins: PluginManager, missing: dict[str, None]
+    planned: Sequence[tuple[RunConfig, Strategy]],
+    data: Mapping[str, CaptionData | None],
+    here: set[str],
+    plugins: PluginManager,
+    missing: dict[str, None],
 ) -> dict[str, tuple[str, ...]]:
     """See DryRun.text; `here` are the backbones whose files are on this machine."""
     found: dict[str, tuple[str, ...]] = {}
-    strategies = [(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins)) for config in expand(suite)]
-    for config, strategy in sorted(strategies, key=lambda run: not run[1].trains):  # trained ones first
+    for config, strategy in sorted(planned, key=lambda run: not run[1].trains):  # trained ones first
         name, examples = f"{config.backbone} on {config.data}", data[config.data.model_dump_json()]
         if name in found or examples is None or config.backbone not in here:
             continue
