@@ -70,6 +70,10 @@ def medgraft_datasets() -> Iterator[DatasetSpec]:
         ("coco", "COCO captions JSON", "medgraft.data.coco:CocoCaptions"),
         ("imagefolder", "Hugging Face imagefolder (metadata.csv, .jsonl, .parquet)", "medgraft.data.imagefolder:ImageFolder"),
         ("hf", "Hugging Face data set: hub id, save_to_disk folder, parquet, arrow", "medgraft.data.hub:HubDataset"),
+        ("vqa", "table of image, question and answer: CSV, JSON, JSON lines", "medgraft.data.questions:QuestionTable"),
+        ("vqa-rad", "VQA-RAD as published", "medgraft.data.vqa:VqaRad"),
+        ("slake", "SLAKE, English or Chinese questions", "medgraft.data.vqa:Slake"),
+        ("pathvqa", "PathVQA as published (qas/, images/)", "medgraft.data.vqa:PathVqa"),
         ("webdataset", "tar archives of images with captions", "medgraft.data.webdataset:WebDataset"),
     ):
         yield DatasetSpec(name, summary, target)
@@ -85,6 +89,7 @@ def medgraft_metrics() -> Iterator[MetricSpec]:
     yield MetricSpec("bertscore", "BERTScore as bertscore:HUB_ID_OR_FOLDER", "medgraft.metrics.bertscore:BertScore")
     yield MetricSpec("clinical", "modality, side, findings, measurements, by their words", "medgraft.metrics.clinical:Clinical")
     yield MetricSpec("facts", "facts of phantoms: study, view, finding, side, site", "medgraft.metrics.facts:PhantomFacts")
+    yield MetricSpec("vqa", "answers: exact match by VQA v2's rules, F1, BLEU-1, yes or no", "medgraft.metrics.vqa:Vqa")
     yield MetricSpec("meteor", "METEOR by nltk", "medgraft.metrics.meteor:Meteor")
     yield MetricSpec("spice", "SPICE; needs java and CoreNLP models", "medgraft.metrics.spice:Spice")
     yield MetricSpec("concepts", "UMLS concept F1 as concepts:TERMS.csv", "medgraft.metrics.concepts:Concepts")
