@@ -142,7 +142,8 @@ def _without_leaks(examples: Chosen[Example], report: DataReport, config: DataCo
     remaining = Chosen(examples.items, array("I", compress(examples.places, stays)))
     if any(leak.other == "train" for leak in leaks.found) and not any(example.split == "train" for example in remaining):
         raise RefusedDataError(f"{found} Without such images nothing is left to train on. Split by patient or article.", data)
-    return replace(data, examples=remaining, report=replace(data.report, leaking=len(examples) - len(remaining)))
+    dropped = len({examples[place].image for place in leaks.leaking})
+    return replace(data, examples=remaining, report=replace(data.report, leaking=dropped))
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,21 +36,16 @@ def read_answers(value: Any) -> tuple[str, ...]:
     return (answer,) if answer else ()
 
 
-def question_facts(question: Any, answers: Iterable[str], published: Mapping[str, Any]) -> dict[str, Any]:
-    """`question`, `answer_type` (open or closed) and what else is `published` of a question, by the names of facts.
+def question_facts(question: Any, published: Mapping[str, Any]) -> dict[str, Any]:
+    """`question`, and what else is `published` of one, by the names of facts; `answer_type` in lower case, as open or closed.
 
-    Without an answer type that says which, a question is closed if its answers are yes or no. RowError if it is no text.
+    RowError if the question is no text.
     """
     if not isinstance(question, str) or not (text := clean_caption(question)):
         raise RowError(f"the question is {kind(question)}; it must be a text")
     facts = {name: clean_caption(value) if isinstance(value, str) else value for name, value in published.items()}
-    kept = {name: value for name, value in facts.items() if value not in (None, "")}
-    named = str(kept.get("answer_type", "")).casefold()
-    return {"question": text, **kept, "answer_type": named if named in ("open", "closed") else _answer_type(answers)}
-
-
-def _answer_type(answers: Iterable[str]) -> str:
-    return "closed" if {answer.casefold().strip(" .") for answer in answers} <= {"yes", "no"} else "open"
+    facts = {"question": text} | {name: value for name, value in facts.items() if value not in (None, "")}
+    return facts | ({"answer_type": str(facts["answer_type"]).casefold()} if "answer_type" in facts else {})
 
 
 class QuestionTable(CsvTable):
@@ -82,6 +77,6 @@ class QuestionTable(CsvTable):
         """See Table.captions."""
         return read_answers(value)
 
-    def facts(self, row: Row, captions: tuple[str, ...]) -> dict[str, Any]:
+    def facts(self, row: Row) -> dict[str, Any]:
         """See Table.facts."""
-        return question_facts(row.cells.get(self.question), captions, {name: row.cells.get(name) for name in _COLUMNS})
+        return question_facts(row.cells.get(self.question), {name: row.cells.get(name) for name in _COLUMNS})

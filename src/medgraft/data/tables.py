@@ -92,9 +92,7 @@ class Table(Dataset):
                 without_group += bool(columns.group) and group is None
                 by = group or posixpath.normpath(name)
                 group = group if prompt is None else by  # all that is asked of one image belongs together
-                example = Example(
-                    key, image, captions, split or hashed_split(by), group, facts=self.facts(row, captions), prompt=prompt
-                )
+                example = Example(key, image, captions, split or hashed_split(by), group, facts=self.facts(row), prompt=prompt)
                 images.add(example, path, row.place, hashed=split is None)
         if without_group:
             notes.assumed(f"{path.name}: {without_group} rows have no {columns.group!r}; each image counts as a group.")
@@ -103,8 +101,8 @@ class Table(Dataset):
         """The captions in a cell; RowError if it holds anything else."""
         return read_captions(value)
 
-    def facts(self, row: Row, captions: tuple[str, ...]) -> Mapping[str, Any] | None:
-        """The facts in a row with these captions, None if there are none."""
+    def facts(self, row: Row) -> Mapping[str, Any] | None:
+        """The facts in a row, None if there are none."""
         return None
 
     def _columns(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> _Columns:

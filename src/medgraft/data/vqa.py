@@ -82,7 +82,7 @@ class VqaRad(_Questions):
                     raise RowError("it has no 'qid'")
                 answers = read_answers(entry.get("answer"))
                 published = {what: entry.get(what) for what in ("question_type", "answer_type")}
-                facts = question_facts(entry.get("question"), answers, {**published, "organ": entry.get("image_organ")})
+                facts = question_facts(entry.get("question"), {**published, "organ": entry.get("image_organ")})
                 group = min(cases[name])  # a few images have the addresses of several
                 yield Example(key, images / name, answers, self._split(entry, group), group, facts)
 
@@ -119,9 +119,7 @@ class Slake(_Questions):
                         raise RowError("it has no 'qid'")
                     image, answers = root / "imgs" / name, read_answers(entry.get("answer"))
                     published = {what: entry.get(what) for what in ("answer_type", "modality", "location")}
-                    facts = question_facts(
-                        entry.get("question"), answers, {"question_type": entry.get("content_type"), **published}
-                    )
+                    facts = question_facts(entry.get("question"), {"question_type": entry.get("content_type"), **published})
                     facts |= {"boxes": found} if (found := boxes(image.parent / "detection.json")) else {}
                     yield Example(key, image, answers, split, name.partition("/")[0], facts)
 
@@ -161,7 +159,7 @@ class PathVqa(_Questions):
                     name = _name(entry, "image")
                     asked[name] += 1
                     answers = read_answers(entry.get("answer"))
-                    facts = question_facts(entry.get("question"), answers, {})
+                    facts = question_facts(entry.get("question"), {})
                     image = root / "images" / folder / f"{name}.jpg"
                     yield Example(f"{name}#{asked[name]}", image, answers, split, name, facts)
 

@@ -1,7 +1,7 @@
 """Answers to questions: exact match by the rules of the VQA v2 evaluator, token F1 and BLEU-1, open and closed ones apart.
 
-Prediction and references are both put into the evaluator's form, always; it does so only where its ten people disagree. The best
-of several references counts. A question is closed if its facts say so, else if every reference is yes or no.
+Prediction and references are both put into the evaluator's form, always; it does so only where its ten people disagree. The
+best of several references counts. A question is closed if its facts say so, else if every reference is yes or no.
 """
 
 from __future__ import annotations
