@@ -57,7 +57,7 @@ class QuestionTable(CsvTable):
 
     default_prompt: ClassVar[str | None] = PROMPT
 
-    caption: str = Field(default="answer", description="column of answers; several in a list")
+    caption: str = Field(default="answer", description="column of answers; in JSON it may be a list")
     question: str = Field(default="question", description="column of questions")
 
     @property

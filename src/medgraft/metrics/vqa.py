@@ -38,9 +38,9 @@ class Vqa(CaptionMetric):
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
         facts = [each or {} for each in captions.facts or (None,) * len(captions.predictions)]
-        said = [normalized_answer(prediction).split() for prediction in captions.predictions]
+        predicted = [normalized_answer(prediction).split() for prediction in captions.predictions]
         right = [[normalized_answer(answer).split() for answer in answers] for answers in captions.references]
-        pairs = list(zip(said, right, strict=True))
+        pairs = list(zip(predicted, right, strict=True))
         values: dict[str, Array] = {
             "exact": np.array([float(words in answers) for words, answers in pairs]),
             "f1": np.array([max(token_f1(words, answer) for answer in answers) for words, answers in pairs]),
@@ -49,7 +49,7 @@ class Vqa(CaptionMetric):
         binary = np.array([all(" ".join(answer) in _YES_NO for answer in answers) for answers in right])
         named = [str(each.get("answer_type", "")).strip().casefold() for each in facts]
         closed = np.array([name == "closed" or (name != "open" and yes_no) for name, yes_no in zip(named, binary, strict=True)])
-        parts = {"": np.ones(len(said), dtype=bool), "open_": ~closed, "closed_": closed}
+        parts = {"": np.ones(len(predicted), dtype=bool), "open_": ~closed, "closed_": closed}
         columns = {f"vqa_{part}{name}": (each, mask) for part, mask in parts.items() for name, each in values.items()}
         columns["vqa_yes_no"] = (np.array([_says(words, answers) for words, answers in pairs]), binary)
         columns |= {name: (values["exact"], mask) for name, mask in _groups(facts).items()}
