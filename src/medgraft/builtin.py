@@ -71,6 +71,10 @@ def medgraft_datasets() -> Iterator[DatasetSpec]:
         ("coco", "COCO captions JSON", "medgraft.data.coco:CocoCaptions"),
         ("imagefolder", "Hugging Face imagefolder (metadata.csv, .jsonl, .parquet)", "medgraft.data.imagefolder:ImageFolder"),
         ("hf", "Hugging Face data set: hub id, save_to_disk folder, parquet, arrow", "medgraft.data.hub:HubDataset"),
+        ("vqa", "table of image, question and answer: CSV, JSON, JSON lines", "medgraft.data.questions:QuestionTable"),
+        ("vqa-rad", "VQA-RAD as published", "medgraft.data.vqa:VqaRad"),
+        ("slake", "SLAKE, English or Chinese questions", "medgraft.data.vqa:Slake"),
+        ("pathvqa", "PathVQA as published (qas/, images/)", "medgraft.data.vqa:PathVqa"),
         ("webdataset", "tar archives of images with captions", "medgraft.data.webdataset:WebDataset"),
     ):
         yield DatasetSpec(name, summary, target)
@@ -90,6 +94,7 @@ def medgraft_metrics() -> Iterator[MetricSpec]:
         ),
         ("clinical", "modality, side, findings, measurements, by their words", "clinical:Clinical", _CLINICAL),
         ("facts", "facts of phantoms: study, view, finding, side, site", "facts:PhantomFacts", _FACTS),
+        ("vqa", "answers: exact match by VQA v2's rules, F1, BLEU-1, yes or no", "vqa:Vqa", _VQA),
         ("meteor", "METEOR by nltk", "meteor:Meteor", _of("meteor", "METEOR", "aligned words, also by stem and synonym")),
         (
             "spice", "SPICE; needs java and CoreNLP models", "spice:Spice",
@@ -128,6 +133,22 @@ _FACTS = (
         ScoreSpec(f"fact_{name}", f"images with the {name} right, where the reference states it", detail=True)
         for name in ("study", "view", "finding", "side", "site", "size")
     ),
+)
+_VQA = (
+    ScoreSpec("vqa_exact", "answers that are the reference, by VQA v2's rules", label="exact"),
+    ScoreSpec("vqa_f1", "words shared with the reference, F1", label="F1"),
+    ScoreSpec("vqa_bleu_1", "words that are in the reference, times a penalty for short answers", detail=True),
+    *(
+        ScoreSpec(
+            f"vqa_{part}_{name}",
+            f"the same over {part} questions",
+            label=f"{part} {name}" * (name == "exact"),
+            detail=name != "exact",
+        )
+        for part in ("open", "closed")
+        for name in ("exact", "f1", "bleu_1")
+    ),
+    ScoreSpec("vqa_yes_no", "yes-no questions answered with the right one of the two words", detail=True),
 )
 _CONCEPTS = (
     ScoreSpec("concept_f1", "UMLS concepts in caption and data, F1", label="concepts"),

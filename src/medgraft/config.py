@@ -39,6 +39,11 @@ class DataConfig(StrictModel):
         ge=0,
         description="frame or page of an image, or slice of a volume, from 0; default: middle of DICOM and NIfTI, else first",
     )
+    prompt: str | None = Field(
+        default=None,
+        description="text before each caption, with `{COLUMN}` for a column of the row or a fact of the image, such as "
+        "`Question: {question} Answer:`; default: the question where there is one, else the run's prompt",
+    )
     skip_bad_rows: bool = Field(default=False, description="leave out and list rows that cannot be read, instead of an error")
     on_leak: Literal["error", "warn", "drop"] = Field(
         default="warn", description="images, near-duplicates or groups in several splits: refuse, report, or drop from training"

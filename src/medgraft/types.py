@@ -68,7 +68,8 @@ class Example:
     """One image with its reference captions; images of the same `group`, a patient or article, belong to the same split.
 
     `facts` are known findings in the image, under the data set's own names; `concepts` are its UMLS identifiers (CUIs).
-    Both are None if the data set has none.
+    Both are None if the data set has none. `prompt` is the text before this example's caption; None: that of the run.
+    Examples with other prompts, such as questions, may share an image.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Example:
     group: str | None = None
     facts: Mapping[str, Any] | None = field(default=None, hash=False)
     concepts: tuple[str, ...] | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)

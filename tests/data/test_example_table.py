@@ -18,7 +18,7 @@ EXAMPLES = [
     Example("d", Path("/data/two/\udcff.png"), ("x",), "validation", facts={"box": (1, 2), "deep": {"side": None}}),
     Example("e", ImagePart(Path("/data/x.tar"), "e.png @512+9"), ("x",), "train", concepts=("C1", "C2")),
     Example("f", ImagePart(Path("scan.dcm"), frame=3, window="-600,1500"), ("x",), "test", facts={}),
-    Example("g", Path(".."), ("x",), "test"),
+    Example("g", Path(".."), ("x",), "test", prompt='Is it a "nodule"?\n'),
 ]
 
 

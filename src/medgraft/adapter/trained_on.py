@@ -75,7 +75,8 @@ class TrainedOn:
         return TRAINED_ON
 
     def seen(self, examples: Sequence[Example]) -> SeenInTraining:
-        """Which of `examples` were trained on."""
+        """Which images of `examples` were trained on."""
+        examples = list({example.image: example for example in examples}.values())  # one for each, whatever was asked of it
         images = self._has("images", list(_image_digests(examples)))
         groups = self._has("groups", [_name_digest(example.group or "") for example in examples])
         return SeenInTraining(len(examples), int(images.sum()), int((groups & ~images).sum()), _UNKNOWN not in self.tensors)

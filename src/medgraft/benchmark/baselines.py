@@ -1,20 +1,19 @@
 """Baselines without a model: the training images' most frequent caption for every image, and a random one for each.
 
-A model that does not beat them has learnt how the captions are worded, but does not use the image.
+Where examples have prompts of their own, such as questions, a third one answers from the question alone. A model that does not
+beat them has learnt how the captions are worded, but does not use the image.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from medgraft import hardware
 from medgraft.benchmark.evaluation import Evaluation, evaluated
+from medgraft.benchmark.guesses import guessed, guesses
 from medgraft.benchmark.lease import Leases
 from medgraft.benchmark.record import BASELINE, BASELINES, Record, read_record, run_id, write_record
 from medgraft.benchmark.run import RunResult
@@ -26,8 +25,6 @@ from medgraft.scoring import captions_of, write_captions
 from medgraft.types import SPLITS, CaptionData, Example
 
 _logger = logging.getLogger(__name__)
-
-STRATEGIES = ("most-frequent", "random")
 
 
 def run_baselines(config: RunConfig, out: Path, *, plugins: PluginManager, leases: Leases) -> tuple[Record, ...]:
@@ -58,7 +55,7 @@ def write_baselines(result: RunResult, out: Path, *, plugins: PluginManager) -> 
         return found
     chosen = result.evaluation.predictions
     examples = [example for example in data.split(config.eval_split) if example.id in chosen]
-    for own, identity in _identified(config, fingerprint := result.record.data_fingerprint or ""):
+    for own, identity in _identified(config, guesses(examples), fingerprint := result.record.data_fingerprint or ""):
         found[own.strategy] = evaluate_baseline(own.strategy, data.split("train"), examples, config.metrics, plugins)
         _write(own, identity, data, fingerprint, out / BASELINES, found[own.strategy])
     return found
@@ -73,25 +70,20 @@ def baselines_of(
     except DataError:
         _logger.info("The data have no training images, so there are no captions that ignore the image to compare with.")
         return {}
-    return {name: evaluate_baseline(name, train, examples, metrics, plugins) for name in STRATEGIES}
+    return {name: evaluate_baseline(name, train, examples, metrics, plugins) for name in guesses(examples)}
 
 
 def evaluate_baseline(
     name: str, train: Sequence[Example], examples: Sequence[Example], metrics: tuple[str, ...], plugins: PluginManager
 ) -> Evaluation:
     """Scores of the baseline `name` on `examples`, from the captions of the training images."""
-    captions = [caption for example in train for caption in example.captions if caption]
-    if name == "most-frequent":
-        predictions = [Counter(captions).most_common(1)[0][0]] * len(examples)
-    else:
-        predictions = [captions[i] for i in np.random.default_rng(0).integers(0, len(captions), len(examples))]
-    return evaluated(captions_of(examples, predictions), metrics=metrics, plugins=plugins)
+    return evaluated(captions_of(examples, guessed(name, train, examples)), metrics=metrics, plugins=plugins)
 
 
-def _identified(config: RunConfig, fingerprint: str) -> list[tuple[RunConfig, str]]:
+def _identified(config: RunConfig, names: Sequence[str], fingerprint: str) -> list[tuple[RunConfig, str]]:
     """The settings and the id of each baseline."""
     changed = {"backbone": BASELINE, "strategy_options": {}, "seed": 0}
-    configs = [config.model_copy(update={**changed, "strategy": name}) for name in STRATEGIES]
+    configs = [config.model_copy(update={**changed, "strategy": name}) for name in names]
     return [(own, run_id(own, None, fingerprint, "", hardware.versions())) for own in configs]
 
 

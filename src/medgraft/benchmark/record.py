@@ -216,7 +216,7 @@ def run_id(
     """
     values = config.model_dump(mode="json")
     data = {name: value for name, value in values["data"].items() if name not in ("path", "root")}
-    added = {name: DataConfig.model_fields[name].default for name in ("window", "frame", "skip_bad_rows", "on_leak")}
+    added = {name: DataConfig.model_fields[name].default for name in ("window", "frame", "prompt", "skip_bad_rows", "on_leak")}
     values["data"] = {name: value for name, value in data.items() if name not in added or value != added[name]}
     values["train"]["group_by_length"] = False  # a setting of earlier versions; keeps their ids valid
     former = {"auto": "auto", "bf16": True, "fp32": False}.get(values["train"]["dtype"])

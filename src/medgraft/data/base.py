@@ -20,10 +20,14 @@ class Dataset(StrictModel, ABC):
     `self.notes` takes what cannot be read and what had to be assumed. With `takes_names` a path need not be a file or folder
     that exists: it may be a pattern, or a name on a hub. `synthetic` images are drawn from templates, so that different ones
     are alike: near-duplicates are not looked for.
+
+    A reader of questions puts them into `facts`, as `question`, and has `default_prompt` "{question}": prompts are filled with
+    `facts`, unless the reader fills `prompt_template` itself, as those of tables do with the columns of each row.
     """
 
     takes_names: ClassVar[bool] = False
     synthetic: ClassVar[bool] = False
+    default_prompt: ClassVar[str | None] = None
 
     _notes: ReadingNotes = PrivateAttr(default_factory=ReadingNotes)
 
@@ -31,6 +35,11 @@ class Dataset(StrictModel, ABC):
     def notes(self) -> ReadingNotes:
         """The notes of this reading."""
         return self._notes
+
+    @property
+    def prompt_template(self) -> str | None:
+        """The template of prompts: `data.prompt`, or else the reader's own; None if examples have the run's prompt."""
+        return self.default_prompt if self.notes.prompt is None else self.notes.prompt
 
     def use_notes(self, notes: ReadingNotes) -> None:
         """Note in `notes`, those of a reader that reads through this one."""

@@ -30,11 +30,12 @@ class Columns:
     split: str | None = None
     concepts: str | None = None
     ids_differ: bool = True
+    prompt: tuple[str, ...] = ()  # those that the prompt's template names
 
     @property
     def values(self) -> list[str]:
         """All columns but the image's."""
-        return [name for name in (self.caption, self.id, self.group, self.split, self.concepts) if name]
+        return [name for name in (self.caption, self.id, self.group, self.split, self.concepts, *self.prompt) if name]
 
 
 def find_columns(named: Mapping[str, str | None], kinds: Mapping[str, pa.DataType], where: str, notes: ReadingNotes) -> Columns:

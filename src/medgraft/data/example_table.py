@@ -34,7 +34,8 @@ class ExampleTable(Sequence[Example]):
                 folder = folders.setdefault(str(path.parent), len(folders))
                 if example.facts is not None:
                     self._facts[len(self._ends)] = example.facts
-                values = example.id, folder, path.name, part, example.captions, example.split, example.group, example.concepts
+                texts = example.captions, example.split, example.group, example.concepts, example.prompt
+                values = example.id, folder, path.name, part, *texts
                 end += file.write(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass"))
                 self._ends.append(end)
             file.flush()
@@ -60,7 +61,7 @@ class ExampleTable(Sequence[Example]):
             return tuple(self[i] for i in range(*index.indices(len(self))))
         place = range(len(self))[index]
         line = self._lines[self._ends[place - 1] if place else 0 : self._ends[place]].decode("utf-8", "surrogatepass")
-        key, folder, name, part, captions, split, group, concepts = json.loads(line)
+        key, folder, name, part, captions, split, group, concepts, prompt = json.loads(line)
         path = self._folders[folder] / name
         return Example(
             key,
@@ -70,6 +71,7 @@ class ExampleTable(Sequence[Example]):
             group,
             self._facts.get(place),
             None if concepts is None else tuple(concepts),
+            prompt,
         )
 
 

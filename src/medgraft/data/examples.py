@@ -15,7 +15,7 @@ from medgraft.types import Example, Split
 
 @dataclass
 class ExampleList:
-    """Examples in the order of their first rows. `merge`: a table's rows with the same image are one example.
+    """Examples in the order of their first rows. `merge`: a table's rows with the same image and prompt are one example.
 
     Bad rows are those whose image stands in another split or, with `merge`, another table; whose group is not that of the
     image's first row; or whose id is taken by another image: in the same split, or in any with `one_id`.
@@ -33,6 +33,8 @@ class ExampleList:
     def add(self, example: Example, file: Path, place: str, *, hashed: bool = False) -> None:
         """Add what `place` of `file` says; `hashed`: its split is by hash."""
         image = os.path.normpath(str(example.image))
+        if example.prompt is not None:
+            image = f"{image}\0{example.prompt}"
         if known := self._files.get(image):
             index, first_file, first_place = known
             where = _at(first_file, first_place, file)
@@ -55,7 +57,7 @@ class ExampleList:
 
     def images(self) -> set[str]:
         """The normalised path of every image."""
-        return set(self._files)
+        return {image.partition("\0")[0] for image in self._files}
 
     def examples(self, path: Path) -> Iterator[Example]:
         """The examples; repeated captions and how many were split by hash are noted for the data at `path`."""

@@ -20,10 +20,11 @@ from pydantic import Field
 
 from medgraft.data.arrow import ArrowFile, Encoded
 from medgraft.data.base import Dataset
-from medgraft.data.columns import Columns, find_columns
+from medgraft.data.columns import Columns, find_columns, is_image
 from medgraft.data.members import member_at
 from medgraft.data.notes import RowError
 from medgraft.data.paths import image_file
+from medgraft.data.prompts import check_template, fill_template
 from medgraft.data.splits import hashed_split, note_hashed, split_in_path, split_named
 from medgraft.data.text import label, read_captions, shown
 from medgraft.errors import DataError
@@ -69,7 +70,7 @@ class HubDataset(Dataset):
         tables = [table for table in self._tables(path) if table.files]
         if not tables:
             raise DataError(f"hf:{path} has no rows.")
-        columns = self._columns(f"hf:{path}", tables)
+        columns, template = self._columns(f"hf:{path}", tables), self.prompt_template
         by_hash = columns.split is None and _undivided(tables)
         hashed: Counter[Split] = Counter()
         rows: Counter[Split | None] = Counter()
@@ -84,7 +85,7 @@ class HubDataset(Dataset):
                     split = None if by_hash else table.split
                     example = _example(source, values, columns, split, str(rows[table.split]))
                     hashed[example.split] += by_hash
-                    yield example
+                    yield example if template is None else replace(example, prompt=fill_template(template, values))
         note_hashed(self.notes, path, hashed)
 
     def _tables(self, path: Path) -> list[_Table]:
@@ -142,6 +143,9 @@ class HubDataset(Dataset):
         _check_same([file.kinds for file in files], [file.path for file in files])
         named = {what: getattr(self, what) for what in ("image", "caption", "id", "group", "split")}
         found = find_columns(named, kinds, where, self.notes)
+        if self.prompt_template is not None:
+            texts = [name for name, column in kinds.items() if not is_image(column)]
+            found = replace(found, prompt=check_template(self.prompt_template, texts, where))
         if found.split and not self.split:
             ignored = "as files or the hub have splits"
             if _undivided(tables):

@@ -14,7 +14,7 @@ _CHUNK = 1000  # images checked or hashed at once
 
 
 def data_fingerprint(examples: Sequence[Example]) -> str:
-    """SHA-256 over ids, splits, captions and image bytes; it does not depend on the data's location."""
+    """SHA-256 over ids, splits, captions, prompts and image bytes; it does not depend on the data's location."""
     ids: dict[Split, list[tuple[str, int]]] = {split: [] for split in sorted(SPLITS)}
     for place, example in enumerate(examples):
         ids[example.split].append((example.id, place))
@@ -25,7 +25,8 @@ def data_fingerprint(examples: Sequence[Example]) -> str:
         chunk = [examples[place] for place in places]
         digests = image_digests([example.image for example in chunk])
         for example in chunk:
-            whole.update("\0".join((example.id, example.split, *example.captions)).encode())
+            prompt = () if example.prompt is None else ("", example.prompt)
+            whole.update("\0".join((example.id, example.split, *example.captions, *prompt)).encode())
             whole.update(bytes.fromhex(digests[example.image]))
     return whole.hexdigest()
 

@@ -42,7 +42,8 @@ def find_leaks(examples: Sequence[Example], *, near_duplicates: bool = True) -> 
     for other, split in itertools.combinations(present, 2):
         for kind, pairs in keys.pairs(split, other, examples):
             if len(pairs):
-                images, first = np.unique(pairs[:, 0], return_index=True)
+                places, first = np.unique(pairs[:, 0], return_index=True)
+                images = {examples[place].image for place in places.tolist()}  # of which several questions may be asked
                 shown = tuple((examples[a].id, examples[b].id) for a, b in pairs[first[:_EXAMPLES]].tolist())
                 found.append(Leak(kind, split, other, len(images), shown))
                 leaking |= set(pairs[:, 1].tolist())
@@ -63,9 +64,9 @@ class _Keys:
         later, earlier = self.places[split], self.places[other]
         yield "byte_equal", _same(later, earlier, self.images)
         if self.thumbnails is not None:
-            near = candidates(later, earlier, self.thumbnails)
+            near = candidates(_distinct(later, self.images), _distinct(earlier, self.images), self.thumbnails)
             near = near[self.images[near[:, 0]] != self.images[near[:, 1]]]
-            yield "near_duplicate", alike_in_detail(examples, near)
+            yield "near_duplicate", _with_equal(alike_in_detail(examples, near), later, earlier, self.images)
         yield "group", _same(later, earlier, self.groups)
 
 
@@ -86,6 +87,23 @@ def _keys(examples: Sequence[Example], with_thumbnails: bool) -> _Keys:
                 thumbnails[start : start + len(chunk)] = thumbnails_of([example.image for example in chunk])
             bar.update(len(chunk))
     return _Keys({split: np.array(found, dtype=np.intp) for split, found in places.items()}, images, groups, thumbnails)
+
+
+def _distinct(places: Places, keys: NDArray[np.uint64]) -> Places:
+    """The first of the places with each key, so that no image is compared twice, whatever is asked of it."""
+    return np.sort(places[np.unique(keys[places], return_index=True)[1]])
+
+
+def _with_equal(pairs: Pairs, later: Places, earlier: Places, keys: NDArray[np.uint64]) -> Pairs:
+    """`pairs` of distinct images, and one more for each other place with the key of one of them."""
+    found = [pairs]
+    for column, places in enumerate((later, earlier)):
+        row_of = {key: row for row, key in enumerate(keys[pairs[:, column]].tolist())}
+        others = places[np.isin(keys[places], keys[pairs[:, column]])]
+        more = pairs[[row_of[key] for key in keys[others].tolist()]]
+        more[:, column] = others
+        found.append(more)
+    return np.unique(np.concatenate(found), axis=0)
 
 
 def _same(later: Places, earlier: Places, keys: NDArray[np.uint64]) -> Pairs:

@@ -7,7 +7,7 @@ import logging
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, compress
 from pathlib import Path
@@ -20,6 +20,7 @@ from medgraft.data.image_chunks import usable_images
 from medgraft.data.leaks import find_leaks
 from medgraft.data.notes import ReadingNotes
 from medgraft.data.oddities import OddCaptions, misspelt_images
+from medgraft.data.prompts import check_template, fill_template
 from medgraft.errors import DataError, PluginError, UnknownNameError
 from medgraft.plugin import PluginManager
 from medgraft.strict_model import validated
@@ -54,6 +55,7 @@ def load_data(data: DataConfig | str, *, plugins: PluginManager | None = None, s
     reader = validated(reader_class, config.options, f"Data {config.name}")
     reader.notes.skip_bad_rows = config.skip_bad_rows
     reader.notes.root = _root(config)
+    reader.notes.prompt = config.prompt
     if config.window is not None:
         check_window(config.window)
     path = Path(config.path).expanduser() if config.path else None
@@ -71,7 +73,7 @@ def _read(reader: Dataset, path: Path | None, config: DataConfig, wanted: set[Sp
     odd = OddCaptions()
     try:
         listed = ExampleTable(
-            _with_settings(odd.seen(example), config) for example in reader.read(path) if example.split in wanted
+            _with_settings(odd.seen(example), config) for example in _prompted(reader, path, config) if example.split in wanted
         )
     except UnicodeDecodeError as error:
         raise DataError(f"{config.name}:{config.path} is not UTF-8 text: {error}. Save it as UTF-8.") from None
@@ -106,6 +108,19 @@ def _read(reader: Dataset, path: Path | None, config: DataConfig, wanted: set[Sp
     return _without_leaks(chosen, report, config, reader) if len(wanted) > 1 else CaptionData(config.name, chosen, report)
 
 
+def _prompted(reader: Dataset, path: Path | None, config: DataConfig) -> Iterator[Example]:
+    """The examples, whose prompts are filled with their facts where the reader has not filled them."""
+    template = reader.prompt_template
+    for example in reader.read(path):
+        if template is None or example.prompt is not None:
+            yield example
+            continue
+        fields = example.facts or {}
+        check_template(template, fields, str(config))
+        with reader.notes.row(path or Path(config.name), f"example {example.id!r}"):
+            yield replace(example, prompt=fill_template(template, fields))
+
+
 def _report(notes: ReadingNotes) -> DataReport:
     return DataReport(bad_rows=tuple(notes.bad_rows), assumptions=tuple(notes.assumptions))
 
@@ -127,7 +142,8 @@ def _without_leaks(examples: Chosen[Example], report: DataReport, config: DataCo
     remaining = Chosen(examples.items, array("I", compress(examples.places, stays)))
     if any(leak.other == "train" for leak in leaks.found) and not any(example.split == "train" for example in remaining):
         raise RefusedDataError(f"{found} Without such images nothing is left to train on. Split by patient or article.", data)
-    return replace(data, examples=remaining, report=replace(data.report, leaking=len(examples) - len(remaining)))
+    dropped = len({examples[place].image for place in leaks.leaking})
+    return replace(data, examples=remaining, report=replace(data.report, leaking=dropped))
 
 
 @functools.cache

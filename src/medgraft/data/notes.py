@@ -19,11 +19,13 @@ class RowError(Exception):
 class ReadingNotes:
     """Notes of one reading; a reader has them as `self.notes`. Without `skip_bad_rows` the first bad row is a DataError.
 
-    `root` is the folder of image paths that are relative or absolute elsewhere (`data.root`).
+    `root` is the folder of image paths that are relative or absolute elsewhere (`data.root`), `prompt` the template of prompts
+    (`data.prompt`).
     """
 
     skip_bad_rows: bool = False
     root: Path | None = None
+    prompt: str | None = None
     bad_rows: list[BadRow] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)
 

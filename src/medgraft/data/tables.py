@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from medgraft.data.delimited import Row, TableFormat, read_delimited, require_un
 from medgraft.data.examples import ExampleList
 from medgraft.data.notes import RowError
 from medgraft.data.paths import IMAGE_SUFFIXES, image_file
+from medgraft.data.prompts import check_template, fill_template
 from medgraft.data.splits import hashed_split, split_named
 from medgraft.data.text import kind, label, read_captions, shown
 from medgraft.errors import DataError, suggestion
@@ -40,7 +41,7 @@ class _Columns:
 
 
 class Table(Dataset):
-    """One row per image and caption; rows with the same image make one image with several captions.
+    """One row per image and caption; rows with the same image, and prompt if there are prompts, make one with several captions.
 
     `split` names a column with train/validation/test. Without it a column called `split` is used if it has names of splits;
     else images are split 80/10/10 by a hash of their group, or of their name if there are no groups. `images` is the folder of
@@ -72,22 +73,37 @@ class Table(Dataset):
         names, rows = self.load(path)
         columns = self._columns(path, names, rows)
         folder = path.parent / Path(self.images).expanduser()
+        template = self.prompt_template
+        if template is not None:
+            check_template(template, names, str(path))
+        asked: dict[str, dict[str, int]] = {}  # numbers the prompts of each image
         without_group = 0
         notes = self.notes
         for row in rows:
             with notes.row(path, row.place):
                 name, image = image_file(_cell(row, columns.image), folder, notes.root)
-                captions = read_captions(_cell(row, columns.caption))
-                key = label(_cell(row, self.id), "id") if self.id else name
+                captions = self.captions(_cell(row, columns.caption))
+                prompt = None if template is None else fill_template(template, row.cells)
+                key = label(_cell(row, self.id), "id") if self.id else _numbered(name, prompt, asked)
                 if key is None:
                     raise RowError(f"the column {self.id!r} has no id")
                 group = label(_cell(row, columns.group), "group") if columns.group else None
                 split = split_of(image, _named_split(row, columns.split))
-                example = Example(key, image, captions, split or hashed_split(group or posixpath.normpath(name)), group)
-                images.add(example, path, row.place, hashed=split is None)
                 without_group += bool(columns.group) and group is None
+                by = group or posixpath.normpath(name)
+                group = group if prompt is None else by  # all that is asked of one image belongs together
+                example = Example(key, image, captions, split or hashed_split(by), group, facts=self.facts(row), prompt=prompt)
+                images.add(example, path, row.place, hashed=split is None)
         if without_group:
             notes.assumed(f"{path.name}: {without_group} rows have no {columns.group!r}; each image counts as a group.")
+
+    def captions(self, value: Any) -> tuple[str, ...]:
+        """The captions in a cell; RowError if it holds anything else."""
+        return read_captions(value)
+
+    def facts(self, row: Row) -> Mapping[str, Any] | None:
+        """The facts in a row, None if there are none."""
+        return None
 
     def _columns(self, path: Path, names: Sequence[str], rows: Sequence[Row]) -> _Columns:
         if not names:
@@ -168,6 +184,15 @@ def _cell(row: Row, column: str) -> Any:
     if column not in row.cells:
         raise RowError(f"there is no {column!r}; write it, as null if there is none")
     return row.cells[column]
+
+
+def _numbered(name: str, prompt: str | None, asked: dict[str, dict[str, int]]) -> str:
+    """The id of an image's row: its name, with a number behind it from the second prompt of the image on."""
+    if prompt is None:
+        return name
+    numbers = asked.setdefault(name, {})
+    number = numbers.setdefault(prompt, len(numbers) + 1)
+    return name if number == 1 else f"{name}#{number}"
 
 
 def _named_split(row: Row, column: str | None) -> Split | None:

@@ -106,7 +106,7 @@ class PhantomFacts(CaptionMetric):
 
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
-        if captions.facts is None or any(facts is None for facts in captions.facts):
+        if captions.facts is None or any(not facts or not facts.keys() >= set(FIELDS) for facts in captions.facts):
             raise UnavailableError("the data set has no facts of its images, as phantoms have")
         right = np.array(
             [
