@@ -6,6 +6,7 @@ import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from PIL.Image import Image
@@ -19,9 +20,10 @@ from medgraft.data.image_reader import ImageReader, ReadImages
 from medgraft.errors import DataError, first_line
 from medgraft.features import CachedFeatures
 from medgraft.progress import progress_bar
-from medgraft.types import ImageSource
+from medgraft.types import ImageSource, Prompts, prompt_of_each
 
 _logger = logging.getLogger(__name__)
+_SORTED = 16  # batches of images whose prompts are sorted by length
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,12 @@ class CaptionedBatch:
     cut_off: int | None
 
 
-@torch.no_grad()  # not inference_mode: parameters moved to a device within it could not be trained afterwards
 def captioned_batches(
     backbone: Backbone,
     images: Sequence[ImageSource | Image],
     *,
     options: GenerationConfig = GenerationConfig(),
-    prompt: str = "",
+    prompt: Prompts = "",
     batch_size: int = 32,
     dtype: torch.dtype = torch.float32,
     cached: CachedFeatures | None = None,
@@ -67,32 +68,72 @@ def captioned_batches(
     """Captions of `images` in order, batch by batch; images are files or PIL images. `backbone` may have an adapter.
 
     Goes on after an image that cannot be read. Computes in `dtype` by autocast. Features of files are read from and stored in
-    `cached`, if given.
+    `cached`, if given. If each image has its own prompt, a batch is of images whose prompts have equally many tokens, so that
+    nothing is padded.
     """
+    groups = _groups(backbone, prompt, len(images), batch_size)
+    prompts = prompt_of_each(prompt, len(images))
+    waiting: dict[int, ImageCaptions] = {}
+    begin = 0
+    batches = _in_groups(backbone, images, groups, prompts, options, dtype, cached)
+    for places, batch in zip(groups, batches, strict=True):
+        waiting |= zip(places, batch.images, strict=True)
+        end = next(place for place in range(begin, len(images) + 1) if place not in waiting)
+        yield CaptionedBatch([waiting.pop(place) for place in range(begin, end)], batch.cut_off)
+        begin = end
+
+
+def _groups(backbone: Backbone, prompt: Prompts, images: int, batch_size: int) -> list[Sequence[int]]:
+    """The places of the images of each batch."""
+    if isinstance(prompt, str):
+        return [range(images)[start : start + batch_size] for start in range(0, images, batch_size)]
+    lengths = list(map(len, backbone.heads(prompt, images)))
+    found: list[Sequence[int]] = []
+    for start in range(0, images, _SORTED * batch_size):
+        places = sorted(range(images)[start : start + _SORTED * batch_size], key=lengths.__getitem__)
+        for _, same in groupby(places, key=lengths.__getitem__):
+            whole = list(same)
+            found += [whole[first : first + batch_size] for first in range(0, len(whole), batch_size)]
+    return found
+
+
+@torch.no_grad()  # not inference_mode: parameters moved to a device within it could not be trained afterwards
+def _in_groups(
+    backbone: Backbone,
+    images: Sequence[ImageSource | Image],
+    groups: Sequence[Sequence[int]],
+    prompts: Sequence[str],
+    options: GenerationConfig,
+    dtype: torch.dtype,
+    cached: CachedFeatures | None,
+) -> Iterator[CaptionedBatch]:
+    """The captions of each of `groups`, the places of images that are captioned together."""
     if options.unread:
         _logger.warning("%s", options.unread)
     where = hardware.device()
     backbone.model.to(where).eval()
-    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-    limit, source = token_limit(backbone, prompt, options), _FeatureSource(backbone, where, prompt, cached)
-    before: tuple[dict[int, ImageCaptions], Sequence[ImageSource | Image], torch.Tensor] | None = None
+    batches = [[images[place] for place in places] for places in groups]
+    source = _FeatureSource(backbone, where, cached)
+    before: tuple[dict[int, ImageCaptions], Sequence[ImageSource | Image], torch.Tensor, int] | None = None
     with backbone.generating() as generate_ids, closing(source.read(batches)) as read_batches:
         for number, (batch, read) in enumerate(read_batches):
+            asked = [prompts[place] for place in groups[number]]
             with hardware.autocast(where, dtype):
-                features, problems = source.readable(batch, read)
+                features, problems = source.readable(batch, asked, read)
             if before is not None:
-                yield _captioned(backbone, *before, limit)  # decodes the previous batch while a GPU computes features
+                yield _captioned(backbone, *before)  # decodes the previous batch while a GPU computes features
             failed = {place: ImageCaptions(batch[place], (), problem) for place, problem in problems.items()}
-            before = failed, batch, torch.empty(0, 0, dtype=torch.long)
+            before = failed, batch, torch.empty(0, 0, dtype=torch.long), 0
             if features is not None:
-                inputs = backbone.generation_inputs(len(features), where, prompt, options)  # synchronises with a GPU
+                left = _one_for_all([prompt for place, prompt in enumerate(asked) if place not in problems])
+                inputs = backbone.generation_inputs(len(features), where, left, options)  # synchronises with a GPU
                 with hardware.autocast(where, dtype), sampling(options, number):
-                    before = failed, batch, generate_ids(features, *inputs).cpu()
+                    before = failed, batch, generate_ids(features, *inputs).cpu(), int(inputs[1].max_new_tokens)
             if not source.reads_ahead:
-                yield _captioned(backbone, *before, limit)
+                yield _captioned(backbone, *before)
                 before = None
     if before is not None:
-        yield _captioned(backbone, *before, limit)
+        yield _captioned(backbone, *before)
     if cached is not None:
         cached.store.flush()
 
@@ -102,7 +143,7 @@ def caption_images(
     images: Sequence[ImageSource | Image],
     *,
     options: GenerationConfig = GenerationConfig(),
-    prompt: str = "",
+    prompt: Prompts = "",
     batch_size: int = 32,
     dtype: torch.dtype = torch.float32,
     cached: CachedFeatures | None = None,
@@ -145,16 +186,23 @@ def collected(batches: Iterable[CaptionedBatch], images: int, max_new_tokens: in
     return Generated(captions, cut_off, max_new_tokens)
 
 
-def token_limit(backbone: Backbone, prompt: str, options: GenerationConfig) -> int:
-    """`options.max_new_tokens`, or as many tokens as the model takes after the prompt if those are fewer."""
+def _one_for_all(prompts: Sequence[str]) -> Prompts:
+    """One prompt if all are the same, which need not be repeated for each row."""
+    return prompts[0] if len(set(prompts)) == 1 else prompts
+
+
+def token_limit(backbone: Backbone, prompt: Prompts, options: GenerationConfig) -> int:
+    """`options.max_new_tokens`, or as many tokens as the model takes after the prompt, the shortest one, if those are fewer."""
+    if not isinstance(prompt, str):
+        prompt = min(set(prompt), key=lambda text: (len(backbone.prompt_ids(text)), text), default="")
     return int(backbone.generation_inputs(1, torch.device("cpu"), prompt, options)[1].max_new_tokens)
 
 
 class _FeatureSource:
     """Features at the last seam, computed or from `cached`. With a GPU, threads read image files ahead."""
 
-    def __init__(self, backbone: Backbone, where: torch.device, prompt: str, cached: CachedFeatures | None):
-        self._backbone, self._prompt, self._cached = backbone, prompt, cached
+    def __init__(self, backbone: Backbone, where: torch.device, cached: CachedFeatures | None):
+        self._backbone, self._cached = backbone, cached
         self._reader = ImageReader(backbone, where) if where.type != "cpu" else None
         self._where = where
 
@@ -176,17 +224,18 @@ class _FeatureSource:
             yield from self._reader.ahead(files, self._cached.lacking)
 
     def readable(
-        self, images: Sequence[ImageSource | Image], read: ReadImages | None
+        self, images: Sequence[ImageSource | Image], prompts: Sequence[str], read: ReadImages | None
     ) -> tuple[torch.Tensor | None, dict[int, str]]:
         """Features of the images that can be read, None if none can, and by place the problems of the others."""
         try:
-            return self.features(images, read), {}
+            return self.features(images, prompts, read), {}
         except (DataError, ValueError):  # of an image processor, which does not take every shape
             problems = {place: problem for place, image in enumerate(images) if (problem := self._problem(image))}
             if not problems:
                 raise
-            rest = [image for place, image in enumerate(images) if place not in problems]
-            return self.features(rest, None) if rest else None, problems
+            rest = [place for place in range(len(images)) if place not in problems]
+            left = [images[place] for place in rest], [prompts[place] for place in rest]
+            return self.features(*left, None) if rest else None, problems
 
     def _problem(self, image: ImageSource | Image) -> str | None:
         try:
@@ -197,17 +246,17 @@ class _FeatureSource:
             return f"{image} cannot be prepared for the model: {first_line(error)}"
         return None
 
-    def features(self, images: Sequence[ImageSource | Image], read: ReadImages | None) -> torch.Tensor:
+    def features(self, images: Sequence[ImageSource | Image], prompts: Sequence[str], read: ReadImages | None) -> torch.Tensor:
         """Features [B, S, C] for the images of a batch."""
-        backbone, ready = self._backbone, None
+        backbone, prompt, ready = self._backbone, _one_for_all(prompts), None
         if read is not None and read.problem is None and read.values is not None and self._reader is not None:
             ready = read.paths, self._reader.pixel_values(read)
         paths = [image for image in images if isinstance(image, ImageSource)]
         if self._cached is not None and len(paths) == len(images):
             above = backbone.seams[backbone.seams.index(self._cached.seam) + 1 :]
-            return backbone.forward_through(above, self._cached.features(paths, ready), prompt=self._prompt)
+            return backbone.forward_through(above, self._cached.features(paths, ready), prompt=prompt)
         pixels = ready[1] if ready else backbone.pixel_values(list(map(opened, images))).to(self._where)
-        return backbone.encode(pixels, prompt=self._prompt)
+        return backbone.encode(pixels, prompt=prompt)
 
 
 def opened(image: ImageSource | Image) -> Image:

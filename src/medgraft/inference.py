@@ -19,19 +19,26 @@ from medgraft.errors import DataError
 from medgraft.features import CachedFeatures
 from medgraft.metrics.base import Array
 from medgraft.saliency import CaptionMaps, MapOptions, caption_maps
-from medgraft.types import ImageSource
+from medgraft.types import ImageSource, own_prompts
 
 _logger = logging.getLogger(__name__)
 _MAPS_BATCH = 16  # upper limit, because attention weights need much memory
 
 
 class Captioner(Protocol):
-    """The interface for captioning with a local model (`Inference`) or one behind an API (`RemoteInference`)."""
+    """The interface for captioning with a local model (`Inference`) or one behind an API (`RemoteInference`).
 
-    def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = ...) -> Generated:
+    `prompts` are those of the images, None for images without one; left out, all have the captioner's.
+    """
+
+    def caption(
+        self, images: Sequence[ImageSource | Image], generation: GenerationConfig = ..., prompts: Sequence[str | None] = ...
+    ) -> Generated:
         """The first caption of each image, in order; images are files or PIL images. DataError if one cannot be read."""
 
-    def batches(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = ...) -> Iterator[CaptionedBatch]:
+    def batches(
+        self, images: Sequence[ImageSource | Image], generation: GenerationConfig = ..., prompts: Sequence[str | None] = ...
+    ) -> Iterator[CaptionedBatch]:
         """All captions of each image, in order, as they are made; goes on after an image that cannot be read."""
 
     def token_limit(self, generation: GenerationConfig) -> int:
@@ -51,17 +58,25 @@ class Inference:
     batch_size: int = 32
     features: CachedFeatures | None = None
 
-    def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()) -> Generated:
+    def caption(
+        self,
+        images: Sequence[ImageSource | Image],
+        generation: GenerationConfig = GenerationConfig(),
+        prompts: Sequence[str | None] = (),
+    ) -> Generated:
         """See Captioner."""
-        return collected(self.batches(images, generation), len(images), self.token_limit(generation))
+        return collected(self.batches(images, generation, prompts), len(images), self.token_limit(generation))
 
     def batches(
-        self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()
+        self,
+        images: Sequence[ImageSource | Image],
+        generation: GenerationConfig = GenerationConfig(),
+        prompts: Sequence[str | None] = (),
     ) -> Iterator[CaptionedBatch]:
         """See Captioner."""
         return captioned_batches(
-            self.backbone, images, options=generation, prompt=self.prompt, batch_size=self.batch_size, dtype=self.dtype,
-            cached=self.features,
+            self.backbone, images, options=generation, prompt=own_prompts(prompts, self.prompt), batch_size=self.batch_size,
+            dtype=self.dtype, cached=self.features,
         )  # fmt: skip
 
     def token_limit(self, generation: GenerationConfig) -> int:
@@ -100,8 +115,14 @@ class Inference:
         return result
 
     @torch.no_grad()
-    def mean_loss(self, images: Sequence[ImageSource | Image], captions: Sequence[str], max_tokens: int | None = None) -> float:
-        """The mean loss of a token of the images' captions, end tokens included, in nats.
+    def mean_loss(
+        self,
+        images: Sequence[ImageSource | Image],
+        captions: Sequence[str],
+        max_tokens: int | None = None,
+        prompts: Sequence[str | None] = (),
+    ) -> float:
+        """The mean loss of a token of the images' captions, end tokens included, in nats; `prompts` as of Captioner.
 
         Captions are truncated to `max_tokens`, by default to what the model takes.
         """
@@ -111,9 +132,10 @@ class Inference:
         total, tokens = 0.0, 0
         for start in range(0, len(images), self.batch_size):
             batch = slice(start, start + self.batch_size)
-            text = backbone.text_batch(captions[batch], prompt=self.prompt, max_tokens=longest).to(where)
+            prompt = own_prompts(prompts[batch], self.prompt)
+            text = backbone.text_batch(captions[batch], prompt=prompt, max_tokens=longest).to(where)
             with self.autocast():
-                features = backbone.encode(self.pixel_values(images[batch]), prompt=self.prompt)
+                features = backbone.encode(self.pixel_values(images[batch]), prompt=prompt)
                 loss = backbone.decode(features, text)[0]
             count = int((text.labels[:, backbone.logits_offset :] != -100).sum())
             total, tokens = total + float(loss) * count, tokens + count
@@ -141,12 +163,20 @@ class RemoteInference:
     prompt: str
     batch_size: int = 32
 
-    def caption(self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()) -> Generated:
+    def caption(
+        self,
+        images: Sequence[ImageSource | Image],
+        generation: GenerationConfig = GenerationConfig(),
+        prompts: Sequence[str | None] = (),
+    ) -> Generated:
         """See Captioner."""
-        return collected(self.batches(images, generation), len(images), self.token_limit(generation))
+        return collected(self.batches(images, generation, prompts), len(images), self.token_limit(generation))
 
     def batches(
-        self, images: Sequence[ImageSource | Image], generation: GenerationConfig = GenerationConfig()
+        self,
+        images: Sequence[ImageSource | Image],
+        generation: GenerationConfig = GenerationConfig(),
+        prompts: Sequence[str | None] = (),
     ) -> Iterator[CaptionedBatch]:
         """See Captioner."""
         if unread := self.client.check_generation(generation):
@@ -155,7 +185,10 @@ class RemoteInference:
             found = [_opened_or_problem(image) for image in images[start : start + self.batch_size]]
             before = self.client.usage().cut_off
             pictures = [picture for picture, _ in found if picture is not None]
-            texts = iter(self.client.caption(pictures, prompt=self.prompt, options=generation))
+            asked = own_prompts(prompts[start : start + self.batch_size], self.prompt)
+            if not isinstance(asked, str):
+                asked = [prompt for prompt, (picture, _) in zip(asked, found, strict=True) if picture is not None]
+            texts = iter(self.client.caption(pictures, prompt=asked, options=generation))
             named = zip(images[start:], found, strict=False)
             done = [ImageCaptions(image, (next(texts),) if opens else (), problem) for image, (opens, problem) in named]
             after = self.client.usage().cut_off

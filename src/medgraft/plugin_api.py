@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from medgraft.strategies import PartPlan, Strategy, get_strategy
     from medgraft.testing import ConformanceError, check_backbone, check_dataset, check_metric, check_strategy
     from medgraft.testing.tiny import byte_tokenizer, character_tokenizer, save_pretrained, write_tiny_model
-    from medgraft.types import Anatomy, AttentionLayout, Example, Part, PartAnatomy, Role, Seam, Split
+    from medgraft.types import Anatomy, AttentionLayout, Example, Part, PartAnatomy, Prompts, Role, Seam, Split
 
 __all__ = [
     "Anatomy",
@@ -53,6 +53,7 @@ __all__ = [
     "PartAnatomy",
     "PartPlan",
     "PluginManager",
+    "Prompts",
     "RemoteCaptioner",
     "Role",
     "ScoreSpec",
@@ -104,7 +105,7 @@ _MODULES = {
     "medgraft.strategies": ("PartPlan", "Strategy", "get_strategy"),
     "medgraft.testing": ("ConformanceError", "check_backbone", "check_dataset", "check_metric", "check_strategy"),
     "medgraft.testing.tiny": ("byte_tokenizer", "character_tokenizer", "save_pretrained", "write_tiny_model"),
-    "medgraft.types": ("Anatomy", "AttentionLayout", "Example", "Part", "PartAnatomy", "Role", "Seam", "Split"),
+    "medgraft.types": ("Anatomy", "AttentionLayout", "Example", "Part", "PartAnatomy", "Prompts", "Role", "Seam", "Split"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

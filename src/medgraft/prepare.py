@@ -52,10 +52,18 @@ class Prepared:
     base_digests: Mapping[str, TensorDigest] = field(default_factory=dict)
 
 
-def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy, attach: Attach | None = None) -> Prepared:
+def prepare(
+    config: RunConfig,
+    *,
+    plugins: PluginManager,
+    strategy: Strategy,
+    attach: Attach | None = None,
+    prompted: bool = False,
+) -> Prepared:
     """Prepare the model of a run; `strategy` is the one that `config.strategy` names, with its options applied.
 
-    `attach` puts trainable weights onto the base, with which training starts, instead of new adapters.
+    `attach` puts trainable weights onto the base, with which training starts, instead of new adapters. `prompted`: images have
+    prompts of their own.
     """
     kernels, dtype = wanted_kernels(config.acceleration.kernels), compute_dtype(config)
     captioner, source = get_captioner(config.backbone, plugins=plugins)
@@ -74,7 +82,7 @@ def prepare(config: RunConfig, *, plugins: PluginManager, strategy: Strategy, at
     backbone, applied, acceleration = prepare_model(
         config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels, attach=attach, image_size=config.image.size
     )
-    features, prefix = _open_features(backbone, config, dtype, base)
+    features, prefix = _open_features(backbone, config, dtype, base, prompted)
     if features is not None and strategy.trains and config.augmentation.on:
         prefix = replace(prefix, reason=f"{prefix.reason}; {_views(config.features.views)}")
     return Prepared(backbone, applied, acceleration, base, features, prefix, dtype, digests)
@@ -189,9 +197,9 @@ def _views(fixed: int) -> str:
 
 
 def _open_features(
-    backbone: Backbone, config: RunConfig, dtype: torch.dtype, base: str
+    backbone: Backbone, config: RunConfig, dtype: torch.dtype, base: str, prompted: bool
 ) -> tuple[CachedFeatures | None, ReusablePrefix]:
     if not config.features.enabled:
         return None, ReusablePrefix(None, "features.enabled is false")
-    prompt = prompt_for(backbone, config.train.prompt)
+    prompt = None if prompted else prompt_for(backbone, config.train.prompt)
     return open_cached_features(backbone, dtype=dtype, prompt=prompt, max_gb=config.features.max_gb, base=base)

@@ -12,7 +12,7 @@ from medgraft.backbones import AnyBackbone, Backbone, prompt_for
 from medgraft.captioning import Generated, token_limit
 from medgraft.config import RunConfig
 from medgraft.strict_model import StrictModel
-from medgraft.types import CaptionData, Example
+from medgraft.types import CaptionData, Example, own_prompts
 
 _logger = logging.getLogger(__name__)
 UNKNOWN_SHARE = 0.001  # more unknown tokens than this share of all are worth a warning
@@ -127,10 +127,13 @@ def text_statistics(
     """Statistics of all captions of the `training` examples, and of unknown tokens in those of the `evaluated` ones too."""
     max_positions = backbone.max_positions - backbone.image_tokens
     longest = min(max_text_tokens, max_positions)
+    training = list(training)
     trained, others = _Tokens(backbone, _captions(training)), _Tokens(backbone, _captions(evaluated))
     lengths = np.array(trained.lengths, dtype=int)
     if len(lengths):  # with the end token and what precedes the caption
-        lengths += 1 + longest - backbone.max_caption_tokens(len(backbone.prompt_ids(prompt)), max_text_tokens)
+        asked = own_prompts([example.prompt for example in training for caption in example.captions if caption], prompt)
+        heads = map(len, backbone.heads(asked, len(lengths)))
+        lengths += 1 + longest - np.array([backbone.max_caption_tokens(head, max_text_tokens) for head in heads])
     percents = (50, 90, 99, 100)
     found = np.percentile(lengths, percents, method="inverted_cdf") if len(lengths) else ()
     unknown = trained.unknown + others.unknown

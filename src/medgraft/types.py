@@ -82,6 +82,22 @@ class Example:
     prompt: str | None = None
 
 
+Prompts: TypeAlias = str | Sequence[str]
+"""The prompt of all rows of a batch, or each row's own."""
+
+
+def own_prompts(prompts: Sequence[str | None], default: str) -> Prompts:
+    """Each row's own prompt, or `default` where it has none; just `default` if no row has one."""
+    if all(prompt is None for prompt in prompts):
+        return default
+    return [default if prompt is None else prompt for prompt in prompts]
+
+
+def prompt_of_each(prompts: Prompts, rows: int) -> Sequence[str]:
+    """The prompt of each of `rows` rows."""
+    return [prompts] * rows if isinstance(prompts, str) else prompts
+
+
 @dataclass(frozen=True)
 class PartAnatomy:
     """The modules or parameters that make up one part, by name prefix, and name patterns of its modules for each role.
@@ -280,12 +296,20 @@ class CaptionData:
         """The examples of one split, in the data set's order, or those of several, one split after the other."""
         places = array("I")
         for split in splits:
-            places += self._places[split]
+            places += self._index[0][split]
         return Chosen(self.examples, places)
 
+    @property
+    def prompted(self) -> bool:
+        """Whether examples have prompts of their own, such as questions."""
+        return self._index[1]
+
     @cached_property
-    def _places(self) -> dict[Split, array[int]]:
+    def _index(self) -> tuple[dict[Split, array[int]], bool]:
+        """The places of each split, and `prompted`."""
         places: dict[Split, array[int]] = {split: array("I") for split in SPLITS}
+        prompted = False
         for place, example in enumerate(self.examples):
             places[example.split].append(place)
-        return places
+            prompted = prompted or example.prompt is not None
+        return places, prompted

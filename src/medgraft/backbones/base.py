@@ -22,7 +22,7 @@ from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.generation_config import SAMPLING
 from medgraft.seeds import seeded
-from medgraft.types import AttentionLayout, Part, Seam
+from medgraft.types import AttentionLayout, Part, Prompts, Seam, prompt_of_each
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -149,18 +149,27 @@ class Backbone(FromCheckpoint):
         """
         return visible_rectangle(self.image_settings(), width, height)
 
-    def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
+    def text_batch(self, captions: Sequence[str], *, prompt: Prompts = "", max_tokens: int = 128) -> TextBatch:
         """Rows of prompt, caption, end token and padding, truncated to `max_tokens`; only caption and end token are labels.
 
-        A truncated caption has no end token, because it does not end there.
+        A truncated caption has no end token, because it does not end there. ConfigError if a prompt leaves no room for one.
         """
-        head = self.prompt_ids(prompt)
-        limit = self.max_caption_tokens(len(head), max_tokens)
-        rows = [[*head, *[*ids, self.end_id][:limit]] for ids in self.token_ids(captions)]
+        heads = self.heads(prompt, len(captions))
+        rows = [
+            [*head, *[*ids, self.end_id][: self.max_caption_tokens(len(head), max_tokens)]]
+            for head, ids in zip(heads, self.token_ids(captions), strict=True)
+        ]
         input_ids, mask = padded(rows, self.pad_id)
         labels = input_ids.masked_fill(mask == 0, -100)
-        labels[:, : len(head)] = -100
+        for row, head in enumerate(heads):
+            labels[row, : len(head)] = -100
         return TextBatch(input_ids, mask, labels)
+
+    def heads(self, prompt: Prompts, rows: int) -> list[list[int]]:
+        """The `prompt_ids` of each of `rows` rows."""
+        prompts = prompt_of_each(prompt, rows)
+        known = {text: self.prompt_ids(text) for text in dict.fromkeys(prompts)}
+        return [known[text] for text in prompts]
 
     def max_caption_tokens(self, head: int, max_tokens: int) -> int:
         """How many tokens of a caption and its end token fit after `head` prompt tokens; ConfigError if fewer than two do."""
@@ -172,19 +181,22 @@ class Backbone(FromCheckpoint):
             )
         return longest - head
 
-    def encode(self, pixel_values: torch.Tensor, *, prompt: str = "") -> torch.Tensor:
+    def encode(self, pixel_values: torch.Tensor, *, prompt: Prompts = "") -> torch.Tensor:
         """Features at the last seam, [B, S, C]."""
         return self.forward_through(self.seams, pixel_values, prompt=prompt)
 
-    def forward_through(self, seams: Sequence[Seam], inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+    def forward_through(self, seams: Sequence[Seam], inputs: torch.Tensor, *, prompt: Prompts) -> torch.Tensor:
         """Features [B, S, C] at the last of consecutive `seams`; `inputs` are those below the first seam, or pixel values."""
         for seam in seams:
             inputs = self.forward_to(seam.name, inputs, prompt=prompt)
         return inputs
 
     @abstractmethod
-    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
-        """Features [B, S, C] at `seam` from features at the seam below it; from pixel values for the first seam."""
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: Prompts) -> torch.Tensor:
+        """Features [B, S, C] at `seam` from features at the seam below it; from pixel values for the first seam.
+
+        `prompt` matters to seams that depend on it; it may be a list with a prompt for each row.
+        """
 
     @abstractmethod
     def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,20 +207,22 @@ class Backbone(FromCheckpoint):
         return self.decode(features, text)[0]
 
     def generate(
-        self, features: torch.Tensor, *, prompt: str = "", options: GenerationConfig = GenerationConfig()
+        self, features: torch.Tensor, *, prompt: Prompts = "", options: GenerationConfig = GenerationConfig()
     ) -> list[str]:
-        """`options.num_return_sequences` captions for each row of `features`, one after the other, without the prompt."""
+        """`options.num_return_sequences` captions for each row of `features`, one after the other, without the prompt.
+
+        Prompts of several rows have to be of equally many tokens.
+        """
         inputs = self.generation_inputs(len(features), features.device, prompt, options)
         with sampling(options):
             return self.captions(self.generate_ids(features, *inputs))
 
     def generation_inputs(
-        self, rows: int, device: torch.device, prompt: str, options: GenerationConfig
+        self, rows: int, device: torch.device, prompt: Prompts, options: GenerationConfig
     ) -> tuple[torch.Tensor, transformers.GenerationConfig]:
         """The arguments (input_ids [rows, T], options) of `generate_ids` for features of `rows` images."""
-        head = self.prompt_ids(prompt)
-        input_ids = torch.tensor([head], dtype=torch.long, device=device).repeat(rows, 1)
-        limit = max(min(options.max_new_tokens, self.max_positions - len(head)), 1)
+        input_ids = torch.tensor(self.heads(prompt, rows), dtype=torch.long, device=device)
+        limit = max(min(options.max_new_tokens, self.max_positions - input_ids.shape[1]), 1)
         unread = set() if options.do_sample else set(SAMPLING)
         decoding = transformers.GenerationConfig(
             **options.model_dump(exclude={"max_new_tokens", "min_new_tokens", "seed", *unread}),

@@ -14,7 +14,7 @@ from medgraft.backbones.blip_sdpa import eager_attention
 from medgraft.backbones.roles import vision_tower_roles
 from medgraft.backbones.text_batch import TextBatch
 from medgraft.backbones.wordpieces import join_punctuation
-from medgraft.types import Anatomy, AttentionLayout, PartAnatomy, Seam
+from medgraft.types import Anatomy, AttentionLayout, PartAnatomy, Prompts, Seam
 
 _BERT = r"text_decoder\.bert"
 _LAYER = rf"{_BERT}\.encoder\.layer\.\d+"
@@ -75,7 +75,7 @@ class BlipBackbone(Backbone):
         """See Backbone.readable."""
         return join_punctuation(text)
 
-    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: Prompts) -> torch.Tensor:
         """See Backbone.forward_to: the vision tower's output, class token first."""
         features: torch.Tensor = self.model.vision_model(
             pixel_values=inputs, interpolate_pos_encoding=self.interpolates(inputs, self.config.vision_config.image_size)

@@ -14,7 +14,7 @@ from medgraft import hardware
 from medgraft.backbones.base import Backbone
 from medgraft.backbones.roles import language_model_roles, vision_tower_roles
 from medgraft.backbones.text_batch import TextBatch, next_token_loss, padded
-from medgraft.types import Anatomy, AttentionLayout, Part, PartAnatomy, Seam
+from medgraft.types import Anatomy, AttentionLayout, Part, PartAnatomy, Prompts, Seam
 
 _LAYER = r"qformer\.encoder\.layer\.\d+"
 
@@ -105,21 +105,20 @@ class Blip2Backbone(Backbone):
         ids: list[int] = self.tokenizer(prompt)["input_ids"]
         return ids
 
-    def text_batch(self, captions: Sequence[str], *, prompt: str = "", max_tokens: int = 128) -> TextBatch:
+    def text_batch(self, captions: Sequence[str], *, prompt: Prompts = "", max_tokens: int = 128) -> TextBatch:
         """See Backbone.text_batch. For T5 `input_ids` are the prompt, for its encoder, and `labels` the captions."""
         if not self._has_text_encoder:
             return super().text_batch(captions, prompt=prompt, max_tokens=max_tokens)
-        head = self.prompt_ids(prompt)
-        limit = self.max_caption_tokens(len(head), max_tokens)
+        input_ids, input_mask = padded(self.heads(prompt, len(captions)), self.pad_id)
+        limit = self.max_caption_tokens(input_ids.shape[1], max_tokens)
         labels, mask = padded([[*ids, self.end_id][:limit] for ids in self.token_ids(captions)], self.pad_id)
-        input_ids = torch.tensor([head] * len(captions), dtype=torch.long)
-        return TextBatch(input_ids, torch.ones_like(input_ids), labels.masked_fill(mask == 0, -100))
+        return TextBatch(input_ids, input_mask, labels.masked_fill(mask == 0, -100))
 
     def max_caption_tokens(self, head: int, max_tokens: int) -> int:
         """See Backbone.max_caption_tokens; for T5 the prompt takes no space, as it is the encoder's input."""
         return super().max_caption_tokens(0 if self._has_text_encoder else head, max_tokens)
 
-    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: Prompts) -> torch.Tensor:
         """See Backbone.forward_to: `vision` is [B, 257, 1408] in the published models, `bridge` [B, 32, 2048 to 4096]."""
         if seam == "vision":
             interpolated = self.interpolates(inputs, self.config.vision_config.image_size)
@@ -132,7 +131,7 @@ class Blip2Backbone(Backbone):
             projected: torch.Tensor = self.model.language_projection(self._query_outputs(queries, inputs, prompt))
         return projected
 
-    def _query_outputs(self, queries: torch.Tensor, image: torch.Tensor, prompt: str) -> torch.Tensor:
+    def _query_outputs(self, queries: torch.Tensor, image: torch.Tensor, prompt: Prompts) -> torch.Tensor:
         """The Q-Former's outputs [B, Q, C] for its queries [B, Q, C] over the image [B, S, D]."""
         outputs: torch.Tensor = self.model.qformer(query_embeds=queries, encoder_hidden_states=image).last_hidden_state
         return outputs

@@ -10,7 +10,7 @@ import torch
 from medgraft.backbones import loading
 from medgraft.backbones.blip2 import QFORMER_ANATOMY, Blip2Backbone
 from medgraft.backbones.text_batch import padded
-from medgraft.types import Seam
+from medgraft.types import Prompts, Seam, prompt_of_each
 
 
 class InstructBlipBackbone(Blip2Backbone):
@@ -34,12 +34,12 @@ class InstructBlipBackbone(Blip2Backbone):
         backbone.qformer_tokenizer = loading.load_tokenizer(source, subfolder="qformer_tokenizer")
         return backbone
 
-    def _query_outputs(self, queries: torch.Tensor, image: torch.Tensor, prompt: str) -> torch.Tensor:
-        ids, _ = padded([self.qformer_tokenizer(prompt)["input_ids"]], 0)
-        ids = ids.to(image.device).expand(image.shape[0], -1)  # [B, P]
+    def _query_outputs(self, queries: torch.Tensor, image: torch.Tensor, prompt: Prompts) -> torch.Tensor:
+        prompts = prompt_of_each(prompt, image.shape[0])
+        ids, mask = (each.to(image.device) for each in padded(self.qformer_tokenizer(list(prompts))["input_ids"], 0))  # [B, P]
         outputs: torch.Tensor = self.model.qformer(
             input_ids=ids,
-            attention_mask=ids.new_ones(ids.shape[0], queries.shape[1] + ids.shape[1]),
+            attention_mask=torch.cat([mask.new_ones(queries.shape[:2]), mask], dim=1),
             query_embeds=queries,
             encoder_hidden_states=image,
         ).last_hidden_state

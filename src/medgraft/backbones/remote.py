@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from medgraft.config import GenerationConfig
 from medgraft.errors import BackboneError
+from medgraft.types import Prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,8 +64,8 @@ class RemoteCaptioner(ABC):
         raise BackboneError(f"The model behind this API cannot follow {given}. Leave it out; what it can follow: {able}.")
 
     @abstractmethod
-    def caption(self, images: Sequence[Image], *, prompt: str, options: GenerationConfig) -> list[str]:
-        """One caption per image, in order; repeated requests are answered from a cache."""
+    def caption(self, images: Sequence[Image], *, prompt: Prompts, options: GenerationConfig) -> list[str]:
+        """One caption per image, in order, by the prompt or each image's own; repeated requests are answered from a cache."""
 
     @abstractmethod
     def usage(self) -> Usage:

@@ -19,7 +19,7 @@ from medgraft.backbones.base import Backbone
 from medgraft.backbones.half_weights import Held
 from medgraft.backbones.text_batch import TextBatch, next_token_loss
 from medgraft.errors import BackboneError
-from medgraft.types import Anatomy, AttentionLayout, PartAnatomy, Seam
+from medgraft.types import Anatomy, AttentionLayout, PartAnatomy, Prompts, Seam
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -193,7 +193,7 @@ class VisionEncoderDecoderBackbone(Backbone):
         """The configuration's eos_token_id, else that of generation, else the tokenizer's, for BERT `[SEP]`."""
         return self._end
 
-    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: Prompts) -> torch.Tensor:
         """See Backbone.forward_to: the encoder's output."""
         encoder = self.config.encoder
         other = _interpolates(encoder) and self.interpolates(inputs, encoder.image_size)

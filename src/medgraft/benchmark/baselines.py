@@ -33,7 +33,8 @@ def run_baselines(config: RunConfig, out: Path, *, plugins: PluginManager, lease
     if not data.split("train") or not data.split(config.eval_split):
         return ()
     records = []
-    for own, identity in _identified(config, fingerprint := data_fingerprint(data.examples)):
+    names = guesses(data.split(config.eval_split))
+    for own, identity in _identified(config, names, fingerprint := data_fingerprint(data.examples)):
         path = out / "records" / f"{identity}.json"
         if not path.is_file():
             with leases.wait(identity, lambda owner: _logger.info("baselines: left to %s, which does them", owner)):

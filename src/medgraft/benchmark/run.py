@@ -133,7 +133,8 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
     """The model with the strategy applied; stores features of training images that are used more than once."""
     config, strategy = run.config, run.strategy
     with run.clock.phase("load"):
-        model = prepare(config, plugins=run.plugins, strategy=strategy, attach=run.start.attach if run.start else None)
+        attach = run.start.attach if run.start else None
+        model = prepare(config, plugins=run.plugins, strategy=strategy, attach=attach, prompted=data.prompted)
     counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
     _logger.info("%s: %s (%s)", data.name, counts, data.report)
     trains = model.applied is not None and strategy.trains

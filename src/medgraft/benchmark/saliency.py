@@ -16,7 +16,7 @@ from medgraft.inference import Inference
 from medgraft.metrics.saliency_scores import Curves, Pointing, SaliencyScores
 from medgraft.progress import progress_bar
 from medgraft.saliency import CaptionMaps, caption_maps, faithfulness, localize, packed
-from medgraft.types import Example
+from medgraft.types import Example, own_prompts
 
 _UNTRAINED_MAX = 500_000_000  # larger models get no randomly initialised decoder for comparison, which would be in fp32
 
@@ -93,7 +93,8 @@ class _Batch:
             return {}
         texts = [captions[self.examples[row].id] for row in rows]
         with self.inference.autocast():
-            found = caption_maps(backbone, self.features[rows], texts, seam=backbone.seams[0], prompt=self.inference.prompt)
+            prompts = own_prompts([self.examples[row].prompt for row in rows], self.inference.prompt)
+            found = caption_maps(backbone, self.features[rows], texts, seam=backbone.seams[0], prompt=prompts)
         return {self.examples[row].id: maps for row, maps in zip(rows, found, strict=True)}
 
 
@@ -108,7 +109,8 @@ def _batches(inference: Inference, examples: Sequence[Example]) -> Iterator[_Bat
             if stored is not None and stored.seam == seam:
                 features = stored.features(paths).float()
             else:
-                features = backbone.forward_to(seam.name, inference.pixel_values(paths), prompt=inference.prompt)
+                prompts = own_prompts([example.prompt for example in batch], inference.prompt)
+                features = backbone.forward_to(seam.name, inference.pixel_values(paths), prompt=prompts)
         yield _Batch(batch, features, inference)
 
 

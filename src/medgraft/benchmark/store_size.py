@@ -34,14 +34,15 @@ def store_bytes(
         seen.add(row)
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
         with suppress(MedgraftError):  # told elsewhere
-            if found := _feature_bytes(config, strategy, plugins):
+            if found := _feature_bytes(config, strategy, images.prompted, plugins):
                 splits = config.needed_splits(strategy.trains)
                 key = (config.backbone, str(config.data), found[0], strategy.quantization)
-                each[key] = max(each.get(key, 0), found[1] * sum(len(images.split(split)) for split in splits))
+                stored = len({example.image for example in images.split(*splits)})
+                each[key] = max(each.get(key, 0), found[1] * stored)
     return sum(each.values()) or None
 
 
-def _feature_bytes(config: RunConfig, strategy: Strategy, plugins: PluginManager) -> tuple[str, int] | None:
+def _feature_bytes(config: RunConfig, strategy: Strategy, prompted: bool, plugins: PluginManager) -> tuple[str, int] | None:
     """The seam at which a run stores features and their bytes for an image, None if it stores none; needs the base's files."""
     if not config.features.enabled:
         return None
@@ -52,7 +53,7 @@ def _feature_bytes(config: RunConfig, strategy: Strategy, plugins: PluginManager
     backbone = captioner.from_model(source, applied.model.eval())
     if config.image.size is not None:
         backbone.set_image_size(config.image.size)
-    seam = find_reusable_prefix(backbone).seam
+    seam = find_reusable_prefix(backbone, prompted=prompted).seam
     if seam is None:
         return None
     pixels = backbone.pixel_values([Image.new("RGB", (64, 64))]).to("meta")

@@ -13,7 +13,7 @@ from medgraft.captioning import caption_images, opened
 from medgraft.config import DataConfig, GenerationConfig
 from medgraft.data import load_data
 from medgraft.plugin import PluginManager
-from medgraft.types import SPLITS, Example
+from medgraft.types import SPLITS, Example, own_prompts
 
 _BATCH = 8
 
@@ -52,13 +52,15 @@ def outputs(backbone: Backbone, examples: Sequence[Example], prompt: str, genera
     """Caption `examples` and compute the logits of their first reference captions."""
     where = hardware.device()
     backbone.model.to(where).eval()
-    captions = caption_images(backbone, [e.image for e in examples], options=generation, prompt=prompt, batch_size=_BATCH)
+    images, prompts = [example.image for example in examples], own_prompts([example.prompt for example in examples], prompt)
+    captions = caption_images(backbone, images, options=generation, prompt=prompts, batch_size=_BATCH)
     logits = []
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
-        text = backbone.text_batch([example.captions[0] for example in batch], prompt=prompt).to(where)
+        asked = own_prompts([example.prompt for example in batch], prompt)
+        text = backbone.text_batch([example.captions[0] for example in batch], prompt=asked).to(where)
         pixels = backbone.pixel_values([opened(example.image) for example in batch]).to(where)
-        computed = backbone.decode(backbone.encode(pixels, prompt=prompt), text)[1]  # [B, T, V]
+        computed = backbone.decode(backbone.encode(pixels, prompt=asked), text)[1]  # [B, T, V]
         predicted = text.labels[:, backbone.logits_offset :] != -100
         logits.append(computed[:, : predicted.shape[1]][predicted].float().cpu())
     return Outputs(tuple(captions.captions), tuple(logits))

@@ -51,7 +51,8 @@ def quality(loaded: LoadedAdapter, examples: Sequence[Example], *, plugins: Plug
     inference = inference_of(loaded)
     cider = evaluation(inference, loaded, examples, plugins=plugins).metrics["cider"]
     images, captions = [example.image for example in examples], [example.captions[0] for example in examples]
-    return Quality(inference.mean_loss(images, captions, loaded.manifest.max_text_tokens if loaded.manifest else 128), cider)
+    longest = loaded.manifest.max_text_tokens if loaded.manifest else 128
+    return Quality(inference.mean_loss(images, captions, longest, [example.prompt for example in examples]), cider)
 
 
 def inference_of(loaded: LoadedAdapter) -> Inference:
@@ -63,5 +64,6 @@ def evaluation(
     inference: Inference, loaded: LoadedAdapter, examples: Sequence[Example], *, plugins: PluginManager
 ) -> Evaluation:
     """CIDEr of generated captions, with its interval."""
-    captions = inference.caption([example.image for example in examples], generation_of(loaded)).captions
+    prompts = [example.prompt for example in examples]
+    captions = inference.caption([example.image for example in examples], generation_of(loaded), prompts).captions
     return evaluated(captions_of(examples, captions), metrics=("cider",), plugins=plugins)

@@ -29,7 +29,7 @@ class CachedFeatures:
     backbone: Backbone
     seam: Seam
     store: FeatureStore
-    prompt: str
+    prompt: str | None
     dtype: torch.dtype
     found: int = 0
 
@@ -118,7 +118,7 @@ class CachedFeatures:
     def _compute(self, pixels: torch.Tensor) -> torch.Tensor:
         pixels = pixels.to(self._device)
         below = self.backbone.seams[: self.backbone.seams.index(self.seam) + 1]
-        return self.backbone.forward_through(below, pixels, prompt=self.prompt).to(self.dtype)
+        return self.backbone.forward_through(below, pixels, prompt=self.prompt or "").to(self.dtype)
 
     def _write(self, paths: Sequence[ImageSource], features: torch.Tensor) -> None:
         digests = self.image_digests(paths)
@@ -127,14 +127,14 @@ class CachedFeatures:
 
 
 def open_cached_features(
-    backbone: Backbone, *, dtype: torch.dtype, prompt: str, max_gb: float, base: str | None = None
+    backbone: Backbone, *, dtype: torch.dtype, prompt: str | None, max_gb: float, base: str | None = None
 ) -> tuple[CachedFeatures | None, ReusablePrefix]:
     """The cached features for the current state of a model, and its reusable prefix.
 
-    The features are None if no prefix is reusable or `max_gb` is 0. The model computes in `dtype`. `base` is passed to
-    `prefix_key`.
+    The features are None if no prefix is reusable or `max_gb` is 0. The model computes in `dtype`. `prompt` is None if images
+    have prompts of their own. `base` is passed to `prefix_key`.
     """
-    prefix = find_reusable_prefix(backbone)
+    prefix = find_reusable_prefix(backbone, prompted=prompt is None)
     if prefix.seam is None or max_gb <= 0:
         return None, prefix
     key = prefix_key(backbone, prefix.seam, dtype=dtype, prompt=prompt, base=base)

@@ -35,16 +35,19 @@ class ReusablePrefix:
         return f"reused from seam {self.seam.name!r}: {self.reason}" if self.seam else f"not reused: {self.reason}"
 
 
-def find_reusable_prefix(backbone: Backbone) -> ReusablePrefix:
+def find_reusable_prefix(backbone: Backbone, *, prompted: bool = False) -> ReusablePrefix:
     """The highest seam below which the model in its current state trains nothing and is deterministic.
 
-    A prefix is reusable if it contains no trained parameter, no PEFT layer, and no dropout in training mode. Whether images
-    are augmented is of no concern here: features are stored by the digest of a view.
+    A prefix is reusable if it contains no trained parameter, no PEFT layer, and no dropout in training mode; if images have
+    prompts of their own (`prompted`), it must not depend on the prompt. Whether images are augmented is of no concern here:
+    features are stored by the digest of a view.
     """
     best: Seam | None = None
     obstacle = ""
     for seam in backbone.seams:
         found = _obstacle(backbone, seam)
+        if prompted and seam.depends_on_prompt:
+            found = f"seam {seam.name!r} depends on the prompts, which differ"
         if found is not None:
             obstacle = found
             break
@@ -71,7 +74,9 @@ def _obstacle(backbone: Backbone, seam: Seam) -> str | None:
     return None
 
 
-def prefix_key(backbone: Backbone, seam: Seam, *, dtype: torch.dtype, prompt: str, base: str | None = None) -> dict[str, Any]:
+def prefix_key(
+    backbone: Backbone, seam: Seam, *, dtype: torch.dtype, prompt: str | None, base: str | None = None
+) -> dict[str, Any]:
     """Everything but the image that affects the features at `seam`.
 
     `base` is the fingerprint of the base weights, if the caller loaded them and only applied a strategy since. The prefix is

@@ -17,7 +17,7 @@ from medgraft.metrics.base import Array
 from medgraft.saliency.record import Attentions, graph_below, recorded
 from medgraft.saliency.relevance import cross_relevance, normalised, rollout, self_relevance, weighted
 from medgraft.saliency.words import Word, words_of
-from medgraft.types import AttentionLayout, Seam
+from medgraft.types import AttentionLayout, Prompts, Seam
 
 Method = Literal["attention", "rollout", "gradient"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -95,7 +95,7 @@ def caption_maps(
     captions: Sequence[str],
     *,
     seam: Seam | None = None,
-    prompt: str = "",
+    prompt: Prompts = "",
     options: MapOptions = MapOptions(),
 ) -> list[CaptionMaps]:
     """Maps of every word of `captions`, computed by teacher forcing.
@@ -159,7 +159,7 @@ class _Forward:
     inputs: torch.Tensor
     above: Sequence[Seam]
     text: TextBatch
-    prompt: str
+    prompt: Prompts
 
     def __call__(self) -> tuple[torch.Tensor, int, slice]:
         """Logits [B, T, V], and where the words' attention to the image is (see Backbone.attention_index)."""

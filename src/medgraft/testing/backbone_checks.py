@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -45,7 +45,7 @@ def backbone_findings(backbone_class: type[Backbone], source: str) -> Iterator[F
         (
             checks.loads, checks.declares_seams, checks.owns_every_parameter, checks.knows_every_linear_layer,
             checks.builds_a_meta_model, checks.masks_labels, checks.has_one_loss, checks.ignores_padding,
-            checks.cuts_long_captions, checks.resumes_at_every_seam, checks.depends_on_the_image, checks.generates_as_trained,
+            checks.takes_a_prompt_for_each_row, checks.cuts_long_captions, checks.resumes_at_every_seam, checks.depends_on_the_image, checks.generates_as_trained,
             checks.generates_alike_in_batches, checks.respects_limits, checks.gives_attention_maps, checks.takes_other_sizes,
             checks.survives_pickling, checks.refuses_other_models,
         ),
@@ -157,6 +157,26 @@ class _Checks:
             plain = self.backbone.decode(features, text)[0]
             padded = self.backbone.decode(features, TextBatch(ids, mask, labels))[0]
         torch.testing.assert_close(padded, plain, rtol=1e-5, atol=1e-6)
+
+    def takes_a_prompt_for_each_row(self) -> None:
+        """Rows with prompts of different lengths are computed as each is alone."""
+        prompts = (self.prompt, f"{self.prompt} Is there a nodule?")
+        together = self._labelled_logits(range(2), prompts)
+        for row, prompt in enumerate(prompts):
+            (alone,) = self._labelled_logits([row], [prompt])
+            assert torch.allclose(together[row], alone, rtol=1e-4, atol=1e-4), (
+                f"row {row} of a batch has other logits than alone; `prompt` may be a list, with a prompt for each row"
+            )
+
+    @torch.no_grad()
+    def _labelled_logits(self, rows: Sequence[int], prompts: Sequence[str]) -> list[torch.Tensor]:
+        """The logits of the labels of captions with their prompts, [labels, V] of each of `rows`."""
+        backbone, captions = self.backbone, [CAPTIONS[row] for row in rows]
+        pixels = backbone.pixel_values([images(2)[row] for row in rows])
+        text = backbone.text_batch(captions, prompt=prompts, max_tokens=160)
+        logits = backbone.decode(backbone.encode(pixels, prompt=prompts), text)[1]
+        places = [(labels != -100).nonzero()[:, 0] - backbone.logits_offset for labels in text.labels]
+        return [of_row[at] for of_row, at in zip(logits, places, strict=True)]
 
     def cuts_long_captions(self) -> None:
         """Captions are truncated to max_tokens and to the model's limit, without an end token behind the cut."""

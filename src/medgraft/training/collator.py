@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -11,7 +12,7 @@ from torch.nn.functional import pad
 from medgraft.backbones import Backbone, TextBatch
 from medgraft.data.collate import PixelCache
 from medgraft.features import CachedFeatures
-from medgraft.types import Example, ImageSource
+from medgraft.types import Example, ImageSource, own_prompts
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Collator:
     `features` [K, S, C] belong to the batch rows `feature_rows` [K], and `pixel_values` to the other rows; each is left out if
     empty. If all images of a batch are in `resident`, which maps paths to rows of ResidentFeatures, `feature_rows` [B] are
     those rows, and there are neither `features` nor `pixel_values`. T is padded to `pad_to_multiple_of`; the loss is the same.
+    `prompts` are there if examples have their own and a seam depends on the prompt.
     """
 
     backbone: Backbone
@@ -31,11 +33,14 @@ class Collator:
     resident: Mapping[ImageSource, int] = field(default_factory=dict)
     pad_to_multiple_of: int = 1
 
-    def __call__(self, pairs: Sequence[tuple[Example, str]]) -> dict[str, torch.Tensor]:
+    def __call__(self, pairs: Sequence[tuple[Example, str]]) -> dict[str, Any]:
         """Collate `pairs`; see the class."""
-        text = self.backbone.text_batch([caption for _, caption in pairs], prompt=self.prompt, max_tokens=self.max_tokens)
+        prompts = own_prompts([example.prompt for example, _ in pairs], self.prompt)
+        text = self.backbone.text_batch([caption for _, caption in pairs], prompt=prompts, max_tokens=self.max_tokens)
         text = self._filled_up(text)
-        batch = {"input_ids": text.input_ids, "attention_mask": text.attention_mask, "labels": text.labels}
+        batch: dict[str, Any] = {"input_ids": text.input_ids, "attention_mask": text.attention_mask, "labels": text.labels}
+        if not isinstance(prompts, str) and any(seam.depends_on_prompt for seam in self.backbone.seams):
+            batch["prompts"] = prompts
         paths = [example.image for example, _ in pairs]
         if all(path in self.resident for path in paths):
             return batch | {"feature_rows": torch.tensor([self.resident[path] for path in paths])}

@@ -66,7 +66,8 @@ def _digests(examples: Sequence[Example]) -> tuple[str, str]:
     while chunk := list(islice(remaining, _AT_ONCE)):
         digests = image_digests([example.image for example in chunk])
         for example in chunk:
-            captions.update(json.dumps(example.captions).encode())
+            texts = example.captions if example.prompt is None else (example.prompt, example.captions)
+            captions.update(json.dumps(texts).encode())
             images.update(digests[example.image].encode())
     return captions.hexdigest(), images.hexdigest()
 

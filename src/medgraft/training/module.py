@@ -13,7 +13,7 @@ from medgraft.data import levels
 from medgraft.features import ResidentFeatures
 from medgraft.strategies import Applied
 from medgraft.training.adalora import orthogonality
-from medgraft.types import Seam
+from medgraft.types import Prompts, Seam
 
 
 class CaptioningModule(nn.Module):
@@ -67,6 +67,7 @@ class CaptioningModule(nn.Module):
         features: torch.Tensor | None = None,  # [K, S, C] at the seam `prefix`
         feature_rows: torch.Tensor | None = None,  # [K], batch rows of `features`
         num_items_in_batch: torch.Tensor | int | None = None,
+        prompts: Sequence[str] | None = None,  # of each row, where a seam depends on them
     ) -> dict[str, torch.Tensor]:
         """`loss`: the mean over this batch's labels, or their sum divided by `num_items_in_batch` if that is given.
 
@@ -76,7 +77,7 @@ class CaptioningModule(nn.Module):
             pixel_values = levels.pixel_values(pixel_values, self.pixel_table)
         if pixel_values is None and features is None and feature_rows is not None and self.resident is not None:
             features = self.resident.take(feature_rows)
-        seen = self._features(pixel_values, features, feature_rows, input_ids.shape[0])
+        seen = self._features(pixel_values, features, feature_rows, input_ids.shape[0], prompts or self.prompt)
         loss = self.backbone.loss(seen, TextBatch(input_ids, attention_mask, labels))
         if num_items_in_batch is not None:
             loss = loss * (labels != -100).sum() / num_items_in_batch
@@ -85,28 +86,36 @@ class CaptioningModule(nn.Module):
         return {"loss": loss}
 
     def _features(
-        self, pixels: torch.Tensor | None, stored: torch.Tensor | None, rows: torch.Tensor | None, count: int
+        self,
+        pixels: torch.Tensor | None,
+        stored: torch.Tensor | None,
+        rows: torch.Tensor | None,
+        count: int,
+        prompt: Prompts,
     ) -> torch.Tensor:
-        """Features [count, S, C] at the last seam, from stored features at the seam `prefix` and from pixels."""
+        """Features [count, S, C] at the last seam, from stored features at the seam `prefix` and from pixels.
+
+        Nothing at `prefix` or below depends on prompts that differ.
+        """
         seams = self.backbone.seams
         below = seams.index(self.prefix) + 1 if self.prefix is not None and stored is not None else 0
         if stored is None:
             assert pixels is not None, "a batch without images"
-            return self._stages(pixels, seams)
+            return self._stages(pixels, seams, prompt)
         if pixels is None:
-            return self._stages(stored, seams[below:])
+            return self._stages(stored, seams[below:], prompt)
         assert rows is not None, "stored features and pixels, but no feature_rows"
-        computed = self._stages(pixels, seams[:below])
+        computed = self._stages(pixels, seams[:below], self.prompt)
         whole = computed.new_empty(count, *computed.shape[1:])
         computed_rows = torch.ones(count, dtype=torch.int8, device=rows.device).index_fill(0, rows, 0)
         others = computed_rows.argsort(descending=True, stable=True)[: len(computed)]  # a mask would synchronise with the GPU
         whole[rows], whole[others] = stored.to(whole.dtype), computed
-        return self._stages(whole, seams[below:])
+        return self._stages(whole, seams[below:], prompt)
 
-    def _stages(self, inputs: torch.Tensor, seams: Sequence[Seam]) -> torch.Tensor:
+    def _stages(self, inputs: torch.Tensor, seams: Sequence[Seam], prompt: Prompts) -> torch.Tensor:
         for seam in seams:
             with torch.set_grad_enabled(torch.is_grad_enabled() and seam not in self.frozen_seams):
-                inputs = self.backbone.forward_to(seam.name, inputs, prompt=self.prompt)
+                inputs = self.backbone.forward_to(seam.name, inputs, prompt=prompt)
         return inputs
 
     def activation_checkpointing_enable(

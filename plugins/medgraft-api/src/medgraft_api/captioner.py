@@ -11,12 +11,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, ClassVar, Self
 
 import tenacity
 from PIL.Image import Image
 
-from medgraft.plugin_api import BackboneError, GenerationConfig, RemoteCaptioner, Usage
+from medgraft.plugin_api import BackboneError, GenerationConfig, Prompts, RemoteCaptioner, Usage
 from medgraft_api.answers import Answer, AnswerCache, question_id
 from medgraft_api.settings import Settings, read_settings, without_password
 
@@ -77,10 +78,11 @@ class ApiCaptioner(RemoteCaptioner):
         answered = len(sizes) * options.max_new_tokens
         return Usage(len(sizes), 0, asked, answered, _usd(read_settings(), asked, answered))
 
-    def caption(self, images: Sequence[Image], *, prompt: str, options: GenerationConfig) -> list[str]:
+    def caption(self, images: Sequence[Image], *, prompt: Prompts, options: GenerationConfig) -> list[str]:
         """See RemoteCaptioner.caption. Raises BackboneError when a request has failed for good; answers so far are kept."""
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
-            answers = list(pool.map(lambda image: self._answer(image, prompt, options), images))
+            prompts = repeat(prompt) if isinstance(prompt, str) else prompt
+            answers = list(pool.map(lambda image, asked: self._answer(image, asked, options), images, prompts))
         return [" ".join(answer.text.split()) for answer in answers]
 
     def _answer(self, image: Image, prompt: str, options: GenerationConfig) -> Answer:

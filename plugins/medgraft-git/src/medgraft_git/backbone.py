@@ -16,6 +16,7 @@ from medgraft.plugin_api import (
     Backbone,
     Part,
     PartAnatomy,
+    Prompts,
     Seam,
     TextBatch,
     join_punctuation,
@@ -84,7 +85,7 @@ class GitBackbone(Backbone):
         """Word pieces as people write."""
         return join_punctuation(text)
 
-    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: Prompts) -> torch.Tensor:
         """`vision`: CLIP's output with its class token first; `bridge`: projected to the decoder's width."""
         git = self.model.git
         if seam == "vision":

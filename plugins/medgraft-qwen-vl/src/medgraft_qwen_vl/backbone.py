@@ -21,6 +21,7 @@ from medgraft.plugin_api import (
     BackboneError,
     Part,
     PartAnatomy,
+    Prompts,
     Seam,
     TextBatch,
     language_model_roles,
@@ -125,7 +126,7 @@ class QwenVlBackbone(Backbone):
         across = self.side // self.image_processor.patch_size
         return torch.tensor([[1, across, across]] * count, device=device)
 
-    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: Prompts) -> torch.Tensor:
         """The merged image tokens, [B, N / 4, width of the language model]."""
         grid = self._grid(inputs.shape[0], inputs.device)
         merged: torch.Tensor = self.model.model.visual(inputs.flatten(0, 1), grid_thw=grid).pooler_output

@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from medgraft.plugin_api import Backbone, BackboneError, ConfigError, Part, Seam, TextBatch, next_token_loss
+from medgraft.plugin_api import Backbone, BackboneError, ConfigError, Part, Prompts, Seam, TextBatch, next_token_loss
 from medgraft_vlm.anatomy import attention_layout, find_anatomy
 from medgraft_vlm.images import SIDE, Geometry, find_geometry, load_processor, processed, resized_geometry
 
@@ -203,7 +203,7 @@ class VlmBackbone(Backbone):
         given = self._given(len(pixels), pixels.device, inspect.signature(compute).parameters)
         return compute(pixel_values=pixels if self.geometry.shape[0] == 1 else pixels.flatten(0, 1), **given)
 
-    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: str) -> torch.Tensor:
+    def forward_to(self, seam: str, inputs: torch.Tensor, *, prompt: Prompts) -> torch.Tensor:
         """The image's tokens as the language model reads them, [B, S, C], followed by those for its lower layers, if any."""
         output = self._image_output(inputs)
         found = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
