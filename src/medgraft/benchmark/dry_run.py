@@ -39,6 +39,8 @@ from medgraft.strategies import Strategy, get_strategy, needs_fp32
 from medgraft.text_statistics import planned_statistics
 from medgraft.types import SPLITS, CaptionData, Example
 
+_Planned = Sequence[tuple[RunConfig, Strategy]]
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -103,8 +105,8 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
     """
     missing: dict[str, None] = {}
     planned = [(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins)) for config in expand(suite)]
-    for metric in {metric.partition(":")[0]: None for config, _ in planned for metric in config.metrics}:
-        plugins.get("metric", metric)
+    for metric in {metric for config, _ in planned for metric in config.metrics}:
+        plugins.get("metric", metric.partition(":")[0])
     data = {config.model_dump_json(): _data(config, plugins, missing) for config in suite.data}
     speed, machine = measured_flops(), hardware.describe()
     weights: dict[str, Weights] = {}
@@ -130,11 +132,8 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
             missing[f"{config.backbone}: {error}"] = None
     named = {str(c): d for c, d in zip(suite.data, data.values(), strict=True)}
     counts = {name: None if d is None else {str(s): len(d.split(s)) for s in SPLITS} for name, d in named.items()}
-    notes = {
-        name: (*d.report.sentences(), *(f"Overlap: {leak}." for leak in d.report.leaks or ()))
-        for name, d in named.items()
-        if d is not None
-    }
+    reports = {name: d.report for name, d in named.items() if d is not None}
+    notes = {name: (*r.sentences(), *(f"Overlap: {leak}." for leak in r.leaks or ())) for name, r in reports.items()}
     here = {name for name, found in weights.items() if found.where in ("folder", "cached")}
     text = _text(planned, data, here, plugins, missing)
     loads = [run.load for run in runs if run.usage is None]
@@ -152,11 +151,7 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
 
 
 def _text(
-    planned: Sequence[tuple[RunConfig, Strategy]],
-    data: Mapping[str, CaptionData | None],
-    here: set[str],
-    plugins: PluginManager,
-    missing: dict[str, None],
+    planned: _Planned, data: Mapping[str, CaptionData | None], here: set[str], plugins: PluginManager, missing: dict[str, None]
 ) -> dict[str, tuple[str, ...]]:
     """See DryRun.text; `here` are the backbones whose files are on this machine."""
     found: dict[str, tuple[str, ...]] = {}
