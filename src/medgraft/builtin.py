@@ -75,6 +75,9 @@ def medgraft_datasets() -> Iterator[DatasetSpec]:
         ("vqa-rad", "VQA-RAD as published", "medgraft.data.vqa:VqaRad"),
         ("slake", "SLAKE, English or Chinese questions", "medgraft.data.vqa:Slake"),
         ("pathvqa", "PathVQA as published (qas/, images/)", "medgraft.data.vqa:PathVqa"),
+        ("r2gen", "reports in R2Gen's annotation.json", "medgraft.data.report_readers:R2Gen"),
+        ("open-i", "IU X-Ray reports, tables of Kaggle or XML of Open-i", "medgraft.data.report_readers:OpenI"),
+        ("mimic-cxr", "reports in MIMIC-CXR-JPG's layout", "medgraft.data.report_readers:MimicCxr"),
         ("webdataset", "tar archives of images with captions", "medgraft.data.webdataset:WebDataset"),
     ):
         yield DatasetSpec(name, summary, target)
