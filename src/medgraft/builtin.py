@@ -60,6 +60,7 @@ def medgraft_datasets() -> Iterator[DatasetSpec]:
     """Readers for common layouts of captioned medical images, and the embedded phantoms."""
     for name, summary, target in (
         ("phantoms", "synthetic radiology images, generated on first use", "medgraft.data.phantoms:Phantoms"),
+        ("phantom-reports", "the same images with radiology reports", "medgraft.data.phantoms.reports:PhantomReports"),
         ("roco", "ROCO v1 folder (train|validation|test/radiology/captions.txt)", "medgraft.data.roco:Roco"),
         ("roco-kaggle", "ROCO as on Kaggle (all_data/)", "medgraft.data.roco:KaggleRoco"),
         ("rocov2", "ROCOv2 folder (train_captions.csv, train_images/)", "medgraft.data.roco:Rocov2"),

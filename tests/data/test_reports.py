@@ -9,8 +9,12 @@ from PIL import Image
 
 from medgraft.config import DataConfig
 from medgraft.data import load_data
+from medgraft.data.phantoms.facts import draw_facts
+from medgraft.data.phantoms.reports import write_report
 from medgraft.data.report_sections import report_sections
 from medgraft.errors import DataError
+from medgraft.metrics.clinical import content
+from medgraft.metrics.facts import FIELDS, stated_facts
 
 MIMIC = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
@@ -251,3 +255,34 @@ def test_a_broken_copy_of_mimic_cxr_is_told_in_one_line(tmp_path, plugins):
     _mimic(tmp_path)
     with pytest.raises(DataError, match=r"has no reports, such as .*s100\.txt\. Unpack mimic-cxr-reports\.zip"):
         _read(plugins, "mimic-cxr", folder, reports="elsewhere")
+
+
+def test_reports_of_phantoms_say_what_is_shown_and_deny_what_is_not():
+    rng = np.random.default_rng(0)
+    reports = []
+    for number in range(1000):
+        facts = draw_facts(rng, unseen=number % 3 == 0)
+        reports.append(report := write_report(facts, rng))
+        for section in ("findings", "impression"):
+            stated = stated_facts(report[section])
+            assert stated["finding"] == facts.finding, report
+            assert all(stated[field] in (None, getattr(facts, field)) for field in FIELDS), report
+        found = content(report["findings"]).findings
+        assert "No " in report["findings"] or " no " in report["findings"]
+        assert facts.finding or not any(present for _, present in found), report
+    assert len({report["findings"] for report in reports}) > 900
+
+
+def test_phantom_reports_are_the_phantoms_with_reports(phantoms_folder, plugins):
+    phantoms = _read(plugins, "phantoms", phantoms_folder).examples
+    prompt = "Indication: {indication} View: {view}."
+    sections = {
+        section: _read(plugins, "phantom-reports", phantoms_folder, section=section, prompt=prompt).examples
+        for section in ("findings", "impression", "both")
+    }
+    for phantom, findings, impression, both in zip(phantoms, *sections.values(), strict=True):
+        assert (phantom.id, phantom.split, phantom.group) == (both.id, both.split, both.group)
+        assert both.captions == (f"Findings: {findings.captions[0]} Impression: {impression.captions[0]}",)
+        assert both.prompt == f"Indication: {both.facts['indication']} View: {both.facts['view']}."
+    again = _read(plugins, "phantom-reports", phantoms_folder, section="both").examples
+    assert [e.captions for e in again] == [e.captions for e in sections["both"]]
