@@ -21,7 +21,6 @@ from medgraft.benchmark.evaluation import Evaluation, caption_examples, generati
 from medgraft.captioning import ImageCaptions, opened
 from medgraft.clock import Clock
 from medgraft.config import (
-    METRICS,
     DataConfig,
     GenerationConfig,
     RunConfig,
@@ -34,7 +33,7 @@ from medgraft.data import load_data
 from medgraft.data.given_images import GivenImage, GivenPair, given_images, is_single, write_pairs
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.inference import Captioner, Inference, captioner_for
-from medgraft.metrics import check_metrics
+from medgraft.metrics import check_metrics, with_task_metrics
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_captioner
 from medgraft.progress import progress_bars
@@ -230,15 +229,16 @@ def evaluate(
     adapter: LoadedAdapter | str | Path | None = None,
     backbone: AnyBackbone | str | None = None,
     split: Split = "test",
-    metrics: tuple[str, ...] = METRICS,
+    metrics: tuple[str, ...] = (),
     generation: GenerationConfig | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Caption a split of `NAME[:PATH]`, or images that are given with their reference captions, and score the captions.
 
     Images are given as a pair (image, caption or captions) or a list of such pairs, with images as `caption` takes them; their
-    ids are their paths, or their places from 0, and `split` does not matter. Warns if the adapter was trained on some of the
-    images, or on others of the same patients or articles; DataError if `data.on_leak` is "error".
+    ids are their paths, or their places from 0, and `split` does not matter. Without `metrics` those of the data's task are
+    used. Warns if the adapter was trained on some of the images, or on others of the same patients or articles; DataError if
+    `data.on_leak` is "error".
     """
     with ExitStack() as stack:
         if not isinstance(data, str | DataConfig):
@@ -265,8 +265,9 @@ def evaluate_split(
 ) -> Evaluation:
     """See `evaluate`."""
     manager = PluginManager.from_environment()
-    check_metrics(wanted.metrics, manager)
     settings = RunSettings(metrics=wanted.metrics, saliency=SaliencyConfig(maps=0))
+    settings = with_task_metrics(settings, [wanted.data], plugins=manager)
+    check_metrics(settings.metrics, manager)
     loaded = _loaded(adapter, backbone, manager)
     model, own = captioner_of(loaded, backbone, manager)
     read = load_data(wanted.data, plugins=manager, splits=(wanted.split,))
@@ -276,7 +277,7 @@ def evaluate_split(
         captioned = caption_examples(model, examples, wanted.generation or own, file.add if file else None)
     found = score_captions(model, captioned, settings, plugins=manager, clock=Clock())
     report = replace(read.report, corrupt=(*read.report.corrupt, *captioned.problems))
-    baselines = baselines_of(wanted.data, captioned.examples, wanted.metrics, plugins=manager)
+    baselines = baselines_of(wanted.data, captioned.examples, settings.metrics, plugins=manager)
     return replace(found, data_report=report, seen_in_training=seen, baselines=baselines)
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from medgraft.data.phantoms import Phantoms
 from medgraft.data.phantoms.facts import STUDIES, Study
-from medgraft.data.questions import PROMPT
+from medgraft.data.questions import METRICS, PROMPT
 from medgraft.types import Example
 
 _NAMES: Mapping[Study, str] = {
@@ -28,6 +28,7 @@ _Question = tuple[str, str, str, str]  # question, answer, answer_type, question
 class PhantomQuestions(Phantoms):
     """Phantoms as questions and answers, `questions` of each image; the facts say of which type each is."""
 
+    metrics: ClassVar[tuple[str, ...]] = METRICS
     default_prompt: ClassVar[str | None] = PROMPT
 
     questions: int = Field(default=3, gt=0, description="questions asked of each image, as far as its facts give as many")
@@ -49,13 +50,18 @@ def _questions(facts: Mapping[str, Any], rng: np.random.Generator) -> list[_Ques
     study: Study = facts["study"]
     finding, side, site = facts.get("finding"), facts.get("side"), facts.get("site")
     found = [
-        (_pick(rng, "What kind of image is this?", "Which modality and body part are shown?"), _NAMES[study], "open", "modality"),
+        (
+            _pick(rng, "What kind of image is this?", "Which modality and body part are seen?"),
+            _NAMES[study],
+            "open",
+            "modality",
+        ),
         ("Is this image normal?", "no" if finding else "yes", "closed", "normal"),
     ]
     # a gallstone is a stone
     others = [kind.name for kind in STUDIES[study] if not finding or (kind.name not in finding and finding not in kind.name)]
     present = finding is not None and rng.random() < _PRESENT
-    asked = finding if present else _pick(rng, *others)
+    asked = str(finding) if present else _pick(rng, *others)
     found.append((f"Is there {_indefinite(asked)}?", "yes" if present else "no", "closed", "presence"))
     if finding:
         found.append((_pick(rng, "What is the abnormality?", "Which finding is seen?"), finding, "open", "finding"))
