@@ -41,7 +41,12 @@ class PhantomQuestions(Phantoms):
             asked = _questions(facts, rng) if facts else []
             for number in sorted(rng.permutation(len(asked))[: self.questions].tolist()):
                 question, answer, kind, what = asked[number]
-                described = {"question": question, "answer_type": kind, "question_type": what, "modality": _modality(facts["study"])}
+                described = {
+                    "question": question,
+                    "answer_type": kind,
+                    "question_type": what,
+                    "modality": _modality(facts["study"]),
+                }
                 yield replace(example, id=f"{example.id}#{what}", captions=(answer,), facts={**facts, **described})
 
 
