@@ -104,9 +104,7 @@ def test_questions_in_python_one_for_all_or_one_for_each_image(tiny_folder):
     name, pictures = ":".join(map(str, tiny_folder("blip"))), images(2)
     options = {"backbone": name, "generation": OPTIONS}
     both = medgraft.caption(pictures, prompt=PROMPTS[:2], **options)
-    assert both == [
-        medgraft.caption(picture, prompt=prompt, **options) for picture, prompt in zip(pictures, PROMPTS[:2], strict=True)
-    ]
+    assert both == [medgraft.caption(pictures[i], prompt=PROMPTS[i], **options) for i in range(2)]
     assert medgraft.caption(pictures, prompt=PROMPTS[0], **options)[0] == both[0]
     assert [each.captions[0] for each in medgraft.caption_each(pictures, prompt=PROMPTS[:2], **options)] == both
     with pytest.raises(DataError, match="3 prompts for 2 images"):
