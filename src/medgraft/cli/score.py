@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medgraft.cli.options import add_json, add_metrics, with_metrics
+from medgraft.cli.options import add_json, add_metrics
 from medgraft.errors import ConfigError, ScoringError
 
 if TYPE_CHECKING:
@@ -49,12 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not metrics:
         raise ConfigError("--metrics names no metric. `medgraft list metrics` shows all.")
     from medgraft.cli.scores import print_scores
-    from medgraft.metrics import check_metrics, with_tokenizer
+    from medgraft.config import RunSettings
+    from medgraft.metrics import check_metrics, with_task_metrics, with_tokenizer
     from medgraft.plugin import KnownScores, PluginManager
     from medgraft.scoring import score
 
     plugins = PluginManager.from_environment()
-    wanted = with_metrics(tuple(metrics), arguments.metrics_added)
+    wanted = with_task_metrics(RunSettings(metrics=tuple(metrics)), (), arguments.metrics_added, plugins=plugins).metrics
     if arguments.tokenizer != "ptb":
         wanted = with_tokenizer(wanted, arguments.tokenizer, plugins)
     check_metrics(wanted, plugins)
