@@ -31,10 +31,10 @@ def export_predictions(layout: str, out: Path, predictions: Source, references: 
     if out.is_file():
         raise ConfigError(f"{out} is a file. Layout r2gen writes several files: name a folder.")
     captions, notes = pair(predictions, references, allow_missing=False)
-    for note in notes:
-        _logger.info("%s", note)
     if several := [key for key in captions.ids if len(captions.references[key]) > 1]:
         raise ScoringError(f"{len(several)} ids, such as {several[0]!r}, have several references; R2Gen's layout takes one.")
+    for note in notes:
+        _logger.info("%s", note)
     columns = {
         "res.csv": [captions.predictions[key] for key in captions.ids],
         "gts.csv": [captions.references[key][0] for key in captions.ids],
