@@ -15,7 +15,7 @@ SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
     "errors", "escaping", "strict_model", "augmentation_config", "forgetting_config", "generation_config", "image_config",
-    "types", "disk", "progress", "quiet", "train_config", "hardware", "environment", "seeds", "clock", "energy", "file_index",
+    "types", "disk", "progress", "quiet", "train_config", "hardware", "processes", "environment", "seeds", "clock", "energy", "file_index",
     "config",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "prepare", "training",
     "adapter", "captioning", "text_statistics", "metrics", "stats", "scoring", "saliency", "inference", "benchmark",

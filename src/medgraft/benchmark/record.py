@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from medgraft import hardware
+from medgraft import hardware, processes
 from medgraft.adapter import SeenInTraining
 from medgraft.backbones import Usage
 from medgraft.config import SECTIONS, DataConfig, RunConfig
@@ -36,7 +36,7 @@ SCHEMA_VERSION = 2  # 1: settings as plain dictionaries, no `schema_version`
 
 
 class FeatureUse(StrictModel):
-    """The seam at which stored features entered and why that one, and the numbers of features found and built."""
+    """The seam at which stored features entered and why that one; the numbers of features found and built by all processes."""
 
     seam: str | None
     reason: str
@@ -50,7 +50,8 @@ class FeatureUse(StrictModel):
             return None
         if cached is None:
             return cls(seam=None, reason=prefix.reason)
-        return cls(seam=cached.seam.name, reason=prefix.reason, found=cached.found, built=cached.built)
+        found, built = (sum(processes.gathered(count)) for count in (cached.found, cached.built))
+        return cls(seam=cached.seam.name, reason=prefix.reason, found=found, built=built)
 
 
 class LeftOut(StrictModel):
@@ -98,8 +99,9 @@ class Record(StrictModel):
     tokens, `generated` captions that were cut off. `forgetting` is the rise, in nats per token, of the loss on the base's own
     captions of general images. `start` is the digest of the adapter that training went on from, and `seen_in_training` how
     many of the scored images that adapter was trained on. `usage` counts requests, tokens and cost of a model behind an API.
-    `step_flops` are the FLOPs of the first batch's matrix products, forwards and backwards, as torch counts them (None with a
-    quantised base); `energy_joules` is the steps' energy by the machine's counters. `step_quartiles` are of the seconds of
+    `processes` trained together, with batches of `per_device_train_batch_size` each; None in earlier records: one.
+    `step_flops` are the FLOPs of the first batch's matrix products in one process, forwards and backwards, as torch counts them
+    (None with a quantised base); `energy_joules` is the steps' energy by the machine's counters. `step_quartiles` are of the seconds of
     single steps without the warm-up steps. `learning_rates` are the peak rates by part (with LoRA+ those of `B` too) where
     there are several. A failed run has an `error` of one line and a `traceback`. `disturbed`: another harness on the same
     results folder did a run on this machine at the same time. `removed_settings` holds, by SECTION.KEY, settings of older
@@ -115,6 +117,7 @@ class Record(StrictModel):
     status: Literal["ok", "failed"]
     training_seconds: float | None = None
     time_to_first_step: float | None = None
+    processes: int | None = None
     steps: int | None = None
     seconds_per_step: float | None = None
     step_quartiles: tuple[float, float, float] | None = None
@@ -178,7 +181,8 @@ class Record(StrictModel):
     @property
     def settings(self) -> str:
         """All settings of the run except its seed, as JSON: runs with equal settings differ by chance alone."""
-        return json.dumps([self.config.model_dump(mode="json", exclude={"seed"}), self.removed_settings], sort_keys=True)
+        values = [self.config.model_dump(mode="json", exclude={"seed"}), self.removed_settings]
+        return json.dumps(values + [self.processes] * ((self.processes or 1) > 1), sort_keys=True)
 
 
 def _without_removed(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -230,6 +234,8 @@ def run_id(
     values["train"].pop("save_final_state")  # does not change the result
     values.pop("start_from")
     values |= {} if start is None else {"start": start}
+    if (together := hardware.process_count()) > 1:
+        values["processes"] = together
     values["backbone"] = values["backbone"].partition(":")[0]
     values["metrics"] = [_with_content(name) for name in values["metrics"]]
     text = json.dumps(

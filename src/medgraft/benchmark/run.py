@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medgraft import hardware
+from medgraft import hardware, processes
 from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, Start, TrainedOn, read_start
 from medgraft.adapter.base_weights import packed
 from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest
@@ -70,7 +70,7 @@ def execute(
     """Run `config`; write `predictions.json` and `record.json` to `out`, and the package of what was trained to `out/adapter`.
 
     With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, but with "auto" a new
-    beginning. Of several processes only the main one packages, captions and writes. Errors pass through; see `failed_record`.
+    beginning. Several processes train and caption together; the main one packages, scores and writes. Errors pass through; see `failed_record`.
     """
     run = _planned(config, out, plugins)
     config = run.config
@@ -88,7 +88,7 @@ def execute(
         saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", written=checkpoints, limit=limit, keep=keep)
         trained = _train(run, data, model, saved)
         package = _package(run, data, model, trained)
-        examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
+        examples = data.split(config.eval_split) if evaluate else ()
         with run.clock.phase("generation"):
             captioned = caption_examples(captioner, examples, config.generation)
         evaluation = _score(run, captioner, captioned)
@@ -114,7 +114,8 @@ def _read_data(run: _Run) -> tuple[CaptionData, str]:
     """The data that the run needs, and their fingerprint."""
     config, clock = run.config, run.clock
     with clock.phase("read_data"):
-        data = load_data(config.data, plugins=run.plugins, splits=config.needed_splits(run.strategy.trains))
+        with processes.one_first():
+            data = load_data(config.data, plugins=run.plugins, splits=config.needed_splits(run.strategy.trains))
     if run.strategy.trains and not data.split("train"):
         raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
     with clock.phase("digests"):
@@ -204,6 +205,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "final_loss": result.losses[-1] if result.losses else None,
         "settings": config.train.model_dump(mode="json"),
         "hardware": str(hardware.describe()),
+        **({"processes": hardware.process_count()} if hardware.process_count() > 1 else {}),
     }
     fingerprint = data_fingerprint(data.split("train", "validation"))
     read_by = config.data.model_dump(mode="json", exclude={"path", "root"}, exclude_defaults=True)
@@ -238,10 +240,12 @@ def _captioner(run: _Run, model: Prepared) -> Captioner:
 
 
 def _score(run: _Run, captioner: Captioner, captioned: Captioned) -> Evaluation | None:
-    """Score the captions and write them with their saliency maps; None if there are no captions."""
+    """Score the captions; the main process writes them with their saliency maps. None if there are none."""
     if not captioned.generated.captions:
         return None
     evaluation = score_captions(captioner, captioned, run.config, plugins=run.plugins, clock=run.clock)
+    if not hardware.is_main_process():
+        return evaluation
     with run.clock.phase("package"):
         write_captions(evaluation.captions, run.out)
         if evaluation.maps:
@@ -284,6 +288,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         status="ok",
         training_seconds=clock.training if result else 0.0,
         time_to_first_step=clock.time_to_first_step,
+        processes=hardware.process_count(),
         steps=steps,
         seconds_per_step=clock.steps / steps if steps else None,
         step_quartiles=quartiles(result.step_seconds) if result else None,
@@ -298,7 +303,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         matched_modules=applied.matched_modules if applied else (),
         quantized_modules=len(applied.quantized) if applied else 0,
         quantization=run.strategy.quantization if applied else None,
-        peak_memory_bytes=evaluation.peak_memory_bytes if evaluation else hardware.peak_memory_bytes(),
+        peak_memory_bytes=evaluation.peak_memory_bytes if evaluation else hardware.largest(hardware.peak_memory_bytes()),
         adapter_bytes=adapter_bytes(outcome.package) if outcome.package else 0,
         **(evaluation.for_record() if evaluation else {}),
         images={split: len(data.split(split)) for split in SPLITS},

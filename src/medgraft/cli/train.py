@@ -108,8 +108,6 @@ def run(arguments: argparse.Namespace) -> int:
             resumes = arguments.resume or _checkpoints(arguments.out) - before
             print(f"\nmedgraft: stopped. Go on with: {_command(arguments.words, resumes=bool(resumes))}", file=sys.stderr)
         return 128 + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
-    if not is_main_process():
-        return 0
     if arguments.json:
         print(record.model_dump_json(indent=1))
         return 0

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerState
+from transformers import PrinterCallback, TrainerState
 
 from medgraft.backbones import Backbone, prompt_for
 from medgraft.clock import Clock, Phase
@@ -36,6 +36,7 @@ from medgraft.training.interruption import Interruption, SaveAndStop
 from medgraft.training.learning_rates import peak_rates, set_rates
 from medgraft.training.module import CaptioningModule
 from medgraft.training.neftune import noisy_embeddings
+from medgraft.training.shared_batches import SharedBatchesTrainer
 from medgraft.training.step_timer import StepTimer
 from medgraft.training.workers import forking, stop_workers
 from medgraft.types import CaptionData
@@ -143,7 +144,7 @@ def _trainer(
     return trainer
 
 
-class CaptionTrainer(Trainer):
+class CaptionTrainer(SharedBatchesTrainer):
     """Saves only trained tensors in checkpoints, and leaves losses on the device until they are read."""
 
     def __init__(self, *, clock: Clock, checkpoints: Checkpoints, config: RunConfig, **options: Any):  # transformers.Trainer's
