@@ -52,6 +52,16 @@ def process_count() -> int:
     return int(processes().num_processes)
 
 
+def is_sharded() -> bool:
+    """Whether FSDP divides the weights in training among the processes, by settings of accelerate in the environment."""
+    return process_count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def fsdp_version() -> int:
+    """The version that accelerate's settings name; accelerate takes 1 if they name none."""
+    return int(os.environ.get("FSDP_VERSION", "1"))
+
+
 def largest(number: int) -> int:
     """The largest of the numbers that all processes give to this function."""
     if process_count() == 1:

@@ -1,93 +1,127 @@
-"""What test_processes.py starts in one process, and in two: trainings with the same batches, each with its record and adapter.
+"""What test_processes.py does in one process, and starts in two, which train with the same batches.
 
-python [-m torch.distributed.run --nproc-per-node 2] tests/training/trained_together.py BLIP DATA OUT
+python -m torch.distributed.run --nproc-per-node 2 tests/training/trained_together.py BLIP DATA OUT FSDP_CONFIG
 """
 
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import TrainerCallback
 
-from medgraft import evaluate, hardware, train
+from medgraft import hardware
+from medgraft.benchmark import execute
+from medgraft.cli.main import main as medgraft
 from medgraft.config import run_config
-from medgraft.errors import Stopped, TrainingError
-from medgraft.progress import progress_bars
+from medgraft.errors import MedgraftError, Stopped
+from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
 from medgraft.training.trainer import CaptionTrainer
 
-PRESETS = ("full", "encoder-frozen", "lora")
-BATCH = 4  # of all processes together; 10 images leave one process of two without any in an epoch's last batch
+BATCH, IMAGES = 4, 9  # of all processes; in an epoch's last batch one image is left, and one of two processes has none
 
 
-def settings(blip, data, strategy, *overrides):
+def settings(blip, data, strategy, *overrides, accumulate=1):
+    each = BATCH // hardware.process_count() // accumulate
     return run_config(
-        backbone=f"blip:{blip}", strategy=strategy, data=f"roco:{data}", max_images=10,
+        backbone=f"blip:{blip}", strategy=strategy, data=f"roco:{data}", max_images=IMAGES,
         overrides=[
-            f"train.per_device_train_batch_size={BATCH // hardware.process_count()}", "train.dtype=fp32",
-            "train.per_device_eval_batch_size=3", "train.num_train_epochs=2", "generation.max_new_tokens=8", *overrides,
+            f"train.per_device_train_batch_size={each}", f"train.gradient_accumulation_steps={accumulate}",
+            "train.dtype=fp32", "train.per_device_eval_batch_size=3", "train.num_train_epochs=1",
+            "generation.max_new_tokens=5", *overrides,
         ],
     )  # fmt: skip
 
 
-class KillAt(TrainerCallback):
-    """One process gets Ctrl-C in a step; all have to stop after it."""
+def run(config, out, **options):
+    return execute(config, out, plugins=PluginManager(), **({"evaluate": False, "checkpoints": False} | options)).record
+
+
+def train_all(blip, data, out):
+    """In one process and in two: each preset that is compared, the second with features, validation and captions."""
+    run(settings(blip, data, "full"), out / "full")
+    frozen = settings(blip, data, "encoder-frozen", "train.eval_during_training=true")
+    run(frozen, out / "encoder-frozen", evaluate=True)
+    run(settings(blip, data, "lora", accumulate=hardware.process_count()), out / "lora")
+
+
+class InOneProcess(TrainerCallback):
+    """Does `action(model)` in the last process, at its second step."""
+
+    def __init__(self, action):
+        self.action = action
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 1 and hardware.processes().is_last_process:
-            os.kill(os.getpid(), signal.SIGINT)
+            self.action(kwargs["model"])
 
 
-class NotFinite(TrainerCallback):
-    """The weights of one process become NaN."""
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 1 and hardware.processes().is_last_process:
-            for parameter in kwargs["model"].parameters():
-                parameter.data.fill_(float("nan"))
-
-
-def with_callback(callback, run):
+@contextmanager
+def in_one_process(action):
     made = CaptionTrainer.__init__
 
     def init(self, **options):
         made(self, **options)
-        self.add_callback(callback)
+        self.add_callback(InOneProcess(action))
 
     CaptionTrainer.__init__ = init
     try:
-        return run()
+        yield
+    except (Stopped, MedgraftError) as error:
+        say(f"{type(error).__name__} {error}")
     finally:
         CaptionTrainer.__init__ = made
 
 
-def main(blip, data, out):
+def say(text):
+    sys.stdout.write(f"{hardware.processes().process_index}: {text}\n")
+    sys.stdout.flush()
+
+
+def set_nan(model):
+    for parameter in model.parameters():
+        parameter.data.fill_(float("nan"))
+
+
+def shard(blip, data, out, config_file):
+    """FSDP2 by the settings of `config_file`, on the CPU."""
+    from accelerate import DistributedType, PartialState
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.state import AcceleratorState
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    words = launch_command_parser().parse_args(["--config_file", str(config_file), "-m", "medgraft"])
+    launched = prepare_multi_gpu_env(_validate_launch_command(words)[0])
+    os.environ |= {name: value for name, value in launched.items() if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))}
+    AcceleratorState._reset_state()  # of the trainings before
+    lora = settings(blip, data, "lora")
+    refused = [(lora, {}), (lora, {"evaluate": True}), (settings(blip, data, "lora", "train.save_steps=1"), {})]
+    for number, (config, options) in enumerate(refused):
+        try:
+            run(config, out / "refused", **options)
+        except MedgraftError as error:
+            say(f"refused {error}")
+        if number == 0:  # accelerate shards over GPUs alone; torch does over CPUs too
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    for strategy in ("lora", "full"):
+        run(settings(blip, data, strategy), out / f"sharded-{strategy}")
+
+
+def main(blip, data, out, config_file):
     quiet_libraries()
-    for strategy in PRESETS:
-        train(settings(blip, data, strategy, "train.save_steps=2"), out / strategy, progress=False)
-    accumulated = settings(blip, data, "lora", f"train.per_device_train_batch_size={2 // hardware.process_count()}")
-    accumulated = settings(
-        blip,
-        data,
-        "lora",
-        f"train.per_device_train_batch_size={2 // hardware.process_count()}",
-        "train.gradient_accumulation_steps=2",
-    )
-    train(accumulated, out / "accumulated", progress=False)
-    found = evaluate(f"roco:{data}", adapter=out / "lora", backbone=f"blip:{blip}")
-    assert len(found.predictions) > 3
-    if hardware.process_count() > 1:
-        stopped = settings(blip, data, "lora", "train.save_steps=2")
-        try:
-            with_callback(KillAt(), lambda: train(stopped, out / "stopped", progress=False))
-        except Stopped:
-            print(f"process {hardware.processes().process_index} stopped", flush=True)
-        train(stopped, out / "stopped", resume=True, progress=False)
-        try:
-            with_callback(NotFinite(), lambda: train(stopped, out / "nan", progress=False))
-        except TrainingError as error:
-            print(f"process {hardware.processes().process_index}: {error}", flush=True)
+    train_all(blip, data, out)
+    stopped = settings(blip, data, "lora", accumulate=hardware.process_count())
+    with in_one_process(lambda model: os.kill(os.getpid(), signal.SIGINT)):
+        run(stopped, out / "stopped", checkpoints=True)
+    run(stopped, out / "stopped", checkpoints=True, resume=True)
+    with in_one_process(set_nan):
+        run(stopped, out / "nan")
+    code = medgraft(["evaluate", "--adapter", str(out / "encoder-frozen"), "--backbone", f"blip:{blip}", "--data", f"roco:{data}",
+                     "--max-images", str(IMAGES), "--predictions", str(out / "captions.json")])  # fmt: skip
+    say(f"exit code {code}, then {medgraft(['bench', 'suite.toml', '--out', str(out / 'bench')])}")
+    shard(blip, data, out, config_file)
 
 
 if __name__ == "__main__":

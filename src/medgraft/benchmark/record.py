@@ -46,10 +46,8 @@ class FeatureUse(StrictModel):
     @classmethod
     def of(cls, prefix: ReusablePrefix | None, cached: CachedFeatures | None) -> FeatureUse | None:
         """Of a prepared model; None for one behind an API."""
-        if prefix is None:
-            return None
-        if cached is None:
-            return cls(seam=None, reason=prefix.reason)
+        if prefix is None or cached is None:
+            return prefix and cls(seam=None, reason=prefix.reason)
         found, built = (sum(processes.gathered(count)) for count in (cached.found, cached.built))
         return cls(seam=cached.seam.name, reason=prefix.reason, found=found, built=built)
 
@@ -99,13 +97,12 @@ class Record(StrictModel):
     tokens, `generated` captions that were cut off. `forgetting` is the rise, in nats per token, of the loss on the base's own
     captions of general images. `start` is the digest of the adapter that training went on from, and `seen_in_training` how
     many of the scored images that adapter was trained on. `usage` counts requests, tokens and cost of a model behind an API.
-    `processes` trained together, with batches of `per_device_train_batch_size` each; None in earlier records: one.
-    `step_flops` are the FLOPs of the first batch's matrix products in one process, forwards and backwards, as torch counts them
-    (None with a quantised base); `energy_joules` is the steps' energy by the machine's counters. `step_quartiles` are of the seconds of
-    single steps without the warm-up steps. `learning_rates` are the peak rates by part (with LoRA+ those of `B` too) where
-    there are several. A failed run has an `error` of one line and a `traceback`. `disturbed`: another harness on the same
-    results folder did a run on this machine at the same time. `removed_settings` holds, by SECTION.KEY, settings of older
-    versions that were on.
+    `processes` trained together (None in earlier records: one). `step_flops` are the FLOPs of one process's first batch in
+    matrix products, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by the machine's
+    counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. `learning_rates` are the peak
+    rates by part (with LoRA+ those of `B` too) where there are several. A failed run has an `error` of one line and a
+    `traceback`. `disturbed`: another harness on the same results folder did a run on this machine at the same time.
+    `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -181,8 +178,8 @@ class Record(StrictModel):
     @property
     def settings(self) -> str:
         """All settings of the run except its seed, as JSON: runs with equal settings differ by chance alone."""
-        values = [self.config.model_dump(mode="json", exclude={"seed"}), self.removed_settings]
-        return json.dumps(values + [self.processes] * ((self.processes or 1) > 1), sort_keys=True)
+        config = self.config.model_dump(mode="json", exclude={"seed"})
+        return json.dumps([config, self.removed_settings, self.processes or 1], sort_keys=True)
 
 
 def _without_removed(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -234,8 +231,7 @@ def run_id(
     values["train"].pop("save_final_state")  # does not change the result
     values.pop("start_from")
     values |= {} if start is None else {"start": start}
-    if (together := hardware.process_count()) > 1:
-        values["processes"] = together
+    values |= {"processes": hardware.process_count()} if hardware.process_count() > 1 else {}
     values["backbone"] = values["backbone"].partition(":")[0]
     values["metrics"] = [_with_content(name) for name in values["metrics"]]
     text = json.dumps(

@@ -30,7 +30,7 @@ from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.text_statistics import TextStatistics, logged_statistics
-from medgraft.training import Checkpoints, TrainResult, build_features, fit, identity_of
+from medgraft.training import Checkpoints, TrainResult, build_features, check_sharded, fit, identity_of
 from medgraft.types import SPLITS, CaptionData
 
 _logger = logging.getLogger(__name__)
@@ -70,10 +70,11 @@ def execute(
     """Run `config`; write `predictions.json` and `record.json` to `out`, and the package of what was trained to `out/adapter`.
 
     With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, but with "auto" a new
-    beginning. Several processes train and caption together; the main one packages, scores and writes. Errors pass through; see `failed_record`.
+    beginning. Several processes train and caption together, and the main one writes. Errors pass through; see `failed_record`.
     """
     run = _planned(config, out, plugins)
     config = run.config
+    check_sharded(config, run.strategy, evaluate=evaluate)
     whole = check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
         data, fingerprint = _read_data(run)
@@ -81,11 +82,15 @@ def execute(
         model = _prepare_model(run, data)
         with run.clock.phase("read_data"):
             text = logged_statistics(config, model.backbone, data, trains=run.strategy.trains)
-        captioner = _captioner(run, model)
+        captioner = captioner_for(
+            model.backbone, prompt=config.train.prompt, dtype=model.dtype,
+            batch_size=config.train.per_device_eval_batch_size, features=model.features,
+        )  # fmt: skip
         with run.clock.phase("forgetting"):
             general = base_captions(captioner, model.applied, config.forgetting) if evaluate else None
         limit, keep = config.train.save_total_limit, config.train.save_final_state
-        saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", written=checkpoints, limit=limit, keep=keep)
+        written = checkpoints and not hardware.is_sharded()
+        saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", written=written, limit=limit, keep=keep)
         trained = _train(run, data, model, saved)
         package = _package(run, data, model, trained)
         examples = data.split(config.eval_split) if evaluate else ()
@@ -113,9 +118,8 @@ def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
 def _read_data(run: _Run) -> tuple[CaptionData, str]:
     """The data that the run needs, and their fingerprint."""
     config, clock = run.config, run.clock
-    with clock.phase("read_data"):
-        with processes.one_first():
-            data = load_data(config.data, plugins=run.plugins, splits=config.needed_splits(run.strategy.trains))
+    with clock.phase("read_data"), processes.one_first():
+        data = load_data(config.data, plugins=run.plugins, splits=config.needed_splits(run.strategy.trains))
     if run.strategy.trains and not data.split("train"):
         raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
     with clock.phase("digests"):
@@ -229,14 +233,6 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         lineage=run.start.lineage() if run.start else (),
         files={},
     )
-
-
-def _captioner(run: _Run, model: Prepared) -> Captioner:
-    train = run.config.train
-    return captioner_for(
-        model.backbone, prompt=train.prompt, dtype=model.dtype, batch_size=train.per_device_eval_batch_size,
-        features=model.features,
-    )  # fmt: skip
 
 
 def _score(run: _Run, captioner: Captioner, captioned: Captioned) -> Evaluation | None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
 from typing import TextIO, cast
 
 import medgraft
@@ -51,22 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     rank, together = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     first = together == 1 or rank == 0
-    level = (
-        logging.ERROR
-        if not first
-        else logging.DEBUG
-        if arguments.verbose
-        else logging.WARNING
-        if arguments.quiet
-        else logging.INFO
-    )
     name = "medgraft" if first else f"medgraft (process {rank})"
+    level = logging.DEBUG if arguments.verbose else logging.WARNING if arguments.quiet else logging.INFO
     try:
         if together > 1 and arguments.run not in _IN_PROCESSES:
             raise ConfigError("Several processes can train, evaluate and caption. Start any other command without torchrun.")
         with (
-            nullcontext(sys.stdout) if first else open(os.devnull, "w", encoding="utf-8") as out,
-            log_to_stderr(level),
+            nullcontext(sys.stdout) if first else Path(os.devnull).open("w", encoding="utf-8") as out,
+            log_to_stderr(level if first else logging.ERROR),
             redirect_stdout(cast(TextIO, PrintableStream(out))),
         ):
             code: int = arguments.run(arguments)

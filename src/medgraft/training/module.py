@@ -51,6 +51,12 @@ class CaptioningModule(nn.Module):
         self._at_rest = [module for name, module in backbone.model.named_modules() if name in prefixes]
         self.frozen_seams = tuple(seam for seam in backbone.seams if not trained & set(seam.prefix))
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The classes of layers that FSDP keeps together, those of transformers' model that occur in it."""
+        present = {type(module).__name__ for module in self.modules()}
+        return sorted(present.intersection(self.backbone.model._no_split_modules or ()))
+
     def train(self, mode: bool = True) -> CaptioningModule:
         """Like nn.Module.train, but frozen parts stay in eval mode."""
         super().train(mode)
