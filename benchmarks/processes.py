@@ -24,12 +24,7 @@ def measure(blip: Path, data: Path, out: Path, strategy: str, processes: int) ->
     """Train and caption, in a launch of so many processes; the record's numbers."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "-m", "medgraft", "-q"]
     options = ["--batch-size", BATCH // processes, "--max-steps", STEPS, "--dtype", "fp32", "--max-images", CAPTIONS, "--json"]
-    sets = [
-        "train.per_device_eval_batch_size=4",
-        "generation.max_new_tokens=20",
-        "features.enabled=false",
-        "forgetting.images=0",
-    ]
+    sets = ["train.per_device_eval_batch_size=4", "generation.max_new_tokens=20", "features.enabled=false"]
     words = ["train", "--backbone", f"blip:{blip}", "--strategy", strategy, "--data", f"roco:{data}", "--out", out, *options]
     command = [*launch, *words, *(word for each in sets for word in ("--set", each))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MEDGRAFT_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}

@@ -118,8 +118,9 @@ def main(blip, data, out, config_file):
     run(stopped, out / "stopped", checkpoints=True, resume=True)
     with in_one_process(set_nan):
         run(stopped, out / "nan")
-    code = medgraft(["evaluate", "--adapter", str(out / "encoder-frozen"), "--backbone", f"blip:{blip}", "--data", f"roco:{data}",
-                     "--max-images", str(IMAGES), "--predictions", str(out / "captions.json")])  # fmt: skip
+    evaluated = ["--adapter", out / "encoder-frozen", "--backbone", f"blip:{blip}", "--data", f"roco:{data}"]
+    evaluated += ["--max-images", IMAGES, "--predictions", out / "captions.json"]
+    code = medgraft(["evaluate", *map(str, evaluated)])
     say(f"exit code {code}, then {medgraft(['bench', 'suite.toml', '--out', str(out / 'bench')])}")
     shard(blip, data, out, config_file)
 

@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     rank, together = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     first = together == 1 or rank == 0
+    if together > 1:  # DDP warns in every process that it looks for parameters without gradients
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     name = "medgraft" if first else f"medgraft (process {rank})"
     level = logging.DEBUG if arguments.verbose else logging.WARNING if arguments.quiet else logging.INFO
     try:
