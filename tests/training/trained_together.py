@@ -92,6 +92,9 @@ def shard(blip, data, out, config_file):
     from accelerate.state import AcceleratorState
     from accelerate.utils.launch import prepare_multi_gpu_env
 
+    def as_gpus():  # accelerate shards over GPUs alone, torch over CPUs too
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
     words = launch_command_parser().parse_args(["--config_file", str(config_file), "-m", "medgraft"])
     launched = prepare_multi_gpu_env(_validate_launch_command(words)[0])
     os.environ |= {name: value for name, value in launched.items() if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))}
@@ -103,9 +106,12 @@ def shard(blip, data, out, config_file):
             run(config, out / "refused", **options)
         except MedgraftError as error:
             say(f"refused {error}")
-        if number == 0:  # accelerate shards over GPUs alone; torch does over CPUs too
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        if number == 0:
+            as_gpus()
+            create = CaptionTrainer.create_accelerator_and_postprocess
+            CaptionTrainer.create_accelerator_and_postprocess = lambda trainer: (as_gpus(), create(trainer))
     for strategy in ("lora", "full"):
+        as_gpus()
         run(settings(blip, data, strategy), out / f"sharded-{strategy}")
 
 

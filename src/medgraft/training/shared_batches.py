@@ -10,6 +10,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from medgraft import hardware, processes
+from medgraft.errors import ConfigError
 
 _IGNORED = -100
 _Batch = dict[str, torch.Tensor]
@@ -21,6 +22,12 @@ class SharedBatchesTrainer(Trainer):
     accelerate fills the last batches of an epoch up with images of its beginning, so that all processes have batches of one
     size. Here these have no labels.
     """
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's; ConfigError where accelerate does not shard the weights that are to be sharded."""
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled != hardware.is_sharded():
+            raise ConfigError(f"FSDP: accelerate does not shard over {self.accelerator.distributed_type}; leave FSDP out.")
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The Trainer's, with the loss [] over all processes; the same step has the same loss in each."""
