@@ -189,6 +189,6 @@ def captioner_for(
     prompt = prompt_for(backbone, prompt)
     if isinstance(backbone, RemoteCaptioner):
         if hardware.process_count() > 1:
-            raise ConfigError(f"{backbone.name} is a model behind an API, which one process asks. Start one, not several.")
+            raise ConfigError(f"{backbone.source} is a model behind an API, which one process asks. Start one, not several.")
         return RemoteInference(backbone, prompt, batch_size)
     return Inference(backbone, prompt, dtype, batch_size, features)

@@ -47,7 +47,7 @@ class FeatureUse(StrictModel):
     def of(cls, prefix: ReusablePrefix | None, cached: CachedFeatures | None) -> FeatureUse | None:
         """Of a prepared model; None for one behind an API."""
         if prefix is None or cached is None:
-            return prefix and cls(seam=None, reason=prefix.reason)
+            return None if prefix is None else cls(seam=None, reason=prefix.reason)
         found, built = (sum(processes.gathered(count)) for count in (cached.found, cached.built))
         return cls(seam=cached.seam.name, reason=prefix.reason, found=found, built=built)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,9 +54,12 @@ class CaptioningModule(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """The classes of layers that FSDP keeps together, those of transformers' model that occur in it."""
-        present = {type(module).__name__ for module in self.modules()}
-        return sorted(present.intersection(self.backbone.model._no_split_modules or ()))
+        """The classes of layers that FSDP gathers one at a time: those that transformers names, without tied parameters."""
+        every = Counter(parameter for _, parameter in self.named_parameters(remove_duplicate=False))
+        tied = {parameter for parameter, count in every.items() if count > 1}
+        layers = {type(module).__name__ for module in self.modules()}
+        layers -= {type(module).__name__ for module in self.modules() if not tied.isdisjoint(module.parameters())}
+        return sorted(layers.intersection(self.backbone.model._no_split_modules or ()))
 
     def train(self, mode: bool = True) -> CaptioningModule:
         """Like nn.Module.train, but frozen parts stay in eval mode."""

@@ -38,7 +38,7 @@ def gather_trained(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and isinstance(parameter, DTensor):
-                whole = parameter.full_tensor().detach()  # type: ignore[no-untyped-call]
+                whole = parameter.full_tensor().detach()
                 setattr(module, name, nn.Parameter(whole))
 
 
