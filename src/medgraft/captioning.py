@@ -68,6 +68,8 @@ def captioned_batches(
     Goes on after an image that cannot be read. Computes in `dtype` by autocast. Features of files are read from and stored in
     `cached`, if given. Several processes share the batches, and each gets the captions of all.
     """
+    if not images:
+        return
     if options.unread:
         _logger.warning("%s", options.unread)
     backbone.model.to(hardware.device()).eval()
