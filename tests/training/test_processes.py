@@ -85,7 +85,7 @@ def test_two_processes_stop_together_and_go_on_exactly(two):
 @pytest.mark.slow
 def test_both_processes_see_a_loss_that_is_nan_in_one(two):
     lines = [line for line in two[1].stdout.splitlines() if "TrainingError" in line]
-    assert [line[:47] for line in sorted(lines)] == [f"{n}: TrainingError The loss became nan near step" for n in (0, 1)]
+    assert [line[:46] for line in sorted(lines)] == [f"{n}: TrainingError The loss became nan near step" for n in (0, 1)]
     assert not (two[0] / "nan/record.json").exists()
 
 
