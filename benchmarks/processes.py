@@ -2,8 +2,8 @@
 
     python benchmarks/processes.py --out benchmarks/results/processes.json
 
-The model is a BLIP of 6 + 6 layers of width 384 with random weights, 128 px; data are phantoms. Each run is a launch of
-torch.distributed.run; the numbers are those of its record: the median step, and the seconds of captioning the test images.
+The model is a BLIP of 6 + 6 layers of width 384 with random weights, 128 px; data are phantoms. Two processes are started
+by torch.distributed.run; the numbers are those of its record: the median step, and the seconds of captioning the test images.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ STRATEGIES = ("full", "lora")
 
 def measure(blip: Path, data: Path, out: Path, strategy: str, processes: int) -> dict[str, object]:
     """Train and caption, in a launch of so many processes; the record's numbers."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "-m", "medgraft", "-q"]
-    options = ["--batch-size", BATCH // processes, "--max-steps", STEPS, "--dtype", "fp32", "--max-images", CAPTIONS, "--json"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
+    options = ["--out", out, "--batch-size", BATCH // processes, "--max-steps", STEPS, "--dtype", "fp32", "--json"]
+    options += ["--max-images", CAPTIONS]
     sets = ["train.per_device_eval_batch_size=4", "generation.max_new_tokens=20", "features.enabled=false"]
-    words = ["train", "--backbone", f"blip:{blip}", "--strategy", strategy, "--data", f"roco:{data}", "--out", out, *options]
-    command = [*launch, *words, *(word for each in sets for word in ("--set", each))]
+    words = ["-m", "medgraft", "train", "-q", "--backbone", f"blip:{blip}", "--strategy", strategy, "--data", f"roco:{data}"]
+    command = [*launch, *words, *options, *(word for each in sets for word in ("--set", each))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MEDGRAFT_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=True, env=environment)
     record = json.loads(done.stdout)
