@@ -101,6 +101,7 @@ def shard(blip, data, out, config_file):
     AcceleratorState._reset_state()  # of the trainings before
     lora = settings(blip, data, "lora")
     refused = [(lora, {}), (lora, {"evaluate": True}), (settings(blip, data, "lora", "train.save_steps=1"), {})]
+    create = CaptionTrainer.create_accelerator_and_postprocess
     for number, (config, options) in enumerate(refused):
         try:
             run(config, out / "refused", **options)
@@ -108,7 +109,6 @@ def shard(blip, data, out, config_file):
             say(f"refused {error}")
         if number == 0:
             as_gpus()
-            create = CaptionTrainer.create_accelerator_and_postprocess
             CaptionTrainer.create_accelerator_and_postprocess = lambda trainer: (as_gpus(), create(trainer))
     for strategy in ("lora", "full"):
         as_gpus()
