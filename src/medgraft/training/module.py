@@ -77,11 +77,9 @@ class CaptioningModule(nn.Module):
         features: torch.Tensor | None = None,  # [K, S, C] at the seam `prefix`
         feature_rows: torch.Tensor | None = None,  # [K], batch rows of `features`
         num_items_in_batch: torch.Tensor | int | None = None,
-        filler: torch.Tensor | None = None,  # [B, T]
     ) -> dict[str, torch.Tensor]:
         """`loss`: the mean over this batch's labels, or their sum divided by `num_items_in_batch` if that is given.
 
-        A batch without any label has `filler`, labels of which the loss is 0 and so are its gradients.
         Without `pixel_values` and `features`, `feature_rows` [B] are rows of `resident`, one for each caption.
         """
         if pixel_values is not None and self.pixel_table is not None and pixel_values.dtype == torch.uint8:
@@ -89,7 +87,7 @@ class CaptioningModule(nn.Module):
         if pixel_values is None and features is None and feature_rows is not None and self.resident is not None:
             features = self.resident.take(feature_rows)
         seen = self._features(pixel_values, features, feature_rows, input_ids.shape[0])
-        loss = self.backbone.loss(seen, TextBatch(input_ids, attention_mask, labels if filler is None else filler))
+        loss = self.backbone.loss(seen, TextBatch(input_ids, attention_mask, labels))
         if num_items_in_batch is not None:
             loss = loss * (labels != -100).sum() / num_items_in_batch
         if self.training and self.applied.strategy.method == "ADALORA":

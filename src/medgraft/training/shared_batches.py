@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from medgraft import hardware, processes
 from medgraft.errors import ConfigError
 
-_IGNORED = -100
+_IGNORED, _FILLER = -100, "filler"
 _Batch = dict[str, torch.Tensor]
 
 
@@ -34,6 +34,12 @@ class SharedBatchesTrainer(Trainer):
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         return processes.mean(loss)
 
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        """The Trainer's; of a batch without labels that of its filler, times zero, so that all processes compute one."""
+        if _FILLER in inputs:
+            inputs, num_items_in_batch = _filled(inputs), torch.tensor(torch.inf, device=self.args.device)
+        return super().compute_loss(model, inputs, *args, num_items_in_batch=num_items_in_batch, **kwargs)
+
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The Trainer's, without the labels of captions that stand in another batch."""
         batches = self._without_repeats(epoch_iterator, len(self.train_dataset))
@@ -49,7 +55,8 @@ class SharedBatchesTrainer(Trainer):
         for batch in self._without_repeats(dataloader, images):
             labels = (batch["labels"] != _IGNORED).sum()
             with torch.no_grad():
-                loss = model(**self._prepare_inputs(batch), num_items_in_batch=1)["loss"]
+                items = torch.inf if _FILLER in batch else 1
+                loss = model(**self._prepare_inputs(_filled(batch)), num_items_in_batch=items)["loss"]
             found += torch.stack([loss.float(), labels.float()])
         loss, labels = processes.total(found).tolist()
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss / labels}, images)
@@ -67,4 +74,10 @@ def _first(batch: _Batch, count: int) -> _Batch:
     """`batch` with the labels of its first `count` captions alone."""
     labels = batch["labels"].clone()
     labels[max(count, 0) :] = _IGNORED
-    return {**batch, "labels": labels} | ({} if count > 0 else {"filler": batch["labels"]})
+    return {**batch, "labels": labels} | ({} if count > 0 else {_FILLER: batch["labels"]})
+
+
+def _filled(batch: _Batch) -> _Batch:
+    """`batch` with its filler, labels that other batches have, in the place of labels that it lacks."""
+    rest = {name: tensor for name, tensor in batch.items() if name != _FILLER}
+    return rest | ({"labels": batch[_FILLER]} if _FILLER in batch else {})
