@@ -15,8 +15,8 @@ SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
     "errors", "redaction", "escaping", "strict_model", "augmentation_config", "forgetting_config", "generation_config",
-    "image_config", "types", "disk", "progress", "quiet", "train_config", "hardware", "environment", "seeds", "clock",
-    "energy", "file_index",
+    "image_config", "types", "disk", "progress", "quiet", "train_config", "hardware", "processes", "environment", "seeds",
+    "clock", "energy", "file_index",
     "executor_config", "config", "executors",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "prepare", "training",
     "adapter", "captioning", "text_statistics", "metrics", "stats", "scoring", "saliency", "inference", "benchmark",

@@ -11,7 +11,7 @@ from typing import overload
 
 from medgraft import adapter as adapters
 from medgraft import config as configs
-from medgraft import hardware
+from medgraft import hardware, processes
 from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import AnyBackbone, Backbone
 from medgraft.benchmark import Record, execute, write_baselines
@@ -269,10 +269,12 @@ def evaluate_split(
     settings = RunSettings(metrics=wanted.metrics, saliency=SaliencyConfig(maps=0))
     loaded = _loaded(adapter, backbone, manager)
     model, own = captioner_of(loaded, backbone, manager)
-    read = load_data(wanted.data, plugins=manager, splits=(wanted.split,))
+    with processes.one_first():
+        read = load_data(wanted.data, plugins=manager, splits=(wanted.split,))
     examples = read.split(wanted.split)
     seen = seen_in_training(loaded, wanted.data, examples) if loaded else None
-    with PredictionsFile(wanted.predictions) if wanted.predictions else nullcontext() as file:
+    writes = wanted.predictions is not None and hardware.is_main_process()
+    with PredictionsFile(wanted.predictions) if wanted.predictions and writes else nullcontext() as file:
         captioned = caption_examples(model, examples, wanted.generation or own, file.add if file else None)
     found = score_captions(model, captioned, settings, plugins=manager, clock=Clock())
     report = replace(read.report, corrupt=(*read.report.corrupt, *captioned.problems))

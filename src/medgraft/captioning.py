@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from PIL.Image import Image
 
-from medgraft import hardware
+from medgraft import hardware, processes
 from medgraft.backbones import Backbone
 from medgraft.backbones.base import sampling
 from medgraft.config import GenerationConfig
@@ -53,7 +53,6 @@ class CaptionedBatch:
     cut_off: int | None
 
 
-@torch.no_grad()  # not inference_mode: parameters moved to a device within it could not be trained afterwards
 def captioned_batches(
     backbone: Backbone,
     images: Sequence[ImageSource | Image],
@@ -67,17 +66,32 @@ def captioned_batches(
     """Captions of `images` in order, batch by batch; images are files or PIL images. `backbone` may have an adapter.
 
     Goes on after an image that cannot be read. Computes in `dtype` by autocast. Features of files are read from and stored in
-    `cached`, if given.
+    `cached`, if given. Several processes share the batches, and each gets the captions of all.
     """
+    if not images:
+        return
     if options.unread:
         _logger.warning("%s", options.unread)
-    where = hardware.device()
-    backbone.model.to(where).eval()
+    backbone.model.to(hardware.device()).eval()
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-    limit, source = token_limit(backbone, prompt, options), _FeatureSource(backbone, where, prompt, cached)
+    source = _FeatureSource(backbone, hardware.device(), prompt, cached)
+    own = dict(hardware.share(enumerate(batches)))
+    yield from processes.in_turn(len(batches), _in_this_process(backbone, own, source, options, dtype))
+
+
+@torch.no_grad()  # not inference_mode: parameters moved to a device within it could not be trained afterwards
+def _in_this_process(
+    backbone: Backbone,
+    batches: Mapping[int, Sequence[ImageSource | Image]],  # by their number among all, which decides what is sampled
+    source: _FeatureSource,
+    options: GenerationConfig,
+    dtype: torch.dtype,
+) -> Iterator[CaptionedBatch]:
+    where, prompt, cached = hardware.device(), source.prompt, source.cached
+    limit = token_limit(backbone, prompt, options)
     before: tuple[dict[int, ImageCaptions], Sequence[ImageSource | Image], torch.Tensor] | None = None
-    with backbone.generating() as generate_ids, closing(source.read(batches)) as read_batches:
-        for number, (batch, read) in enumerate(read_batches):
+    with backbone.generating() as generate_ids, closing(source.read(list(batches.values()))) as read_batches:
+        for number, (batch, read) in zip(batches, read_batches, strict=True):
             with hardware.autocast(where, dtype):
                 features, problems = source.readable(batch, read)
             if before is not None:
@@ -154,7 +168,7 @@ class _FeatureSource:
     """Features at the last seam, computed or from `cached`. With a GPU, threads read image files ahead."""
 
     def __init__(self, backbone: Backbone, where: torch.device, prompt: str, cached: CachedFeatures | None):
-        self._backbone, self._prompt, self._cached = backbone, prompt, cached
+        self._backbone, self.prompt, self.cached = backbone, prompt, cached
         self._reader = ImageReader(backbone, where) if where.type != "cpu" else None
         self._where = where
 
@@ -170,10 +184,10 @@ class _FeatureSource:
         files = [[image for image in batch if isinstance(image, ImageSource)] for batch in batches]
         if self._reader is None or any(len(paths) < len(batch) for paths, batch in zip(files, batches, strict=True)):
             yield from ((batch, None) for batch in batches)
-        elif self._cached is None:
+        elif self.cached is None:
             yield from self._reader.ahead(files)
         else:
-            yield from self._reader.ahead(files, self._cached.lacking)
+            yield from self._reader.ahead(files, self.cached.lacking)
 
     def readable(
         self, images: Sequence[ImageSource | Image], read: ReadImages | None
@@ -203,11 +217,11 @@ class _FeatureSource:
         if read is not None and read.problem is None and read.values is not None and self._reader is not None:
             ready = read.paths, self._reader.pixel_values(read)
         paths = [image for image in images if isinstance(image, ImageSource)]
-        if self._cached is not None and len(paths) == len(images):
-            above = backbone.seams[backbone.seams.index(self._cached.seam) + 1 :]
-            return backbone.forward_through(above, self._cached.features(paths, ready), prompt=self._prompt)
+        if self.cached is not None and len(paths) == len(images):
+            above = backbone.seams[backbone.seams.index(self.cached.seam) + 1 :]
+            return backbone.forward_through(above, self.cached.features(paths, ready), prompt=self.prompt)
         pixels = ready[1] if ready else backbone.pixel_values(list(map(opened, images))).to(self._where)
-        return backbone.encode(pixels, prompt=self._prompt)
+        return backbone.encode(pixels, prompt=self.prompt)
 
 
 def opened(image: ImageSource | Image) -> Image:

@@ -15,7 +15,7 @@ from medgraft import hardware
 from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, Usage, prompt_for
 from medgraft.captioning import CaptionedBatch, Generated, ImageCaptions, captioned_batches, collected, opened, token_limit
 from medgraft.config import GenerationConfig
-from medgraft.errors import DataError
+from medgraft.errors import ConfigError, DataError
 from medgraft.features import CachedFeatures
 from medgraft.metrics.base import Array
 from medgraft.saliency import CaptionMaps, MapOptions, caption_maps
@@ -188,5 +188,7 @@ def captioner_for(
     """The Captioner for a loaded model; uses the model's default prompt if `prompt` is None."""
     prompt = prompt_for(backbone, prompt)
     if isinstance(backbone, RemoteCaptioner):
+        if hardware.process_count() > 1:
+            raise ConfigError(f"{backbone.source} is a model behind an API, which one process asks. Start one, not several.")
         return RemoteInference(backbone, prompt, batch_size)
     return Inference(backbone, prompt, dtype, batch_size, features)

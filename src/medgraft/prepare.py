@@ -96,7 +96,7 @@ def prepare_model(
     backbone = _loaded(name, strategy, plugins, Held(dtype), kernels, image_size)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy, attach=attach and partial(attach, backbone))
     acceleration = accelerate(backbone, dtype=dtype, kernels=kernels)
-    backbone.model.to(hardware.device()).eval()
+    backbone.model.to("cpu" if hardware.is_sharded() else hardware.device()).eval()  # a device has no room for whole weights
     return backbone, applied, acceleration
 
 
@@ -157,7 +157,7 @@ def wanted_kernels(configured: Kernels) -> Kernels:
     named = os.environ.get(ENVIRONMENT)
     kernels = validated(AccelerationConfig, {"kernels": named}, ENVIRONMENT).kernels if named else configured
     check_kernels(kernels)
-    return kernels
+    return "none" if hardware.is_sharded() else kernels  # they read weights outside the layers that gather them
 
 
 def compute_dtype(config: RunConfig) -> torch.dtype:
@@ -193,5 +193,7 @@ def _open_features(
 ) -> tuple[CachedFeatures | None, ReusablePrefix]:
     if not config.features.enabled:
         return None, ReusablePrefix(None, "features.enabled is false")
+    if hardware.is_sharded():
+        return None, ReusablePrefix(None, "the weights are sharded")
     prompt = prompt_for(backbone, config.train.prompt)
     return open_cached_features(backbone, dtype=dtype, prompt=prompt, max_gb=config.features.max_gb, base=base)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medgraft import hardware
+from medgraft import hardware, processes, training
 from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, Start, TrainedOn, read_start
 from medgraft.adapter.base_weights import packed
 from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest
@@ -32,7 +32,6 @@ from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.text_statistics import TextStatistics, logged_statistics
-from medgraft.training import Checkpoints, TrainResult, build_features, check_trackers, fit, identity_of, validation_examples
 from medgraft.types import SPLITS, CaptionData
 
 _logger = logging.getLogger(__name__)
@@ -73,11 +72,12 @@ def execute(
     """Run `config`; write `predictions.json` and `record.json` to `out`, and the package of what was trained to `out/adapter`.
 
     With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, but with "auto" a new
-    beginning. Of several processes only the main one packages, captions and writes. Errors pass through; see `failed_record`.
+    beginning. Several processes train and caption together, and the main one writes. Errors pass through; see `failed_record`.
     """
-    check_trackers(config.train.report_to)
+    training.check_trackers(config.train.report_to)
     run = _planned(config, out, plugins)
     config = run.config
+    training.check_sharded(config, run.strategy, evaluate=evaluate)
     whole = check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
         data, fingerprint = _read_data(run)
@@ -94,10 +94,11 @@ def execute(
             general = base_captions(captioner, model.applied, config.forgetting) if evaluate else None
         limit, keep = config.train.save_total_limit, config.train.save_final_state
         best = validation.best(captioner) if validation else None
-        saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", checkpoints, limit, keep, best=best)
+        written = checkpoints and not hardware.is_sharded()
+        saved = training.Checkpoints(out / CHECKPOINTS, whole, resume == "auto", written, limit, keep, best=best)
         trained = _train(run, data, model, saved)
         package = _package(run, data, model, trained)
-        examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
+        examples = data.split(config.eval_split) if evaluate else ()
         with run.clock.phase("generation"):
             captioned = caption_examples(captioner, examples, config.generation)
         evaluation = _score(run, captioner, captioned)
@@ -123,7 +124,7 @@ def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
 def _read_data(run: _Run) -> tuple[CaptionData, str]:
     """The data that the run needs, and their fingerprint."""
     config, clock = run.config, run.clock
-    with clock.phase("read_data"):
+    with clock.phase("read_data"), processes.one_first():
         data = load_data(config.data, plugins=run.plugins, splits=config.needed_splits(run.strategy.trains))
     if run.strategy.trains and not data.split("train"):
         raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
@@ -147,8 +148,8 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
     cached = model.features
     with run.clock.phase("features"):
         if cached is not None and trains:
-            for examples in (data.split("train"), validation_examples(config, data) if config.train.validates else ()):
-                build_features(cached, config, examples)
+            for examples in (data.split("train"), training.validation_examples(config, data) if config.train.validates else ()):
+                training.build_features(cached, config, examples)
     built = f"; {cached.found} found, {cached.built} built" if cached and trains else ""
     _logger.info("features: %s%s", model.prefix, built)
     if cached is not None and cached.store.problem:
@@ -160,11 +161,11 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
 class _Trained:
     """The training result; `base` holds the digests of the parameters trained in place, from before training."""
 
-    result: TrainResult
+    result: training.TrainResult
     base: dict[str, str]
 
 
-def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoints) -> _Trained | None:
+def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: training.Checkpoints) -> _Trained | None:
     """Train the model; None if the strategy trains nothing."""
     backbone, applied = model.backbone, model.applied
     if not isinstance(backbone, Backbone) or applied is None or not run.strategy.trains:
@@ -172,9 +173,9 @@ def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoin
     with run.clock.phase("digests"):
         base = in_place_digests(applied, model.base_digests)
         base |= dict.fromkeys(run.start.in_place() if run.start else (), "changed before this run")
-        identity = identity_of(run.config, model, data, run.start.digest if run.start else None)
+        identity = training.identity_of(run.config, model, data, run.start.digest if run.start else None)
     checkpoints = replace(checkpoints, identity=identity)
-    return _Trained(fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
+    return _Trained(training.fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
 
 
 def _package(run: _Run, data: CaptionData, model: Prepared, trained: _Trained | None) -> Manifest | None:
@@ -195,10 +196,10 @@ def _package(run: _Run, data: CaptionData, model: Prepared, trained: _Trained | 
         return replace_package(run.out, _manifest(run, data, model, trained.result), write_files)
 
 
-def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult) -> Manifest:
+def _manifest(run: _Run, data: CaptionData, model: Prepared, result: training.TrainResult) -> Manifest:
     config, backbone, applied = run.config, model.backbone, model.applied
     assert isinstance(backbone, Backbone) and applied is not None
-    training: dict[str, Any] = {
+    trained: dict[str, Any] = {
         "steps": len(result.losses),
         "epochs": result.epochs,
         "seconds": run.clock.training,
@@ -214,6 +215,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         **({"chosen": asdict(result.chosen)} if result.chosen else {}),
         "settings": config.train.model_dump(mode="json"),
         "hardware": str(hardware.describe()),
+        **({"processes": hardware.process_count()} if hardware.process_count() > 1 else {}),
     }
     fingerprint = data_fingerprint(data.split("train", "validation"))
     read_by = config.data.model_dump(mode="json", exclude={"path", "root"}, exclude_defaults=True)
@@ -230,7 +232,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         dtype=hardware.dtype_name(model.dtype),
         acceleration=model.acceleration.installed,
         seed=config.seed,
-        training=training,
+        training=trained,
         metrics={},
         evaluation={"generation": config.generation.recorded()},
         versions=hardware.versions(),
@@ -240,10 +242,12 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
 
 
 def _score(run: _Run, captioner: Captioner, captioned: Captioned) -> Evaluation | None:
-    """Score the captions and write them with their saliency maps; None if there are no captions."""
+    """Score the captions; the main process writes them with their saliency maps. None if there are none."""
     if not captioned.generated.captions:
         return None
     evaluation = score_captions(captioner, captioned, run.config, plugins=run.plugins, clock=run.clock)
+    if not hardware.is_main_process():
+        return evaluation
     with run.clock.phase("package"):
         write_captions(evaluation.captions, run.out)
         if evaluation.maps:
@@ -286,6 +290,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         status="ok",
         training_seconds=clock.training if result else 0.0,
         time_to_first_step=clock.time_to_first_step,
+        processes=hardware.process_count(),
         steps=steps,
         seconds_per_step=clock.steps / steps if steps else None,
         step_quartiles=quartiles(result.step_seconds) if result else None,
@@ -301,7 +306,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         matched_modules=applied.matched_modules if applied else (),
         quantized_modules=len(applied.quantized) if applied else 0,
         quantization=run.strategy.quantization if applied else None,
-        peak_memory_bytes=evaluation.peak_memory_bytes if evaluation else hardware.peak_memory_bytes(),
+        peak_memory_bytes=evaluation.peak_memory_bytes if evaluation else hardware.largest(hardware.peak_memory_bytes()),
         adapter_bytes=adapter_bytes(outcome.package) if outcome.package else 0,
         **(evaluation.for_record() if evaluation else {}),
         images={split: len(data.split(split)) for split in SPLITS},

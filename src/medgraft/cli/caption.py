@@ -42,17 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
+    from medgraft.hardware import is_main_process
     from medgraft.progress import progress_bar, progress_bars
     from medgraft.scoring import PredictionsFile
 
     images = image_files(arguments.images)
-    if arguments.out and arguments.out.exists():
+    main = is_main_process()
+    if main and arguments.out and arguments.out.exists():
         raise ConfigError(f"{arguments.out} exists already. Remove it, or name another file for the captions.")
     models = _models(arguments)
     streams = [model.captioner.batches(list(images), model.generation) for model in models]
     made, stopped, quietly = _Made(images), False, bool(arguments.json or arguments.out)
     with (
-        PredictionsFile(arguments.out) if arguments.out else nullcontext() as file,
+        PredictionsFile(arguments.out) if main and arguments.out else nullcontext() as file,
         nullcontext() if quietly else progress_bars(False),
         progress_bar(total=len(images), desc="captioning", unit="image", least=2) as bar,
     ):

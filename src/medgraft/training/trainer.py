@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerState
+from transformers import PrinterCallback, TrainerState
 
+from medgraft import hardware
 from medgraft.backbones import Backbone, prompt_for
 from medgraft.clock import Clock, Phase
 from medgraft.config import RunConfig
@@ -36,6 +37,8 @@ from medgraft.training.learning_rates import peak_rates, set_rates
 from medgraft.training.module import CaptioningModule
 from medgraft.training.neftune import noisy_embeddings
 from medgraft.training.result import TrainResult
+from medgraft.training.sharded import gather_trained
+from medgraft.training.shared_batches import SharedBatchesTrainer
 from medgraft.training.step_timer import StepTimer
 from medgraft.training.trackers import Trackers
 from medgraft.training.validation import validation_examples
@@ -86,6 +89,8 @@ def fit(
         if checkpoints.best is not None:
             checkpoints.best.restore(trainer.model, trainer.state.global_step)
         trainer.model.eval()
+        if hardware.is_sharded():
+            gather_trained(trainer.model)
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
     epochs, energy = float(trainer.state.epoch or 0), None if last else trainer.energy.joules
     seconds, flops = trainer.timer.seconds(), trainer.flops
@@ -126,14 +131,14 @@ def _trainer(
     if applied.strategy.method == "ADALORA" and applied.adapter_parameters and not has_ranks(applied.model):
         trainer.ranks = RankAllocation(applied.model)
         trainer.add_callback(trainer.ranks)
-    trainer.counts_flops = not applied.quantized
+    trainer.counts_flops = not applied.quantized and not hardware.is_sharded()
     trainer.rates = peak_rates(applied, backbone.anatomy, arguments.learning_rate)
     if trainer.learning_rates:
         _logger.info("peak learning rates: %s", ", ".join(f"{what} {rate:g}" for what, rate in trainer.learning_rates.items()))
     return trainer
 
 
-class CaptionTrainer(Trainer):
+class CaptionTrainer(SharedBatchesTrainer):
     """Saves only trained tensors in checkpoints, and leaves losses on the device until they are read."""
 
     def __init__(self, *, clock: Clock, checkpoints: Checkpoints, config: RunConfig, **options: Any):  # transformers.Trainer's
