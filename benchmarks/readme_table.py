@@ -191,7 +191,7 @@ def _table(folder: Path) -> str:
         return f"{made.read_text(encoding='utf-8').strip()}\n\n{note}\n"
     plugins = PluginManager()
     results = read_results(folder, plugins=plugins)
-    return f"{markdown(rows(records, results, plugins=plugins))}\n\n{note}\n"
+    return f"{markdown(rows(records, results, plugins=plugins), whole=False)}\n\n{note}\n"
 
 
 def _dry_run(path: Path) -> str:

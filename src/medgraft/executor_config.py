@@ -47,7 +47,9 @@ class ExecutorConfig(StrictModel):
 
     @model_validator(mode="after")
     def _every_setting_is_used(self) -> Self:
-        for key in sorted(self.model_fields_set & _USED_BY.keys()):
-            if self.name not in _USED_BY[key]:
-                raise ValueError(f"{key} is for {' and '.join(_USED_BY[key])}, and the executor is {self.name}")
+        for key, users in _USED_BY.items():
+            if self.name not in users and getattr(self, key) != type(self).model_fields[key].get_default(
+                call_default_factory=True
+            ):
+                raise ValueError(f"{key} is for {' and '.join(users)}, and the executor is {self.name}")
         return self

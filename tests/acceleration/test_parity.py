@@ -210,7 +210,7 @@ def test_kernels_compute_what_the_plain_model_computes(kernel, name, strategy, d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", [FP32, pytest.param(BF16, marks=pytest.mark.exhaustive)], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=1))
 def test_auto_computes_what_none_computes_with_every_strategy_that_a_backbone_supports(name, dtype, sharp_folder):
     compared = 0

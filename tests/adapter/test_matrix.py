@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES
 from safetensors.torch import save_file
 
 from medgraft.adapter import in_place_digests, save_weights, write_package
@@ -17,7 +18,6 @@ from medgraft.prepare import prepare_model
 from medgraft.strategies import get_strategy
 from medgraft.testing.backbone_checks import images
 from medgraft.testing.strategy_checks import _manifest
-from medgraft.testing.tiny import tiny_models
 
 PLUGINS = PluginManager()
 _CHILD = """
@@ -56,7 +56,7 @@ def logits(backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=1))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_preset_loads_in_a_new_process_with_the_same_logits(name, tiny_folder, tmp_path):
     kind, source = tiny_folder(name)
     saved = {}

@@ -84,7 +84,7 @@ def _result(record):
     return record.run_id, record.metrics, record.train_loss, record.steps
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_submitit_begins_a_run_again_whose_worker_is_killed(suite, plugins, tmp_path, logged):
     out = tmp_path / "out"
     thread = _kill_first(out / "records", lambda pid: os.kill(pid, signal.SIGKILL))

@@ -97,7 +97,7 @@ def test_a_suite_that_is_stopped_shows_what_is_done_and_goes_on_from_there(bench
     assert int(first[1]) >= step
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_full_disk_is_one_line_and_a_record_that_was_cut_off_is_none(bench, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # a record fits, an adapter does not
@@ -142,6 +142,6 @@ def test_a_run_ends_with_the_fork_server(bench, tmp_path):
     assert by_strategy["lora"] == "failed" and by_strategy["zero-shot"] == "ok"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_kills_at_random_moments_lose_and_double_nothing(tmp_path):
     chaos(tmp_path, kills=2, seed=1)

@@ -255,8 +255,7 @@ def test_a_script_is_not_run_again_by_its_runs_and_passes_their_output_on(finish
 @pytest.mark.slow
 def test_a_run_does_not_outlive_who_asked_for_it(long_suite, start_script):
     with start_script(long_suite) as script:
-        while "training" not in script.stderr.readline():
-            pass
+        assert any("training" in line for line in script.stderr)
         family = psutil.Process(script.pid).children(recursive=True)
         script.kill()
         gone, alive = psutil.wait_procs(family, timeout=30)

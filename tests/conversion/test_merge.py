@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from changed import PLUGINS, changed_adapter
+from families import FAMILIES
 from peft import LoraConfig, get_peft_model
 
 from medgraft.benchmark import why_unsupported
@@ -17,7 +18,6 @@ from medgraft.conversion.outputs import sample_examples
 from medgraft.data import open_image
 from medgraft.errors import AdapterError, ConfigError
 from medgraft.strategies import get_strategy
-from medgraft.testing.tiny import tiny_models
 
 
 def _name(tiny_folder, name):
@@ -48,7 +48,7 @@ def test_plain_transformers_gives_the_same_captions(strategy, tiny_folder, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=1))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_preset_of_every_family_merges(name, tiny_folder, tmp_path):
     backbone = _name(tiny_folder, name)
     merged, changed = 0, 0

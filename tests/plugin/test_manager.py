@@ -145,14 +145,14 @@ def test_disabling_and_strictness(install, monkeypatch):
         PluginManager.from_environment().names("strategy")
 
 
-def test_a_plugin_is_named_once_before_its_first_use(install, logged, tmp_path):
+def test_a_plugin_is_named_once_before_its_first_use(install, caplog, tmp_path):
     install("fake-good", GOOD)
     manager = PluginManager()
-    with logged() as lines:
+    with caplog.at_level("INFO", "medgraft.plugin.manager"):
         manager.get("strategy", "lora")
         manager.get("backbone", "fake")
         manager.get("strategy", "head-only")
-    assert lines == [f"plugin fake-good: fake-good 1.2 in {tmp_path / 'fake_good.py'}"]
+    assert caplog.messages == [f"plugin fake-good: fake-good 1.2 in {tmp_path / 'fake_good.py'}"]
     assert {str(tmp_path / "fake_good.py")} == {p.location for p in manager.plugins() if p.plugin == "fake-good"}
     own = PluginManager(disabled=frozenset({"all"}))
     assert {plugin.distribution for plugin in own.plugins()} == {"medgraft"}

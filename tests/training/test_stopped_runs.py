@@ -297,7 +297,7 @@ def test_files_follow_the_umask(umask, words, tmp_path, monkeypatch):
     assert {path.suffix for path in files} >= {".safetensors", ".json", ".pt"} and list(tmp_path.glob("features/*/*"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="it forks")
 def test_killed_at_random_moments():
     """In a process of its own, since a process that has computed cannot be forked."""

@@ -39,6 +39,8 @@ from medgraft.strategies import Strategy, get_strategy, needs_fp32
 from medgraft.text_statistics import planned_statistics
 from medgraft.types import SPLITS, CaptionData, Example
 
+_Planned = Sequence[tuple[RunConfig, Strategy]]
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -102,14 +104,14 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
     Times of the whole grid are fitted to `records` of some of its runs, or of smaller ones.
     """
     missing: dict[str, None] = {}
+    planned = [(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins)) for config in expand(suite)]
+    for metric in {metric for config, _ in planned for metric in config.metrics}:
+        plugins.get("metric", metric.partition(":")[0])
     data = {config.model_dump_json(): _data(config, plugins, missing) for config in suite.data}
     speed, machine = measured_flops(), hardware.describe()
     weights: dict[str, Weights] = {}
     runs, left_out = [], {}
-    for config in expand(suite):
-        strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
-        for metric in config.metrics:
-            plugins.get("metric", metric.partition(":")[0])
+    for config, strategy in planned:
         images = data[config.data.model_dump_json()]
         try:
             captioner, source = get_captioner(config.backbone, plugins=plugins)
@@ -118,8 +120,8 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
             if issubclass(captioner, RemoteCaptioner):
                 runs.append(_by_api(config, captioner, source, strategy, images, plugins))
             else:
-                strategy = settled(config.backbone, strategy, plugins=plugins)
-                runs.append(_here(config, captioner, source, strategy, images, speed, plugins))
+                found = settled(config.backbone, strategy, plugins=plugins)
+                runs.append(_here(config, captioner, source, found, images, speed, plugins))
                 if problem := too_large(runs[-1], machine):
                     missing[problem] = None
         except StrategyError as error:
@@ -130,13 +132,10 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
             missing[f"{config.backbone}: {error}"] = None
     named = {str(c): d for c, d in zip(suite.data, data.values(), strict=True)}
     counts = {name: None if d is None else {str(s): len(d.split(s)) for s in SPLITS} for name, d in named.items()}
-    notes = {
-        name: (*d.report.sentences(), *(f"Overlap: {leak}." for leak in d.report.leaks or ()))
-        for name, d in named.items()
-        if d is not None
-    }
+    reports = {name: d.report for name, d in named.items() if d is not None}
+    notes = {name: (*r.sentences(), *(f"Overlap: {leak}." for leak in r.leaks or ())) for name, r in reports.items()}
     here = {name for name, found in weights.items() if found.where in ("folder", "cached")}
-    text = _text(suite, data, here, plugins, missing)
+    text = _text(planned, data, here, plugins, missing)
     loads = [run.load for run in runs if run.usage is None]
     validation = sum(count["validation"] for count in counts.values() if count)
     store = store_bytes(suite, data, here, plugins)
@@ -152,12 +151,11 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
 
 
 def _text(
-    suite: SuiteConfig, data: Mapping[str, CaptionData | None], here: set[str], plugins: PluginManager, missing: dict[str, None]
+    planned: _Planned, data: Mapping[str, CaptionData | None], here: set[str], plugins: PluginManager, missing: dict[str, None]
 ) -> dict[str, tuple[str, ...]]:
     """See DryRun.text; `here` are the backbones whose files are on this machine."""
     found: dict[str, tuple[str, ...]] = {}
-    strategies = [(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins)) for config in expand(suite)]
-    for config, strategy in sorted(strategies, key=lambda run: not run[1].trains):  # trained ones first
+    for config, strategy in sorted(planned, key=lambda run: not run[1].trains):  # trained ones first
         name, examples = f"{config.backbone} on {config.data}", data[config.data.model_dump_json()]
         if name in found or examples is None or config.backbone not in here:
             continue

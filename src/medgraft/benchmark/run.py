@@ -86,10 +86,8 @@ def execute(
         model = _prepare_model(run, data)
         with run.clock.phase("read_data"):
             text = logged_statistics(config, model.backbone, data, trains=run.strategy.trains)
-        prompt, batch_size = config.train.prompt, config.train.per_device_eval_batch_size
-        captioner = captioner_for(
-            model.backbone, prompt=prompt, dtype=model.dtype, batch_size=batch_size, features=model.features
-        )
+        prompt, batch = config.train.prompt, config.train.per_device_eval_batch_size
+        captioner = captioner_for(model.backbone, prompt=prompt, dtype=model.dtype, batch_size=batch, features=model.features)
         with run.clock.phase("forgetting"):
             general = base_captions(captioner, model.applied, config.forgetting) if evaluate else None
         limit, keep = config.train.save_total_limit, config.train.save_final_state

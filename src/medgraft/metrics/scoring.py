@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import evaluate
 import numpy as np
 
 from medgraft.errors import ConfigError, MedgraftError, first_line
@@ -76,6 +77,8 @@ def check_metrics(names: Iterable[str], plugins: PluginManager) -> None:
 def _measured(metric: Any, captions: CaptionSet) -> Measured:
     if isinstance(metric, CaptionMetric):
         return metric.measure(captions)
+    if isinstance(metric, evaluate.EvaluationModule):
+        metric.keep_in_memory = True  # a file of its own is locked, and one that fails does not unlock it
     found: Mapping[str, Any] = metric.compute(
         predictions=list(captions.predictions), references=[list(texts) for texts in captions.references]
     )

@@ -85,7 +85,8 @@ def rows(records: Iterable[Record], results: Iterable[Group] = (), *, plugins: P
     `results` of the same runs add intervals of the mean over seeds, tests and step times. Data sets of one name with other test
     images are told apart.
     """
-    records, scores, places = list(records), KnownScores(plugins), _Places(list(results))
+    records, scores = list(records), KnownScores(plugins)
+    places = _Places(list(results), records)
     grouped: dict[tuple[object, ...], list[Record]] = {}
     for record, key in zip(records, repeats(records), strict=True):
         grouped.setdefault((record.backbone, places.test_set(record), *key), []).append(record)
@@ -110,8 +111,9 @@ def _order(row: Row) -> tuple[str, str, bool, float]:
 class _Places:
     """Which test set a record belongs to, by the captions that were read, or by data set and number of images."""
 
-    def __init__(self, results: Sequence[Group]):
+    def __init__(self, results: Sequence[Group], records: Sequence[Record]):
         self._results = results
+        self._counts = {(r.data, count) for r in records if (count := (r.images or {}).get(r.config.eval_split)) is not None}
         self.found = {r.run_id: (group, entry) for group in results for entry in group.entries for r in entry.records}
         self._numbers = {r.run_id: n for n, group in enumerate(results) for entry in group.entries for r in entry.records}
 
@@ -123,7 +125,9 @@ class _Places:
             number for number, group in enumerate(self._results)
             if group.data == record.data and count in (None, len(group.entries[0].captions[0].ids))
         )  # fmt: skip
-        return next(alike, (record.data, count))
+        counts = [known for known in self._counts if known[0] == record.data]
+        lost = count is None and len(counts) == 1  # a run that failed before its data were read
+        return next(alike, counts[0] if lost else (record.data, count))
 
     def labels(self, records: Sequence[Record]) -> dict[object, str]:
         """The name of each test set: the data set's, and its place and number of images where two have the same name."""

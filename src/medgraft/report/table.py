@@ -202,18 +202,19 @@ def _lines(cells: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def markdown(table: Sequence[Row]) -> str:
-    """The table in Markdown, the best in bold."""
+def markdown(table: Sequence[Row], *, whole: bool = True) -> str:
+    """The table in Markdown, the best in bold; unless `whole`, its first part alone, without the legend of the scores."""
     blocks = []
     for title, group in by_title(table):
         block = [f"**{markdown_text(title)}**", *(f"**{markdown_text(note)}**" for note in standing_notes(group))]
-        for (_, *headings), *body in _parts(group):
+        for (_, *headings), *body in _parts(group)[: None if whole else 1]:
             lines = [f"| strategy | {' | '.join(map(markdown_text, headings))} |", "|---" + "|---:" * len(headings) + "|"]
             for name, *values in body:
                 cells = [f"**{c[:-1]}**" if c.endswith("*") else c for c in values]
                 lines.append(f"| {' | '.join([markdown_text(name), *cells])} |")
             block.append("\n".join(lines))
-        block += filter(None, [" ".join(map(markdown_text, _notes(group))), " ".join(map(markdown_text, _legend(group)))])
+        notes = (_notes(group), _legend(group) if whole else ())
+        block += filter(None, (" ".join(map(markdown_text, lines)) for lines in notes))
         blocks.append("\n\n".join(block))
     return "\n\n".join(blocks)
 
