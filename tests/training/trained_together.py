@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from medgraft import hardware
-from medgraft.benchmark import execute
+from medgraft.benchmark import execute, write_baselines
 from medgraft.cli.main import main as medgraft
 from medgraft.config import run_config
 from medgraft.errors import MedgraftError, Stopped
@@ -36,14 +36,15 @@ def settings(blip, data, strategy, *overrides, accumulate=1):
 
 
 def run(config, out, **options):
-    return execute(config, out, plugins=PluginManager(), **({"evaluate": False, "checkpoints": False} | options)).record
+    return execute(config, out, plugins=PluginManager(), **({"evaluate": False, "checkpoints": False} | options))
 
 
 def train_all(blip, data, out):
-    """In one process and in two: each preset that is compared, the second with features, validation and captions."""
+    """In one process and in two: each preset that is compared, the second with features, validation, captions and baselines."""
     run(settings(blip, data, "full"), out / "full")
-    frozen = settings(blip, data, "encoder-frozen", "train.eval_during_training=true")
-    run(frozen, out / "encoder-frozen", evaluate=True)
+    options = ["train.eval_during_training=true", "train.best_by=rouge_l", "train.report_to=tensorboard"]
+    frozen = settings(blip, data, "encoder-frozen", *options)
+    write_baselines(run(frozen, out / "encoder-frozen", evaluate=True), out / "encoder-frozen", plugins=PluginManager())
     run(settings(blip, data, "lora", accumulate=hardware.process_count()), out / "lora")
 
 

@@ -7,30 +7,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medgraft import hardware, processes, training
-from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, Start, TrainedOn, read_start
+from medgraft import hardware, training
+from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, TrainedOn
 from medgraft.adapter.base_weights import packed
 from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest
 from medgraft.backbones import AnyBackbone, Backbone, prompt_for
+from medgraft.benchmark.before_training import Run, planned, prepare_model, read_data
 from medgraft.benchmark.evaluation import Captioned, Evaluation, caption_examples, score_captions, seen_in_training
 from medgraft.benchmark.forgetting import base_captions, forgetting
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
 from medgraft.benchmark.run_folder import CHECKPOINTS, Resume, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
 from medgraft.benchmark.validation import Validation
-from medgraft.clock import Clock
 from medgraft.config import RunConfig
-from medgraft.data import data_fingerprint, load_data
-from medgraft.errors import DataError
+from medgraft.data import data_fingerprint
 from medgraft.inference import Captioner, captioner_for
-from medgraft.metrics import check_metrics
-from medgraft.models import settled
 from medgraft.plugin import PluginManager
-from medgraft.prepare import Prepared, prepare
+from medgraft.prepare import Prepared
 from medgraft.saliency import write_maps
 from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
-from medgraft.strategies import Strategy, get_strategy
 from medgraft.text_statistics import TextStatistics, logged_statistics
 from medgraft.types import SPLITS, CaptionData
 
@@ -45,18 +41,6 @@ class RunResult:
     evaluation: Evaluation | None
     backbone: AnyBackbone
     data: CaptionData
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What every step of a run needs."""
-
-    config: RunConfig
-    strategy: Strategy
-    out: Path
-    plugins: PluginManager
-    clock: Clock
-    start: Start | None = None
 
 
 def execute(
@@ -75,15 +59,15 @@ def execute(
     beginning. Several processes train and caption together, and the main one writes. Errors pass through; see `failed_record`.
     """
     training.check_trackers(config.train.report_to)
-    run = _planned(config, out, plugins)
+    run = planned(config, out, plugins)
     config = run.config
     training.check_sharded(config, run.strategy, evaluate=evaluate)
     whole = check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
-        data, fingerprint = _read_data(run)
+        data, fingerprint = read_data(run)
         validation = Validation.of(config, data, run.plugins) if run.strategy.trains else None
         seen = seen_in_training(run.start, config.data, data.split(config.eval_split)) if run.start else None
-        model = _prepare_model(run, data)
+        model = prepare_model(run, data)
         with run.clock.phase("read_data"):
             text = logged_statistics(config, model.backbone, data, trains=run.strategy.trains)
         prompt, batch = config.train.prompt, config.train.per_device_eval_batch_size
@@ -110,51 +94,6 @@ def execute(
     return RunResult(record, evaluation, model.backbone, data)
 
 
-def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
-    """The run with its strategy, on the base as it is stored, and the adapter that it starts from; reads no data."""
-    check_metrics(config.metrics, plugins)
-    start = read_start(config)
-    strategy = start.strategy if start else get_strategy(config.strategy, config.strategy_options, plugins=plugins)
-    strategy = settled(config.backbone, strategy, plugins=plugins)
-    return _Run(start.as_trained(config) if start else config, strategy, out, plugins, Clock(), start)
-
-
-def _read_data(run: _Run) -> tuple[CaptionData, str]:
-    """The data that the run needs, and their fingerprint."""
-    config, clock = run.config, run.clock
-    with clock.phase("read_data"), processes.one_first():
-        data = load_data(config.data, plugins=run.plugins, splits=config.needed_splits(run.strategy.trains))
-    if run.strategy.trains and not data.split("train"):
-        raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
-    with clock.phase("digests"):
-        return data, data_fingerprint(data.examples)
-
-
-def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
-    """The model with the strategy applied; stores features of training images that are used more than once."""
-    config, strategy = run.config, run.strategy
-    with run.clock.phase("load"):
-        model = prepare(config, plugins=run.plugins, strategy=strategy, attach=run.start.attach if run.start else None)
-    counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
-    _logger.info("%s: %s (%s)", data.name, counts, data.report)
-    trains = model.applied is not None and strategy.trains
-    done = f"{config.strategy}: {model.applied.summary()}" if model.applied and trains else "zero-shot: nothing is trained"
-    for sentence in (*data.report.sentences(), done):
-        _logger.info("%s", sentence)
-    if model.prefix is None:
-        return model
-    cached = model.features
-    with run.clock.phase("features"):
-        if cached is not None and trains:
-            for examples in (data.split("train"), training.validation_examples(config, data) if config.train.validates else ()):
-                training.build_features(cached, config, examples)
-    built = f"; {cached.found} found, {cached.built} built" if cached and trains else ""
-    _logger.info("features: %s%s", model.prefix, built)
-    if cached is not None and cached.store.problem:
-        _logger.warning("%s", cached.store.problem)
-    return model
-
-
 @dataclass(frozen=True)
 class _Trained:
     """The training result; `base` holds the digests of the parameters trained in place, from before training."""
@@ -163,7 +102,7 @@ class _Trained:
     base: dict[str, str]
 
 
-def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: training.Checkpoints) -> _Trained | None:
+def _train(run: Run, data: CaptionData, model: Prepared, checkpoints: training.Checkpoints) -> _Trained | None:
     """Train the model; None if the strategy trains nothing."""
     backbone, applied = model.backbone, model.applied
     if not isinstance(backbone, Backbone) or applied is None or not run.strategy.trains:
@@ -176,7 +115,7 @@ def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: training.
     return _Trained(training.fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
 
 
-def _package(run: _Run, data: CaptionData, model: Prepared, trained: _Trained | None) -> Manifest | None:
+def _package(run: Run, data: CaptionData, model: Prepared, trained: _Trained | None) -> Manifest | None:
     """Write the adapter package in the main process, and return its manifest; removes what an earlier run left."""
     if not hardware.is_main_process():
         return None
@@ -194,7 +133,7 @@ def _package(run: _Run, data: CaptionData, model: Prepared, trained: _Trained | 
         return replace_package(run.out, _manifest(run, data, model, trained.result), write_files)
 
 
-def _manifest(run: _Run, data: CaptionData, model: Prepared, result: training.TrainResult) -> Manifest:
+def _manifest(run: Run, data: CaptionData, model: Prepared, result: training.TrainResult) -> Manifest:
     config, backbone, applied = run.config, model.backbone, model.applied
     assert isinstance(backbone, Backbone) and applied is not None
     trained: dict[str, Any] = {
@@ -239,7 +178,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: training.Tr
     )
 
 
-def _score(run: _Run, captioner: Captioner, captioned: Captioned) -> Evaluation | None:
+def _score(run: Run, captioner: Captioner, captioned: Captioned) -> Evaluation | None:
     """Score the captions; the main process writes them with their saliency maps. None if there are none."""
     if not captioned.generated.captions:
         return None
@@ -254,7 +193,7 @@ def _score(run: _Run, captioner: Captioner, captioned: Captioned) -> Evaluation 
 
 
 def _add_scores(
-    run: _Run, package: Manifest | None, evaluation: Evaluation | None, lost: float | None, seen: SeenInTraining | None
+    run: Run, package: Manifest | None, evaluation: Evaluation | None, lost: float | None, seen: SeenInTraining | None
 ) -> Manifest | None:
     """Add the scores to the package's manifest."""
     if package is None or evaluation is None:
@@ -279,7 +218,7 @@ class _Outcome:
     seen: SeenInTraining | None
 
 
-def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, outcome: _Outcome) -> Record:
+def _record(run: Run, data: CaptionData, fingerprint: str, model: Prepared, outcome: _Outcome) -> Record:
     config, clock, applied, evaluation = run.config, run.clock, model.applied, outcome.evaluation
     result, start = outcome.trained.result if outcome.trained else None, run.start.digest if run.start else None
     steps = len(result.losses) if result else 0

@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
             resumes = arguments.resume or _checkpoints(arguments.out) - before
             print(f"\nmedgraft: stopped. Go on with: {_command(arguments.words, resumes=bool(resumes))}", file=sys.stderr)
         return 128 + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
-    record, baselines = result.record, write_baselines(result, arguments.out, plugins=plugins) if is_main_process() else ()
+    record, baselines = result.record, write_baselines(result, arguments.out, plugins=plugins)
     if arguments.json:
         print(record.model_dump_json(indent=1))
         return 0
