@@ -30,6 +30,7 @@ from medgraft.config import (
 from medgraft.data import load_data
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.inference import Captioner, Inference, captioner_for
+from medgraft.model_config import DeviceMap, ModelConfig
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_captioner
 from medgraft.progress import progress_bars
@@ -37,6 +38,7 @@ from medgraft.saliency import Explanation, MapOptions
 from medgraft.saliency.maps import attention_layout_of
 from medgraft.scoring import PredictionsFile
 from medgraft.strategies import Quantization, Strategy, get_strategy
+from medgraft.strict_model import validated
 from medgraft.train_config import Dtype
 from medgraft.types import Split
 
@@ -49,18 +51,21 @@ def load_backbone(
     dtype: Dtype | None = None,
     prompt: str | None = None,
     image_size: int | None = None,
+    device_map: DeviceMap | ModelConfig | None = None,
     plugins: PluginManager | None = None,
 ) -> AnyBackbone:
     """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), in `quantization` or as `strategy` holds its base.
 
     With a `dtype` it is for captioning alone: it is frozen, computes in `dtype` and is held in it; `auto` is what the hardware
     is fastest in. Without one its weights are in fp32 and can be trained. `prompt` takes the place of its default prompt,
-    `image_size` of the side in pixels of its images. For a model behind an API this returns its client.
+    `image_size` of the side in pixels of its images. `device_map` spreads it over GPUs, CPU and disk, frozen; a ModelConfig
+    limits their memory too. For a model behind an API this returns its client.
     """
     manager = plugins or PluginManager.from_environment()
     chosen = get_strategy(strategy, plugins=manager) if strategy else Strategy(quantization=quantization)
     computes_in = None if dtype is None else hardware.compute_dtype(dtype)
-    backbone = prepare_captioner(name, chosen, plugins=manager, dtype=computes_in, image_size=image_size)
+    placement = placement_of(device_map)
+    backbone = prepare_captioner(name, chosen, plugins=manager, dtype=computes_in, image_size=image_size, placement=placement)
     if prompt is not None:
         backbone.default_prompt = prompt  # type: ignore[misc]
     return backbone
@@ -116,6 +121,7 @@ def load_adapter(
     quantization: Quantization = "none",
     dtype: Dtype | None = None,
     prompt: str | None = None,
+    device_map: DeviceMap | ModelConfig | None = None,
     plugins: PluginManager | None = None,
 ) -> LoadedAdapter:
     """The adapter in `folder`, or `USER/REPO[@REVISION]` on the hub, on its base, which `backbone` (`NAME:SOURCE`) locates.
@@ -123,13 +129,19 @@ def load_adapter(
     Another base is refused; with `allow_base_mismatch` it is used, with a warning that says what differs. `quantization` holds
     the base of a plain PEFT adapter in 4 or 8 bits. It computes in `dtype`; `auto` is that of its training where this machine
     has it. Without one a plain PEFT adapter's base has its weights in fp32. `prompt` takes the place of the training's.
+    `device_map` is as in `load_backbone`.
     """
     manager = plugins or PluginManager.from_environment()
     loaded = adapters.load_adapter(
-        folder, plugins=manager, backbone=backbone, quantization=quantization, allow_base_mismatch=allow_base_mismatch,
-        dtype=dtype,
+        folder, plugins=manager, backbone=backbone, allow_base_mismatch=allow_base_mismatch,
+        options=adapters.BaseOptions(quantization, dtype, placement_of(device_map)),
     )  # fmt: skip
     return replace(loaded, given_prompt=prompt)
+
+
+def placement_of(device_map: DeviceMap | ModelConfig | None) -> ModelConfig:
+    """A ModelConfig with this `device_map`; one that is given is returned as it is."""
+    return device_map if isinstance(device_map, ModelConfig) else validated(ModelConfig, {"device_map": device_map}, "model")
 
 
 def caption(

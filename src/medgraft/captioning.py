@@ -72,7 +72,7 @@ def captioned_batches(
     if options.unread:
         _logger.warning("%s", options.unread)
     where = hardware.device()
-    backbone.model.to(where).eval()
+    backbone.to_device()
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     limit, source = token_limit(backbone, prompt, options), _FeatureSource(backbone, where, prompt, cached)
     before: tuple[dict[int, ImageCaptions], Sequence[ImageSource | Image], torch.Tensor] | None = None

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medgraft.cli.options import add_dtype, add_json, add_set
+from medgraft.cli.options import add_device_map, add_dtype, add_json, add_set, model_settings
 from medgraft.errors import Stopped
 from medgraft.quiet import quiet_libraries
 
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where records go (default: medgraft-results/SUITE's name)")
     add_set(parser, "train.K=V, generation.K=V or data.K=V for every run, such as data.path=/data/roco")
     add_dtype(parser, "default: the suite's, else auto, the fastest that this machine has")
+    add_device_map(parser)
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="replace the suite's seeds, such as --seeds 0 1 2")
     parser.add_argument("--dry-run", action="store_true", help="print downloads, estimated cost and what is missing, and stop")
     parser.add_argument("--retry-failed", action="store_true", help="repeat runs that failed")
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft.config import load_suite
 
     dtype = [f"train.dtype={arguments.dtype}"] if arguments.dtype else []
-    suite = load_suite(arguments.suite, [*arguments.overrides, *dtype])
+    suite = load_suite(arguments.suite, [*arguments.overrides, *dtype, *model_settings(arguments)])
     if arguments.seeds:
         suite = suite.model_copy(update={"seeds": tuple(arguments.seeds)})
     from medgraft.benchmark import dry_run_suite, read_records, run_suite

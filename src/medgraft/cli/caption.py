@@ -103,7 +103,7 @@ def _models(arguments: argparse.Namespace) -> list[_Model]:
     """The model that is asked for, or several to be shown side by side, each with its own generation settings."""
     from medgraft import api
     from medgraft.adapter_set import load_adapters
-    from medgraft.cli.models import generation, image_size, load_model
+    from medgraft.cli.models import generation, image_size, load_model, placement_of
     from medgraft.quiet import quiet_libraries
 
     names = [str(adapter) for adapter in arguments.adapter or []]
@@ -117,6 +117,10 @@ def _models(arguments: argparse.Namespace) -> list[_Model]:
         if [*names, _BASE].count(name) > 1:
             raise ConfigError(f"--adapter {name}: two models would have this name. Name each adapter once, or write ./{name}.")
     image_size(arguments)  # refuses one
+    if placement_of(arguments).spreads:
+        raise ConfigError(
+            "--device-map is for one model: several share one base on one device. Name one adapter, or leave it out."
+        )
     quiet_libraries()
     several = load_adapters(
         {name: name for name in names}, backbone=arguments.backbone, allow_base_mismatch=arguments.allow_base_mismatch,
