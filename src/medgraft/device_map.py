@@ -105,7 +105,7 @@ def _has_layers(module: nn.Module) -> bool:
     return any(isinstance(inside, nn.ModuleList) and len(inside) for inside in module.modules())
 
 
-def _places(model: nn.Module, units: Mapping[str, None], config: ModelConfig, main: torch.device) -> dict[str, int | str]:
+def _places(model: nn.Module, units: Mapping[str, None], config: ModelConfig, main: torch.device) -> dict[str, str]:
     """The device of each unit; parameters beside modules are on the device that computes, and tied weights are together."""
     wanted = config.device_map if isinstance(config.device_map, dict) else _inferred(model, units, config, main)
     names = {name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())}
@@ -115,8 +115,11 @@ def _places(model: nn.Module, units: Mapping[str, None], config: ModelConfig, ma
             f"Its first ones are {', '.join(name for name, _ in model.named_children())}."
         )
     modules = {name for name, _ in model.named_modules()}
-    found: dict[str, int | str] = {}
+    found: dict[str, str] = {}
     for unit in units:
+        if unit not in modules:
+            found[unit] = str(main)
+            continue
         inside = [place for name, place in wanted.items() if name.startswith(f"{unit}.")]
         above = [name for name in wanted if unit == name or name == "" or unit.startswith(f"{name}.")]
         if len(set(inside)) > 1:
@@ -124,11 +127,16 @@ def _places(model: nn.Module, units: Mapping[str, None], config: ModelConfig, ma
         if not above and not inside:
             raise ConfigError(f'model.device_map says nothing of {unit!r}. Add it, or "" for all that is not named.')
         place = wanted[max(above, key=len)] if above else inside[0]
-        found[unit] = place if unit in modules else main.type if main.index is None else main.index
+        found[unit] = _named(place, main)
     for group in find_tied_parameters(model):
         tied = [unit for unit in units if any(name == unit or name.startswith(f"{unit}.") for name in group)]
         found |= dict.fromkeys(tied, found[tied[0]]) if tied else {}
     return found
+
+
+def _named(place: Any, main: torch.device) -> str:
+    """`cuda:0` for 0."""
+    return f"{main.type}:{place}" if isinstance(place, int) else str(place)
 
 
 def _inferred(model: nn.Module, units: Mapping[str, None], config: ModelConfig, main: torch.device) -> Mapping[str, Any]:
