@@ -22,6 +22,7 @@ from medgraft.saliency import MapOptions, caption_maps
 from medgraft.strategies import apply_strategy, get_strategy
 from medgraft.testing.backbone_checks import images
 from medgraft.testing.strategy_checks import _manifest
+from medgraft.testing.tiny import tiny_models
 from medgraft.training import CaptioningModule
 
 PLUGINS = PluginManager()
@@ -208,18 +209,9 @@ def test_kernels_compute_what_the_plain_model_computes(kernel, name, strategy, d
     assert _step(backbone, applied, dtype)[0] == loss
 
 
-def _tiny_names():
-    return [
-        name
-        for spec, _ in PLUGINS.specs("backbone")
-        for name in spec.tiny
-        if not name.startswith("vlm-") or name == "vlm-llava"
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", _tiny_names())
+@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=2))
 def test_auto_computes_what_none_computes_with_every_strategy_that_a_backbone_supports(name, dtype, sharp_folder):
     compared = 0
     for strategy in PLUGINS.names("strategy"):

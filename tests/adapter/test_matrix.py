@@ -17,6 +17,7 @@ from medgraft.prepare import prepare_model
 from medgraft.strategies import get_strategy
 from medgraft.testing.backbone_checks import images
 from medgraft.testing.strategy_checks import _manifest
+from medgraft.testing.tiny import tiny_models
 
 PLUGINS = PluginManager()
 _CHILD = """
@@ -54,17 +55,8 @@ def logits(backbone):
     return backbone.decode(backbone.encode(backbone.pixel_values(images(2)), prompt="a picture"), text)[1]
 
 
-def _tiny_names():
-    return [
-        name
-        for spec, _ in PLUGINS.specs("backbone")
-        for name in spec.tiny
-        if not name.startswith("vlm-") or name == "vlm-llava"
-    ]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", _tiny_names())
+@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=2))
 def test_every_preset_loads_in_a_new_process_with_the_same_logits(name, tiny_folder, tmp_path):
     kind, source = tiny_folder(name)
     saved = {}

@@ -15,15 +15,11 @@ from medgraft.errors import BackboneError
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy
+from medgraft.testing.tiny import tiny_models
 
 WEIGHTS = "model.safetensors"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 990345061\n"
-TINY = [
-    tiny
-    for spec, _ in PluginManager().specs("backbone")
-    for tiny in spec.tiny
-    if not tiny.startswith("vlm-") or tiny == "vlm-llava"
-]
+TINY = tiny_models(PluginManager(), of_each=2)
 
 
 class _Trap:

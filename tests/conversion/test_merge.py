@@ -17,6 +17,7 @@ from medgraft.conversion.outputs import sample_examples
 from medgraft.data import open_image
 from medgraft.errors import AdapterError, ConfigError
 from medgraft.strategies import get_strategy
+from medgraft.testing.tiny import tiny_models
 
 
 def _name(tiny_folder, name):
@@ -47,10 +48,7 @@ def test_plain_transformers_gives_the_same_captions(strategy, tiny_folder, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [name for spec, _ in PLUGINS.specs("backbone") for name in spec.tiny if not name.startswith("vlm-") or name == "vlm-llava"],
-)
+@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=2))
 def test_every_preset_of_every_family_merges(name, tiny_folder, tmp_path):
     backbone = _name(tiny_folder, name)
     merged, changed = 0, 0

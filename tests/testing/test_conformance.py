@@ -14,16 +14,14 @@ from medgraft.metrics.rouge_l import RougeL
 from medgraft.plugin import PluginManager
 from medgraft.strategies import PartPlan, Strategy, get_strategy
 from medgraft.testing import ConformanceError, check_backbone, check_dataset, check_metric, check_strategy, plugin_findings
+from medgraft.testing.tiny import tiny_models
 
 OTHERS = ("medgraft-git", "medgraft-qwen-vl", "medgraft-vlm", "medgraft-api", "medgraft-blip-nano")
 MANAGER = PluginManager(disabled=frozenset(OTHERS))
-TINY = [
-    name for spec, _ in MANAGER.specs("backbone") for name in spec.tiny if not name.startswith("vlm-") or name == "vlm-llava"
-]
 UNSUPPORTED = {(name, "bitfit") for name in ("blip2-t5", "instructblip-t5", "instructblip-vicuna")}  # no biases there
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", tiny_models(MANAGER))
 def test_backbones(name, tiny_folder):
     backbone, folder = tiny_folder(name)
     check_backbone(MANAGER.get("backbone", backbone), folder)
@@ -31,7 +29,7 @@ def test_backbones(name, tiny_folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", MANAGER.names("strategy"))
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", tiny_models(MANAGER, of_each=2))
 def test_backbones_with_strategies(name, strategy, tiny_folder):
     backbone, folder = tiny_folder(name)
     plan = get_strategy(strategy, plugins=MANAGER)
