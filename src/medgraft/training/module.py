@@ -51,6 +51,13 @@ class CaptioningModule(nn.Module):
         self._at_rest = [module for name, module in backbone.model.named_modules() if name in prefixes]
         self.frozen_seams = tuple(seam for seam in backbone.seams if not trained & set(seam.prefix))
 
+    def to_device(self, device: torch.device) -> None:
+        """Move to `device`, but leave a model that is spread over devices where it is."""
+        if not self.backbone.placement.spreads:
+            self.to(device)
+        elif self.pixel_table is not None:
+            self.pixel_table = self.pixel_table.to(device)
+
     def train(self, mode: bool = True) -> CaptioningModule:
         """Like nn.Module.train, but frozen parts stay in eval mode."""
         super().train(mode)
