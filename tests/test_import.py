@@ -15,12 +15,11 @@ SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
     "errors", "escaping", "strict_model", "augmentation_config", "forgetting_config", "generation_config", "image_config",
-    "model_config", "types", "disk", "progress", "quiet", "train_config", "hardware", "environment", "seeds", "clock", "energy", "file_index",
-    "config",
-    "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "device_map", "prepare", "training",
-    "adapter", "captioning", "text_statistics", "metrics", "stats", "scoring", "saliency", "inference", "benchmark",
-    "conversion", "inspection", "fork_server", "testing", "plugin_api", "report", "api", "adapter_set",
-    "scaffold", "cli",
+    "model_config", "types", "disk", "progress", "quiet", "train_config", "hardware", "environment", "seeds", "clock",
+    "energy", "file_index", "config", "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data",
+    "features", "device_map", "prepare", "training", "adapter", "captioning", "text_statistics", "metrics", "stats",
+    "scoring", "saliency", "inference", "benchmark", "conversion", "inspection", "fork_server", "testing", "plugin_api",
+    "report", "api", "adapter_set", "scaffold", "cli",
 ]  # fmt: skip
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -73,9 +75,7 @@ def spread(backbone: Backbone, *, trains: bool) -> None:
     remove_hook_from_submodules(model)  # those of transformers, which kernels and adapters came after
     if set(places.values()) == {"cpu"} and main.type == "cpu":
         return
-    if "disk" in places.values():  # removed with the model
-        model.offload_folder = tempfile.TemporaryDirectory(dir=backbone.placement.offload_folder, prefix="medgraft-offload-")
-    folder = model.offload_folder.name if "disk" in places.values() else None
+    folder = _folder_beside(model, backbone.placement.offload_folder) if "disk" in places.values() else None
     skipped = getattr(model, "_skip_keys_device_placement", None)
     with warnings.catch_warnings(), without_warnings("accelerate.big_modeling"):
         warnings.filterwarnings("ignore", message="The following device_map keys do not match")  # parameters beside modules
@@ -83,6 +83,16 @@ def spread(backbone: Backbone, *, trains: bool) -> None:
     _keep(model, trained, main)
     _return_to_inputs(model, main, skipped)
     _logger.info("%s", _summary(places))
+
+
+def _folder_beside(model: nn.Module, parent: str | None) -> str:
+    """A new folder for a model's weights, which is removed with it; ConfigError if it cannot be made in `parent`."""
+    try:
+        folder = tempfile.mkdtemp(dir=parent, prefix="medgraft-offload-")
+    except OSError as error:
+        raise ConfigError(f"model.offload_folder: {first_line(error)}") from None
+    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _units(model: nn.Module, name: str = "") -> Iterator[str]:
@@ -161,17 +171,21 @@ def _inferred(model: nn.Module, units: Mapping[str, None], config: ModelConfig, 
 
 def _check_offloaded(model: nn.Module, offloaded: Mapping[str, Any]) -> None:
     """Raise an error if what `offloaded` puts away could not be computed with, or not be trained."""
-    quantized = set(quantized_modules(model))
-    for name, module in model.named_modules():
-        unit = next((unit for unit in offloaded if name == unit or name.startswith(f"{unit}.")), None)
-        if unit is None:
-            continue
-        place, bare = offloaded[unit], bare_name(name)
-        if name in quantized:
+
+    def unit_of(name: str) -> str | None:
+        return next((unit for unit in offloaded if name == unit or name.startswith(f"{unit}.")), None)
+
+    for name in quantized_modules(model):
+        if (unit := unit_of(name)) is not None:
+            place, bare = offloaded[unit], bare_name(name).removesuffix(".base_layer")
             raise BackboneError(
                 f"model.device_map puts {bare}, which is quantised, on {place}; bitsandbytes computes only with what is on a "
                 "GPU. Put it there, or leave the quantisation out."
             )
+    for name, module in model.named_modules():
+        if (unit := unit_of(name)) is None:
+            continue
+        place, bare = offloaded[unit], bare_name(name)
         if isinstance(module, BaseTunerLayer) and not reads_once(module):
             raise StrategyError(
                 f"{type(module).__name__} reads the weights of {bare}, which model.device_map puts on {place}. Put them on a "
@@ -201,7 +215,7 @@ def _keep(model: nn.Module, trained: Mapping[str, Mapping[str, Any]], main: torc
         module = model.get_submodule(name)
         if getattr(getattr(module, "_hf_hook", None), "offload", False):
             remove_hook_from_module(module)
-            for own, parameter in parameters.items():
+            for own, parameter in ((own, found) for own, found in parameters.items() if found is not None):
                 parameter.data = parameter.data.to(main)
                 module._parameters[own] = parameter
 

@@ -13,7 +13,6 @@ from medgraft import hardware
 from medgraft.backbones import (
     Backbone,
     RemoteCaptioner,
-    Usage,
     get_backbone,
     get_captioner,
     load_without_weights,
@@ -24,10 +23,12 @@ from medgraft.backbones.half_weights import Held, half_weights
 from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.loading import read_config
 from medgraft.backbones.published import planning_config, published_config
-from medgraft.benchmark.estimate import Base, Estimate, estimate, measured_flops
+from medgraft.benchmark.estimate import Base, Estimate, RunEstimate, estimate, measured_flops
 from medgraft.benchmark.plan import apply_to_meta, expand, refuse_training
+from medgraft.benchmark.probe import probed_runs
 from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
+from medgraft.data.collate import CaptionPairs
 from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
 from medgraft.hardware import Hardware
 from medgraft.models import settled
@@ -47,27 +48,13 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class RunEstimate:
-    """Estimates for one run: seconds are None if the number of images is unknown, `usage` is None unless an API is called."""
-
-    backbone: str
-    strategy: str
-    seed: int
-    trainable_parameters: int | None
-    memory_bytes: int | None
-    loading_bytes: int | None
-    training_seconds: float | None
-    captioning_seconds: float | None
-    usage: Usage | None = None
-
-
-@dataclass(frozen=True)
 class DryRun:
     """The plan of a suite; each line of `missing` names one thing that prevents runs.
 
     `images` counts them by data set and split; `notes` has sentences on what is left out, assumed, or leaks between splits.
     `trials` counts the runs that choose learning rates, `timings` those that only time steps; neither is in `runs`. `text` has
     token counts of the captions for each backbone whose tokenizer is here and each data set, as BACKBONE on DATA.
+    `not_probed` has the reasons why runs were not probed.
     """
 
     suite: str
@@ -82,10 +69,14 @@ class DryRun:
     trials: int = 0
     timings: int = 0
     text: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    not_probed: Mapping[str, str] = field(default_factory=dict)
 
 
-def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
-    """Plan `suite`: downloads only configurations, sends and trains nothing. Unknown names raise as in the run."""
+def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, probes: bool = False) -> DryRun:
+    """Plan `suite`: downloads only configurations, sends and trains nothing. Unknown names raise as in the run.
+
+    With `probes` each run whose base is here and fits into free memory is measured by a few steps and a batch of captions.
+    """
     missing: dict[str, None] = {}
     data = {config.model_dump_json(): _data(config, plugins, missing) for config in suite.data}
     speed, machine = measured_flops(), hardware.describe()
@@ -122,12 +113,16 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
     }
     here = {name for name, found in weights.items() if found.where in ("folder", "cached")}
     text = _text(suite, data, here, plugins, missing)
+    not_probed: dict[str, str] = {}
+    if probes:
+        runs = probed_runs(suite, runs, data, here, not_probed, plugins)
     rows = sum(run.seed == suite.seeds[0] and bool(run.trainable_parameters) for run in runs)
     return DryRun(
         suite.name, machine, speed, counts, notes, tuple(weights.values()), tuple(runs), left_out, tuple(missing),
         trials=rows * len(suite.tuning.factors) if suite.tuning else 0,
         timings=rows * suite.timing.repeats if suite.timing else 0,
         text=text,
+        not_probed=not_probed,
     )  # fmt: skip
 
 
@@ -216,7 +211,7 @@ def _here(
     if applied is not None:
         made = estimate(_base(captioner, source, sized, strategy, config), applied, strategy, config)
     steps = config.train.max_steps * config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
-    seen = None if data is None else int(len(data.split("train")) * config.train.num_train_epochs)
+    seen = None if data is None else int(len(CaptionPairs(data.split("train"))) * config.train.num_train_epochs)
     seen = steps if steps > 0 else seen
     captioned = None if data is None else len(data.split(config.eval_split))
     return RunEstimate(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medgraft.cli.options import add_device_map, add_dtype, add_json, add_set, model_settings
-from medgraft.errors import Stopped
+from medgraft.errors import ConfigError, Stopped
 from medgraft.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_map(parser)
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="replace the suite's seeds, such as --seeds 0 1 2")
     parser.add_argument("--dry-run", action="store_true", help="print downloads, estimated cost and what is missing, and stop")
+    parser.add_argument(
+        "--probe", action="store_true",
+        help="with --dry-run: measure time and memory by a few steps and a batch of captions of each run that fits here",
+    )  # fmt: skip
     parser.add_argument("--retry-failed", action="store_true", help="repeat runs that failed")
     add_json(parser)
 
@@ -43,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     dtype = [f"train.dtype={arguments.dtype}"] if arguments.dtype else []
     suite = load_suite(arguments.suite, [*arguments.overrides, *dtype, *model_settings(arguments)])
+    if arguments.probe and not arguments.dry_run:
+        raise ConfigError("--probe measures runs for --dry-run; add --dry-run, or leave it out.")
     if arguments.seeds:
         suite = suite.model_copy(update={"seeds": tuple(arguments.seeds)})
     from medgraft.benchmark import dry_run_suite, read_records, run_suite
@@ -53,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     plugins = PluginManager.from_environment()
     if arguments.dry_run:
-        dry_run = dry_run_suite(suite, plugins=plugins)
+        dry_run = dry_run_suite(suite, plugins=plugins, probes=arguments.probe)
         print(json.dumps(asdict(dry_run), indent=2) if arguments.json else dry_run_text(dry_run))
         return 1 if dry_run.missing else 0
     out = arguments.out or Path("medgraft-results") / suite.name
