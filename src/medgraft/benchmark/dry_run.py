@@ -96,7 +96,7 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, probes: bool = 
             else:
                 strategy = settled(config.backbone, strategy, plugins=plugins)
                 runs.append(_here(config, captioner, source, strategy, images, speed, plugins))
-                if problem := too_large(runs[-1], machine):
+                if not config.model.spreads and (problem := too_large(runs[-1], machine)):
                     missing[problem] = None
         except StrategyError as error:
             left_out[f"{config.strategy} on {config.backbone}"] = str(error)

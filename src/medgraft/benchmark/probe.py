@@ -130,7 +130,7 @@ def _probe(config: RunConfig, run: RunEstimate, images: CaptionData | None, here
         raise ConfigError("its data were not found")
     free = free_bytes()
     for needed, has in zip((run.loading_bytes or 0, run.memory_bytes), free, strict=True):
-        if needed > has:
+        if needed > has and not config.model.spreads:
             raise ConfigError(f"it needs {needed / 1e9:.1f} GB of memory, and {has / 1e9:.1f} are free")
     strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
     return probe(config, images, strategy.trains)
