@@ -61,6 +61,7 @@ def _config(blip_folder, phantoms_folder, strategy, *overrides):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["lora", "lora-decoder"])  # with no stored features, and with those of a frozen part
 def test_adapters_train_on_a_base_on_disk(strategy, blip_folder, phantoms_folder, tmp_path):
     plain = _config(blip_folder, phantoms_folder, strategy)

@@ -77,12 +77,12 @@ def probe(config: RunConfig, data: CaptionData, trains: bool) -> Probe:
         record = run_in_process(Job(short, "probe", Path(folder), "probe"))
     if record.status != "ok":
         raise ConfigError(f"the probe failed: {record.error}")
-    seconds, captioned = record.phase_seconds, (record.images or {}).get(config.eval_split) or 1
+    seconds, captioned = record.phase_seconds or {}, (record.images or {}).get(config.eval_split) or 1
     step = record.step_quartiles[1] if record.step_quartiles else 0.0
     features = seconds.get("features", 0.0)
     return Probe(
         step=step,
-        start=max(record.training_seconds - features - step * record.steps, 0.0),
+        start=max((record.training_seconds or 0.0) - features - step * (record.steps or 0), 0.0),
         feature=features / max((record.images or {}).get("train", 0), 1),
         caption=seconds.get("generation", 0.0) / captioned,
         memory_bytes=record.peak_memory_bytes or 0,
