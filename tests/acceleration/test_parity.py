@@ -37,7 +37,7 @@ NOISE = {
     "lora": (1e-3, 0.08),
     "packed_decoder": (2e-3, 0.08),
     "causal_loss": (1e-3, 0.05),
-    "auto": (5e-3, 0.1),
+    "auto": (8e-3, 0.1),  # rsLoRA's larger factor enlarges the noise of "lora"
 }
 OTHERS = ("blip2-opt", "vit-gpt2", "git")
 ROWS = [
@@ -211,7 +211,7 @@ def test_kernels_compute_what_the_plain_model_computes(kernel, name, strategy, d
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=2))
+@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=1))
 def test_auto_computes_what_none_computes_with_every_strategy_that_a_backbone_supports(name, dtype, sharp_folder):
     compared = 0
     for strategy in PLUGINS.names("strategy"):

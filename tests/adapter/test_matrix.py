@@ -56,7 +56,7 @@ def logits(backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=2))
+@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=1))
 def test_every_preset_loads_in_a_new_process_with_the_same_logits(name, tiny_folder, tmp_path):
     kind, source = tiny_folder(name)
     saved = {}

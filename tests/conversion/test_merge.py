@@ -48,7 +48,7 @@ def test_plain_transformers_gives_the_same_captions(strategy, tiny_folder, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=2))
+@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=1))
 def test_every_preset_of_every_family_merges(name, tiny_folder, tmp_path):
     backbone = _name(tiny_folder, name)
     merged, changed = 0, 0

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import medgraft
 
-_TINY = ("llava", "smolvlm", "llava-next", "llava-onevision", "gemma3", "paligemma", "idefics3", "internvl", "pixtral",
+_TINY = ("llava", "llava-next", "llava-onevision", "gemma3", "paligemma", "smolvlm", "idefics3", "internvl", "pixtral",
          "mistral3", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")  # fmt: skip
 _FAMILIES = (
     "llava", "gemma", "medgemma", "paligemma", "smolvlm", "idefics", "internvl", "pixtral", "mistral", "qwen3", "aya",
