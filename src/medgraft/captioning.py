@@ -72,7 +72,7 @@ def captioned_batches(
         return
     if options.unread:
         _logger.warning("%s", options.unread)
-    backbone.model.to(hardware.device()).eval()
+    backbone.to_device()
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     source = _FeatureSource(backbone, hardware.device(), prompt, cached)
     own = dict(hardware.share(enumerate(batches)))

@@ -75,7 +75,7 @@ class Inference:
         self, images: Sequence[ImageSource | Image], captions: Sequence[str], options: MapOptions = MapOptions()
     ) -> Iterator[CaptionMaps]:
         """For each image, saliency maps of the words of its caption, computed by teacher forcing."""
-        self.backbone.model.to(hardware.device()).eval()
+        self.backbone.to_device()
         for start in range(0, len(images), self.maps_batch):
             batch = slice(start, start + self.maps_batch)
             with self.autocast():
@@ -88,7 +88,7 @@ class Inference:
     def log_likelihood(self, images: Sequence[ImageSource | Image], caption: str) -> Array:
         """The log-likelihood of `caption` for each image, averaged over its tokens: [images]."""
         backbone, where = self.backbone, hardware.device()
-        backbone.model.to(where).eval()
+        backbone.to_device()
         text = backbone.text_batch([caption] * len(images), prompt=self.prompt, max_tokens=backbone.max_positions).to(where)
         with self.autocast():
             features = backbone.encode(self.pixel_values(images), prompt=self.prompt)
@@ -106,7 +106,7 @@ class Inference:
         Captions are truncated to `max_tokens`, by default to what the model takes.
         """
         backbone, where = self.backbone, hardware.device()
-        backbone.model.to(where).eval()
+        backbone.to_device()
         longest = backbone.max_positions if max_tokens is None else max_tokens
         total, tokens = 0.0, 0
         for start in range(0, len(images), self.batch_size):

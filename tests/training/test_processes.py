@@ -105,6 +105,13 @@ def test_both_processes_see_a_loss_that_is_nan_in_one(two):
 
 
 @pytest.mark.slow
+def test_a_device_map_is_refused_before_data_are_read(two):
+    refused = "ConfigError model.device_map spreads a model over the GPUs of one process, and there are several processes here."
+    assert sum(refused in line for line in two[1].stdout.splitlines()) == 2
+    assert not (two[0] / "spread").exists()
+
+
+@pytest.mark.slow
 def test_the_first_process_prints(two):
     out, done = two
     assert done.stdout.count("\ncider ") == 1

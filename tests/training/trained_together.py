@@ -125,6 +125,8 @@ def main(blip, data, out, config_file):
     run(stopped, out / "stopped", checkpoints=True, resume=True)
     with in_one_process(set_nan):
         run(stopped, out / "nan")
+    with in_one_process(set_nan):
+        run(settings(blip, data, "lora", "model.device_map=auto"), out / "spread")
     evaluated = ["--adapter", out / "encoder-frozen", "--backbone", f"blip:{blip}", "--data", f"roco:{data}"]
     evaluated += ["--max-images", IMAGES, "--predictions", out / "captions.json"]
     code = medgraft(["evaluate", *map(str, evaluated)])

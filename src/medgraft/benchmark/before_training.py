@@ -11,6 +11,7 @@ from medgraft.adapter import Start, read_start
 from medgraft.clock import Clock
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
+from medgraft.device_map import check_devices
 from medgraft.errors import DataError
 from medgraft.metrics import check_metrics
 from medgraft.models import settled
@@ -37,6 +38,7 @@ class Run:
 def planned(config: RunConfig, out: Path, plugins: PluginManager) -> Run:
     """The run with its strategy, on the base as it is stored, and the adapter that it starts from; reads no data."""
     check_metrics(config.metrics, plugins)
+    check_devices(config.model)
     start = read_start(config)
     strategy = start.strategy if start else get_strategy(config.strategy, config.strategy_options, plugins=plugins)
     strategy = settled(config.backbone, strategy, plugins=plugins)

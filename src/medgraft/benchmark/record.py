@@ -230,7 +230,7 @@ def run_id(
     if not config.augmentation.on:  # as in the ids of earlier records
         values.pop("augmentation")
     values["generation"] = config.generation.recorded()
-    for name in ("features", "acceleration"):  # these change only speed and rounding
+    for name in ("features", "acceleration", "model"):  # these change only speed and rounding
         values.pop(name)
     values["saliency"].pop("maps")  # only for display
     if config.forgetting in (ForgettingConfig(), ForgettingConfig(images=0)):  # as in the ids of earlier records

@@ -51,7 +51,7 @@ def sample_examples(data: DataConfig | None, images: int, *, plugins: PluginMana
 def outputs(backbone: Backbone, examples: Sequence[Example], prompt: str, generation: GenerationConfig) -> Outputs:
     """Caption `examples` and compute the logits of their first reference captions."""
     where = hardware.device()
-    backbone.model.to(where).eval()
+    backbone.to_device()
     captions = caption_images(backbone, [e.image for e in examples], options=generation, prompt=prompt, batch_size=_BATCH)
     logits = []
     for start in range(0, len(examples), _BATCH):

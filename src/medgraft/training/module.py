@@ -61,6 +61,13 @@ class CaptioningModule(nn.Module):
         layers -= {type(module).__name__ for module in self.modules() if not tied.isdisjoint(module.parameters())}
         return sorted(layers.intersection(self.backbone.model._no_split_modules or ()))
 
+    def to_device(self, device: torch.device) -> None:
+        """Move to `device`, but leave a model that is spread over devices where it is."""
+        if not self.backbone.placement.spreads:
+            self.to(device)
+        elif self.pixel_table is not None:
+            self.pixel_table = self.pixel_table.to(device)
+
     def train(self, mode: bool = True) -> CaptioningModule:
         """Like nn.Module.train, but frozen parts stay in eval mode."""
         super().train(mode)

@@ -176,6 +176,9 @@ class CaptionTrainer(SharedBatchesTrainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._written_to or self.args.output_dir)
 
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        model.to_device(device)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's, without its closing summary, whose times differ from ours."""
         if "train_runtime" not in logs:
