@@ -77,7 +77,7 @@ def in_one_process(action):
 
 
 def say(text):
-    sys.stdout.write(f"{hardware.processes().process_index}: {text}\n")
+    sys.stdout.write(f"\n{hardware.processes().process_index}: {text}\n")  # on a line of its own, whatever the other writes
     sys.stdout.flush()
 
 
