@@ -2,7 +2,9 @@
 
     python benchmarks/dry_run_accuracy.py --work /tmp/dry-run --out benchmarks/results/dry_run_accuracy.json
 
-Memory is the peak of the whole process (VmHWM) without an accelerator. Times are those of a few steps, the first one included.
+Memory is the peak of the whole process (VmHWM) without an accelerator. Seconds are those of training, once estimated from the
+model's shapes and once by a probe (`bench --dry-run --probe`), which runs just before the measured run. On a machine with other
+work the probe and the run are not equally disturbed; the load at the time is in the record.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-STEPS = 2
+STEPS = 12
 # model, strategy, dtype, batch
 RUNS = (
     ("blip-base", "lora", "bf16", 4),
@@ -48,11 +50,11 @@ def write_models(work: Path) -> dict[str, str]:
     return {name: f"{kind}:{work / name}" for name, (kind, _, _) in makers.items()}
 
 
-def settings(backbone: str, strategy: str, dtype: str, batch: int) -> dict[str, Any]:
+def settings(backbone: str, strategy: str, dtype: str, batch: int, steps: int) -> dict[str, Any]:
     """The settings of a suite with one run."""
     train = {
         "max_text_tokens": 40,
-        "max_steps": STEPS,
+        "max_steps": steps,
         "dtype": dtype,
         "per_device_train_batch_size": batch,
         "per_device_eval_batch_size": batch,
@@ -82,13 +84,19 @@ def compare(suite: dict[str, Any], out: Path) -> dict[str, Any]:
     from medgraft.plugin import PluginManager
 
     (said,) = dry_run_suite(SuiteConfig.model_validate(suite), plugins=PluginManager.from_environment()).runs
+    (probed,) = dry_run_suite(SuiteConfig.model_validate(suite), plugins=PluginManager.from_environment(), probes=True).runs
     environment = {**os.environ, "MEDGRAFT_RUN": json.dumps(suite), "MEDGRAFT_OUT": str(out)}
     subprocess.run([sys.executable, __file__, "--one"], check=True, env=environment, capture_output=True)
     record = json.loads((out / "record.json").read_text(encoding="utf-8"))
     trained = record["training_seconds"] if record["steps"] else None
     return {
-        "memory": {"said": said.memory_bytes, "measured": record["peak_memory_bytes"]},
-        "training_seconds": {"said": said.training_seconds if trained else None, "measured": trained},
+        "memory": {"said": said.memory_bytes, "probed": probed.memory_bytes, "measured": record["peak_memory_bytes"]},
+        "training_seconds": {
+            "said": said.training_seconds if trained else None,
+            "probed": probed.training_seconds if trained and probed.probed else None,
+            "measured": trained,
+        },
+        "load": os.getloadavg()[0],
     }
 
 
@@ -97,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("/tmp/medgraft-dry-run"))
     parser.add_argument("--out", type=Path, help="the record")
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--only", type=int, nargs="+", default=range(len(RUNS)))
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -109,13 +118,13 @@ def main() -> None:
     runs = []
     for number in options.only:
         model, strategy, dtype, batch = RUNS[number]
-        found = compare(settings(models[model], strategy, dtype, batch), options.work / f"run-{number}")
+        found = compare(settings(models[model], strategy, dtype, batch, options.steps), options.work / f"run-{number}")
         runs.append({"model": model, "strategy": strategy, "dtype": dtype, "batch": batch, **found})
         memory = found["memory"]
         print(number, model, strategy, dtype, batch, f"{memory['said'] / memory['measured']:.2f}", found, flush=True)
-    record = {"steps": STEPS, "runs": runs, "hardware": asdict(describe()), "versions": versions()}
-    if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record = {"steps": options.steps, "runs": runs, "hardware": asdict(describe()), "versions": versions()}
+        if options.out:
+            options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

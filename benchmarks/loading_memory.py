@@ -31,7 +31,7 @@ def measure(folder: str, dtype: str) -> dict[str, object]:
     from medgraft.inference import captioner_for
 
     start, found = time.perf_counter(), {"libraries_bytes": 0}
-    import medgraft.api  # what loading imports
+    import medgraft.loading  # what loading imports
 
     found["libraries_bytes"] = peak_memory_bytes()
     backbone = medgraft.load_backbone(f"blip2:{folder}", dtype=dtype)

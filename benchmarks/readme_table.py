@@ -196,19 +196,24 @@ def _table(folder: Path) -> str:
 
 def _dry_run(path: Path) -> str:
     record = json.loads(path.read_text(encoding="utf-8"))
+    probes = any("probed" in run["memory"] for run in record["runs"])
     lines = [
-        "| model | strategy | dtype | batch | memory said, GB | measured | ratio | seconds said | measured | ratio |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| model | strategy | dtype | batch | memory said, GB | measured | ratio | seconds said | measured | ratio |"
+        + (" by a probe | ratio |" if probes else ""),
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|" + ("--:|--:|" if probes else ""),
     ]
     for run in record["runs"]:
         memory, seconds = run["memory"], run["training_seconds"]
+        probed = seconds.get("probed")
         line = f"| {run['model']} | {run['strategy']} | {run['dtype']} | {run['batch']} "
         line += f"| {memory['said'] / 1e9:.2f} | {memory['measured'] / 1e9:.2f} | {memory['said'] / memory['measured']:.2f} "
         if seconds["said"] and seconds["measured"]:
             ratio = seconds["said"] / seconds["measured"]
-            lines.append(f"{line}| {seconds['said']:.0f} | {seconds['measured']:.0f} | {ratio:.2f} |")
+            line += f"| {seconds['said']:.0f} | {seconds['measured']:.0f} | {ratio:.2f} |"
+            line += f" {probed:.0f} | {probed / seconds['measured']:.2f} |" if probed else ""
+            lines.append(line)
         else:
-            lines.append(f"{line}| - | - | - |")
+            lines.append(f"{line}| - | - | - |" + (" - | - |" if probes else ""))
     machine = record["hardware"]
     return "\n".join(lines) + f"\n\n{machine['cpu']}, {machine['threads']} threads; {record['steps']} steps each.\n"
 

@@ -145,7 +145,7 @@ def test_environment_variables_are_on_the_page_of_settings():
 
 def test_the_functions_of_a_run_are_those_of_the_design_page():
     (block,) = _blocks("docs/design.md", "")
-    named = re.findall(r"^    (_\w+)", block, re.M)
+    named = re.findall(r"^    (\w+)", block, re.M)
     assert len(named) > 5 and [name for name in named if not hasattr(run, name)] == []
 
 

@@ -170,7 +170,7 @@ class Checker:
         del done, model
         gc.collect()
         start = time.perf_counter()
-        loaded = medgraft.load_adapter(self.work / "adapter", plugins=self.plugins)
+        loaded = medgraft.load_adapter(self.work / "adapter")
         loading = time.perf_counter() - start
         after = logits(loaded.backbone, images)
         difference = float((before.float() - after.float()).abs().max())

@@ -23,7 +23,7 @@ from typing import Any
 # what a start consists of, in the places where a run looks it up
 _PARTS = {
     "check images": ("medgraft.data.image_chunks", "check_images"),
-    "data fingerprint": ("medgraft.benchmark.run", "data_fingerprint"),
+    "data fingerprint": ("medgraft.benchmark.before_training", "data_fingerprint"),
     "load base": ("medgraft.prepare", "load_model"),
     "digests of the base": ("medgraft.backbones.base", "read_checkpoint"),
     "apply strategy": ("medgraft.prepare", "apply_strategy"),

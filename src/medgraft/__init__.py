@@ -13,19 +13,17 @@ from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, ScoreSpec, St
 
 if TYPE_CHECKING:
     from medgraft.adapter_set import load_adapters
-    from medgraft.api import caption, caption_each, evaluate, explain, load_adapter, load_backbone, run_config, run_suite, train
+    from medgraft.api import caption, caption_each, evaluate, explain, run_config, run_suite, train
     from medgraft.benchmark.frames import records_frame
     from medgraft.data import load_data, open_image
+    from medgraft.loading import load_adapter, load_backbone
     from medgraft.scoring import score
 
 __version__ = "0.1.0"
 
-_LAZY = dict.fromkeys(
-    ("caption", "caption_each", "evaluate", "explain", "load_adapter", "load_backbone", "run_config", "run_suite", "train"),
-    "api",
-)
+_LAZY = dict.fromkeys(("caption", "caption_each", "evaluate", "explain", "run_config", "run_suite", "train"), "api")
 _LAZY |= {"load_adapters": "adapter_set", "score": "scoring", "records_frame": "benchmark.frames"}
-_LAZY |= {"load_data": "data", "open_image": "data"}
+_LAZY |= {"load_adapter": "loading", "load_backbone": "loading", "load_data": "data", "open_image": "data"}
 
 __all__ = [
     "BackboneSpec",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medgraft import hardware
-from medgraft.adapter import MANIFEST, LoadedAdapter, read_manifest
+from medgraft.adapter import MANIFEST, BaseOptions, LoadedAdapter, load_adapter, read_manifest
 from medgraft.adapter.locating import locate_adapter
 from medgraft.adapter.sharing import share_weights
-from medgraft.api import caption, load_adapter
+from medgraft.api import caption
 from medgraft.backbones import Backbone
 from medgraft.config import GenerationConfig
 from medgraft.errors import AdapterError, ConfigError, UnknownNameError, suggestion
@@ -112,11 +113,11 @@ def load_adapters(
     loaded: dict[str, LoadedAdapter] = {}
     for name, folder in folders.items():
         adapter = load_adapter(
-            folder, backbone=backbone, allow_base_mismatch=allow_base_mismatch, quantization=quantization, dtype=dtype,
-            prompt=prompt, plugins=manager,
+            folder, plugins=manager, backbone=backbone, allow_base_mismatch=allow_base_mismatch,
+            options=BaseOptions(quantization, dtype),
         )  # fmt: skip
         _share(adapter.backbone, loaded.values())
-        loaded[name] = adapter
+        loaded[name] = replace(adapter, given_prompt=prompt)
     return AdapterSet(loaded, quantization, manager)
 
 

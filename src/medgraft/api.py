@@ -11,55 +11,28 @@ from typing import overload
 
 from medgraft import adapter as adapters
 from medgraft import config as configs
-from medgraft import hardware
+from medgraft import hardware, processes
 from medgraft.adapter import LoadedAdapter
-from medgraft.backbones import AnyBackbone, Backbone
+from medgraft.backbones import AnyBackbone
 from medgraft.benchmark import Record, execute, write_baselines
 from medgraft.benchmark import run_suite as run_suite_runs
 from medgraft.benchmark.baselines import baselines_of
-from medgraft.benchmark.evaluation import Evaluation, caption_examples, generation_of, score_captions, seen_in_training
+from medgraft.benchmark.evaluation import Evaluation, caption_examples, score_captions, seen_in_training
 from medgraft.captioning import ImageCaptions, opened
 from medgraft.clock import Clock
 from medgraft.config import DataConfig, GenerationConfig, RunConfig, RunSettings, SaliencyConfig, SuiteConfig, load_suite
 from medgraft.data import load_data
 from medgraft.data.given_images import GivenImage, GivenPair, given_images, given_prompts, is_single, write_pairs
 from medgraft.errors import BackboneError, ConfigError
-from medgraft.inference import Captioner, Inference, captioner_for
+from medgraft.inference import Inference
+from medgraft.loading import captioner_of, loaded_adapter
 from medgraft.metrics import check_metrics, with_task_metrics
 from medgraft.plugin import PluginManager
-from medgraft.prepare import prepare_captioner
 from medgraft.progress import progress_bars
 from medgraft.saliency import Explanation, MapOptions
 from medgraft.saliency.maps import attention_layout_of
 from medgraft.scoring import PredictionsFile
-from medgraft.strategies import Quantization, Strategy, get_strategy
-from medgraft.train_config import Dtype
 from medgraft.types import ImageSource, Prompts, Split
-
-
-def load_backbone(
-    name: str,
-    *,
-    strategy: str | None = None,
-    quantization: Quantization = "none",
-    dtype: Dtype | None = None,
-    prompt: str | None = None,
-    image_size: int | None = None,
-    plugins: PluginManager | None = None,
-) -> AnyBackbone:
-    """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), in `quantization` or as `strategy` holds its base.
-
-    With a `dtype` it is for captioning alone: it is frozen, computes in `dtype` and is held in it; `auto` is what the hardware
-    is fastest in. Without one its weights are in fp32 and can be trained. `prompt` takes the place of its default prompt,
-    `image_size` of the side in pixels of its images. For a model behind an API this returns its client.
-    """
-    manager = plugins or PluginManager.from_environment()
-    chosen = get_strategy(strategy, plugins=manager) if strategy else Strategy(quantization=quantization)
-    computes_in = None if dtype is None else hardware.compute_dtype(dtype)
-    backbone = prepare_captioner(name, chosen, plugins=manager, dtype=computes_in, image_size=image_size)
-    if prompt is not None:
-        backbone.default_prompt = prompt  # type: ignore[misc]
-    return backbone
 
 
 def run_config(
@@ -104,30 +77,6 @@ def train(
         result = execute(config, Path(out), plugins=manager, resume=resume, overwrite=overwrite)
         write_baselines(result, Path(out), plugins=manager)
         return result.record
-
-
-def load_adapter(
-    folder: str | Path,
-    *,
-    backbone: str | None = None,
-    allow_base_mismatch: bool = False,
-    quantization: Quantization = "none",
-    dtype: Dtype | None = None,
-    prompt: str | None = None,
-    plugins: PluginManager | None = None,
-) -> LoadedAdapter:
-    """The adapter in `folder`, or `USER/REPO[@REVISION]` on the hub, on its base, which `backbone` (`NAME:SOURCE`) locates.
-
-    Another base is refused; with `allow_base_mismatch` it is used, with a warning that says what differs. `quantization` holds
-    the base of a plain PEFT adapter in 4 or 8 bits. It computes in `dtype`; `auto` is that of its training where this machine
-    has it. Without one a plain PEFT adapter's base has its weights in fp32. `prompt` takes the place of the training's.
-    """
-    manager = plugins or PluginManager.from_environment()
-    loaded = adapters.load_adapter(
-        folder, plugins=manager, backbone=backbone, quantization=quantization, allow_base_mismatch=allow_base_mismatch,
-        dtype=dtype,
-    )  # fmt: skip
-    return replace(loaded, given_prompt=prompt)
 
 
 @overload
@@ -265,12 +214,14 @@ def evaluate_split(
     settings = RunSettings(metrics=wanted.metrics, saliency=SaliencyConfig(maps=0))
     settings = with_task_metrics(settings, [wanted.data], plugins=manager)
     check_metrics(settings.metrics, manager)
-    loaded = _loaded(adapter, backbone, manager)
+    loaded = loaded_adapter(adapter, backbone, manager)
     model, own = captioner_of(loaded, backbone, manager)
-    read = load_data(wanted.data, plugins=manager, splits=(wanted.split,))
+    with processes.one_first():
+        read = load_data(wanted.data, plugins=manager, splits=(wanted.split,))
     examples = read.split(wanted.split)
     seen = seen_in_training(loaded, wanted.data, examples) if loaded else None
-    with PredictionsFile(wanted.predictions) if wanted.predictions else nullcontext() as file:
+    writes = wanted.predictions is not None and hardware.is_main_process()
+    with PredictionsFile(wanted.predictions) if wanted.predictions and writes else nullcontext() as file:
         captioned = caption_examples(model, examples, wanted.generation or own, file.add if file else None)
     found = score_captions(model, captioned, settings, plugins=manager, clock=Clock())
     report = replace(read.report, corrupt=(*read.report.corrupt, *captioned.problems))
@@ -290,27 +241,3 @@ def run_suite(
     config = suite if isinstance(suite, SuiteConfig) else load_suite(Path(suite), overrides)
     with progress_bars(progress):
         return run_suite_runs(config, Path(out), plugins=plugins or PluginManager.from_environment())
-
-
-def _loaded(
-    adapter: LoadedAdapter | str | Path | None, backbone: AnyBackbone | str | None, plugins: PluginManager | None
-) -> LoadedAdapter | None:
-    if not isinstance(adapter, str | Path):
-        return adapter
-    return load_adapter(adapter, backbone=backbone if isinstance(backbone, str) else None, plugins=plugins)
-
-
-def captioner_of(
-    adapter: LoadedAdapter | str | Path | None, backbone: AnyBackbone | str | None, plugins: PluginManager | None
-) -> tuple[Captioner, GenerationConfig]:
-    """The model ready for use, and the generation settings that it was trained with."""
-    adapter = _loaded(adapter, backbone, plugins)
-    if adapter is None and backbone is None:
-        raise ConfigError("Name an adapter or a backbone.")
-    if adapter is None and isinstance(backbone, str):
-        backbone = load_backbone(backbone, dtype="auto", plugins=plugins)
-    if adapter is not None:
-        return captioner_for(adapter.backbone, prompt=adapter.prompt, dtype=adapter.dtype), generation_of(adapter)
-    assert backbone is not None and not isinstance(backbone, str)
-    dtype = backbone.computes_in if isinstance(backbone, Backbone) else None
-    return captioner_for(backbone, prompt=None, dtype=dtype or hardware.compute_dtype()), GenerationConfig()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 from PIL.Image import Image
 
-from medgraft import hardware
+from medgraft import hardware, processes
 from medgraft.backbones import Backbone
 from medgraft.backbones.base import sampling
 from medgraft.config import GenerationConfig
@@ -69,14 +69,21 @@ def captioned_batches(
 
     Goes on after an image that cannot be read. Computes in `dtype` by autocast. Features of files are read from and stored in
     `cached`, if given. If each image has its own prompt, a batch is of images whose prompts have equally many tokens, so that
-    nothing is padded.
+    nothing is padded. Several processes share the batches, and each gets the captions of all.
     """
-    groups = _groups(backbone, prompt, len(images), batch_size)
-    prompts = prompt_of_each(prompt, len(images))
+    if not images:
+        return
+    if options.unread:
+        _logger.warning("%s", options.unread)
+    backbone.to_device()
+    groups, prompts = _groups(backbone, prompt, len(images), batch_size), prompt_of_each(prompt, len(images))
+    batches = [([images[place] for place in places], [prompts[place] for place in places]) for places in groups]
+    source = _FeatureSource(backbone, hardware.device(), cached)
+    own = dict(hardware.share(enumerate(batches)))
     waiting: dict[int, ImageCaptions] = {}
     begin = 0
-    batches = _in_groups(backbone, images, groups, prompts, options, dtype, cached)
-    for places, batch in zip(groups, batches, strict=True):
+    captioned = processes.in_turn(len(batches), _in_this_process(backbone, own, source, options, dtype))
+    for places, batch in zip(groups, captioned, strict=True):
         waiting |= zip(places, batch.images, strict=True)
         end = next(place for place in range(begin, len(images) + 1) if place not in waiting)
         yield CaptionedBatch([waiting.pop(place) for place in range(begin, end)], batch.cut_off)
@@ -98,26 +105,19 @@ def _groups(backbone: Backbone, prompt: Prompts, images: int, batch_size: int) -
 
 
 @torch.no_grad()  # not inference_mode: parameters moved to a device within it could not be trained afterwards
-def _in_groups(
+def _in_this_process(
     backbone: Backbone,
-    images: Sequence[ImageSource | Image],
-    groups: Sequence[Sequence[int]],
-    prompts: Sequence[str],
+    batches: Mapping[int, tuple[Sequence[ImageSource | Image], Sequence[str]]],  # images and prompts, by number among all
+    source: _FeatureSource,
     options: GenerationConfig,
     dtype: torch.dtype,
-    cached: CachedFeatures | None,
 ) -> Iterator[CaptionedBatch]:
-    """The captions of each of `groups`, the places of images that are captioned together."""
-    if options.unread:
-        _logger.warning("%s", options.unread)
+    """The captions of each batch, whose number decides what is sampled."""
     where = hardware.device()
-    backbone.model.to(where).eval()
-    batches = [[images[place] for place in places] for places in groups]
-    source = _FeatureSource(backbone, where, cached)
     before: tuple[dict[int, ImageCaptions], Sequence[ImageSource | Image], torch.Tensor, int] | None = None
-    with backbone.generating() as generate_ids, closing(source.read(batches)) as read_batches:
-        for number, (batch, read) in enumerate(read_batches):
-            asked = [prompts[place] for place in groups[number]]
+    images = [batch for batch, _ in batches.values()]
+    with backbone.generating() as generate_ids, closing(source.read(images)) as read_batches:
+        for (number, (_, asked)), (batch, read) in zip(batches.items(), read_batches, strict=True):
             with hardware.autocast(where, dtype):
                 features, problems = source.readable(batch, asked, read)
             if before is not None:
@@ -134,8 +134,8 @@ def _in_groups(
                 before = None
     if before is not None:
         yield _captioned(backbone, *before)
-    if cached is not None:
-        cached.store.flush()
+    if source.cached is not None:
+        source.cached.store.flush()
 
 
 def caption_images(
@@ -202,7 +202,7 @@ class _FeatureSource:
     """Features at the last seam, computed or from `cached`. With a GPU, threads read image files ahead."""
 
     def __init__(self, backbone: Backbone, where: torch.device, cached: CachedFeatures | None):
-        self._backbone, self._cached = backbone, cached
+        self._backbone, self.cached = backbone, cached
         self._reader = ImageReader(backbone, where) if where.type != "cpu" else None
         self._where = where
 
@@ -218,10 +218,10 @@ class _FeatureSource:
         files = [[image for image in batch if isinstance(image, ImageSource)] for batch in batches]
         if self._reader is None or any(len(paths) < len(batch) for paths, batch in zip(files, batches, strict=True)):
             yield from ((batch, None) for batch in batches)
-        elif self._cached is None:
+        elif self.cached is None:
             yield from self._reader.ahead(files)
         else:
-            yield from self._reader.ahead(files, self._cached.lacking)
+            yield from self._reader.ahead(files, self.cached.lacking)
 
     def readable(
         self, images: Sequence[ImageSource | Image], prompts: Sequence[str], read: ReadImages | None
@@ -252,9 +252,9 @@ class _FeatureSource:
         if read is not None and read.problem is None and read.values is not None and self._reader is not None:
             ready = read.paths, self._reader.pixel_values(read)
         paths = [image for image in images if isinstance(image, ImageSource)]
-        if self._cached is not None and len(paths) == len(images):
-            above = backbone.seams[backbone.seams.index(self._cached.seam) + 1 :]
-            return backbone.forward_through(above, self._cached.features(paths, ready), prompt=prompt)
+        if self.cached is not None and len(paths) == len(images):
+            above = backbone.seams[backbone.seams.index(self.cached.seam) + 1 :]
+            return backbone.forward_through(above, self.cached.features(paths, ready), prompt=prompt)
         pixels = ready[1] if ready else backbone.pixel_values(list(map(opened, images))).to(self._where)
         return backbone.encode(pixels, prompt=prompt)
 

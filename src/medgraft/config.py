@@ -16,6 +16,7 @@ from medgraft.executor_config import ExecutorConfig
 from medgraft.forgetting_config import ForgettingConfig
 from medgraft.generation_config import GenerationConfig as GenerationConfig  # exported from here
 from medgraft.image_config import ImageConfig
+from medgraft.model_config import ModelConfig as ModelConfig  # exported from here
 from medgraft.strict_model import StrictModel, validated
 from medgraft.train_config import TrainConfig
 from medgraft.types import SPLITS, Split
@@ -103,6 +104,7 @@ class RunSettings(StrictModel):
     """Settings shared by runs and suites. A new section is one field here; `--set`, suites and records then support it."""
 
     train: TrainConfig = TrainConfig()
+    model: ModelConfig = ModelConfig()
     image: ImageConfig = ImageConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     generation: GenerationConfig = GenerationConfig()

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -26,23 +27,39 @@ T = TypeVar("T")
 DTYPES: dict[Literal["bf16", "fp16", "fp32"], torch.dtype] = {
     "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32,
 }  # fmt: skip
+_PATIENCE = timedelta(hours=6)  # of processes that wait for one which reads data or scores captions
 _PACKAGES = ("medgraft", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "evaluate", "tokenizers")
+
+
+def processes() -> PartialState:
+    """The state of this process and its group according to accelerate."""
+    return PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu", timeout=_PATIENCE)
 
 
 def device() -> torch.device:
     """The device that accelerate assigns to this process; the CPU if MEDGRAFT_DEVICE=cpu."""
-    where: torch.device = _processes().device
+    where: torch.device = processes().device
     return where
 
 
 def is_main_process() -> bool:
     """Whether this process writes files and prints, among those that accelerate or torchrun started."""
-    return bool(_processes().is_main_process)
+    return bool(processes().is_main_process)
 
 
 def process_count() -> int:
     """The number of processes that accelerate or torchrun started for this run."""
-    return int(_processes().num_processes)
+    return int(processes().num_processes)
+
+
+def is_sharded() -> bool:
+    """Whether FSDP divides the weights in training among the processes, by settings of accelerate in the environment."""
+    return process_count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def fsdp_version() -> int:
+    """The version that accelerate's settings name; accelerate takes 1 if they name none."""
+    return int(os.environ.get("FSDP_VERSION", "1"))
 
 
 def largest(number: int) -> int:
@@ -56,7 +73,7 @@ def largest(number: int) -> int:
 
 def share(items: Iterable[T]) -> Iterator[T]:
     """This process's share of `items`, which are divided among the processes of accelerate or torchrun."""
-    state = _processes()
+    state = processes()
     return islice(items, state.process_index, None, state.num_processes)
 
 
@@ -68,7 +85,7 @@ def cores_per_process() -> int:
 
 def wait_for_everyone() -> None:
     """Wait until every process has called this function."""
-    _processes().wait_for_everyone()
+    processes().wait_for_everyone()
 
 
 def bf16_supported(kind: str) -> bool:
@@ -188,11 +205,6 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return text.stdout.strip() or None
-
-
-def _processes() -> PartialState:
-    """The state of this process and its group according to accelerate."""
-    return PartialState(cpu=os.environ.get("MEDGRAFT_DEVICE") == "cpu")
 
 
 def _cpu_name() -> str:

@@ -15,7 +15,7 @@ from medgraft import hardware
 from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, Usage, prompt_for
 from medgraft.captioning import CaptionedBatch, Generated, ImageCaptions, captioned_batches, collected, opened, token_limit
 from medgraft.config import GenerationConfig
-from medgraft.errors import DataError
+from medgraft.errors import ConfigError, DataError
 from medgraft.features import CachedFeatures
 from medgraft.metrics.base import Array
 from medgraft.saliency import CaptionMaps, MapOptions, caption_maps
@@ -90,7 +90,7 @@ class Inference:
         self, images: Sequence[ImageSource | Image], captions: Sequence[str], options: MapOptions = MapOptions()
     ) -> Iterator[CaptionMaps]:
         """For each image, saliency maps of the words of its caption, computed by teacher forcing."""
-        self.backbone.model.to(hardware.device()).eval()
+        self.backbone.to_device()
         for start in range(0, len(images), self.maps_batch):
             batch = slice(start, start + self.maps_batch)
             with self.autocast():
@@ -103,7 +103,7 @@ class Inference:
     def log_likelihood(self, images: Sequence[ImageSource | Image], caption: str) -> Array:
         """The log-likelihood of `caption` for each image, averaged over its tokens: [images]."""
         backbone, where = self.backbone, hardware.device()
-        backbone.model.to(where).eval()
+        backbone.to_device()
         text = backbone.text_batch([caption] * len(images), prompt=self.prompt, max_tokens=backbone.max_positions).to(where)
         with self.autocast():
             features = backbone.encode(self.pixel_values(images), prompt=self.prompt)
@@ -127,7 +127,7 @@ class Inference:
         Captions are truncated to `max_tokens`, by default to what the model takes.
         """
         backbone, where = self.backbone, hardware.device()
-        backbone.model.to(where).eval()
+        backbone.to_device()
         longest = backbone.max_positions if max_tokens is None else max_tokens
         total, tokens = 0.0, 0
         for start in range(0, len(images), self.batch_size):
@@ -221,5 +221,7 @@ def captioner_for(
     """The Captioner for a loaded model; uses the model's default prompt if `prompt` is None."""
     prompt = prompt_for(backbone, prompt)
     if isinstance(backbone, RemoteCaptioner):
+        if hardware.process_count() > 1:
+            raise ConfigError(f"{backbone.source} is a model behind an API, which one process asks. Start one, not several.")
         return RemoteInference(backbone, prompt, batch_size)
     return Inference(backbone, prompt, dtype, batch_size, features)

@@ -44,7 +44,7 @@ def load_model(
         config_for_size(backbone_class, config, image_size, plugins=plugins)
     strategy = as_stored(strategy, source, config)
     if stored_quantization(config)[0] != "none":
-        backbone = backbone_class.load(source)
+        backbone = backbone_class.load(source, held=Held(placement=held.placement))
         adopt_stored(backbone.model, strategy, source)
     else:
         wanted = quantization_config(strategy, backbone_class.anatomy, backbone_class.never_quantized)
@@ -53,9 +53,10 @@ def load_model(
         def fp32(name: str) -> bool:  # embeddings of positions are interpolated for another size
             return kept(name) or (image_size is not None and "embed" in name)
 
-        backbone = backbone_class.load(source, quantization=wanted, held=Held(held.dtype, fp32))
+        backbone = backbone_class.load(source, quantization=wanted, held=held._replace(fp32=fp32))
         check_quantized(backbone.model, backbone.anatomy, strategy, backbone.never_quantized)
     keep_as_loaded(backbone.model)
+    backbone.placement = held.placement
     if image_size is not None:
         backbone.set_image_size(image_size)
     return backbone

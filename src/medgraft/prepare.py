@@ -5,6 +5,7 @@ This order is defined only here. Training, evaluation, adapters, benchmarks and 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,13 +23,16 @@ from medgraft.backbones.half_weights import Held
 from medgraft.backbones.image_size import refuse_size
 from medgraft.backbones.weights import TensorDigest
 from medgraft.config import AccelerationConfig, RunConfig
+from medgraft.device_map import check_devices, refuse_map, spread
 from medgraft.errors import ConfigError
 from medgraft.features import CachedFeatures, ReusablePrefix, open_cached_features
+from medgraft.model_config import ModelConfig
 from medgraft.models import load_model, settled
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy
 from medgraft.strict_model import validated
 
+_logger = logging.getLogger("medgraft")
 ENVIRONMENT = "MEDGRAFT_ACCELERATION"  # overrides `acceleration.kernels`
 Attach = Callable[[Backbone], nn.Module]  # puts an adapter's weights onto a base and returns the whole model
 
@@ -74,15 +78,21 @@ def prepare(
         )
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
         refuse_size(captioner, config.image.size, plugins=plugins)
+        refuse_map(config.model)
         client = captioner.load(source)
         return Prepared(client, None, Acceleration(), client.fingerprint(client.source), None, None, dtype)
     backbone_class, source = get_backbone(config.backbone, plugins=plugins)
     digests = backbone_class.checkpoint_digests(source)  # before loading, so that the files are not in memory twice
     base = fingerprint(digests) if digests else backbone_class.fingerprint(source)
-    backbone, applied, acceleration = prepare_model(
-        config.backbone, strategy, plugins=plugins, dtype=dtype, kernels=kernels, attach=attach, image_size=config.image.size
+    backbone, applied, acceleration = _applied(
+        config.backbone, strategy, plugins, Held(dtype, placement=config.model), kernels, attach, config.image.size
     )
-    features, prefix = _open_features(backbone, config, dtype, base, prompted)
+    if not config.model.spreads:
+        backbone.to_device()
+    features, prefix = _open_features(backbone, config, dtype, base, prompted)  # reads weights, out of reach later
+    if config.model.spreads:
+        spread(backbone, trains=strategy.trains)
+        _logger.info("kernels under a device map: %s", ", ".join(acceleration.installed) or "none")
     if features is not None and strategy.trains and config.augmentation.on:
         prefix = replace(prefix, reason=f"{prefix.reason}; {_views(config.features.views)}")
     return Prepared(backbone, applied, acceleration, base, features, prefix, dtype, digests)
@@ -99,13 +109,26 @@ def prepare_model(
     image_size: int | None = None,
 ) -> tuple[Backbone, Applied, Acceleration]:
     """Load the backbone `NAME[:SOURCE]`, apply `strategy`, install `kernels`, and move it to this process's device."""
+    prepared = _applied(name, strategy, plugins, Held(dtype), kernels, attach, image_size)
+    prepared[0].to_device()
+    return prepared
+
+
+def _applied(
+    name: str,
+    strategy: Strategy,
+    plugins: PluginManager,
+    held: Held,
+    kernels: Kernels,
+    attach: Attach | None,
+    image_size: int | None,
+) -> tuple[Backbone, Applied, Acceleration]:
+    """As `prepare_model`, with the weights where they were loaded."""
     kernels = wanted_kernels(kernels)
     strategy = settled(name, strategy, plugins=plugins)
-    backbone = _loaded(name, strategy, plugins, Held(dtype), kernels, image_size)
+    backbone = _loaded(name, strategy, plugins, held, kernels, image_size)
     applied = apply_strategy(backbone.model, backbone.anatomy, strategy, attach=attach and partial(attach, backbone))
-    acceleration = accelerate(backbone, dtype=dtype, kernels=kernels)
-    backbone.model.to(hardware.device()).eval()
-    return backbone, applied, acceleration
+    return backbone, applied, accelerate(backbone, dtype=held.dtype, kernels=kernels)
 
 
 def prepare_adapter(
@@ -122,7 +145,8 @@ def prepare_adapter(
 
     `trained_with` names the kernels used in training; those that still exist are installed. If it is unknown, or one of them
     does not apply here because training ran on another kind of device, the kernels are those of "auto". It computes in
-    the dtype of `held`, which also says which of the base's weights have to be in fp32 for `attach`.
+    the dtype of `held`, which also says which of the base's weights have to be in fp32 for `attach`, and where they are to
+    lie; with a device map the model is frozen.
     """
     wanted = wanted_kernels("auto")  # raises before anything is loaded
     may_hold = wanted if trained_with is None or "linear" in trained_with else ()
@@ -131,7 +155,10 @@ def prepare_adapter(
     used = [kernel for kernel in KERNELS if trained_with is not None and kernel.name in trained_with]
     same = trained_with is not None and all(kernel.applies(hardware.device(), dtype, backbone) for kernel in used)
     kernels = wanted_kernels(tuple(kernel.name for kernel in used) if same else "auto")
-    return backbone, model.eval(), accelerate(backbone, dtype=dtype, kernels=kernels)
+    acceleration = accelerate(backbone, dtype=dtype, kernels=kernels)
+    if held.placement.spreads:
+        spread(backbone, trains=False)
+    return backbone, model.eval(), acceleration
 
 
 def prepare_captioner(
@@ -141,22 +168,27 @@ def prepare_captioner(
     plugins: PluginManager,
     dtype: torch.dtype | None = None,
     image_size: int | None = None,
+    placement: ModelConfig = ModelConfig(),
 ) -> AnyBackbone:
     """Load the backbone `NAME[:SOURCE]` with the quantisation of `strategy`, or the client of a model behind an API.
 
     It is to compute in `dtype`, by autocast. Below fp32 it is frozen, and held in it as far as autocast casts to it. Without a
-    `dtype` its weights are in fp32 and can be trained.
+    `dtype` its weights are in fp32 and can be trained, unless `placement` has a device map.
     """
     kernels = wanted_kernels("auto")
     captioner, source = get_captioner(name, plugins=plugins)
     if issubclass(captioner, RemoteCaptioner) and not strategy.trains and strategy.quantization == "none":
         refuse_size(captioner, image_size, plugins=plugins)
+        refuse_map(placement)
         return captioner.load(source)
-    backbone = _loaded(name, strategy, plugins, Held(dtype or torch.float32), kernels, image_size)
+    held = Held(dtype or torch.float32, placement=placement)
+    backbone = _loaded(name, strategy, plugins, held, kernels, image_size)
     if dtype not in (None, torch.float32):
         backbone.model.requires_grad_(False)
-    accelerate(backbone, dtype=dtype or torch.float32, kernels=kernels)
+    accelerate(backbone, dtype=held.dtype, kernels=kernels)
     backbone.computes_in = dtype
+    if placement.spreads:
+        spread(backbone, trains=False)
     return backbone
 
 
@@ -165,7 +197,7 @@ def wanted_kernels(configured: Kernels) -> Kernels:
     named = os.environ.get(ENVIRONMENT)
     kernels = validated(AccelerationConfig, {"kernels": named}, ENVIRONMENT).kernels if named else configured
     check_kernels(kernels)
-    return kernels
+    return "none" if hardware.is_sharded() else kernels  # they read weights outside the layers that gather them
 
 
 def compute_dtype(config: RunConfig) -> torch.dtype:
@@ -182,7 +214,8 @@ def _loaded(
     image_size: int | None,
 ) -> Backbone:
     """The backbone for computing in `held.dtype`, in which weights are loaded if the kernel for such weights is wanted."""
-    loaded = held if kernels == "auto" or "linear" in kernels else Held()
+    check_devices(held.placement)
+    loaded = held if kernels == "auto" or "linear" in kernels else Held(placement=held.placement)
     backbone = load_model(name, strategy, plugins=plugins, held=loaded, image_size=image_size)
     if held.dtype == torch.float16:
         keep_in_fp32(backbone)
@@ -201,5 +234,7 @@ def _open_features(
 ) -> tuple[CachedFeatures | None, ReusablePrefix]:
     if not config.features.enabled:
         return None, ReusablePrefix(None, "features.enabled is false")
+    if hardware.is_sharded():
+        return None, ReusablePrefix(None, "the weights are sharded")
     prompt = None if prompted else prompt_for(backbone, config.train.prompt)
     return open_cached_features(backbone, dtype=dtype, prompt=prompt, max_gb=config.features.max_gb, base=base)

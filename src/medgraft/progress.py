@@ -6,6 +6,7 @@ Bars show if that logger is enabled for INFO, unless `progress_bars` overrides i
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -30,7 +31,9 @@ def progress_bar(
 
 
 def bars_are_shown() -> bool:
-    """Whether bars show here and now."""
+    """Whether bars show here and now; of the processes that torchrun started only the first shows any."""
+    if os.environ.get("RANK", "0") != "0":
+        return False
     shown = _shown.get()
     return _logger.isEnabledFor(logging.INFO) if shown is None else shown
 

@@ -290,7 +290,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 @torch.no_grad()
 def logits_of(folder: Path, backbone: str) -> torch.Tensor:
     """The logits of a fixed text and image with the adapter in `folder`."""
-    loaded = medgraft.load_adapter(folder, backbone=backbone, plugins=PluginManager()).backbone
+    loaded = medgraft.load_adapter(folder, backbone=backbone).backbone
     text = loaded.text_batch(["axial ct showing a cyst."], prompt="", max_tokens=32)
     size = loaded.model.config.vision_config.image_size
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))

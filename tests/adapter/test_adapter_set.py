@@ -13,6 +13,7 @@ from medgraft.adapter.locating import locate_adapter
 from medgraft.benchmark import execute
 from medgraft.config import run_config
 from medgraft.errors import AdapterError, ConfigError, UnknownNameError
+from medgraft.strategies import get_strategy
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,8 @@ def test_each_computes_as_alone_to_the_bit(wanted, made, blip_folder, plugins):
     several = medgraft.load_adapters(folders, plugins=plugins)
     assert several.names == tuple(folders) and several.active == several.names[0]
     expected = {name: medgraft.load_adapter(folder).backbone for name, folder in folders.items()}
-    quantized = {"qlora": "qlora", "lora-int8": "lora-int8"}.get(wanted[0])
-    expected[None] = medgraft.load_backbone(f"blip:{blip_folder}", strategy=quantized, plugins=plugins)
+    quantized = "none" if wanted[0] == "lora" else get_strategy(wanted[0], plugins=plugins)
+    expected[None] = medgraft.load_backbone(f"blip:{blip_folder}", quantization=quantized, plugins=plugins)
     for bf16 in (False, True):
         logits = {name: _logits(backbone, bf16) for name, backbone in expected.items()}
         for name in (*folders, None, *reversed(folders)):

@@ -8,7 +8,7 @@ import transformers
 from checkpoint_layouts import LAYOUTS, read_json, write_json
 from PIL import Image
 
-from medgraft import api
+import medgraft
 from medgraft.adapter.manifest import read_manifest
 from medgraft.benchmark import plan, read_record
 from medgraft.cli.main import main
@@ -251,4 +251,4 @@ def test_an_adapter_of_a_quantised_base_is_not_for_the_unquantised_one(stored, t
     backbone, source, folder = stored("blip", "nf4")
     _train_and_caption(f"{backbone}:{folder}", "lora", phantoms_folder, tmp_path)
     with pytest.raises(Exception, match="was trained on another base"):
-        api.load_adapter(tmp_path / "run", backbone=f"{backbone}:{source}")
+        medgraft.load_adapter(tmp_path / "run", backbone=f"{backbone}:{source}")

@@ -192,3 +192,33 @@ def test_the_plan_tells_leaks_and_does_not_ask_for_another_folder(tmp_path, plug
     plan = dry_run_suite(_suite(data=[data | {"on_leak": "error"}]), plugins=plugins)
     (line,) = [line for line in plan.missing if "the splits overlap" in line]
     assert line.endswith("or set data.on_leak=drop to leave them out of training.")
+
+
+def test_a_probe_measures_what_the_estimate_says(blip_folder, phantoms_folder, plugins):
+    train = {"per_device_train_batch_size": 2, "num_train_epochs": 2.0, "max_text_tokens": 40, "dtype": "fp32"}
+    suite = _suite(
+        backbones=(f"blip:{blip_folder}", "vit-gpt2:none/of-this-name"), strategies=("lora", "zero-shot"), seeds=(0, 1),
+        data=f"phantoms:{phantoms_folder}", train=train, generation={"max_new_tokens": 4},
+    )  # fmt: skip
+    plan = dry_run_suite(suite, plugins=plugins, probes=True)
+    probed = {(run.strategy, run.seed): run for run in plan.runs if run.probed}
+    assert set(probed) == {(strategy, seed) for strategy in ("lora", "zero-shot") for seed in (0, 1)}
+    assert probed["zero-shot", 0].training_seconds == 0 < probed["lora", 0].training_seconds
+    assert probed["lora", 1].training_seconds == probed["lora", 0].training_seconds  # one probe for all seeds
+    assert all(run.captioning_seconds > 0 and run.memory_bytes > 1e8 for run in probed.values())
+    text = dry_run_text(plan)
+    assert "lora*" in text and "* measured by a probe" in text
+
+
+def test_steps_are_counted_as_the_trainer_does(blip_folder, phantoms_folder, tmp_path, plugins):
+    from medgraft.benchmark import execute
+    from medgraft.benchmark.probe import steps_of
+    from medgraft.data import load_data
+
+    sizes = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "num_train_epochs": 1.5}
+    suite = _suite(
+        backbones=(f"blip:{blip_folder}",), strategies=("lora-decoder",), data=f"phantoms:{phantoms_folder}", train=sizes
+    )
+    (config,) = expand(suite)
+    training = load_data(config.data, plugins=plugins).split("train")
+    assert execute(config, tmp_path, plugins=plugins, evaluate=False).record.steps == steps_of(config, training)

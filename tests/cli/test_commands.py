@@ -186,34 +186,6 @@ def test_an_adapter_is_not_overwritten_by_accident(adapter, blip_folder, phantom
     assert (locate_adapter(out) / "medgraft.json").read_bytes() == before
 
 
-@pytest.mark.slow
-def test_two_processes_train_together(blip_folder, phantoms_folder, tmp_path):
-    """What accelerate starts on several devices, here two processes on the CPU."""
-    words = [
-        "train", "--backbone", f"blip:{blip_folder}", "--strategy", "encoder-frozen", "--data", f"roco:{phantoms_folder}",
-        "--out", tmp_path / "out", "--max-steps", 2, "--batch-size", 2, "--max-images", 8, "--no-eval", "--json",
-    ]  # fmt: skip
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--dynamo_backend",
-        "no",
-    ]
-    done = subprocess.run(
-        [sys.executable, *launch, "--mixed_precision", "no", "-m", "medgraft", *map(str, words)],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    record = json.loads(done.stdout)
-    assert record["steps"] == 2 and record["status"] == "ok"
-    assert (locate_adapter(tmp_path / "out") / "medgraft.json").is_file()
-
-
 def test_a_folder_with_other_files_is_left_alone(blip_folder, phantoms_folder, tmp_path, capsys):
     (tmp_path / "README.md").write_text("mine")
     words = ["train", "--backbone", f"blip:{blip_folder}", "--strategy", "lora", "--data", f"roco:{phantoms_folder}", "--out"]

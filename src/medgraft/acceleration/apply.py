@@ -25,13 +25,15 @@ class Kernel:
 
     `applies` tells whether the kernel is useful for a device, a compute dtype and a backbone. `install` adds it to a backbone
     that computes in a dtype, after its strategy was applied, and returns a function that removes it, or None if the model has
-    nothing to accelerate.
+    nothing to accelerate. With `by_modules` each module uses only its own weights, and those of others through their forward
+    pass, as hooks of a device map need.
     """
 
     name: str
     summary: str
     applies: Callable[[torch.device, torch.dtype, Backbone], bool]
     install: Callable[[Backbone, torch.dtype], Undo | None]
+    by_modules: bool = False
 
 
 def _anywhere(device: torch.device, dtype: torch.dtype, backbone: Backbone) -> bool:
@@ -73,15 +75,21 @@ def _quantized(backbone: Backbone) -> Undo | None:
 
 # in order of installation: later kernels replace modules that earlier ones left or installed
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("sdpa", "BLIP's attention by torch's fused function", _anywhere, _of_any(_sdpa)),
+    Kernel("sdpa", "BLIP's attention by torch's fused function", _anywhere, _of_any(_sdpa), by_modules=True),
     Kernel(
         "self_attention",
         "BLIP's attention in bf16: blocks of heads in the encoder, unfused for few tokens in the decoder",
         _on_cpu,
         _of_any(self_attention.install),
     ),
-    Kernel("linear", "frozen linear weights in the compute dtype", _below_fp32, linear.install),
-    Kernel("quantized", "4- and 8-bit layers with bf16 input and output under autocast", _anywhere, _of_any(_quantized)),
+    Kernel("linear", "frozen linear weights in the compute dtype", _below_fp32, linear.install, by_modules=True),
+    Kernel(
+        "quantized",
+        "4- and 8-bit layers with bf16 input and output under autocast",
+        _anywhere,
+        _of_any(_quantized),
+        by_modules=True,
+    ),
     Kernel("lora", "LoRA fused with its base layer's matrix product", _anywhere, _of_any(lora.install)),
     Kernel("packed_decoder", "BLIP's loss on captions without padding", _on_cpu, _of_any(packed_decoder.install)),
     Kernel(
@@ -114,13 +122,15 @@ def accelerate(backbone: Backbone, *, dtype: torch.dtype, kernels: Kernels = "au
     """Install those of `kernels` that apply to `backbone` on this device, for runs that compute in `dtype`.
 
     Apply the strategy first: frozen weights may be converted to `dtype`. Installing a kernel twice has no further effect.
-    Kernels that do not apply here are skipped; an unknown name is a ConfigError.
+    Kernels that do not apply here, or not to a model that is spread over devices, are skipped; an unknown name is a
+    ConfigError.
     """
     check_kernels(kernels)
     device = hardware.device()
     installed, undo = [], []
     for kernel in KERNELS:
         wanted = kernels == "auto" or (kernels != "none" and kernel.name in kernels)
+        wanted = wanted and (kernel.by_modules or not backbone.placement.spreads)
         remove = kernel.install(backbone, dtype) if wanted and kernel.applies(device, dtype, backbone) else None
         if remove is not None:
             installed.append(kernel.name)

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 import torch
-from peft.tuners import ia3, lora
 from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
@@ -15,7 +14,7 @@ from medgraft.acceleration.effective_weight import EffectiveWeight, of_linear
 from medgraft.acceleration.swap import Undo, swap
 from medgraft.backbones import Backbone
 from medgraft.backbones.loading import leave_file
-from medgraft.strategies import moves_base
+from medgraft.strategies import moves_base, reads_once
 from medgraft.types import lies_in
 
 _WRAPPED = ".base_layer"  # PEFT's suffix for the name of a layer that it wraps
@@ -98,9 +97,4 @@ def _may_change(name: str, module: Any, backbone: Backbone, dtype: torch.dtype) 
     loaded = module.weight.dtype
     if module.weight.requires_grad or (loaded != dtype and (loaded != torch.float32 or type(module) is nn.Embedding)):
         return False
-    return not name.endswith(_WRAPPED) or _reads_once(backbone.model.get_submodule(name.removesuffix(_WRAPPED)))
-
-
-def _reads_once(adapter: nn.Module) -> bool:
-    """Whether a PEFT layer uses the weight of the layer that it wraps only in that layer's product."""
-    return isinstance(adapter, ia3.Linear) or (isinstance(adapter, lora.Linear) and not adapter.lora_variant)
+    return not name.endswith(_WRAPPED) or reads_once(backbone.model.get_submodule(name.removesuffix(_WRAPPED)))

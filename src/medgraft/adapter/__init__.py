@@ -13,12 +13,12 @@ from medgraft.adapter.locating import IN_RUN, is_adapter, locate_adapter
 from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from medgraft.adapter.loading import LoadedAdapter, load_adapter
+    from medgraft.adapter.loading import BaseOptions, LoadedAdapter, load_adapter
     from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest, write_package
     from medgraft.adapter.start import Start, named_by, read_start
     from medgraft.adapter.trained_on import SeenInTraining, TrainedOn
 
-_LAZY = dict.fromkeys(("LoadedAdapter", "load_adapter"), "loading")
+_LAZY = dict.fromkeys(("BaseOptions", "LoadedAdapter", "load_adapter"), "loading")
 _LAZY |= dict.fromkeys(("adapter_bytes", "in_place_digests", "save_weights", "update_manifest", "write_package"), "saving")
 _LAZY |= dict.fromkeys(("SeenInTraining", "TrainedOn"), "trained_on")
 _LAZY |= dict.fromkeys(("Start", "named_by", "read_start"), "start")
@@ -26,6 +26,7 @@ _LAZY |= dict.fromkeys(("Start", "named_by", "read_start"), "start")
 __all__ = [
     "IN_RUN",
     "MANIFEST",
+    "BaseOptions",
     "Contents",
     "LoadedAdapter",
     "Manifest",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ from medgraft.adapter.trained_on import TrainedOn
 from medgraft.backbones import Backbone, get_backbone
 from medgraft.backbones.half_weights import Held
 from medgraft.errors import AdapterError
+from medgraft.model_config import ModelConfig
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_adapter
 from medgraft.strategies import Quantization, Strategy, dequantize
@@ -66,13 +67,21 @@ class LoadedAdapter:
         return _computes_in(self.manifest, self.asked)
 
 
+@dataclass(frozen=True)
+class BaseOptions:
+    """How an adapter's base is loaded: quantised under a plain PEFT adapter, what it computes in, and where its weights lie."""
+
+    quantization: Quantization = "none"
+    dtype: Dtype | None = None
+    placement: ModelConfig = field(default_factory=ModelConfig)
+
+
 def load_adapter(
     source: str | Path,
     *,
     plugins: PluginManager,
     backbone: str | None = None,
-    quantization: Quantization = "none",
-    dtype: Dtype | None = None,
+    options: BaseOptions = BaseOptions(),
     allow_base_mismatch: bool = False,
     plain: bool | Literal["dequantized"] = False,
 ) -> LoadedAdapter:
@@ -82,9 +91,10 @@ def load_adapter(
     those at saving; with `plain` none are, and it computes in fp32. If that is `dequantized`, a quantised base has the layers
     of the unquantised model, with the values that its own stand for. AdapterError if files are missing or altered, or if the
     base has other weights; with `allow_base_mismatch` that is a warning. A plain PEFT folder is loaded too, onto `backbone` or
-    the base that it names, loaded in `quantization`. It computes in `dtype`, by default in that of its training where this
-    machine has it; the base of a plain PEFT folder is held in fp32 without a `dtype`.
+    the base that it names, in the quantisation of `options`. It computes in their dtype, by default in that of its training
+    where this machine has it; the base of a plain PEFT folder is held in fp32 without a dtype.
     """
+    quantization, dtype = options.quantization, options.dtype
     located = locate(source)
     contents = read_contents(located.folder)
     check_bytes(contents)
@@ -107,11 +117,12 @@ def load_adapter(
         backbone_class, base_source = get_backbone(base, plugins=plugins)
         backbone_class.checkpoint_digests(base_source)
     needed = _needs_fp32(contents)
+    computes_in = torch.float32 if plain or (manifest is None and dtype is None) else _computes_in(manifest, dtype)
     loaded, model, acceleration = prepare_adapter(
         base, manifest.strategy_settings if manifest else Strategy(quantization=quantization),
         partial(attach, contents=contents, allow_mismatch=allow_base_mismatch, dequantized=plain == "dequantized"),
         plugins=plugins,
-        held=Held(torch.float32 if plain or (manifest is None and dtype is None) else _computes_in(manifest, dtype), needed),
+        held=Held(computes_in, needed, options.placement),
         trained_with=() if plain else manifest.acceleration if manifest else None,
         image_size=manifest.image_size if manifest else None,
     )  # fmt: skip

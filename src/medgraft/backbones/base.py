@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import transformers
 
+from medgraft import hardware
 from medgraft.backbones import loading
 from medgraft.backbones.from_checkpoint import FromCheckpoint, overrides
 from medgraft.backbones.text_batch import TextBatch, padded
@@ -21,6 +22,7 @@ from medgraft.backbones.visible_region import resize_to, visible_rectangle
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.generation_config import SAMPLING
+from medgraft.model_config import ModelConfig
 from medgraft.seeds import seeded
 from medgraft.types import AttentionLayout, Part, Prompts, Seam, prompt_of_each
 
@@ -54,6 +56,7 @@ class Backbone(FromCheckpoint):
     attention_layout: AttentionLayout | None = None
     computes_in: torch.dtype | None = None  # set on loading for captioning; None: what the hardware is fastest in
     step_replayer: Any = None  # set by a kernel that replays training steps
+    placement: ModelConfig = ModelConfig()  # where the weights are to lie; set on loading
 
     def __getstate__(self) -> dict[str, Any]:
         """State for worker processes, which prepare images and texts: without the model and methods that kernels replaced."""
@@ -79,6 +82,21 @@ class Backbone(FromCheckpoint):
     def has_image_sizes(cls) -> bool:
         """Whether `image.size` can be set, for some of the class's checkpoints at least."""
         return overrides(cls, Backbone, "image_step")
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        where: torch.device = hardware.device() if self.placement.spreads else next(self.model.parameters()).device
+        return where
+
+    def to_device(self) -> None:
+        """Move the model to this process's device, unless a device map says where its weights lie; in eval mode.
+
+        Weights that are to be divided among processes stay on the CPU, as a device has no room for all.
+        """
+        self.model.eval()
+        if not self.placement.spreads:
+            self.model.to("cpu" if hardware.is_sharded() else hardware.device())
 
     @property
     def end_id(self) -> int:
@@ -274,5 +292,6 @@ class Backbone(FromCheckpoint):
             torch.manual_seed(seed)
             model = loading.build_random(self.model_class, self.config)
         other = copy.copy(self)
-        other.model = model.to(next(self.model.parameters()).device).eval()
+        other.placement = ModelConfig()
+        other.model = model.to(self.device).eval()
         return other

@@ -47,7 +47,7 @@ class FromCheckpoint(ABC):
         names = () if quantization is not None else half_weights(kind, source, config, held)
         # transformers reports missing and surplus tensors, harmless ones too; load_model tells those that matter
         with reading(files[0] if len(files) == 1 else source), without_warnings("transformers"):
-            model = loading.load_model(kind.model_class, source, quantization, kind.anatomy.never_run, held.dtype, names)
+            model = loading.load_model(kind.model_class, source, quantization, kind.anatomy.never_run, held, names)
         return kind.from_model(source, model)
 
     @classmethod

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from medgraft.backbones.checkpoint import stored_dtypes
+from medgraft.model_config import ModelConfig
 from medgraft.types import lies_in
 
 if TYPE_CHECKING:
@@ -24,14 +25,16 @@ _loading = Lock()
 
 
 class Held(NamedTuple):
-    """What frozen weights are loaded in.
+    """What frozen weights are loaded in, and where they are to lie.
 
     With a `dtype` of 16 bits the matrices of linear layers are loaded in it, which autocast casts to it anyway, and embeddings
-    that are stored in it; except those that `fp32` says by name, and all in the backbone's `keep_in_fp32`.
+    that are stored in it; except those that `fp32` says by name, and all in the backbone's `keep_in_fp32`. Quantised weights
+    are loaded onto the GPUs that `placement` says; others are moved there later.
     """
 
     dtype: torch.dtype = torch.float32
     fp32: Callable[[str], bool] | None = None
+    placement: ModelConfig = ModelConfig()
 
 
 def half_weights(backbone: type[FromCheckpoint], source: str, config: PreTrainedConfig, held: Held) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from medgraft.backbones.base_files import (
     check_json,
     check_settings,
 )
-from medgraft.backbones.half_weights import loaded_in
+from medgraft.backbones.half_weights import Held, loaded_in
 from medgraft.backbones.loaded_tensors import check_loaded
 from medgraft.backbones.tokenizer_checks import check_tokenizer, unreadable
 from medgraft.errors import BackboneError, first_line
@@ -81,13 +81,13 @@ def load_model(
     source: str,
     quantization: BitsAndBytesConfig | None,
     never_run: tuple[str, ...] = (),
-    dtype: torch.dtype = torch.float32,
+    held: Held = Held(),
     names: Collection[str] = (),
 ) -> nn.Module:
     """Load the weights of `source` into the transformers class `model_class`, in eval mode.
 
-    The weights of `names` are loaded in `dtype`, others in fp32. BackboneError if tensors are missing, except in modules that
-    match `never_run`, or if they are another model's.
+    The weights of `names` are loaded as `held` says, others in fp32. BackboneError if tensors are missing, except in modules
+    that match `never_run`, or if they are another model's.
     """
     loader: Any = getattr(transformers, model_class)
     quantized = (
@@ -95,12 +95,14 @@ def load_model(
     )
     # transformers puts quantised weights on any accelerator that it finds, and 8-bit ones cannot be moved to the CPU again
     where: dict[str, Any] = {"device_map": {"": "cpu"}} if quantized and hardware.device().type == "cpu" else {}
+    if quantized and held.placement.spreads and not where:
+        where = {"device_map": held.placement.device_map, "max_memory": held.placement.max_memory}
     if quantization is not None:
         where["quantization_config"] = quantization
     try:
         if find_adapter_config_file(source) is not None:  # transformers would add that adapter to the weights
             raise BackboneError(f"{source} has an adapter_config.json: it holds an adapter. Name the base model's own folder.")
-        with loaded_in(dtype, names):
+        with loaded_in(held.dtype, names):
             model, info = loader.from_pretrained(
                 source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **where
             )

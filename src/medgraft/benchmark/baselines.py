@@ -48,7 +48,7 @@ def run_baselines(config: RunConfig, out: Path, *, plugins: PluginManager, lease
 def write_baselines(result: RunResult, out: Path, *, plugins: PluginManager) -> dict[str, Evaluation]:
     """Score the baselines on the data of a finished run, by name; their records and captions go to `out/baselines`.
 
-    Empty if the run scored nothing or read no training images.
+    Empty if the run scored nothing or read no training images. Several processes score them together, and the main one writes.
     """
     config, data = result.record.config, result.data
     found: dict[str, Evaluation] = {}
@@ -58,7 +58,8 @@ def write_baselines(result: RunResult, out: Path, *, plugins: PluginManager) -> 
     examples = [example for example in data.split(config.eval_split) if example.id in chosen]
     for own, identity in _identified(config, guesses(examples), fingerprint := result.record.data_fingerprint or ""):
         found[own.strategy] = evaluate_baseline(own.strategy, data.split("train"), examples, config.metrics, plugins)
-        _write(own, identity, data, fingerprint, out / BASELINES, found[own.strategy])
+        if hardware.is_main_process():
+            _write(own, identity, data, fingerprint, out / BASELINES, found[own.strategy])
     return found
 
 

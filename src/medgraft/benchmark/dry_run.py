@@ -13,7 +13,6 @@ from medgraft import hardware
 from medgraft.backbones import (
     Backbone,
     RemoteCaptioner,
-    Usage,
     get_backbone,
     get_captioner,
     load_without_weights,
@@ -24,13 +23,15 @@ from medgraft.backbones.half_weights import Held, half_weights
 from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.loading import read_config
 from medgraft.backbones.published import planning_config, published_config
-from medgraft.benchmark.estimate import Base, Estimate, estimate, measured_flops
-from medgraft.benchmark.grid import GridPlan, Load, fit, plan_grid
-from medgraft.benchmark.plan import apply_to_meta, expand, refuse_training
+from medgraft.benchmark.estimate import Base, Estimate, RunEstimate, estimate, measured_flops
+from medgraft.benchmark.grid import GridPlan, fit, plan_grid
+from medgraft.benchmark.plan import Planned, apply_to_meta, expand, refuse_training
+from medgraft.benchmark.probe import probed_runs
 from medgraft.benchmark.record import Record
 from medgraft.benchmark.store_size import store_bytes
 from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
+from medgraft.data.collate import CaptionPairs
 from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
 from medgraft.hardware import Hardware
 from medgraft.metrics import with_task_metrics
@@ -39,8 +40,6 @@ from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy, needs_fp32
 from medgraft.text_statistics import planned_statistics
 from medgraft.types import SPLITS, CaptionData, Example
-
-_Planned = Sequence[tuple[RunConfig, Strategy]]
 
 
 @dataclass(frozen=True)
@@ -53,35 +52,13 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class RunEstimate:
-    """Estimates for one run: seconds are None if the number of images is unknown, `usage` is None unless an API is called."""
-
-    backbone: str
-    strategy: str
-    seed: int
-    trainable_parameters: int | None
-    memory_bytes: int | None
-    loading_bytes: int | None
-    training_seconds: float | None
-    captioning_seconds: float | None
-    usage: Usage | None = None
-    trained_images: int | None = None  # each counts once per epoch
-    captioned_images: int | None = None
-
-    @property
-    def load(self) -> Load | None:
-        """What the run does; None if the data are not here, or an API does it."""
-        known = self.trained_images, self.captioned_images, self.training_seconds, self.captioning_seconds
-        return None if None in known else Load(self.backbone, self.strategy, *known)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
 class DryRun:
     """The plan of a suite; each line of `missing` names one thing that prevents runs.
 
     `images` counts them by data set and split; `notes` has sentences on what is left out, assumed, or leaks between splits.
     `trials` counts the runs that choose learning rates, `timings` those that only time steps; neither is in `runs`. `text` has
     token counts of the captions for each backbone whose tokenizer is here and each data set, as BACKBONE on DATA.
+    `not_probed` has the reasons why runs were not probed.
     """
 
     suite: str
@@ -97,12 +74,16 @@ class DryRun:
     timings: int = 0
     text: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     grid: GridPlan | None = None
+    not_probed: Mapping[str, str] = field(default_factory=dict)
 
 
-def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequence[Record] = ()) -> DryRun:
+def dry_run_suite(
+    suite: SuiteConfig, *, plugins: PluginManager, records: Sequence[Record] = (), probes: bool = False
+) -> DryRun:
     """Plan `suite`: downloads only configurations, sends and trains nothing. Unknown names raise as in the run.
 
-    Times of the whole grid are fitted to `records` of some of its runs, or of smaller ones.
+    Times of the whole grid are fitted to `records` of some of its runs, or of smaller ones. With `probes` each run whose base
+    is here and fits into free memory is measured by a few steps and a batch of captions.
     """
     missing: dict[str, None] = {}
     suite = with_task_metrics(suite, suite.data, plugins=plugins)
@@ -124,7 +105,7 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
             else:
                 found = settled(config.backbone, strategy, plugins=plugins)
                 runs.append(_here(config, captioner, source, found, images, speed, plugins))
-                if problem := too_large(runs[-1], machine):
+                if not config.model.spreads and (problem := too_large(runs[-1], machine)):
                     missing[problem] = None
         except StrategyError as error:
             left_out[f"{config.strategy} on {config.backbone}"] = str(error)
@@ -138,6 +119,9 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
     notes = {name: (*r.sentences(), *(f"Overlap: {leak}." for leak in r.leaks or ())) for name, r in reports.items()}
     here = {name for name, found in weights.items() if found.where in ("folder", "cached")}
     text = _text(planned, data, here, plugins, missing)
+    not_probed: dict[str, str] = {}
+    if probes:
+        runs = probed_runs(planned, runs, data, here, not_probed)
     loads = [run.load for run in runs if run.usage is None]
     validation = sum(count["validation"] for count in counts.values() if count)
     store = store_bytes(suite, data, here, plugins)
@@ -149,11 +133,12 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
         timings=rows * suite.timing.repeats if suite.timing else 0,
         text=text,
         grid=grid,
+        not_probed=not_probed,
     )  # fmt: skip
 
 
 def _text(
-    planned: _Planned, data: Mapping[str, CaptionData | None], here: set[str], plugins: PluginManager, missing: dict[str, None]
+    planned: Planned, data: Mapping[str, CaptionData | None], here: set[str], plugins: PluginManager, missing: dict[str, None]
 ) -> dict[str, tuple[str, ...]]:
     """See DryRun.text; `here` are the backbones whose files are on this machine."""
     found: dict[str, tuple[str, ...]] = {}
@@ -232,7 +217,7 @@ def _here(
 ) -> RunEstimate:  # fmt: skip
     made = _estimate(config, captioner, source, strategy, plugins)
     steps = config.train.max_steps * config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
-    seen = None if data is None else int(len(data.split("train")) * config.train.num_train_epochs)
+    seen = None if data is None else int(len(CaptionPairs(data.split("train"))) * config.train.num_train_epochs)
     seen = steps if steps > 0 else seen
     captioned = None if data is None else len(data.split(config.eval_split))
     return RunEstimate(

@@ -19,7 +19,8 @@ from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from medgraft import hardware
-from medgraft.backbones import Backbone
+from medgraft.backbones import Backbone, Usage
+from medgraft.benchmark.grid import Load
 from medgraft.config import RunConfig
 from medgraft.strategies import Applied, Strategy, bare_name
 from medgraft.types import PARTS, Part, lies_in
@@ -56,6 +57,33 @@ class Estimate:
     def captioning_seconds(self, images: int, flops_per_second: float) -> float:
         """Seconds to caption `images` images."""
         return images * self.captioning_flops_per_image / flops_per_second / _CAPTIONING
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """Estimates for one run: seconds are None if the number of images is unknown, `usage` is None unless an API is called.
+
+    `probed`: memory of the run and seconds are those of a probe, scaled to all steps and images.
+    """
+
+    backbone: str
+    strategy: str
+    seed: int
+    trainable_parameters: int | None
+    memory_bytes: int | None
+    loading_bytes: int | None
+    training_seconds: float | None
+    captioning_seconds: float | None
+    usage: Usage | None = None
+    trained_images: int | None = None  # captions count, each once per epoch
+    captioned_images: int | None = None
+    probed: bool = False
+
+    @property
+    def load(self) -> Load | None:
+        """What the run does; None if the data are not here, or an API does it."""
+        known = self.trained_images, self.captioned_images, self.training_seconds, self.captioning_seconds
+        return None if None in known else Load(self.backbone, self.strategy, *known)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

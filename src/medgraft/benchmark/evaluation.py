@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from medgraft import hardware
+from medgraft import hardware, processes
 from medgraft.adapter import LoadedAdapter, SeenInTraining, Start
 from medgraft.adapter.base_name import public_options
 from medgraft.benchmark.frames import images_frame
@@ -142,7 +142,7 @@ def score_captions(
     Logs a warning if captions were cut off, and if most of them are empty or equal.
     """
     examples, captions = captioned.examples, captioned.generated.captions
-    peak = hardware.peak_memory_bytes()
+    peak = hardware.largest(hardware.peak_memory_bytes())
     with clock.phase("saliency"):
         saliency, obstacle = _saliency(captioner, examples, captions, settings)
     with clock.phase("scoring"):
@@ -162,6 +162,8 @@ def _saliency(
     captioner: Captioner, examples: Sequence[Example], captions: Sequence[str], settings: RunSettings
 ) -> tuple[SaliencyResult, str | None]:
     """Saliency of the captions, and the reason if it cannot be computed."""
+    if not hardware.is_main_process():
+        return SaliencyResult({}, {}), None
     if not isinstance(captioner, Inference):
         return SaliencyResult({}, {}), "a model behind an API returns no attention weights"
     try:
@@ -176,13 +178,19 @@ def _saliency(
 
 
 def evaluated(captions: RunCaptions, *, metrics: tuple[str, ...], plugins: PluginManager) -> Evaluation:
-    """Scores of `captions`, with 95 % intervals over groups for metrics that measure every image."""
-    scores = measure(captions.caption_set(), metrics=metrics, plugins=plugins)
+    """Scores of `captions`, with 95 % intervals over groups for metrics that measure every image.
+
+    Of several processes the main one has them all, and the others help.
+    """
+    own = metrics if hardware.is_main_process() else ()
+    scores = measure(captions.caption_set(), metrics=own, plugins=plugins)
     intervals = score_intervals(scores, captions.group_names())
     signs = collapse(captions)
     if len(captions.ids) > 1:
-        others = measure(shuffled(captions).caption_set(), metrics=metrics, plugins=plugins).values
-        signs |= {f"shuffled_{name}": value for name, value in others.items()}
+        others = shuffled(captions).caption_set()
+        shared = (measure(others, metrics=[name], plugins=plugins).values for name in hardware.share(metrics))
+        for values in processes.in_turn(len(metrics), shared):
+            signs |= {f"shuffled_{name}": value for name, value in values.items()}
     return Evaluation(captions, scores, intervals, signs)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy, changes_base, get_strategy, quantization_config
 from medgraft.strict_model import validated
 from medgraft.training import check_trackers
+
+Planned = Sequence[tuple[RunConfig, Strategy]]  # the runs of a grid
 
 
 def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from medgraft import hardware
+from medgraft import hardware, processes
 from medgraft.adapter import SeenInTraining
 from medgraft.backbones import Usage
 from medgraft.config import SECTIONS, DataConfig, RunConfig
@@ -36,7 +36,7 @@ SCHEMA_VERSION = 2  # 1: settings as plain dictionaries, no `schema_version`
 
 
 class FeatureUse(StrictModel):
-    """The seam at which stored features entered and why that one, and the numbers of features found and built."""
+    """The seam at which stored features entered and why that one; the numbers of features found and built by all processes."""
 
     seam: str | None
     reason: str
@@ -46,11 +46,10 @@ class FeatureUse(StrictModel):
     @classmethod
     def of(cls, prefix: ReusablePrefix | None, cached: CachedFeatures | None) -> FeatureUse | None:
         """Of a prepared model; None for one behind an API."""
-        if prefix is None:
-            return None
-        if cached is None:
-            return cls(seam=None, reason=prefix.reason)
-        return cls(seam=cached.seam.name, reason=prefix.reason, found=cached.found, built=cached.built)
+        if prefix is None or cached is None:
+            return None if prefix is None else cls(seam=None, reason=prefix.reason)
+        found, built = (sum(processes.gathered(count)) for count in (cached.found, cached.built))
+        return cls(seam=cached.seam.name, reason=prefix.reason, found=found, built=built)
 
 
 class LeftOut(StrictModel):
@@ -105,12 +104,13 @@ class Record(StrictModel):
     captions that training truncated and unknown tokens, `generated` captions that were cut off. `forgetting` is the rise, in
     nats per token, of the loss on the base's own captions of general images. `start` is the digest of the adapter that
     training went on from, and `seen_in_training` how many of the scored images that adapter was trained on. `usage` counts
-    requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix products,
-    forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by the
-    machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. `learning_rates` are the
-    peak rates by part (with LoRA+ those of `B` too) where there are several. A failed run has an `error` of one line and a
-    `traceback`. `disturbed`: another harness on the same results folder did a run on this machine at the same time.
-    `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
+    requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of one process's first batch in matrix
+    products, forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy
+    by the machine's counters. `processes` trained together (None in earlier records: one). `step_quartiles` are of the seconds
+    of single steps without the warm-up steps. `learning_rates` are the peak rates by part (with LoRA+ those of `B` too) where
+    there are several. A failed run has an `error` of one line and a `traceback`. `disturbed`: another harness on the same
+    results folder did a run on this machine at the same time. `removed_settings` holds, by SECTION.KEY, settings of older
+    versions that were on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -122,6 +122,7 @@ class Record(StrictModel):
     status: Literal["ok", "failed"]
     training_seconds: float | None = None
     time_to_first_step: float | None = None
+    processes: int | None = None
     steps: int | None = None
     seconds_per_step: float | None = None
     step_quartiles: tuple[float, float, float] | None = None
@@ -186,7 +187,8 @@ class Record(StrictModel):
     @property
     def settings(self) -> str:
         """All settings of the run except its seed, as JSON: runs with equal settings differ by chance alone."""
-        return json.dumps([self.config.model_dump(mode="json", exclude={"seed"}), self.removed_settings], sort_keys=True)
+        config = self.config.model_dump(mode="json", exclude={"seed"})
+        return json.dumps([config, self.removed_settings, self.processes or 1], sort_keys=True)
 
 
 def _without_removed(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -228,7 +230,7 @@ def run_id(
     if not config.augmentation.on:  # as in the ids of earlier records
         values.pop("augmentation")
     values["generation"] = config.generation.recorded()
-    for name in ("features", "acceleration"):  # these change only speed and rounding
+    for name in ("features", "acceleration", "model"):  # these change only speed and rounding
         values.pop(name)
     values["saliency"].pop("maps")  # only for display
     if config.forgetting in (ForgettingConfig(), ForgettingConfig(images=0)):  # as in the ids of earlier records
@@ -239,6 +241,7 @@ def run_id(
     values["train"].pop("logging_steps", None)
     values.pop("start_from")
     values |= {} if start is None else {"start": start}
+    values |= {"processes": hardware.process_count()} if hardware.process_count() > 1 else {}
     values["backbone"] = values["backbone"].partition(":")[0]
     values["metrics"] = [_with_content(name) for name in values["metrics"]]
     text = json.dumps(

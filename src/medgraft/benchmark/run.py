@@ -7,32 +7,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medgraft import hardware
-from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, Start, TrainedOn, read_start
+from medgraft import hardware, training
+from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, TrainedOn
 from medgraft.adapter.base_weights import packed
 from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest
 from medgraft.backbones import AnyBackbone, Backbone, prompt_for
+from medgraft.benchmark.before_training import Run, planned, prepare_model, read_data
 from medgraft.benchmark.evaluation import Captioned, Evaluation, caption_examples, score_captions, seen_in_training
 from medgraft.benchmark.forgetting import base_captions, forgetting
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
 from medgraft.benchmark.run_folder import CHECKPOINTS, Resume, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
 from medgraft.benchmark.validation import Validation
-from medgraft.clock import Clock
 from medgraft.config import RunConfig
-from medgraft.data import data_fingerprint, load_data
-from medgraft.errors import DataError
+from medgraft.data import data_fingerprint
 from medgraft.inference import Captioner, captioner_for
-from medgraft.metrics import check_metrics, with_task_metrics
-from medgraft.models import settled
 from medgraft.plugin import PluginManager
-from medgraft.prepare import Prepared, prepare
+from medgraft.prepare import Prepared
 from medgraft.saliency import write_maps
 from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
-from medgraft.strategies import Strategy, get_strategy
 from medgraft.text_statistics import TextStatistics, logged_statistics
-from medgraft.training import Checkpoints, TrainResult, build_features, check_trackers, fit, identity_of, validation_examples
 from medgraft.types import SPLITS, CaptionData
 
 _logger = logging.getLogger(__name__)
@@ -48,18 +43,6 @@ class RunResult:
     data: CaptionData
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What every step of a run needs."""
-
-    config: RunConfig
-    strategy: Strategy
-    out: Path
-    plugins: PluginManager
-    clock: Clock
-    start: Start | None = None
-
-
 def execute(
     config: RunConfig,
     out: Path,
@@ -73,17 +56,18 @@ def execute(
     """Run `config`; write `predictions.json` and `record.json` to `out`, and the package of what was trained to `out/adapter`.
 
     With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, but with "auto" a new
-    beginning. Of several processes only the main one packages, captions and writes. Errors pass through; see `failed_record`.
+    beginning. Several processes train and caption together, and the main one writes. Errors pass through; see `failed_record`.
     """
-    check_trackers(config.train.report_to)
-    run = _planned(config, out, plugins)
+    training.check_trackers(config.train.report_to)
+    run = planned(config, out, plugins)
     config = run.config
+    training.check_sharded(config, run.strategy, evaluate=evaluate)
     whole = check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
-        data, fingerprint = _read_data(run)
+        data, fingerprint = read_data(run)
         validation = Validation.of(config, data, run.plugins) if run.strategy.trains else None
         seen = seen_in_training(run.start, config.data, data.split(config.eval_split)) if run.start else None
-        model = _prepare_model(run, data)
+        model = prepare_model(run, data)
         with run.clock.phase("read_data"):
             text = logged_statistics(config, model.backbone, data, trains=run.strategy.trains)
         prompt, batch = config.train.prompt, config.train.per_device_eval_batch_size
@@ -92,10 +76,11 @@ def execute(
             general = base_captions(captioner, model.applied, config.forgetting) if evaluate else None
         limit, keep = config.train.save_total_limit, config.train.save_final_state
         best = validation.best(captioner) if validation else None
-        saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", checkpoints, limit, keep, best=best)
+        written = checkpoints and not hardware.is_sharded()
+        saved = training.Checkpoints(out / CHECKPOINTS, whole, resume == "auto", written, limit, keep, best=best)
         trained = _train(run, data, model, saved)
         package = _package(run, data, model, trained)
-        examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
+        examples = data.split(config.eval_split) if evaluate else ()
         with run.clock.phase("generation"):
             captioned = caption_examples(captioner, examples, config.generation)
         evaluation = _score(run, captioner, captioned)
@@ -109,61 +94,15 @@ def execute(
     return RunResult(record, evaluation, model.backbone, data)
 
 
-def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
-    """The run with its strategy, on the base as it is stored, and the adapter that it starts from; reads no data."""
-    config = with_task_metrics(config, [config.data], plugins=plugins)
-    check_metrics(config.metrics, plugins)
-    start = read_start(config)
-    strategy = start.strategy if start else get_strategy(config.strategy, config.strategy_options, plugins=plugins)
-    strategy = settled(config.backbone, strategy, plugins=plugins)
-    return _Run(start.as_trained(config) if start else config, strategy, out, plugins, Clock(), start)
-
-
-def _read_data(run: _Run) -> tuple[CaptionData, str]:
-    """The data that the run needs, and their fingerprint."""
-    config, clock = run.config, run.clock
-    with clock.phase("read_data"):
-        data = load_data(config.data, plugins=run.plugins, splits=config.needed_splits(run.strategy.trains))
-    if run.strategy.trains and not data.split("train"):
-        raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
-    with clock.phase("digests"):
-        return data, data_fingerprint(data.examples)
-
-
-def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
-    """The model with the strategy applied; stores features of training images that are used more than once."""
-    config, strategy = run.config, run.strategy
-    with run.clock.phase("load"):
-        attach = run.start.attach if run.start else None
-        model = prepare(config, plugins=run.plugins, strategy=strategy, attach=attach, prompted=data.prompted)
-    counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
-    _logger.info("%s: %s (%s)", data.name, counts, data.report)
-    trains = model.applied is not None and strategy.trains
-    done = f"{config.strategy}: {model.applied.summary()}" if model.applied and trains else "zero-shot: nothing is trained"
-    for sentence in (*data.report.sentences(), done):
-        _logger.info("%s", sentence)
-    if model.prefix is None:
-        return model
-    cached = model.features
-    with run.clock.phase("features"):
-        if cached is not None and trains:
-            for examples in (data.split("train"), validation_examples(config, data) if config.train.validates else ()):
-                build_features(cached, config, examples)
-    _logger.info("features: %s%s", model.prefix, f"; {cached.found} found, {cached.built} built" if cached and trains else "")
-    if cached is not None and cached.store.problem:
-        _logger.warning("%s", cached.store.problem)
-    return model
-
-
 @dataclass(frozen=True)
 class _Trained:
     """The training result; `base` holds the digests of the parameters trained in place, from before training."""
 
-    result: TrainResult
+    result: training.TrainResult
     base: dict[str, str]
 
 
-def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoints) -> _Trained | None:
+def _train(run: Run, data: CaptionData, model: Prepared, checkpoints: training.Checkpoints) -> _Trained | None:
     """Train the model; None if the strategy trains nothing."""
     backbone, applied = model.backbone, model.applied
     if not isinstance(backbone, Backbone) or applied is None or not run.strategy.trains:
@@ -171,12 +110,12 @@ def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoin
     with run.clock.phase("digests"):
         base = in_place_digests(applied, model.base_digests)
         base |= dict.fromkeys(run.start.in_place() if run.start else (), "changed before this run")
-        identity = identity_of(run.config, model, data, run.start.digest if run.start else None)
+        identity = training.identity_of(run.config, model, data, run.start.digest if run.start else None)
     checkpoints = replace(checkpoints, identity=identity)
-    return _Trained(fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
+    return _Trained(training.fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
 
 
-def _package(run: _Run, data: CaptionData, model: Prepared, trained: _Trained | None) -> Manifest | None:
+def _package(run: Run, data: CaptionData, model: Prepared, trained: _Trained | None) -> Manifest | None:
     """Write the adapter package in the main process, and return its manifest; removes what an earlier run left."""
     if not hardware.is_main_process():
         return None
@@ -194,10 +133,10 @@ def _package(run: _Run, data: CaptionData, model: Prepared, trained: _Trained | 
         return replace_package(run.out, _manifest(run, data, model, trained.result), write_files)
 
 
-def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult) -> Manifest:
+def _manifest(run: Run, data: CaptionData, model: Prepared, result: training.TrainResult) -> Manifest:
     config, backbone, applied = run.config, model.backbone, model.applied
     assert isinstance(backbone, Backbone) and applied is not None
-    training: dict[str, Any] = {
+    trained: dict[str, Any] = {
         "steps": len(result.losses),
         "epochs": result.epochs,
         "seconds": run.clock.training,
@@ -213,6 +152,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         **({"chosen": asdict(result.chosen)} if result.chosen else {}),
         "settings": config.train.model_dump(mode="json"),
         "hardware": str(hardware.describe()),
+        **({"processes": hardware.process_count()} if hardware.process_count() > 1 else {}),
     }
     fingerprint = data_fingerprint(data.split("train", "validation"))
     read_by = config.data.model_dump(mode="json", exclude={"path", "root"}, exclude_defaults=True)
@@ -229,7 +169,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         dtype=hardware.dtype_name(model.dtype),
         acceleration=model.acceleration.installed,
         seed=config.seed,
-        training=training,
+        training=trained,
         metrics={},
         evaluation={"generation": config.generation.recorded()},
         versions=hardware.versions(),
@@ -238,11 +178,13 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
     )
 
 
-def _score(run: _Run, captioner: Captioner, captioned: Captioned) -> Evaluation | None:
-    """Score the captions and write them with their saliency maps; None if there are no captions."""
+def _score(run: Run, captioner: Captioner, captioned: Captioned) -> Evaluation | None:
+    """Score the captions; the main process writes them with their saliency maps. None if there are none."""
     if not captioned.generated.captions:
         return None
     evaluation = score_captions(captioner, captioned, run.config, plugins=run.plugins, clock=run.clock)
+    if not hardware.is_main_process():
+        return evaluation
     with run.clock.phase("package"):
         write_captions(evaluation.captions, run.out)
         if evaluation.maps:
@@ -251,7 +193,7 @@ def _score(run: _Run, captioner: Captioner, captioned: Captioned) -> Evaluation 
 
 
 def _add_scores(
-    run: _Run, package: Manifest | None, evaluation: Evaluation | None, lost: float | None, seen: SeenInTraining | None
+    run: Run, package: Manifest | None, evaluation: Evaluation | None, lost: float | None, seen: SeenInTraining | None
 ) -> Manifest | None:
     """Add the scores to the package's manifest."""
     if package is None or evaluation is None:
@@ -276,7 +218,7 @@ class _Outcome:
     seen: SeenInTraining | None
 
 
-def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, outcome: _Outcome) -> Record:
+def _record(run: Run, data: CaptionData, fingerprint: str, model: Prepared, outcome: _Outcome) -> Record:
     config, clock, applied, evaluation = run.config, run.clock, model.applied, outcome.evaluation
     result, start = outcome.trained.result if outcome.trained else None, run.start.digest if run.start else None
     steps = len(result.losses) if result else 0
@@ -285,6 +227,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         status="ok",
         training_seconds=clock.training if result else 0.0,
         time_to_first_step=clock.time_to_first_step,
+        processes=hardware.process_count(),
         steps=steps,
         seconds_per_step=clock.steps / steps if steps else None,
         step_quartiles=quartiles(result.step_seconds) if result else None,
@@ -300,7 +243,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         matched_modules=applied.matched_modules if applied else (),
         quantized_modules=len(applied.quantized) if applied else 0,
         quantization=run.strategy.quantization if applied else None,
-        peak_memory_bytes=evaluation.peak_memory_bytes if evaluation else hardware.peak_memory_bytes(),
+        peak_memory_bytes=evaluation.peak_memory_bytes if evaluation else hardware.largest(hardware.peak_memory_bytes()),
         adapter_bytes=adapter_bytes(outcome.package) if outcome.package else 0,
         **(evaluation.for_record() if evaluation else {}),
         images={split: len(data.split(split)) for split in SPLITS},

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from medgraft import hardware
 from medgraft.backbones import Backbone
 from medgraft.data import open_image
 from medgraft.inference import Inference
@@ -48,7 +47,7 @@ def score_saliency(
     shown = captioned[: max(curves, maps)]
     wanted = [example for example in examples if example.id in boxed.union(shown)]
     backbone = inference.backbone
-    backbone.model.to(hardware.device()).eval()
+    backbone.to_device()
     untrained = backbone.randomly_initialized() if boxed and _is_small(backbone) else None
     found: dict[str, dict[str, Pointing]] = {}
     control: dict[str, dict[str, Pointing]] = {}

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medgraft.cli.options import add_dtype, add_json, add_metrics, add_set
-from medgraft.errors import Stopped
+from medgraft.cli.options import add_device_map, add_dtype, add_json, add_metrics, add_set, model_settings
+from medgraft.errors import ConfigError, Stopped
 from medgraft.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where records go (default: medgraft-results/SUITE's name)")
     add_set(parser, "train.K=V, generation.K=V or data.K=V for every run, such as data.path=/data/roco")
     add_dtype(parser, "default: the suite's, else auto, the fastest that this machine has")
+    add_device_map(parser)
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="replace the suite's seeds, such as --seeds 0 1 2")
     add_metrics(parser, "the suite's")
     parser.add_argument(
@@ -37,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print downloads, estimated cost and what is missing, and stop; fitted to records in --out",
     )
+    parser.add_argument(
+        "--probe", action="store_true",
+        help="with --dry-run: measure time and memory by a few steps and a batch of captions of each run that fits here",
+    )  # fmt: skip
     parser.add_argument("--retry-failed", action="store_true", help="repeat runs that failed")
     parser.add_argument("--executor", metavar="NAME", help="what does the runs: local (default), submitit (SLURM) or ray")
     parser.add_argument("--workers", type=int, metavar="N", help="most runs at once; with --dry-run, the workers to plan for")
@@ -49,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     given = {"train.dtype": arguments.dtype, "executor.name": arguments.executor, "executor.workers": arguments.workers}
     named = [f"{key}={value}" for key, value in given.items() if value is not None]
-    suite = load_suite(arguments.suite, [*arguments.overrides, *named])
+    suite = load_suite(arguments.suite, [*arguments.overrides, *named, *model_settings(arguments)])
+    if arguments.probe and not arguments.dry_run:
+        raise ConfigError("--probe measures runs for --dry-run; add --dry-run, or leave it out.")
     if arguments.seeds:
         suite = suite.model_copy(update={"seeds": tuple(arguments.seeds)})
     from medgraft.benchmark import dry_run_suite, read_records, run_suite
@@ -64,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("medgraft-results") / suite.name
     if arguments.dry_run:
         records = read_records(out) if any((out / "records").glob("*.json")) else ()
-        dry_run = dry_run_suite(suite, plugins=plugins, records=records)
+        dry_run = dry_run_suite(suite, plugins=plugins, records=records, probes=arguments.probe)
         print(json.dumps(asdict(dry_run), indent=2) if arguments.json else dry_run_text(dry_run))
         return 1 if dry_run.missing else 0
     try:

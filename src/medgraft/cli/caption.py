@@ -42,17 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
+    from medgraft.hardware import is_main_process
     from medgraft.progress import progress_bar, progress_bars
     from medgraft.scoring import PredictionsFile
 
     images = image_files(arguments.images)
-    if arguments.out and arguments.out.exists():
+    main = is_main_process()
+    if main and arguments.out and arguments.out.exists():
         raise ConfigError(f"{arguments.out} exists already. Remove it, or name another file for the captions.")
     models = _models(arguments)
     streams = [model.captioner.batches(list(images), model.generation) for model in models]
     made, stopped, quietly = _Made(images), False, bool(arguments.json or arguments.out)
     with (
-        PredictionsFile(arguments.out) if arguments.out else nullcontext() as file,
+        PredictionsFile(arguments.out) if main and arguments.out else nullcontext() as file,
         nullcontext() if quietly else progress_bars(False),
         progress_bar(total=len(images), desc="captioning", unit="image", least=2) as bar,
     ):
@@ -101,22 +103,26 @@ class _Model:
 
 def _models(arguments: argparse.Namespace) -> list[_Model]:
     """The model that is asked for, or several to be shown side by side, each with its own generation settings."""
-    from medgraft import api
+    from medgraft import loading
     from medgraft.adapter_set import load_adapters
-    from medgraft.cli.models import generation, image_size, load_model
+    from medgraft.cli.models import generation, image_size, load_model, placement_of
     from medgraft.quiet import quiet_libraries
 
     names = [str(adapter) for adapter in arguments.adapter or []]
     if len(names) < 2 and not arguments.with_base:
         arguments.adapter = names[0] if names else None
         adapter, backbone = load_model(arguments)
-        return [_Model("", api.captioner_of(adapter, backbone, None)[0], generation(arguments, adapter))]
+        return [_Model("", loading.captioner_of(adapter, backbone, None)[0], generation(arguments, adapter))]
     if not names:
         raise ConfigError("--with-base shows the base of adapters; name one with --adapter DIR.")
     for name in names:
         if [*names, _BASE].count(name) > 1:
             raise ConfigError(f"--adapter {name}: two models would have this name. Name each adapter once, or write ./{name}.")
     image_size(arguments)  # refuses one
+    if placement_of(arguments).spreads:
+        raise ConfigError(
+            "--device-map is for one model: several share one base on one device. Name one adapter, or leave it out."
+        )
     quiet_libraries()
     several = load_adapters(
         {name: name for name in names}, backbone=arguments.backbone, allow_base_mismatch=arguments.allow_base_mismatch,
@@ -124,7 +130,7 @@ def _models(arguments: argparse.Namespace) -> list[_Model]:
     )  # fmt: skip
     chosen = [(name, several.use(name)) for name in names]
     chosen += [(_BASE, several.use(None))] if arguments.with_base else []
-    return [_Model(name, api.captioner_of(each, None, None)[0], generation(arguments, each)) for name, each in chosen]
+    return [_Model(name, loading.captioner_of(each, None, None)[0], generation(arguments, each)) for name, each in chosen]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from medgraft.cli.options import add_generation, add_json, add_metrics, add_mode
 NAME = "evaluate"
 SUMMARY = "caption a split of a data set with an adapter or a bare backbone, and score the captions"
 EXAMPLE = "medgraft evaluate --adapter my-adapter --data roco:/data/roco --split test"
-_SECTIONS = ("data", "image", "generation")
+_SECTIONS = ("data", "model", "image", "generation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write {id: caption} there, as captions are made")
-    add_set(parser, "data.K=V, an option of the data set, image.size=N or generation.K=V; may be repeated")
+    add_set(parser, "data.K=V, an option of the data set, model.K=V, image.size=N or generation.K=V; may be repeated")
     add_metrics(parser, "the usual ones")
     add_generation(parser, sets=False)
     add_json(parser)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from medgraft import api
+from medgraft import loading
 from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import AnyBackbone
 from medgraft.benchmark.evaluation import generation_of
+from medgraft.cli.options import model_settings
 from medgraft.config import GenerationConfig, parse_overrides
 from medgraft.errors import ConfigError
 from medgraft.image_config import ImageConfig
+from medgraft.model_config import ModelConfig
 from medgraft.quiet import quiet_libraries
 from medgraft.strict_model import validated
 
-_SECTIONS = ("image", "generation")
+_SECTIONS = ("model", "image", "generation")
 
 
 def load_model(
@@ -23,14 +25,22 @@ def load_model(
     """The model that the options of `add_model` name; `sections` are those that --set takes."""
     quiet_libraries()
     changes = {"quantization": arguments.quantization, "prompt": arguments.prompt, "dtype": arguments.dtype or "auto"}
-    size = image_size(arguments, sections)
+    size, placement = image_size(arguments, sections), placement_of(arguments, sections)
     if arguments.adapter is not None:
         allow = arguments.allow_base_mismatch
-        loaded = api.load_adapter(arguments.adapter, backbone=arguments.backbone, allow_base_mismatch=allow, **changes)
+        loaded = loading.load_adapter(
+            arguments.adapter, backbone=arguments.backbone, allow_base_mismatch=allow, device_map=placement, **changes
+        )
         return loaded, None
     if arguments.backbone is None:
         raise ConfigError("Name the model: --adapter DIR or --backbone NAME[:SOURCE].")
-    return None, api.load_backbone(arguments.backbone, image_size=size, **changes)
+    return None, loading.load_backbone(arguments.backbone, image_size=size, device_map=placement, **changes)
+
+
+def placement_of(arguments: argparse.Namespace, sections: tuple[str, ...] = _SECTIONS) -> ModelConfig:
+    """Where --device-map and --set say that the weights lie; `sections` are those that --set takes."""
+    changes = parse_overrides([*arguments.overrides, *model_settings(arguments)], sections).get("model", {})
+    return validated(ModelConfig, changes, "model")
 
 
 def image_size(arguments: argparse.Namespace, sections: tuple[str, ...] = _SECTIONS) -> int | None:

@@ -53,6 +53,19 @@ def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp16", "fp32"), help=f"what is computed in ({default})")
 
 
+def add_device_map(parser: argparse.ArgumentParser) -> None:
+    """Add --device-map; `model_settings` reads it."""
+    parser.add_argument(
+        "--device-map", metavar="MAP",
+        help="spread the model over GPUs, CPU and disk: auto, balanced, balanced_low_0, sequential, or JSON by module",
+    )  # fmt: skip
+
+
+def model_settings(arguments: argparse.Namespace) -> list[str]:
+    """What --device-map stands for, in the form of --set."""
+    return [f"model.device_map={arguments.device_map}"] if arguments.device_map else []
+
+
 def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """Add --adapter, --backbone and the options of loading; `several` makes --adapter a list."""
     parser.add_argument(
@@ -69,13 +82,14 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
         help="load the base of a PEFT adapter, or a bare backbone, in 8 or 4 bits",
     )  # fmt: skip
     add_dtype(parser, "default: auto, the adapter's own where this machine has it, else the fastest here")
+    add_device_map(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="prompt (default: the adapter's own, else the backbone's)")
 
 
 def add_generation(parser: argparse.ArgumentParser, *, sets: bool = True) -> None:
     """Add the options of caption generation; `sets`: with --set, which the command does not have otherwise."""
     if sets:
-        add_set(parser, "generation.K=V, or image.size=N for a bare backbone; may be repeated")
+        add_set(parser, "generation.K=V, model.K=V, or image.size=N for a bare backbone; may be repeated")
     parser.add_argument(
         "--num-beams", type=int, metavar="N", help="beam search with N beams (default: greedy, or the adapter's)"
     )

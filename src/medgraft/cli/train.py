@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medgraft.cli.options import add_dtype, add_json, add_metrics, add_set
+from medgraft.cli.options import add_device_map, add_dtype, add_json, add_metrics, add_set, model_settings
 from medgraft.errors import ConfigError, Stopped
 from medgraft.quiet import quiet_libraries
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="the run's folder; its adapter will be in DIR/adapter"
     )
-    add_set(parser, "strategy.K=V, train.K=V, data.K=V or generation.K=V; may be repeated")
+    add_set(parser, "strategy.K=V, train.K=V, data.K=V, model.K=V or generation.K=V; may be repeated")
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
     parser.add_argument(
         "--resume", action="store_true",
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument("--learning-rate", type=float, metavar="X", help="peak rate (default: the strategy's or --from's)")
     add_dtype(parser, "default: auto, the fastest that this machine has")
+    add_device_map(parser)
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images of each split")
     add_metrics(parser, "the usual ones")
     parser.add_argument("--no-eval", action="store_true", help="do not caption and score the test split afterwards")
@@ -67,7 +68,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     if arguments.start_from is not None:
         from medgraft.api import run_config
     given = [f"train.{key}={value}" for short, key in _SHORT.items() if (value := getattr(arguments, short)) is not None]
-    overrides = [*arguments.overrides, *given]
+    overrides = [*arguments.overrides, *given, *model_settings(arguments)]
     named = (arguments.backbone, arguments.strategy, arguments.start_from, arguments.data)
     if arguments.resume and not any(named):
         from medgraft.benchmark import config_in
@@ -110,8 +111,6 @@ def run(arguments: argparse.Namespace) -> int:
             resumes = arguments.resume or _checkpoints(arguments.out) - before
             print(f"\nmedgraft: stopped. Go on with: {_command(arguments.words, resumes=bool(resumes))}", file=sys.stderr)
         return 128 + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
-    if not is_main_process():
-        return 0
     record, baselines = result.record, write_baselines(result, arguments.out, plugins=plugins)
     if arguments.json:
         print(record.model_dump_json(indent=1))

@@ -51,7 +51,7 @@ def sample_examples(data: DataConfig | None, images: int, *, plugins: PluginMana
 def outputs(backbone: Backbone, examples: Sequence[Example], prompt: str, generation: GenerationConfig) -> Outputs:
     """Caption `examples` and compute the logits of their first reference captions."""
     where = hardware.device()
-    backbone.model.to(where).eval()
+    backbone.to_device()
     images, prompts = [example.image for example in examples], own_prompts([example.prompt for example in examples], prompt)
     captions = caption_images(backbone, images, options=generation, prompt=prompts, batch_size=_BATCH)
     logits = []

@@ -43,8 +43,7 @@ class CachedFeatures:
 
     @property
     def _device(self) -> torch.device:
-        device: torch.device = next(self.backbone.model.parameters()).device
-        return device
+        return self.backbone.device
 
     def image_digests(self, paths: Sequence[ImageSource]) -> dict[ImageSource, str]:
         """The digests of images, which are those of their files unless they are augmented; the last ones are remembered."""

@@ -82,7 +82,6 @@ def prefix_key(
     `base` is the fingerprint of the base weights, if the caller loaded them and only applied a strategy since. The prefix is
     then identified by the fingerprint and checksums; without it every tensor of the prefix is hashed.
     """
-    where = next(backbone.model.parameters()).device.type
     return {
         "schema": SCHEMA,
         "backbone": type(backbone).__name__,
@@ -95,7 +94,7 @@ def prefix_key(
         "images": backbone.image_settings(),
         "computed": hardware.dtype_name(dtype),
         "stored": str(stored_dtype(backbone, seam, dtype)).removeprefix("torch."),
-        "device": where,
+        "device": backbone.device.type,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "pillow": PIL.__version__,

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from medgraft.backbones import Usage
 from medgraft.benchmark import DryRun
-from medgraft.benchmark.dry_run import RunEstimate
+from medgraft.benchmark.estimate import RunEstimate
 from medgraft.benchmark.grid import GridPlan
 from medgraft.report.wrapping import item
 
@@ -21,6 +21,8 @@ def dry_run_text(plan: DryRun) -> str:
         blocks.append(_grid(plan.grid))
     if plan.text:
         blocks.append("Captions\n" + "\n".join(item(f"{name}: {' '.join(lines)}") for name, lines in plan.text.items()))
+    if plan.not_probed:
+        blocks.append("Not probed\n" + "\n".join(item(f"{run}: {reason}") for run, reason in plan.not_probed.items()))
     if plan.left_out:
         blocks.append("Left out\n" + "\n".join(item(f"{pair}: {reason}") for pair, reason in plan.left_out.items()))
     blocks.append("Missing\n" + "\n".join(map(item, plan.missing)) if plan.missing else "Nothing is missing.")
@@ -56,7 +58,8 @@ def _weights(plan: DryRun) -> str:
 
 
 def _runs(runs: Sequence[RunEstimate]) -> str:
-    lines = ["Runs (estimated from shapes; times within a factor of about two)"]
+    probed = "; * measured by a probe" if any(run.probed for run in runs) else ""
+    lines = [f"Runs (estimated from shapes; times within a factor of about two{probed})"]
     for backbone, group in groupby(runs, key=lambda run: run.backbone):
         lines += [
             f"  {backbone}",
@@ -94,7 +97,7 @@ def _besides(plan: DryRun) -> str:
 
 
 def _run(run: RunEstimate) -> str:
-    name = f"    {run.strategy + (f' s{run.seed}' if run.seed else ''):<19}"
+    name = f"    {run.strategy + (f' s{run.seed}' if run.seed else '') + ('*' if run.probed else ''):<19}"
     if run.memory_bytes is None:
         return name + _usage(run.usage)
     return (

@@ -192,11 +192,16 @@ def _by_attention(forward: _Forward, places: _Places, options: MapOptions) -> tu
     }
     with torch.no_grad(), recorded(forward.backbone, wanted) as seen:
         logits, shift, columns = forward()
-    attention = _mean(seen.layers("words"), options.layers, options.heads)[:, :, columns]  # [B, Q, image tokens]
+    where = forward.inputs.device  # of layers on several devices
+
+    def layers(what: str) -> list[torch.Tensor]:
+        return [weights.to(where) for weights in seen.layers(what)]
+
+    attention = _mean(layers("words"), options.layers, options.heads)[:, :, columns]  # [B, Q, image tokens]
     if layout.queries is not None:
-        attention = attention @ _mean(seen.layers("queries"), None, None)  # [B, Q, S]
+        attention = attention @ _mean(layers("queries"), None, None)  # [B, Q, S]
     if method == "rollout":
-        attention = attention @ rollout(seen.layers("vision"))
+        attention = attention @ rollout(layers("vision"))
     return _rows(attention, places, shift), logits
 
 
@@ -230,7 +235,9 @@ def _relevance(layout: AttentionLayout, seen: Attentions, target: torch.Tensor |
     weights = {kind: seen.layers(kind) for kind in kinds}
     flat = [layer for kind in kinds for layer in weights[kind]]
     gradients = iter(torch.autograd.grad(target, flat, retain_graph=True, allow_unused=True))  # type: ignore[arg-type]
-    of = {kind: [weighted(layer.detach(), next(gradients)) for layer in weights[kind]] for kind in kinds}
+    found = {kind: [weighted(layer.detach(), next(gradients)) for layer in weights[kind]] for kind in kinds}
+    where = found["words"][0].device  # of layers on several devices
+    of = {kind: [layer.to(where) for layer in layers] for kind, layers in found.items()}
     image = self_relevance(of["vision"]) if layout.vision else None
     if layout.text is None:
         both = self_relevance(of["words"])[:, :, columns]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medgraft.strategies.base import PartPlan, Quantization, Strategy, bare_name
 
 if TYPE_CHECKING:
-    from medgraft.strategies.fp32_weights import needs_fp32
+    from medgraft.strategies.fp32_weights import needs_fp32, reads_once
     from medgraft.strategies.lookup import get_strategy
     from medgraft.strategies.lora_inits import changes_base, moves_base
     from medgraft.strategies.parts import Applied, apply_strategy
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
 
 _LAZY = {"get_strategy": "lookup", "changes_base": "lora_inits", "moves_base": "lora_inits", "logged_warnings": "peft_warnings"}
-_LAZY |= {"needs_fp32": "fp32_weights"}
+_LAZY |= dict.fromkeys(("needs_fp32", "reads_once"), "fp32_weights")
 _LAZY |= dict.fromkeys(("methods", "options_in", "peft_strategy"), "peft_methods")
 _LAZY |= dict.fromkeys(("Applied", "apply_strategy"), "parts")
 _LAZY |= dict.fromkeys(
@@ -62,6 +62,7 @@ __all__ = [
     "peft_strategy",
     "quantization_config",
     "quantized_modules",
+    "reads_once",
     "stored_quantization",
 ]
 

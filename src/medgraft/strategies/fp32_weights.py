@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from peft.tuners import ia3, lora
+from torch import nn
+
 from medgraft.strategies.base import LINEAR_ROLES, Strategy
 from medgraft.strategies.lora_inits import changes_base
 from medgraft.types import Anatomy
@@ -30,3 +33,8 @@ def needs_fp32(anatomy: Anatomy, strategy: Strategy) -> Callable[[str], bool]:
         return plan.mode == "adapter" and (not plain or (role in (plan.roles or ()) and role not in LINEAR_ROLES))
 
     return needed
+
+
+def reads_once(adapter: nn.Module) -> bool:
+    """Whether a PEFT layer uses the weight of the layer that it wraps only in that layer's product."""
+    return isinstance(adapter, ia3.Linear) or (isinstance(adapter, lora.Linear) and not adapter.lora_variant)

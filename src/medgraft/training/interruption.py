@@ -51,7 +51,7 @@ class Interruption:
             raise Stopped(number)
         self.signal = number
         with contextlib.suppress(OSError):
-            os.write(2, _NOTE)  # no Python stream may be entered twice
+            os.write(2, _NOTE if os.environ.get("RANK", "0") == "0" else b"")  # no Python stream may be entered twice
 
     def raise_if_asked(self) -> None:
         """Raise Stopped if a signal came."""

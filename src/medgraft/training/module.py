@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,22 @@ class CaptioningModule(nn.Module):
         prefixes = [p for part in applied.frozen_parts for p in backbone.anatomy.parts[part].prefixes]
         self._at_rest = [module for name, module in backbone.model.named_modules() if name in prefixes]
         self.frozen_seams = tuple(seam for seam in backbone.seams if not trained & set(seam.prefix))
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The classes of layers that FSDP gathers one at a time: those that transformers names, without tied parameters."""
+        every = Counter(parameter for _, parameter in self.named_parameters(remove_duplicate=False))
+        tied = {parameter for parameter, count in every.items() if count > 1}
+        layers = {type(module).__name__ for module in self.modules()}
+        layers -= {type(module).__name__ for module in self.modules() if not tied.isdisjoint(module.parameters())}
+        return sorted(layers.intersection(self.backbone.model._no_split_modules or ()))
+
+    def to_device(self, device: torch.device) -> None:
+        """Move to `device`, but leave a model that is spread over devices where it is."""
+        if not self.backbone.placement.spreads:
+            self.to(device)
+        elif self.pixel_table is not None:
+            self.pixel_table = self.pixel_table.to(device)
 
     def train(self, mode: bool = True) -> CaptioningModule:
         """Like nn.Module.train, but frozen parts stay in eval mode."""

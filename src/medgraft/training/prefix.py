@@ -18,7 +18,7 @@ def build_features(cached: CachedFeatures, config: RunConfig, examples: Sequence
     Augmented training images have features if their views are fixed.
     """
     where = hardware.device()
-    cached.backbone.model.to(where).eval()
+    cached.backbone.to_device()
     with hardware.autocast(where, compute_dtype(config)):
         total = sum(1 for _ in hardware.share(recurring_images(config, examples)))
         paths = hardware.share(recurring_images(config, examples))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -14,126 +13,27 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerState
+from transformers import PrinterCallback, TrainerState
 
-from medgraft.backbones import Backbone, prompt_for
 from medgraft.clock import Clock, Phase
 from medgraft.config import RunConfig
-from medgraft.data.collate import CaptionPairs
 from medgraft.energy import EnergyMeter
-from medgraft.errors import ConfigError, TrainingError, first_line
-from medgraft.features import CachedFeatures
-from medgraft.strategies import Applied
-from medgraft.training.adalora import RankAllocation, has_ranks
-from medgraft.training.arguments import training_arguments
-from medgraft.training.batches import prepare_batches, resident_features
-from medgraft.training.callbacks import CollectLosses, Progress
-from medgraft.training.checkpoints import Checkpoints, done_and_wanted, progress_of, trainer_state, write_progress
+from medgraft.errors import TrainingError
+from medgraft.training.adalora import RankAllocation
+from medgraft.training.callbacks import CollectLosses
+from medgraft.training.checkpoints import Checkpoints, progress_of, trainer_state, write_progress
 from medgraft.training.flops import flop_counter
 from medgraft.training.graphed_steps import GraphedSteps, graphed_steps
-from medgraft.training.interruption import Interruption, SaveAndStop
-from medgraft.training.learning_rates import peak_rates, set_rates
-from medgraft.training.module import CaptioningModule
-from medgraft.training.neftune import noisy_embeddings
-from medgraft.training.result import TrainResult
+from medgraft.training.learning_rates import set_rates
+from medgraft.training.shared_batches import SharedBatchesTrainer
 from medgraft.training.step_timer import StepTimer
-from medgraft.training.trackers import Trackers
-from medgraft.training.validation import validation_examples
-from medgraft.training.workers import forking, stop_workers
-from medgraft.types import CaptionData
-
-__all__ = ["CaptionTrainer", "TrainResult", "fit"]
+from medgraft.training.workers import stop_workers
 
 _logger = logging.getLogger(__name__)
 _TRAINED = "trained.safetensors"
 
 
-def fit(
-    backbone: Backbone,
-    applied: Applied,
-    config: RunConfig,
-    data: CaptionData,
-    checkpoints: Checkpoints,
-    clock: Clock,
-    cached: CachedFeatures | None = None,
-) -> TrainResult:
-    """Train `applied` in place on the training images of `data`; images with features in `cached` skip the frozen parts.
-
-    Raises TrainingError if the loss becomes NaN or infinite. If checkpoints are written, the first Ctrl-C or SIGTERM stops
-    training with one more and raises Stopped.
-    """
-    interruption = Interruption()
-    with clock.phase("train"):
-        trainer = _trainer(backbone, applied, config, data, checkpoints, clock, cached)
-        trainer.add_callback(Progress(trainer))
-        last = checkpoints.start()
-        if checkpoints.written:
-            trainer.add_callback(SaveAndStop(interruption))
-        try:
-            if last is not None and (checkpoints.stopped_early(last) or operator.ge(*done_and_wanted(last, config.train))):
-                trainer.take_over(last)  # the Trainer would make one step more
-            else:
-                waits = interruption.awaited() if checkpoints.written else nullcontext()
-                noise = noisy_embeddings(trainer.model, config.train.neftune_noise_alpha)
-                with waits, forking(trainer.args.dataloader_num_workers), noise:
-                    trainer.train(resume_from_checkpoint=str(last) if last else None)
-        finally:
-            trainer.release()
-        losses = trainer.step_losses()  # waits until the accelerator has finished all steps
-        trainer.energy.update()
-        trainer.check_finite(losses)
-        interruption.raise_if_asked()
-        if checkpoints.best is not None:
-            checkpoints.best.restore(trainer.model, trainer.state.global_step)
-        trainer.model.eval()
-    evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
-    epochs, energy = float(trainer.state.epoch or 0), None if last else trainer.energy.joules
-    seconds, flops = trainer.timer.seconds(), trainer.flops
-    return TrainResult(
-        losses, seconds, evaluations, epochs, flops, energy, trainer.learning_rates, trainer.skipped_steps,
-        checkpoints.best.chosen() if checkpoints.best else None,
-    )  # fmt: skip
-
-
-def _trainer(
-    backbone: Backbone, applied: Applied, config: RunConfig, data: CaptionData, checkpoints: Checkpoints, clock: Clock,
-    cached: CachedFeatures | None,
-) -> CaptionTrainer:  # fmt: skip
-    train, validation = data.split("train"), validation_examples(config, data)
-    prompt = prompt_for(backbone, config.train.prompt)
-    with clock.phase("features"):
-        resident = resident_features(config, data.split("train", "validation"), cached)
-    batches = prepare_batches(backbone, config, train, prompt, cached, resident)
-    try:
-        arguments = training_arguments(config, applied, checkpoints, batches.workers, validate=bool(validation))
-    except ValueError as error:
-        raise ConfigError(f"Training options: {first_line(error)}") from None
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # for several devices use accelerate or torchrun; this turns DataParallel off
-    trainer = CaptionTrainer(
-        model=CaptioningModule(backbone, applied, prompt, cached.seam if cached else None, resident, batches.pixel_table),
-        args=arguments,
-        train_dataset=batches.pairs,
-        eval_dataset=CaptionPairs(validation) if validation else None,
-        data_collator=batches.collator,
-        clock=clock,
-        checkpoints=checkpoints,
-        config=config,
-    )
-    if config.train.report_to:
-        trainer.add_callback(Trackers(config.train.report_to, config, checkpoints.folder.parent))
-    if checkpoints.best is not None:
-        trainer.add_callback(checkpoints.best)
-    if applied.strategy.method == "ADALORA" and applied.adapter_parameters and not has_ranks(applied.model):
-        trainer.ranks = RankAllocation(applied.model)
-        trainer.add_callback(trainer.ranks)
-    trainer.counts_flops = not applied.quantized
-    trainer.rates = peak_rates(applied, backbone.anatomy, arguments.learning_rate)
-    if trainer.learning_rates:
-        _logger.info("peak learning rates: %s", ", ".join(f"{what} {rate:g}" for what, rate in trainer.learning_rates.items()))
-    return trainer
-
-
-class CaptionTrainer(Trainer):
+class CaptionTrainer(SharedBatchesTrainer):
     """Saves only trained tensors in checkpoints, and leaves losses on the device until they are read."""
 
     def __init__(self, *, clock: Clock, checkpoints: Checkpoints, config: RunConfig, **options: Any):  # transformers.Trainer's
@@ -275,6 +175,9 @@ class CaptionTrainer(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._written_to or self.args.output_dir)
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        model.to_device(device)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's, without its closing summary, whose times differ from ours."""

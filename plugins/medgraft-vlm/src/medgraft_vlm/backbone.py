@@ -213,8 +213,7 @@ class VlmBackbone(Backbone):
     @cached_property
     def _lists(self) -> bool:
         """Whether the model has its images' features as a list."""
-        weight = next(self.model.parameters())
-        blank = self.pixel_values([Image.new("RGB", (SIDE, SIDE))]).to(weight.device)
+        blank = self.pixel_values([Image.new("RGB", (SIDE, SIDE))]).to(self.device)
         with torch.no_grad():
             return not isinstance(self._image_output(blank).pooler_output, torch.Tensor)
 
