@@ -15,6 +15,7 @@ def medgraft_backbones() -> Iterator[BackboneSpec]:
     """The models of the paper; weights come from a hub id or folder, as in `blip:Salesforce/blip-image-captioning-base`."""
     for name, summary, target, tiny in (
         ("blip", "BLIP captioning checkpoints", "blip:BlipBackbone", ("blip",)),
+        ("blip-vqa", "BLIP question answering checkpoints", "blip_vqa:BlipVqaBackbone", ("blip-vqa",)),
         ("blip2", "BLIP-2 with OPT or Flan-T5", "blip2:Blip2Backbone", ("blip2-opt", "blip2-t5")),
         (
             "instructblip", "InstructBLIP with Flan-T5 or Vicuna", "instructblip:InstructBlipBackbone",
