@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers.models.blip.modeling_blip_text import BlipTextAttention
 
@@ -115,7 +114,7 @@ class _MaskedCrossAttention(BlipTextAttention):
         return self.output(context, hidden_states), weights
 
 
-def _pass_masks(decoder: nn.Module) -> None:
+def _pass_masks(decoder: Any) -> None:
     """Make the cross-attention of `decoder` leave out padding; the second time nothing changes."""
     for layer in decoder.bert.encoder.layer:
         layer.crossattention.__class__ = _MaskedCrossAttention
