@@ -53,11 +53,15 @@ class BlipVqaBackbone(BlipBackbone):
         return ids
 
     def text_batch(self, captions: Sequence[str], *, prompt: Prompts = "", max_tokens: int = 128) -> TextBatch:
-        """See Backbone.text_batch; the question takes no space of the answer's `max_tokens`."""
+        """See Backbone.text_batch. `input_ids` are the questions, `labels` the answers."""
         input_ids, input_mask = padded(self.heads(prompt, len(captions)), self.pad_id)
-        limit = self.max_caption_tokens(0, max_tokens)
+        limit = self.max_caption_tokens(input_ids.shape[1], max_tokens)
         labels, mask = padded([[*ids, self.end_id][:limit] for ids in self.token_ids(captions)], self.pad_id)
         return TextBatch(input_ids, input_mask, labels.masked_fill(mask == 0, -100))
+
+    def max_caption_tokens(self, head: int, max_tokens: int) -> int:
+        """See Backbone.max_caption_tokens; the question takes no space, as it is the encoder's input."""
+        return super().max_caption_tokens(0, max_tokens)
 
     def decode(self, features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """See Backbone.decode; the loss is over the answer alone."""

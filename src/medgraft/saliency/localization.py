@@ -64,5 +64,6 @@ def pointing(grid: Array, boxes: Sequence[Box], view: Rectangle) -> Pointing:
 
 
 def _mean(scores: Sequence[Pointing]) -> Pointing:
-    means = {field.name: np.mean([getattr(each, field.name) for each in scores], axis=0) for field in fields(Pointing)}
-    return Pointing(**{name: tuple(mean.tolist()) if mean.ndim else float(mean) for name, mean in means.items()})
+    single = [field.name for field in fields(Pointing) if field.name != "iou"]
+    means = {name: float(np.mean([getattr(each, name) for each in scores])) for name in single}
+    return Pointing(iou=tuple(np.mean([each.iou for each in scores], axis=0).tolist()), **means)
