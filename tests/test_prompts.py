@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+import medgraft
 from medgraft.captioning import caption_images
 from medgraft.config import GenerationConfig
 from medgraft.data.collate import PixelCache
-from medgraft.errors import ConfigError
+from medgraft.errors import ConfigError, DataError
 from medgraft.features import open_cached_features
 from medgraft.inference import Inference
 from medgraft.plugin import PluginManager
@@ -97,3 +98,14 @@ def test_a_prompt_that_leaves_no_room_is_an_error(tiny_folder):
     backbone, _, _ = _prepared(":".join(map(str, tiny_folder("blip"))))
     with pytest.raises(ConfigError, match="leaves none"):
         backbone.text_batch(["a", "b"], prompt=["short", "long " * 200], max_tokens=40)
+
+
+def test_questions_in_python_one_for_all_or_one_for_each_image(tiny_folder):
+    name, pictures = ":".join(map(str, tiny_folder("blip"))), images(2)
+    options = {"backbone": name, "generation": OPTIONS}
+    both = medgraft.caption(pictures, prompt=PROMPTS[:2], **options)
+    assert both == [medgraft.caption(pictures[i], prompt=PROMPTS[i], **options) for i in range(2)]
+    assert medgraft.caption(pictures, prompt=PROMPTS[0], **options)[0] == both[0]
+    assert [each.captions[0] for each in medgraft.caption_each(pictures, prompt=PROMPTS[:2], **options)] == both
+    with pytest.raises(DataError, match="3 prompts for 2 images"):
+        medgraft.caption(pictures, prompt=PROMPTS[:3], **options)

@@ -77,7 +77,7 @@ def test_every_language_of_a_block_has_a_test():
     tested = {
         "README.md": {"", "bash", "python", "py"}, "docs/models.md": {"", "bash"}, "docs/design.md": {""},
         "docs/adapters.md": {"", "python"}, "docs/python.md": {"python"}, "docs/plugins.md": {"py", "toml"},
-        "docs/reading-results.md": {"python"}, "plugins/README.md": {"bash", "py", "toml"},
+        "docs/reading-results.md": {"python"}, "docs/tasks.md": {"", "py"}, "plugins/README.md": {"bash", "py", "toml"},
     }  # fmt: skip
     for page, text in TEXT.items():
         assert set(re.findall(r"^```(\w*)\n(?:.*?)^```$", text, re.M | re.S)) <= tested.get(page, {""}), page

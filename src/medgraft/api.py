@@ -20,21 +20,12 @@ from medgraft.benchmark.baselines import baselines_of
 from medgraft.benchmark.evaluation import Evaluation, caption_examples, generation_of, score_captions, seen_in_training
 from medgraft.captioning import ImageCaptions, opened
 from medgraft.clock import Clock
-from medgraft.config import (
-    METRICS,
-    DataConfig,
-    GenerationConfig,
-    RunConfig,
-    RunSettings,
-    SaliencyConfig,
-    SuiteConfig,
-    load_suite,
-)
+from medgraft.config import DataConfig, GenerationConfig, RunConfig, RunSettings, SaliencyConfig, SuiteConfig, load_suite
 from medgraft.data import load_data
-from medgraft.data.given_images import GivenImage, GivenPair, given_images, is_single, write_pairs
+from medgraft.data.given_images import GivenImage, GivenPair, given_images, given_prompts, is_single, write_pairs
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.inference import Captioner, Inference, captioner_for
-from medgraft.metrics import check_metrics
+from medgraft.metrics import check_metrics, with_task_metrics
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_captioner
 from medgraft.progress import progress_bars
@@ -43,7 +34,7 @@ from medgraft.saliency.maps import attention_layout_of
 from medgraft.scoring import PredictionsFile
 from medgraft.strategies import Quantization, Strategy, get_strategy
 from medgraft.train_config import Dtype
-from medgraft.types import ImageSource, Split
+from medgraft.types import ImageSource, Prompts, Split
 
 
 def load_backbone(
@@ -142,14 +133,16 @@ def load_adapter(
 @overload
 def caption(  # type: ignore[overload-overlap]
     images: GivenImage, *, adapter: LoadedAdapter | str | Path | None = ..., backbone: AnyBackbone | str | None = ...,
-    generation: GenerationConfig | None = ..., progress: bool = ..., plugins: PluginManager | None = ...,
+    prompt: str | None = ..., generation: GenerationConfig | None = ..., progress: bool = ...,
+    plugins: PluginManager | None = ...,
 ) -> str: ...  # fmt: skip
 
 
 @overload
 def caption(
     images: Sequence[GivenImage], *, adapter: LoadedAdapter | str | Path | None = ..., backbone: AnyBackbone | str | None = ...,
-    generation: GenerationConfig | None = ..., progress: bool = ..., plugins: PluginManager | None = ...,
+    prompt: Prompts | None = ..., generation: GenerationConfig | None = ..., progress: bool = ...,
+    plugins: PluginManager | None = ...,
 ) -> list[str]: ...  # fmt: skip
 
 
@@ -158,6 +151,7 @@ def caption(
     *,
     adapter: LoadedAdapter | str | Path | None = None,
     backbone: AnyBackbone | str | None = None,
+    prompt: Prompts | None = None,
     generation: GenerationConfig | None = None,
     progress: bool = False,
     plugins: PluginManager | None = None,
@@ -165,16 +159,17 @@ def caption(
     """The caption of an image, or a list with one for each of several.
 
     An image is a path, a PIL image, or an array [H, W, 3] or [H, W] of uint8 values, or of floats from 0 to 1. The captions
-    are of an adapter (an object, a folder, a name on the hub) or a backbone without one. `generation` takes the place of the
-    settings that the adapter was trained with. DataError at an image that cannot be read; `caption_each` goes on, and gives
-    several captions of each image.
+    are of an adapter (an object, a folder, a name on the hub) or a backbone without one. `prompt`, such as a question, or one
+    for each image, takes the place of the model's own, and `generation` of the settings that the adapter was trained with.
+    DataError at an image that cannot be read; `caption_each` goes on, and gives several captions of each image.
     """
     if generation is not None and generation.num_return_sequences > 1:
         raise ConfigError("medgraft.caption gives one caption for each image; medgraft.caption_each gives several.")
     given = given_images(images)
+    prompts = given_prompts(prompt, len(given))
     with progress_bars(progress):
         model, own = captioner_of(adapter, backbone, plugins)
-        captions = model.caption(given, generation or own).captions
+        captions = model.caption(given, generation or own, prompts).captions
     return captions[0] if is_single(images) else captions
 
 
@@ -183,6 +178,7 @@ def caption_each(
     *,
     adapter: LoadedAdapter | str | Path | None = None,
     backbone: AnyBackbone | str | None = None,
+    prompt: Prompts | None = None,
     generation: GenerationConfig | None = None,
     plugins: PluginManager | None = None,
 ) -> Iterator[ImageCaptions]:
@@ -191,8 +187,9 @@ def caption_each(
     The model is loaded at once, as by `caption`; `generation.num_return_sequences` is the number of captions.
     """
     given = given_images(images)
+    prompts = given_prompts(prompt, len(given))
     model, own = captioner_of(adapter, backbone, plugins)
-    return (each for batch in model.batches(given, generation or own) for each in batch.images)
+    return (each for batch in model.batches(given, generation or own, prompts) for each in batch.images)
 
 
 def explain(
@@ -230,15 +227,15 @@ def evaluate(
     adapter: LoadedAdapter | str | Path | None = None,
     backbone: AnyBackbone | str | None = None,
     split: Split = "test",
-    metrics: tuple[str, ...] = METRICS,
+    metrics: tuple[str, ...] = (),
     generation: GenerationConfig | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Caption a split of `NAME[:PATH]`, or images that are given with their reference captions, and score the captions.
 
     Images are given as a pair (image, caption or captions) or a list of such pairs, with images as `caption` takes them; their
-    ids are their paths, or their places from 0, and `split` does not matter. Warns if the adapter was trained on some of the
-    images, or on others of the same patients or articles; DataError if `data.on_leak` is "error".
+    ids are their paths, or their places from 0, and `split` does not matter. `metrics` are by default those of the data's task.
+    Warns if the adapter was trained on some of the images, or others of their patients or articles (see `data.on_leak`).
     """
     with ExitStack() as stack:
         if not isinstance(data, str | DataConfig):
@@ -265,8 +262,9 @@ def evaluate_split(
 ) -> Evaluation:
     """See `evaluate`."""
     manager = PluginManager.from_environment()
-    check_metrics(wanted.metrics, manager)
     settings = RunSettings(metrics=wanted.metrics, saliency=SaliencyConfig(maps=0))
+    settings = with_task_metrics(settings, [wanted.data], plugins=manager)
+    check_metrics(settings.metrics, manager)
     loaded = _loaded(adapter, backbone, manager)
     model, own = captioner_of(loaded, backbone, manager)
     read = load_data(wanted.data, plugins=manager, splits=(wanted.split,))
@@ -276,7 +274,7 @@ def evaluate_split(
         captioned = caption_examples(model, examples, wanted.generation or own, file.add if file else None)
     found = score_captions(model, captioned, settings, plugins=manager, clock=Clock())
     report = replace(read.report, corrupt=(*read.report.corrupt, *captioned.problems))
-    baselines = baselines_of(wanted.data, captioned.examples, wanted.metrics, plugins=manager)
+    baselines = baselines_of(wanted.data, captioned.examples, settings.metrics, plugins=manager)
     return replace(found, data_report=report, seen_in_training=seen, baselines=baselines)
 
 

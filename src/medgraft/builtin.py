@@ -73,6 +73,7 @@ def medgraft_datasets() -> Iterator[DatasetSpec]:
         ("imagefolder", "Hugging Face imagefolder (metadata.csv, .jsonl, .parquet)", "medgraft.data.imagefolder:ImageFolder"),
         ("hf", "Hugging Face data set: hub id, save_to_disk folder, parquet, arrow", "medgraft.data.hub:HubDataset"),
         ("vqa", "table of image, question and answer: CSV, JSON, JSON lines", "medgraft.data.questions:QuestionTable"),
+        ("phantom-vqa", "questions about phantoms, made from their facts", "medgraft.data.phantoms.questions:PhantomQuestions"),
         ("vqa-rad", "VQA-RAD as published", "medgraft.data.vqa:VqaRad"),
         ("slake", "SLAKE, English or Chinese questions", "medgraft.data.vqa:Slake"),
         ("pathvqa", "PathVQA as published (qas/, images/)", "medgraft.data.vqa:PathVqa"),

@@ -110,7 +110,7 @@ class RunSettings(StrictModel):
     acceleration: AccelerationConfig = AccelerationConfig()
     saliency: SaliencyConfig = SaliencyConfig()
     forgetting: ForgettingConfig = ForgettingConfig()
-    metrics: tuple[str, ...] = Field(default=METRICS, description="metrics to compute")
+    metrics: tuple[str, ...] = Field(default=(), description="metrics to compute; default: those of the data's task")
     eval_split: Split = Field(default="test", description="the split to caption and score")
 
     @model_validator(mode="after")

@@ -32,8 +32,8 @@ def paths(phantoms_folder):
 @pytest.fixture
 def as_for_a_gpu(monkeypatch, backbone):
     class Source(captioning._FeatureSource):
-        def __init__(self, backbone, where, prompt, cached):
-            super().__init__(backbone, where, prompt, cached)
+        def __init__(self, backbone, where, cached):
+            super().__init__(backbone, where, cached)
             self._reader = ImageReader(backbone, where, threads=3)
 
     def switch():
@@ -58,6 +58,14 @@ def test_captions_are_the_same(dtype, storing, backbone, paths, as_for_a_gpu, tm
         turned = [*paths[6:], *paths[:6]]
         assert caption_images(backbone, turned, batch_size=4, dtype=dtype, cached=cached).captions == plain[6:] + plain[:6]
         assert (cached.built, cached.found) == (11, 11)
+
+
+def test_prompts_of_several_lengths_give_the_same_captions(backbone, paths, as_for_a_gpu):
+    prompts = [("a", "a picture of the chest", "what is seen")[number % 3] for number in range(len(paths))]
+    plain = caption_images(backbone, paths, prompt=prompts, batch_size=4)
+    assert len(set(plain.captions)) > 1
+    as_for_a_gpu()
+    assert caption_images(backbone, paths, prompt=prompts, batch_size=4) == plain
 
 
 def test_images_in_memory_have_the_captions_of_their_files(backbone, paths, as_for_a_gpu):

@@ -13,7 +13,7 @@ import pytest
 from medgraft.benchmark import Record, RunCaptions, read_records, write_record
 from medgraft.benchmark.record import LeftOut
 from medgraft.cli.main import main
-from medgraft.config import RunConfig
+from medgraft.config import METRICS, RunConfig
 from medgraft.report import compare, html_report, markdown, read_results, rows, terminal
 from medgraft.report.charts import quality_against_time
 from medgraft.report.image_scores import image_scores
@@ -35,7 +35,8 @@ def _write(out, strategy, right, seed=0, seconds=10.0, images=40):
     references = {key: (_reference(i),) for i, key in enumerate(ids)}
     said = {key: _reference(i) if (i + seed) % 40 < right else _reference(i + 7) for i, key in enumerate(ids)}
     captions = RunCaptions(said, references, {key: f"p{i // 2}" for i, key in enumerate(ids)}, {})
-    config = RunConfig.model_validate({"backbone": "b", "strategy": strategy, "data": {"name": "csv"}, "seed": seed})
+    values = {"backbone": "b", "strategy": strategy, "data": {"name": "csv"}, "seed": seed, "metrics": METRICS}
+    config = RunConfig.model_validate(values)
     record = Record(
         run_id=f"{strategy}-{seed}", backbone="b", strategy=strategy, data="csv", seed=seed, status="ok",
         training_seconds=seconds, trainable_parameters=10, total_parameters=100, adapter=f"runs/{strategy}-{seed}",

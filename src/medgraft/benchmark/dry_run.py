@@ -33,6 +33,7 @@ from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
 from medgraft.hardware import Hardware
+from medgraft.metrics import with_task_metrics
 from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy, needs_fp32
@@ -104,6 +105,7 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequen
     Times of the whole grid are fitted to `records` of some of its runs, or of smaller ones.
     """
     missing: dict[str, None] = {}
+    suite = with_task_metrics(suite, suite.data, plugins=plugins)
     planned = [(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins)) for config in expand(suite)]
     for metric in {metric for config, _ in planned for metric in config.metrics}:
         plugins.get("metric", metric.partition(":")[0])

@@ -23,8 +23,12 @@ def records_frame(records: str | Path | Iterable[Record]) -> pd.DataFrame:
 
 
 def images_frame(captions: RunCaptions, scores: Scores) -> pd.DataFrame:
-    """One row for each image, by id: `caption`, `references`, `group` and the image's own scores; NaN where it has none."""
+    """One row for each image, by id: `caption`, `references`, `group` and the image's own scores; NaN where it has none.
+
+    Images with prompts of their own have a column `prompt` too.
+    """
     columns = {
+        **({"prompt": [captions.prompts.get(key) for key in captions.ids]} if captions.prompts else {}),
         "caption": [captions.predictions[key] for key in captions.ids],
         "references": [captions.references[key] for key in captions.ids],
         "group": captions.group_names(),

@@ -23,7 +23,7 @@ from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import DataError
 from medgraft.inference import Captioner, captioner_for
-from medgraft.metrics import check_metrics
+from medgraft.metrics import check_metrics, with_task_metrics
 from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.prepare import Prepared, prepare
@@ -111,6 +111,7 @@ def execute(
 
 def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
     """The run with its strategy, on the base as it is stored, and the adapter that it starts from; reads no data."""
+    config = with_task_metrics(config, [config.data], plugins=plugins)
     check_metrics(config.metrics, plugins)
     start = read_start(config)
     strategy = start.strategy if start else get_strategy(config.strategy, config.strategy_options, plugins=plugins)
@@ -148,8 +149,7 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
         if cached is not None and trains:
             for examples in (data.split("train"), validation_examples(config, data) if config.train.validates else ()):
                 build_features(cached, config, examples)
-    built = f"; {cached.found} found, {cached.built} built" if cached and trains else ""
-    _logger.info("features: %s%s", model.prefix, built)
+    _logger.info("features: %s%s", model.prefix, f"; {cached.found} found, {cached.built} built" if cached and trains else "")
     if cached is not None and cached.store.problem:
         _logger.warning("%s", cached.store.problem)
     return model

@@ -16,6 +16,7 @@ from medgraft.benchmark.timing import TIMING, timing_id
 from medgraft.benchmark.tuning import check_score, choose, trials
 from medgraft.benchmark.work import TUNING, Task, Work
 from medgraft.config import RunConfig, SuiteConfig, TimingConfig, TuningConfig
+from medgraft.metrics import with_task_metrics
 from medgraft.plugin import KnownScores, PluginManager
 from medgraft.strategies import get_strategy
 
@@ -35,6 +36,7 @@ def run_suite(suite: SuiteConfig, out: Path, *, plugins: PluginManager, retry_fa
     OutputError if `out` cannot be written, before anything is loaded, or if its disk is full.
     """
     check_writable(out)
+    suite = with_task_metrics(suite, suite.data, plugins=plugins)
     with open_work(suite.executor, out, plugins, retry_failed=retry_failed) as work:
         return _run(suite, work)
 

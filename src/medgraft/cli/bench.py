@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medgraft.cli.options import add_dtype, add_json, add_metrics, add_set, with_metrics
+from medgraft.cli.options import add_dtype, add_json, add_metrics, add_set
 from medgraft.errors import Stopped
 from medgraft.quiet import quiet_libraries
 
@@ -52,14 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
     suite = load_suite(arguments.suite, [*arguments.overrides, *named])
     if arguments.seeds:
         suite = suite.model_copy(update={"seeds": tuple(arguments.seeds)})
-    suite = suite.model_copy(update={"metrics": with_metrics(suite.metrics, arguments.metrics_added)})
     from medgraft.benchmark import dry_run_suite, read_records, run_suite
+    from medgraft.metrics import with_task_metrics
     from medgraft.plugin import PluginManager
     from medgraft.report import dry_run_text
     from medgraft.training import sigterm_raises
 
     quiet_libraries()
     plugins = PluginManager.from_environment()
+    suite = with_task_metrics(suite, suite.data, arguments.metrics_added, plugins=plugins)
     out = arguments.out or Path("medgraft-results") / suite.name
     if arguments.dry_run:
         records = read_records(out) if any((out / "records").glob("*.json")) else ()

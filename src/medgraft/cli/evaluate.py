@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from medgraft.cli.images import list_failed
-from medgraft.cli.options import add_generation, add_json, add_metrics, add_model, add_set, with_metrics
+from medgraft.cli.options import add_generation, add_json, add_metrics, add_model, add_set
 
 NAME = "evaluate"
 SUMMARY = "caption a split of a data set with an adapter or a bare backbone, and score the captions"
@@ -34,12 +34,13 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft import api
     from medgraft.cli.models import generation, load_model
     from medgraft.cli.scores import print_evaluation
-    from medgraft.config import METRICS, data_config
-    from medgraft.metrics import check_metrics
+    from medgraft.config import RunSettings, data_config
+    from medgraft.metrics import check_metrics, with_task_metrics
     from medgraft.plugin import KnownScores, PluginManager
 
     data = data_config(arguments.data, arguments.overrides, arguments.max_images, _SECTIONS)
-    plugins, metrics = PluginManager.from_environment(), with_metrics(METRICS, arguments.metrics_added)
+    plugins = PluginManager.from_environment()
+    metrics = with_task_metrics(RunSettings(), [data], arguments.metrics_added, plugins=plugins).metrics
     check_metrics(metrics, plugins)
     adapter, backbone = load_model(arguments, _SECTIONS)
     settings = generation(arguments, adapter, _SECTIONS)

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medgraft.cli.options import add_json, add_metrics, with_metrics
+from medgraft.cli.options import add_json, add_metrics
 from medgraft.errors import ConfigError, ScoringError
 
 if TYPE_CHECKING:
@@ -45,12 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not metrics:
         raise ConfigError("--metrics names no metric. `medgraft list metrics` shows all.")
     from medgraft.cli.scores import print_scores
-    from medgraft.metrics import check_metrics
+    from medgraft.config import RunSettings
+    from medgraft.metrics import check_metrics, with_task_metrics
     from medgraft.plugin import KnownScores, PluginManager
     from medgraft.scoring import score
 
     plugins = PluginManager.from_environment()
-    wanted = with_metrics(tuple(metrics), arguments.metrics_added)
+    wanted = with_task_metrics(RunSettings(metrics=tuple(metrics)), (), arguments.metrics_added, plugins=plugins).metrics
     check_metrics(wanted, plugins)
     found = score(
         arguments.predictions, arguments.references, metrics=wanted, allow_missing=arguments.allow_missing, plugins=plugins

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medgraft.cli.options import add_dtype, add_json, add_metrics, add_set, with_metrics
+from medgraft.cli.options import add_dtype, add_json, add_metrics, add_set
 from medgraft.errors import ConfigError, Stopped
 from medgraft.quiet import quiet_libraries
 
@@ -88,16 +88,17 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     config = _config(arguments)
-    config = config.model_copy(update={"metrics": with_metrics(config.metrics, arguments.metrics_added)})
     from medgraft.adapter import IN_RUN
     from medgraft.benchmark import execute, write_baselines
     from medgraft.cli.scores import print_evaluation
     from medgraft.hardware import is_main_process
+    from medgraft.metrics import with_task_metrics
     from medgraft.plugin import KnownScores, PluginManager
     from medgraft.training import sigterm_raises
 
     quiet_libraries()
     before, plugins = _checkpoints(arguments.out), PluginManager.from_environment()
+    config = with_task_metrics(config, [config.data], arguments.metrics_added, plugins=plugins)
     try:
         with sigterm_raises():
             result = execute(

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from pydantic import PrivateAttr
 
+from medgraft.config import METRICS
 from medgraft.data.notes import ReadingNotes
 from medgraft.strict_model import StrictModel
 from medgraft.types import Example
@@ -17,14 +18,15 @@ from medgraft.types import Example
 class Dataset(StrictModel, ABC):
     """Reads a data set; its fields are options. It lists every example; missing images are handled afterwards.
 
-    `self.notes` takes what cannot be read and what had to be assumed. With `takes_names` a path need not be a file or folder
-    that exists: it may be a pattern, or a name on a hub. `synthetic` images are drawn from templates, so that different ones
-    are alike: near-duplicates are not looked for.
+    `self.notes` takes what cannot be read and what had to be assumed. `metrics` are those of the task. With `takes_names` a
+    path need not be a file or folder that exists: it may be a pattern, or a name on a hub. `synthetic` images are drawn from
+    templates, so that different ones are alike: near-duplicates are not looked for.
 
     A reader of questions puts them into `facts`, as `question`, and has `default_prompt` "{question}": prompts are filled with
     `facts`, unless the reader fills `prompt_template` itself, as those of tables do with the columns of each row.
     """
 
+    metrics: ClassVar[tuple[str, ...]] = METRICS  # of the task, where the settings name none
     takes_names: ClassVar[bool] = False
     synthetic: ClassVar[bool] = False
     default_prompt: ClassVar[str | None] = None

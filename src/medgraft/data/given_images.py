@@ -15,7 +15,7 @@ from medgraft.data.decoded import ImageError, decoding
 from medgraft.data.images import open_image
 from medgraft.data.pictures import as_rgb
 from medgraft.errors import DataError
-from medgraft.types import ImagePart, ImageSource
+from medgraft.types import ImagePart, ImageSource, Prompts, prompt_of_each
 
 GivenImage: TypeAlias = str | Path | ImagePart | Image.Image | np.ndarray[Any, Any]
 GivenPair: TypeAlias = tuple[GivenImage, str | Sequence[str]]  # with its caption or captions
@@ -83,6 +83,14 @@ def given_images(images: GivenImage | Sequence[GivenImage]) -> list[ImageSource 
         except DataError as error:
             raise DataError(f"Image {number} (counted from 0): {error}") from None
     return found
+
+
+def given_prompts(prompt: Prompts | None, images: int) -> Sequence[str]:
+    """A prompt for each image, none if they have the model's own; DataError for another number of them."""
+    prompts = () if prompt is None else prompt_of_each(prompt, images)
+    if prompt is not None and len(prompts) != images:
+        raise DataError(f"There are {len(prompts)} prompts for {images} images. Give one for all, or one for each image.")
+    return prompts
 
 
 def write_pairs(pairs: GivenPair | Sequence[GivenPair], folder: Path) -> DataConfig:

@@ -15,6 +15,7 @@ from medgraft.data.notes import RowError
 from medgraft.data.tables import CsvTable
 from medgraft.data.text import LONE_SURROGATE, clean_caption, kind, shown
 
+METRICS = ("vqa",)
 PROMPT = "{question}"
 _COLUMNS = ("answer_type", "question_type", "modality")  # of a table, where it has them
 
@@ -55,6 +56,7 @@ class QuestionTable(CsvTable):
     a group, are in one split unless a column says otherwise.
     """
 
+    metrics: ClassVar[tuple[str, ...]] = METRICS
     default_prompt: ClassVar[str | None] = PROMPT
 
     caption: str = Field(default="answer", description="column of answers; in JSON it may be a list")

@@ -18,7 +18,7 @@ from pydantic import Field
 from medgraft.data.base import Dataset
 from medgraft.data.json_lists import json_problem, parse_json
 from medgraft.data.notes import RowError
-from medgraft.data.questions import PROMPT, question_facts, read_answers
+from medgraft.data.questions import METRICS, PROMPT, question_facts, read_answers
 from medgraft.data.roco import require_folder
 from medgraft.data.splits import hashed_split
 from medgraft.data.text import kind, label, read_text, shown
@@ -33,6 +33,7 @@ _FOLDERS: tuple[tuple[Split, str], ...] = (("train", "train"), ("validation", "v
 class _Questions(Dataset):
     """What the readers share: entries of a file become examples, one for each question."""
 
+    metrics: ClassVar[tuple[str, ...]] = METRICS
     default_prompt: ClassVar[str | None] = PROMPT
 
     def _entries(self, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -2,8 +2,9 @@
 
 from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, means, ratios
 from medgraft.metrics.scoring import Scores, check_metrics, get_metric, measure
+from medgraft.metrics.task import with_task_metrics
 
 __all__ = [
     "CaptionMetric", "CaptionSet", "Measured", "Scores", "UnavailableError", "check_metrics", "get_metric", "means", "measure",
-    "ratios",
+    "ratios", "with_task_metrics",
 ]  # fmt: skip

@@ -40,10 +40,13 @@ def image_browser(group: Group, score: str, folder: Path, *, plugins: PluginMana
 def _examples(
     entries: Sequence[Entry], parts: Sequence[Subgroup], score: str, folder: Path, plugins: PluginManager
 ) -> dict[str, Any]:
-    """Captions are of the first seed of each entry; `fields` has the images of each subgroup, by number."""
+    """Captions are of the first seed of each entry; `fields` has the images of each subgroup, by number.
+
+    `pictures` are the images, each once; an item has the number of its own.
+    """
     captions = [entry.captions[0] for entry in entries]
     each = [entry.measured[0].get(score) for entry in entries]
-    images = _images(entries, plugins)
+    pictures, images = _images(entries, plugins)
     maps = _maps(entries, folder) if images else {}
     items = []
     for i, key in enumerate(captions[0].ids):
@@ -53,6 +56,7 @@ def _examples(
         items.append(
             {
                 "id": key,
+                "prompt": captions[0].prompts.get(key),
                 "references": captions[0].references[key],
                 "captions": [run.predictions[key] for run in captions],
                 "scores": scores,
@@ -64,26 +68,30 @@ def _examples(
     fields: dict[str, dict[str, Sequence[int]]] = {}
     for part in parts:
         fields.setdefault(part.field, {})[part.value] = part.images
-    return {"names": [entry.name for entry in entries], "score": score, "items": items, "fields": fields}
+    names = [entry.name for entry in entries]
+    return {"names": names, "score": score, "items": items, "pictures": pictures, "fields": fields}
 
 
-def _images(entries: Sequence[Entry], plugins: PluginManager) -> dict[str, str]:
-    """Images as data URIs, by id, as large as all of them fit in the page; empty if the data cannot be read."""
+def _images(entries: Sequence[Entry], plugins: PluginManager) -> tuple[list[str], dict[str, int]]:
+    """Images as data URIs, as large as all of them fit in the page, and the place of each example's; empty without the data."""
     config = RunConfig.model_validate(entries[0].records[0].config)
     try:
         examples = load_data(config.data, plugins=plugins, splits=(config.eval_split,)).split(config.eval_split)
     except MedgraftError:
-        return {}
+        return [], {}
     wanted = set(entries[0].captions[0].ids)
     found = [example for example in examples if example.id in wanted]
     if not found:
-        return {}
-    sample = found[:: max(1, len(found) // _SAMPLED)]
+        return [], {}
+    different = list({example.image: example for example in found}.values())
+    sample = different[:: max(1, len(different) // _SAMPLED)]
     for side in _SIDES:
         sizes = [len(_uri(example, side)) for example in sample]
-        if sum(sizes) / len(sizes) * len(found) <= _IMAGE_CHARACTERS:
+        if sum(sizes) / len(sizes) * len(different) <= _IMAGE_CHARACTERS:
             break
-    return {example.id: uri for example in found if (uri := _uri(example, side))}
+    uris = {example.image: uri for example in different if (uri := _uri(example, side))}
+    places = {image: place for place, image in enumerate(uris)}
+    return list(uris.values()), {example.id: places[example.image] for example in found if example.image in places}
 
 
 def _uri(example: Example, side: int) -> str:

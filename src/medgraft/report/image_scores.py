@@ -53,6 +53,7 @@ def _rows(entries: Sequence[Entry], parts: Sequence[Subgroup], seeds: int | None
                 row |= {"group": captions.groups.get(key)} if any(captions.groups.values()) else {}
                 row |= {field: "; ".join(of_image.get(i, {}).get(field, ())) for field in fields}
                 if texts:
+                    row |= {"prompt": captions.prompts.get(key)} if captions.prompts else {}
                     row |= {"prediction": captions.predictions[key], "reference": " | ".join(captions.references[key])}
                 rows.append(row | {n: round(float(v[i]), 4) if math.isfinite(v[i]) else None for n, v in scores.items()})
     return rows

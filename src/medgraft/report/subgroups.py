@@ -32,8 +32,11 @@ class Subgroup:
 def subgroups(captions: RunCaptions) -> tuple[Subgroup, ...]:
     """Subgroups by `modality`, `finding` (as the words of the references name them) and `length`, each field's values in order.
 
-    An image is in several subgroups if its references name several. A field that does not part the images is left out.
+    Questions are parted by their types instead, and by the modality, as their facts have them. An image is in several
+    subgroups if its references name several. A field that does not part the images is left out.
     """
+    if captions.prompts:
+        return tuple(_by_facts(captions))
     found: list[Subgroup] = []
     references = [captions.references[key] for key in captions.ids]
     named = [[content(text) for text in texts] for texts in references]
@@ -51,6 +54,18 @@ def subgroups(captions: RunCaptions) -> tuple[Subgroup, ...]:
         parts = [part for part in parts if part.images]
         found += parts if len(parts) > 1 else []
     return (*found, *_by_length([len(texts[0].split()) if texts else 0 for texts in references]))
+
+
+def _by_facts(captions: RunCaptions) -> list[Subgroup]:
+    """Subgroups by the facts of questions."""
+    found: list[Subgroup] = []
+    for fact in ("question_type", "answer_type", "modality"):
+        field = fact.replace("_", " ")
+        values = [str((captions.facts.get(key) or {}).get(fact) or NONE_NAMED) for key in captions.ids]
+        names = [name for name, _ in Counter(values).most_common()]
+        parts = [Subgroup(field, name, tuple(i for i, value in enumerate(values) if value == name)) for name in names]
+        found += parts if len(parts) > 1 else []
+    return found
 
 
 def _by_length(words: Sequence[int]) -> list[Subgroup]:

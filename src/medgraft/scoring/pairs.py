@@ -72,7 +72,7 @@ def _file(source: Source, name: str) -> CaptionFile:
 
 
 def _with_run(captions: RunCaptions, run: RunCaptions | None) -> RunCaptions:
-    """`captions` with the groups, facts, concepts and saliency scores that a run has for them."""
+    """`captions` with the groups, facts, concepts, saliency scores and prompts that a run has for them."""
     if run is None:
         return captions
     ids = captions.predictions
@@ -81,7 +81,8 @@ def _with_run(captions: RunCaptions, run: RunCaptions | None) -> RunCaptions:
         return {key: values[key] for key in ids if key in values}
 
     saliency = part(run.saliency) if all(run.predictions.get(key) == text for key, text in ids.items()) else {}
-    return RunCaptions(ids, captions.references, part(run.groups), part(run.facts), saliency, part(run.concepts))
+    groups, facts, concepts, prompts = map(part, (run.groups, run.facts, run.concepts, run.prompts))
+    return RunCaptions(ids, captions.references, groups, facts, saliency, concepts, prompts)
 
 
 def _matched(first: CaptionFile, second: CaptionFile) -> tuple[Captions, Captions, list[str]]:

@@ -23,7 +23,10 @@ PREDICTIONS_FILE = "predictions.json"
 
 @dataclass(frozen=True)
 class RunCaptions:
-    """By image id: predictions, references and groups; facts, concepts and saliency scores where there are any."""
+    """By image id: predictions, references and groups; facts, concepts, saliency scores and prompts where there are any.
+
+    An example that shares its image with others, such as a question, has an id of its own.
+    """
 
     predictions: Mapping[str, str]
     references: Mapping[str, tuple[str, ...]]
@@ -31,6 +34,7 @@ class RunCaptions:
     facts: Mapping[str, Mapping[str, Any]]
     saliency: Mapping[str, SaliencyScores] = field(default_factory=dict)
     concepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -63,6 +67,7 @@ def captions_of(
         facts={example.id: example.facts for example in examples if example.facts is not None},
         saliency=saliency or {},
         concepts={example.id: example.concepts for example in examples if example.concepts is not None},
+        prompts={example.id: example.prompt for example in examples if example.prompt is not None},
     )
 
 
@@ -91,11 +96,13 @@ def captions_from(content: Any, path: Path) -> RunCaptions:
         references = {key: tuple(texts) for key, texts in content["references"].items()}
         saliency = TypeAdapter(dict[str, SaliencyScores]).validate_python(content.get("saliency", content.get("looks", {})))
         concepts = {key: tuple(cuis) for key, cuis in content.get("concepts", {}).items()}
+        prompts = dict[str, str](content.get("prompts", {}))
         if not predictions or predictions.keys() != references.keys():
             raise ValueError(f"{len(predictions)} predictions and {len(references)} references")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ScoringError(f"{path} does not hold the captions of a run: {type(error).__name__} {error}") from None
-    return RunCaptions(predictions, references, content.get("groups", {}), content.get("facts", {}), saliency, concepts)
+    groups, facts = content.get("groups", {}), content.get("facts", {})
+    return RunCaptions(predictions, references, groups, facts, saliency, concepts, prompts)
 
 
 def _rounded(value: Any) -> Any:

@@ -26,11 +26,12 @@ class GraphedSteps:
         self._trainer = trainer
         self._graphs = graphs
 
-    def step(self, batch: Mapping[str, torch.Tensor], items: torch.Tensor | int | None) -> torch.Tensor | None:
+    def step(self, batch: Mapping[str, Any], items: torch.Tensor | int | None) -> torch.Tensor | None:
         """The loss [] of a whole batch, with gradients in the parameters; None if the step must run eagerly."""
         rows = batch["input_ids"].shape[0]
         mixed = "pixel_values" in batch and "features" in batch
-        if not isinstance(items, torch.Tensor) or mixed or rows != self._trainer.args.train_batch_size:
+        texts = "prompts" in batch  # which a graph cannot hold
+        if not isinstance(items, torch.Tensor) or mixed or texts or rows != self._trainer.args.train_batch_size:
             return None
         loss: torch.Tensor | None = self._graphs.step({**batch, _ITEMS: items})
         return loss

@@ -46,19 +46,21 @@ function shown(item, set, compared, open) {
     return element("tr", "", head, element("td", "", text), element("td", "n", score));
   });
   if (!views.length) pictures.append(element("div", "id", item.id));
-  const text = element("div", "", ...item.references.map((reference) => element("p", "reference", reference)));
+  const asked = item.prompt ? [element("p", "prompt", item.prompt)] : [];
+  const text = element("div", "", ...asked, ...item.references.map((reference) => element("p", "reference", reference)));
   text.append(element("table", "", element("tbody", "", ...rows)));
   return element("article", "example", pictures, text);
 }
 for (const form of document.querySelectorAll("form.browser")) {
   const number = Number(form.dataset.section);
   const set = data.examples[number];
+  for (const item of set.items) item.image = set.pictures[item.image];
   const place = document.getElementById(`examples-${number}`);
   const more = document.getElementById(`more-${number}`);
   const [search, order, output, compare] = ["input", ".order", "output", ".compare"].map((tag) => form.querySelector(tag));
   const mapped = set.names.map((name, i) => [name, i]).filter(([, i]) => set.items.some((item) => item.maps?.[i]));
   if (compare) mapped.forEach(([name, i], place) => compare.add(new Option(name, i, place === 1, place === 1)));
-  const text = set.items.map((item) => [item.id, ...item.references, ...item.captions].join(" ").toLowerCase());
+  const text = set.items.map((item) => [item.id, item.prompt ?? "", ...item.references, ...item.captions].join(" ").toLowerCase());
   const mean = (item) => { const known = item.scores.filter((s) => s !== null); return known.reduce((a, b) => a + b, 0) / known.length; };
   const orders = {
     spread: (a, b) => b.spread - a.spread, low: (a, b) => mean(a) - mean(b), high: (a, b) => mean(b) - mean(a),
