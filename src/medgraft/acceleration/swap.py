@@ -1,4 +1,4 @@
-"""Replace the classes of modules by those of kernels, and restore them."""
+"""Replace the classes of modules; the only place where a module's class is changed or restored."""
 
 from __future__ import annotations
 

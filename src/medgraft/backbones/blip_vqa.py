@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import transformers
 from torch.nn.functional import cross_entropy
-from transformers.models.blip.modeling_blip_text import BlipTextAttention
 
 from medgraft.backbones.blip import BlipBackbone, blip_anatomy
 from medgraft.backbones.text_batch import TextBatch, padded
@@ -109,16 +108,13 @@ class BlipVqaBackbone(BlipBackbone):
         return states
 
 
-class _MaskedCrossAttention(BlipTextAttention):
-    """Cross-attention that leaves out padding; transformers 5 drops the mask on its way to the scores."""
-
-    def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, **kwargs: Any) -> tuple[torch.Tensor, Any]:
-        """As in transformers, with `attention_mask` for the keys, those of the question."""
-        context, weights = self.self(hidden_states, encoder_attention_mask=attention_mask, **kwargs)
-        return self.output(context, hidden_states), weights
-
-
 def _pass_masks(decoder: Any) -> None:
-    """Make the cross-attention of `decoder` leave out padding; the second time nothing changes."""
+    """Make the cross-attention of `decoder` leave out padding; transformers 5 drops the mask on its way to the scores."""
     for layer in decoder.bert.encoder.layer:
-        layer.crossattention.__class__ = _MaskedCrossAttention
+        attention = layer.crossattention.self
+        if _pass_mask not in attention._forward_pre_hooks.values():
+            attention.register_forward_pre_hook(_pass_mask, with_kwargs=True)
+
+
+def _pass_mask(module: Any, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return inputs, {**named, "encoder_attention_mask": named.get("attention_mask")}
