@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from medgraft.plugin.manager import PluginManager
 from medgraft.plugin.types import MetricSpec, ScoreSpec
@@ -11,7 +12,10 @@ MAIN_SCORE = "cider"  # orders tables where a run has it
 
 
 class KnownScores:
-    """The declared scores by name; one that no metric declares has its name as heading and no direction."""
+    """The declared scores by name; one that no metric declares has its name as heading and no direction.
+
+    A score whose name goes on from a declared one's, such as `vqa_exact_modality_ct`, is that of a part: a detail.
+    """
 
     def __init__(self, plugins: PluginManager):
         metrics = [spec for spec, _ in plugins.specs("metric") if isinstance(spec, MetricSpec)]
@@ -23,6 +27,12 @@ class KnownScores:
         self._controls = {name for score in self._declared.values() for name in score.controls}
 
     def __getitem__(self, name: str) -> ScoreSpec:
+        whole = max((known for known in self._declared if name.startswith(f"{known}_")), key=len, default=None)
+        if name not in self._declared and whole is not None:
+            part = name.removeprefix(f"{whole}_").replace("_", " ")
+            return replace(
+                self._declared[whole], name=name, summary=f"{self._declared[whole].summary}, of {part}", label="", detail=True
+            )
         provider = self._providers.get(name)
         undeclared = ScoreSpec(name, provider.summary if provider else "declared by no installed metric", None)
         return self._declared.get(name, undeclared)
