@@ -61,6 +61,7 @@ def medgraft_datasets() -> Iterator[DatasetSpec]:
     """Readers for common layouts of captioned medical images, and the embedded phantoms."""
     for name, summary, target in (
         ("phantoms", "synthetic radiology images, generated on first use", "medgraft.data.phantoms:Phantoms"),
+        ("phantom-reports", "the same images with radiology reports", "medgraft.data.phantoms.reports:PhantomReports"),
         ("roco", "ROCO v1 folder (train|validation|test/radiology/captions.txt)", "medgraft.data.roco:Roco"),
         ("roco-kaggle", "ROCO as on Kaggle (all_data/)", "medgraft.data.roco:KaggleRoco"),
         ("rocov2", "ROCOv2 folder (train_captions.csv, train_images/)", "medgraft.data.roco:Rocov2"),
@@ -77,6 +78,9 @@ def medgraft_datasets() -> Iterator[DatasetSpec]:
         ("vqa-rad", "VQA-RAD as published", "medgraft.data.vqa:VqaRad"),
         ("slake", "SLAKE, English or Chinese questions", "medgraft.data.vqa:Slake"),
         ("pathvqa", "PathVQA as published (qas/, images/)", "medgraft.data.vqa:PathVqa"),
+        ("r2gen", "reports in R2Gen's annotation.json", "medgraft.data.report_readers:R2Gen"),
+        ("open-i", "IU X-Ray reports, tables of Kaggle or XML of Open-i", "medgraft.data.report_readers:OpenI"),
+        ("mimic-cxr", "reports in MIMIC-CXR-JPG's layout", "medgraft.data.report_readers:MimicCxr"),
         ("webdataset", "tar archives of images with captions", "medgraft.data.webdataset:WebDataset"),
     ):
         yield DatasetSpec(name, summary, target)

@@ -230,8 +230,16 @@ def test_metrics_are_chosen(write, capsys):
     assert set(found["metrics"]) == {"rouge_l"} and "write bertscore:HUB_ID" in found["unavailable"]["bertscore"]
     assert set(found["signatures"]) == {"rouge_l"}
     assert "Unknown metric 'sider'. Did you mean 'cider'" in _refused(capsys, p, r, "--metrics", "bleu,sider")
-    assert "'bleu' takes no model or file. Write bleu" in _refused(capsys, p, r, "--metrics", "bleu:4")
+    assert "'rouge_1' takes no model or file. Write rouge_1" in _refused(capsys, p, r, "--metrics", "rouge_1:4")
     assert "names no metric" in _refused(capsys, p, r, "--metrics", ",")
+
+
+def test_text_is_split_at_spaces_if_asked_for(write, capsys):
+    p, r = write("p.json", {"1": "Clear lungs.", "2": "normal"}), write("r.json", {"1": "clear lungs .", "2": "normal"})
+    _, found = _score(capsys, p, r, "--metrics", "rouge_l,clinical", "--tokenizer", "whitespace")
+    assert found["metrics"]["rouge_l"] == 0.5
+    assert found["signatures"]["rouge_l:whitespace"] == "rouge_l|beta:1.2|tok:whitespace"
+    assert _score(capsys, p, r, "--metrics", "rouge_l")[1]["metrics"]["rouge_l"] == 1.0
 
 
 def test_scores_of_each_image_are_written(write, capsys, tmp_path):
@@ -270,4 +278,4 @@ def test_the_function_takes_dictionaries_and_files(write):
         medgraft.score({"a": "x", "b": "y"}, {"a": ["x"]})
     assert medgraft.score({"a": "x", "b": "y"}, {"a": ["x"]}, allow_missing=True).captions.ids == ("a",)
     with pytest.raises(ConfigError, match="takes no model or file"):
-        medgraft.score({"a": "x"}, {"a": "x"}, metrics=["cider:x"])
+        medgraft.score({"a": "x"}, {"a": "x"}, metrics=["rouge_1:x"])

@@ -11,6 +11,14 @@ def roco_captions(shared: str | Path) -> tuple[list[str], list[str]]:
     return [key for key, _ in pairs], [" ".join(caption.split()) for _, caption in pairs]
 
 
+def report_pairs(shared: str | Path) -> tuple[list[str], list[str]]:
+    """382 notes on chest films, perturbed, and as they are: as many as a usual test split of IU X-Ray has."""
+    files = sorted((Path(shared) / "cxr-notes").glob("*/radiology/captions.txt"))
+    notes = [line.partition("\t")[2].split() for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    references = [" ".join(words) for words in [*notes, *reversed(notes)]][:382]
+    return perturbed(references), references
+
+
 def perturbed(captions: list[str]) -> list[str]:
     """What a captioner might have said: a caption with words dropped, swapped or repeated, or another image's."""
     rng = random.Random(0)

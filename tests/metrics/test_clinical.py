@@ -13,6 +13,10 @@ from medgraft.metrics.facts import FIELDS, PhantomFacts, stated_facts
 from medgraft.metrics.imageclef import Rouge1, preprocess
 
 
+def _denied(*names):
+    return {(name, False) for name in names}
+
+
 @pytest.mark.parametrize(
     ("caption", "findings"),
     [
@@ -23,10 +27,50 @@ from medgraft.metrics.imageclef import Rouge1, preprocess
         ("Fractured rib with a massive meal", {("fracture", True)}),
         ("Resolution of the consolidation; new effusion", {("consolidation", False), ("effusion", True)}),
         ("", set()),
+        ("No focal consolidation, pleural effusion, or pneumothorax.", _denied("consolidation", "effusion", "pneumothorax")),
+        ("No nodules, masses or pleural effusions were seen.", _denied("nodule", "mass", "effusion")),
+        ("Without edema, effusion and pneumothorax.", _denied("oedema", "effusion", "pneumothorax")),
+        ("The lungs are free of focal consolidation, effusion or oedema.", _denied("consolidation", "effusion", "oedema")),
+        ("Neither effusion nor pneumothorax.", _denied("effusion", "pneumothorax")),
+        ("No consolidation or effusion, cardiomegaly.", _denied("consolidation", "effusion") | {("cardiomegaly", True)}),
+        (
+            "No pneumothorax, there is atelectasis or oedema.",
+            _denied("pneumothorax") | {("atelectasis", True), ("oedema", True)},
+        ),
+        ("No effusion, small nodule.", _denied("effusion") | {("nodule", True)}),
+        ("Pneumothorax is not seen. The effusion has resolved.", _denied("pneumothorax", "effusion")),
+        ("No interval change in the effusion, no pneumothorax.", {("effusion", True), ("pneumothorax", False)}),
+        ("CT without contrast shows a mass.", {("mass", True)}),
+        ("Not only a cyst but also a mass.", {("cyst", True), ("mass", True)}),
+        ("FINDINGS: No effusion. IMPRESSION: Cardiomegaly.", {("effusion", False), ("cardiomegaly", True)}),
     ],
 )
 def test_findings_are_grouped_by_meaning_and_negation(caption, findings):
     assert content(caption).findings == findings
+
+
+NOTES = {  # how real notes begin, and what they say of findings
+    "No nodules, nodes or pleural effusions were seen": _denied("nodule", "effusion"),
+    "No pleural effusions or lobar consolidation": _denied("effusion", "consolidation"),
+    "No focal collapse or consolidation": _denied("atelectasis", "consolidation"),
+    "without evidence of alveolar consolidation or pleural effusion": _denied("consolidation", "effusion"),
+    "evidence of focal consolidation and stable mild cardiomegaly": {("consolidation", False), ("cardiomegaly", True)},
+    "persistent nodular pattern with no interstitial oedema": {("nodule", True), ("oedema", False)},
+    "but no clear consolidation seen": _denied("consolidation"),
+    "Slight increasing of the opacity in the right lower lung field, without changes": {("opacity", True)},
+    "did not show abnormal pleuropulmonary": {("pneumonia", True)},  # of its cause: the sentence's first half
+    "No pneumothorax is evident": _denied("pneumothorax"),
+}
+
+
+def test_negation_in_sentences_of_real_notes(shared_data):
+    files = sorted((shared_data / "cxr-notes").glob("*/radiology/captions.txt"))
+    notes = [line.partition("\t")[2] for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    sentences = [sentence for note in notes for sentence in note.split(". ")]
+    for part, findings in NOTES.items():
+        found = [content(sentence).findings for sentence in sentences if part in sentence]
+        assert found and all(findings <= each for each in found), part
+        assert all((name, not present) not in each for each in found for name, present in findings), part
 
 
 def test_modalities_sides_and_sizes():

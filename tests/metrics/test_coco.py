@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from captions import perturbed, roco_captions
+from captions import perturbed, report_pairs, roco_captions
 
-from medgraft.errors import ScoringError
-from medgraft.metrics import CaptionSet, UnavailableError
+from medgraft.errors import ConfigError, ScoringError
+from medgraft.metrics import CaptionSet, UnavailableError, measure, with_tokenizer
 from medgraft.metrics.bleu import Bleu, bleu
 from medgraft.metrics.cider import Cider, cider
 from medgraft.metrics.ptb import tokenize, tokenize_lines
@@ -19,9 +19,9 @@ from medgraft.scoring import score
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden/coco_scores.json").read_text())
 
 
-def _scores(predictions, references):
-    rouge, consensus = rouge_l(predictions, references), cider(predictions, references)
-    return bleu(predictions, references) | {
+def _scores(predictions, references, tokenizer="ptb"):
+    rouge, consensus = rouge_l(predictions, references, tokenizer), cider(predictions, references, tokenizer)
+    return bleu(predictions, references, tokenizer) | {
         "rouge_l": math.fsum(rouge) / len(rouge), "cider": math.fsum(consensus) / len(consensus),
     }  # fmt: skip
 
@@ -43,6 +43,27 @@ def test_several_references_score_as_in_pycocoevalcap(shared_data):
     starts = range(0, len(captions) - 3, 3)
     scores = _scores([said[i] for i in starts], [captions[i : i + 3] for i in starts])
     assert scores == pytest.approx(GOLDEN["three_references"], abs=1e-6)
+
+
+def test_reports_split_at_spaces_score_as_in_pycocoevalcap(shared_data):
+    said, notes = report_pairs(shared_data)
+    scores = _scores(said, [[note] for note in notes], "whitespace")
+    assert len(notes) == 382 and scores == pytest.approx(GOLDEN["split_at_spaces"], abs=1e-6)
+
+
+def test_the_tokenizer_decides_and_is_in_the_signature(plugins):
+    captions = CaptionSet(("Clear lungs.", "no effusion"), (("clear lungs .",), ("no effusion",)))
+    names = with_tokenizer(("bleu", "rouge_l", "cider:ptb", "clinical"), "whitespace", plugins)
+    assert names == ("bleu:whitespace", "rouge_l:whitespace", "cider:ptb", "clinical")
+    found = measure(captions, metrics=names, plugins=plugins)
+    assert found.values["bleu_1"] == pytest.approx(2 / 4 * math.exp(1 - 5 / 4))  # "lungs." is no word of "lungs ."
+    assert found.values["rouge_l"] == 0.5
+    assert found.signatures["bleu:whitespace"].endswith("|tok:whitespace") and found.signatures["cider:ptb"].endswith(
+        "|tok:ptb"
+    )
+    assert measure(captions, metrics=["bleu"], plugins=plugins).values["bleu_1"] == pytest.approx(1.0)
+    with pytest.raises(ConfigError, match="The tokenizer of a metric is 'moses'; it must be ptb or whitespace"):
+        measure(captions, metrics=["bleu:moses"], plugins=plugins)
 
 
 def test_the_evaluate_modules_give_the_same_numbers(plugins):

@@ -19,6 +19,7 @@ from medgraft.cli import (
     data,
     evaluate,
     explain,
+    export,
     features,
     list_names,
     new_plugin,
@@ -38,7 +39,7 @@ from medgraft.quiet import quiet_libraries
 from medgraft.redaction import redacted_text
 
 _COMMANDS = (
-    list_names, plugins, phantoms, tiny_models, data, train, adapter, evaluate, caption, explain, score, bench, report,
+    list_names, plugins, phantoms, tiny_models, data, train, adapter, evaluate, caption, explain, score, export, bench, report,
     compare, features, new_plugin, check_plugin,
 )  # fmt: skip
 

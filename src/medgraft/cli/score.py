@@ -31,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metrics", default="bleu,rouge_l,cider", metavar="A,B", help="see `medgraft list metrics`")
     add_metrics(parser, "those of --metrics")
+    parser.add_argument(
+        "--tokenizer", choices=("ptb", "whitespace"), default="ptb",
+        help="ptb: as COCO scores (default); whitespace: bleu, rouge_l, cider, meteor on text split at spaces, as R2Gen scores",
+    )  # fmt: skip
     parser.add_argument("--allow-missing", action="store_true", help="score only ids with a prediction and a reference")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the scores of each image: .csv or .jsonl")
     add_json(parser)
@@ -46,12 +50,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--metrics names no metric. `medgraft list metrics` shows all.")
     from medgraft.cli.scores import print_scores
     from medgraft.config import RunSettings
-    from medgraft.metrics import check_metrics, with_task_metrics
+    from medgraft.metrics import check_metrics, with_task_metrics, with_tokenizer
     from medgraft.plugin import KnownScores, PluginManager
     from medgraft.scoring import score
 
     plugins = PluginManager.from_environment()
     wanted = with_task_metrics(RunSettings(metrics=tuple(metrics)), (), arguments.metrics_added, plugins=plugins).metrics
+    if arguments.tokenizer != "ptb":
+        wanted = with_tokenizer(wanted, arguments.tokenizer, plugins)
     check_metrics(wanted, plugins)
     found = score(
         arguments.predictions, arguments.references, metrics=wanted, allow_missing=arguments.allow_missing, plugins=plugins

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medgraft.metrics.base import Array, CaptionMetric, CaptionSet, Measured
-from medgraft.metrics.coco import TOKENIZER, ngrams, tokenize_pairs
+from medgraft.metrics.base import Array, CaptionSet, Measured
+from medgraft.metrics.coco import TokenMetric, ngrams, tokenize_pairs
 
 _TINY, _SMALL = 1e-15, 1e-9
 
 
-def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = "ptb") -> dict[str, float]:
     """Corpus BLEU-1..4 on PTB tokens with the closest reference length and COCO's constants against division by zero."""
-    return {name: float(value) for name, value in _score(_rows(predictions, references).sum(axis=0)).items()}
+    return {name: float(value) for name, value in _score(_rows(predictions, references, tokenizer).sum(axis=0)).items()}
 
 
-def _rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
+def _rows(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str) -> Array:
     """[N, 10]: matched and predicted n-grams for n = 1..4, length of the prediction, and length of the closest reference."""
     rows = np.zeros((len(predictions), 10))
-    for row, (tokens, lines) in zip(rows, tokenize_pairs(predictions, references), strict=True):
+    for row, (tokens, lines) in zip(rows, tokenize_pairs(predictions, references, tokenizer), strict=True):
         best = ngrams(lines[0])
         for line in lines[1:]:
             best |= ngrams(line)
@@ -38,14 +38,14 @@ def _score(sums: Array) -> dict[str, Array]:
     return {f"bleu_{n}": product[..., n - 1] ** (1 / n) * penalty for n in (1, 2, 3, 4)}
 
 
-class Bleu(CaptionMetric):
+class Bleu(TokenMetric):
     """`bleu_1` .. `bleu_4`, each between 0 and 1."""
 
     summary = bleu.__doc__ or ""
     citation = "Papineni et al. 2002, BLEU. pycocoevalcap's rules."
-    signature = f"bleu|corpus|n:4|length:closest|smooth:1e-15,1e-9|{TOKENIZER}"
+    signature = "bleu|corpus|n:4|length:closest|smooth:1e-15,1e-9"
 
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
-        rows = _rows(captions.predictions, captions.references)
+        rows = _rows(captions.predictions, captions.references, self.tokenizer)
         return Measured(rows, _score, _score(rows))

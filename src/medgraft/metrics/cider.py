@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, means
-from medgraft.metrics.coco import TOKENIZER, Ngrams, ngrams, tokenize_pairs
+from medgraft.metrics.base import CaptionSet, Measured, UnavailableError, means
+from medgraft.metrics.coco import Ngrams, TokenMetric, ngrams, tokenize_pairs
 
 _SIGMA = 6.0
 
@@ -24,19 +24,22 @@ class _Vector:
     bigrams: int
 
 
-def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def cider(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = "ptb") -> list[float]:
     """For each prediction, 10 x the mean over n = 1..4 and over its references of the clipped tf-idf cosine.
 
     The cosine is damped by the difference in bigram count. Document frequencies come from `references`, so the score depends
     on the evaluated set.
     """
-    pairs, idf = _weighed(predictions, references)
+    pairs, idf = _weighed(predictions, references, tokenizer)
     return _scores(pairs, idf)
 
 
-def _weighed(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Pairs, dict[tuple[str, ...], float]]:
+def _weighed(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str
+) -> tuple[Pairs, dict[tuple[str, ...], float]]:
     """n-grams of each prediction with those of its references, and the idf weight of every n-gram of the references."""
-    pairs = [(ngrams(words), [ngrams(line) for line in lines]) for words, lines in tokenize_pairs(predictions, references)]
+    tokens = tokenize_pairs(predictions, references, tokenizer)
+    pairs = [(ngrams(words), [ngrams(line) for line in lines]) for words, lines in tokens]
     frequency: Counter[tuple[str, ...]] = Counter()
     for _, several in pairs:
         frequency.update(set().union(*several))
@@ -72,7 +75,7 @@ def _similarity(a: _Vector, b: _Vector) -> float:
     return sum(cosines) / 4 * math.exp(-((a.bigrams - b.bigrams) ** 2) / (2 * _SIGMA**2))
 
 
-class Cider(CaptionMetric):
+class Cider(TokenMetric):
     """`cider`, the mean over images, between 0 and 10; unavailable if every word is in the references of all images.
 
     Resampling images leaves document frequencies unchanged.
@@ -80,11 +83,11 @@ class Cider(CaptionMetric):
 
     summary = cider.__doc__ or ""
     citation = "Vedantam et al. 2015, CIDEr. pycocoevalcap's rules (CIDEr-D)."
-    signature = f"cider|D|n:4|sigma:6|df:references of the scored set|{TOKENIZER}"
+    signature = "cider|D|n:4|sigma:6|df:references of the scored set"
 
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
-        pairs, idf = _weighed(captions.predictions, captions.references)
+        pairs, idf = _weighed(captions.predictions, captions.references, self.tokenizer)
         if not any(idf.values()):
             why = "there is only one image" if len(pairs) == 1 else "all images have the same words in their references"
             raise UnavailableError(f"all its weights are 0, as {why}; CIDEr weighs words by how few of the images have them")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -16,6 +16,7 @@ from importlib.resources import files
 from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, ratios
 
 _MEASURE = re.compile(r"\b(\d+(?:\.\d+)?)\s?(mm|cm)\b")
+_OR, _GOES_ON = re.compile(r"\b(or|nor)\b"), re.compile(r"\s*(and|or|nor)\b")
 _SIDES = re.compile(r"\b(left|right)\b")
 
 
@@ -48,14 +49,34 @@ def content(caption: str) -> Content:
 
 
 def _clauses(text: str) -> list[tuple[str, bool]]:
-    """Parts of `text`, each with whether it is negated: from a negating word to the end of its clause."""
-    negation = _lexicon()["negation"]
+    """Parts of `text`, each with whether it is negated: up to the end of its clause, or of a list as in "no A, B or C"."""
+    words = _lexicon()["negation"]
     parts = []
-    for clause in re.split(r"[.;:]|,(?! (?:or|nor|and)\b)", negation["ends"].sub(".", text)):
-        for piece in clause.split("."):
-            cut = negation["before"].search(piece)
-            parts += [(piece, False)] if cut is None else [(piece[: cut.start()], False), (piece[cut.start() :], True)]
+    for clause in re.split(r"[.;:]", words["ends"].sub(".", words["none"].sub(" ", text))):
+        pieces, denied = clause.split(","), 0
+        for place, piece in enumerate(pieces):
+            if place < denied:
+                parts.append((piece, True))
+            elif after := words["after"].search(piece):
+                parts += [(piece[: after.start()], True), (piece[after.end() :], False)]
+            elif before := words["before"].search(piece):
+                denied = place + _list_length([piece[before.start() :], *pieces[place + 1 :]])
+                parts += [(piece[: before.start()], False), (piece[before.start() :], True)]
+            else:
+                parts.append((piece, False))
     return parts
+
+
+def _list_length(pieces: Sequence[str]) -> int:
+    """How many `pieces` between commas are denied with the first: those of a list that "or", "nor" or "and" ends."""
+    length, closed, new_clause = 1, bool(_OR.search(pieces[0])), _lexicon()["negation"]["clause"]
+    for place, piece in enumerate(pieces[1:], start=2):
+        conjunction = _GOES_ON.match(piece)
+        if (closed and not conjunction) or new_clause.match(_GOES_ON.sub("", piece).strip()):
+            break
+        if conjunction or _OR.search(piece) or " and " in piece:
+            length, closed = place, True
+    return length
 
 
 @cache
@@ -88,7 +109,7 @@ class Clinical(CaptionMetric):
 
     summary = __doc__ or ""
     citation = "medgraft's lexicon"
-    signature = "clinical|lexicon:1|findings:micro,negation apart|side:one named|measurement:mm,cm"
+    signature = "clinical|lexicon:2|findings:micro,negation apart|side:one named|measurement:mm,cm"
 
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""

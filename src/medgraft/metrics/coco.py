@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from medgraft.errors import ScoringError
+from medgraft.errors import ConfigError, ScoringError
+from medgraft.metrics.base import CaptionMetric
 from medgraft.metrics.ptb import tokenize_lines
 
-TOKENIZER = "tok:ptb"  # in the signatures of metrics that use these tokens
+Tokenize = Callable[[Sequence[str]], list[list[str]]]
+# how texts become tokens: as COCO does it, or as R2Gen and others score reports, without COCO's tokenizer
+TOKENIZERS: Mapping[str, Tokenize] = {"ptb": tokenize_lines, "whitespace": lambda texts: [text.split() for text in texts]}
 
 Ngrams = Counter[tuple[str, ...]]
 
@@ -21,13 +25,27 @@ def ngrams(tokens: Sequence[str], highest: int = 4) -> Ngrams:
     return counts
 
 
-def tokenize_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[list[str], list[list[str]]]]:
+def tokenize_pairs(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = "ptb"
+) -> list[tuple[list[str], list[list[str]]]]:
     """Each prediction's tokens with those of its references; ScoringError unless every prediction has a reference."""
     if not predictions or len(predictions) != len(references):
         raise ScoringError(f"{len(predictions)} predictions and {len(references)} lists of references cannot be scored.")
     empty = next((i for i, texts in enumerate(references) if not texts), None)
     if empty is not None:
         raise ScoringError(f"Prediction {empty} has no reference.")
-    lines = iter(tokenize_lines([text for texts in references for text in texts]))
+    tokenize = TOKENIZERS[tokenizer]
+    lines = iter(tokenize([text for texts in references for text in texts]))
     tokenized = [[next(lines) for _ in texts] for texts in references]
-    return list(zip(tokenize_lines(predictions), tokenized, strict=True))
+    return list(zip(tokenize(predictions), tokenized, strict=True))
+
+
+class TokenMetric(CaptionMetric):
+    """A metric of tokens: with `tokenizer` ptb those of COCO, with whitespace the text as it is, split at white space."""
+
+    def __init__(self, tokenizer: str = "ptb", **options: Any):
+        if tokenizer not in TOKENIZERS:
+            raise ConfigError(f"The tokenizer of a metric is {tokenizer!r}; it must be {' or '.join(TOKENIZERS)}.")
+        super().__init__(**options)
+        self.tokenizer = tokenizer
+        self.signature = f"{self.signature}|tok:{tokenizer}"

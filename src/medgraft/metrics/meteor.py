@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, means
-from medgraft.metrics.ptb import tokenize
+from medgraft.metrics.base import CaptionSet, Measured, UnavailableError, means
+from medgraft.metrics.coco import TOKENIZERS, TokenMetric
 
 
 class _NoSynonyms:
@@ -19,18 +19,18 @@ class _NoSynonyms:
         return ()
 
 
-class Meteor(CaptionMetric):
+class Meteor(TokenMetric):
     """`meteor`: the mean over images of the best score against any reference."""
 
     summary = __doc__ or ""
     citation = "Banerjee and Lavie 2005, ACL workshop on intrinsic and extrinsic evaluation measures"
 
-    def __init__(self, *args: Any, **options: Any):  # options of evaluate.Metric
-        super().__init__(*args, **options)
+    def __init__(self, tokenizer: str = "ptb", **options: Any):  # options of evaluate.Metric
         self._nltk, self._wordnet = _load()
         synonyms = "none" if isinstance(self._wordnet, _NoSynonyms) else "wordnet"
         version = self._nltk.__version__ if self._nltk else None
-        self.signature = f"meteor|nltk:{version}|alpha:0.9|beta:3|gamma:0.5|stems:porter|synonyms:{synonyms}|tok:ptb"
+        self.signature = f"meteor|nltk:{version}|alpha:0.9|beta:3|gamma:0.5|stems:porter|synonyms:{synonyms}"
+        super().__init__(tokenizer, **options)
 
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
@@ -38,8 +38,9 @@ class Meteor(CaptionMetric):
             raise UnavailableError("nltk is not installed: pip install 'medgraft[meteor]'")
         from nltk.translate.meteor_score import meteor_score
 
+        tokenize = TOKENIZERS[self.tokenizer]
         scores = [
-            float(meteor_score([tokenize(text) for text in references], tokenize(prediction), wordnet=self._wordnet))
+            float(meteor_score([tokenize([text])[0] for text in references], *tokenize([prediction]), wordnet=self._wordnet))
             for prediction, references in zip(captions.predictions, captions.references, strict=True)
         ]
         return means({"meteor": scores})

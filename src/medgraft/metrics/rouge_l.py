@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, means
-from medgraft.metrics.coco import TOKENIZER, tokenize_pairs
+from medgraft.metrics.base import CaptionSet, Measured, means
+from medgraft.metrics.coco import TokenMetric, tokenize_pairs
 
 _BETA2 = 1.2**2
 
 
-def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = "ptb") -> list[float]:
     """For each prediction: F with beta 1.2 of the best precision and the best recall over its references."""
-    return [_score(words or [""], [line or [""] for line in lines]) for words, lines in tokenize_pairs(predictions, references)]
+    return [
+        _score(words or [""], [line or [""] for line in lines])
+        for words, lines in tokenize_pairs(predictions, references, tokenizer)
+    ]
 
 
 def _score(candidate: list[str], references: list[list[str]]) -> float:
@@ -37,13 +40,13 @@ def _lcs(a: list[str], b: list[str]) -> int:
     return len(a) - row.bit_count()
 
 
-class RougeL(CaptionMetric):
+class RougeL(TokenMetric):
     """`rouge_l`, the mean over images, between 0 and 1."""
 
     summary = rouge_l.__doc__ or ""
     citation = "Lin 2004, ROUGE. pycocoevalcap's rules."
-    signature = f"rouge_l|beta:1.2|{TOKENIZER}"
+    signature = "rouge_l|beta:1.2"
 
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
-        return means({"rouge_l": rouge_l(captions.predictions, captions.references)})
+        return means({"rouge_l": rouge_l(captions.predictions, captions.references, self.tokenizer)})

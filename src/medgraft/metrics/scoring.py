@@ -60,18 +60,31 @@ def measure(captions: CaptionSet, *, metrics: Iterable[str], plugins: PluginMana
 
 
 def get_metric(text: str, plugins: PluginManager) -> Any:
-    """The metric `NAME`, or `NAME:SOURCE` for one that takes a model or file as its first parameter."""
+    """The metric `NAME`, or `NAME:SOURCE` for one that takes a model, file or tokenizer as its first parameter."""
     name, _, source = text.partition(":")
     metric = plugins.get("metric", name)
-    if source and next(iter(inspect.signature(metric).parameters.values())).name in ("config_name", "args"):
+    if source and _first_parameter(metric) in ("config_name", "args"):
         raise ConfigError(f"Metric {text!r}: {name!r} takes no model or file. Write {name}.")
     return metric(source) if source else metric()
+
+
+def with_tokenizer(names: Iterable[str], tokenizer: str, plugins: PluginManager) -> tuple[str, ...]:
+    """The names with `tokenizer` behind those of metrics that take one, such as `bleu:whitespace`, unless one is named."""
+
+    def takes(name: str) -> bool:
+        return ":" not in name and _first_parameter(plugins.get("metric", name)) == "tokenizer"
+
+    return tuple(f"{name}:{tokenizer}" if takes(name) else name for name in names)
 
 
 def check_metrics(names: Iterable[str], plugins: PluginManager) -> None:
     """UnknownNameError or ConfigError for the first of `names` that is no metric; cheap, and before anything is trained."""
     for name in names:
         get_metric(name, plugins)
+
+
+def _first_parameter(metric: Any) -> str:
+    return next(iter(inspect.signature(metric).parameters))
 
 
 def _measured(metric: Any, captions: CaptionSet) -> Measured:

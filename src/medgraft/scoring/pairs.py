@@ -67,6 +67,15 @@ def pair(predictions: Source, references: Source | None, *, allow_missing: bool)
     return _with_run(captions, second.run or first.run), tuple(notes)
 
 
+def predictions_of(source: Source) -> dict[str, str]:
+    """The prediction of each id; ScoringError if an id has several or none."""
+    file = _file(source, "predictions")
+    texts = next(iter(_by_id_column(file, PREDICTIONS, []).values()))
+    if unclear := [key for key, several in texts.items() if len(several) != 1 or several[0] is None]:
+        raise ScoringError(f"{file.name}: {_count(unclear, texts)} several predictions or none. Keep one for each id.")
+    return {key: str(several[0]) for key, several in texts.items()}
+
+
 def _file(source: Source, name: str) -> CaptionFile:
     return by_id(name, source) if isinstance(source, Mapping) else read_file(Path(source).expanduser())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from medgraft.data.phantoms.facts import Facts
@@ -31,15 +33,15 @@ _NORMAL = {
 def write_caption(facts: Facts, rng: np.random.Generator) -> str:
     """A caption of what is shown, sometimes with the patient's age, an arrow and a negative."""
     study = _study(facts, rng)
-    body = _finding(facts, rng)
+    body = describe_finding(facts, rng)
     if facts.arrow:
-        body += _pick(rng, (" (arrow)", " (white arrow)", " (arrow)"))
+        body += pick(rng, (" (arrow)", " (white arrow)", " (arrow)"))
     patient = ""
     if rng.random() < 0.1:
-        patient = f" of a {int(rng.integers(21, 88))}-year-old {_pick(rng, ('man', 'woman', 'patient'))}"
+        patient = f" of a {int(rng.integers(21, 88))}-year-old {pick(rng, ('man', 'woman', 'patient'))}"
     form = rng.random()
     if form < 0.5:
-        sentence = f"{study}{patient} {_pick(rng, ('showing', 'shows', 'demonstrating', 'demonstrates', 'revealing'))} {body}."
+        sentence = f"{study}{patient} {pick(rng, ('showing', 'shows', 'demonstrating', 'demonstrates', 'revealing'))} {body}."
     elif form < 0.65:
         sentence = f"{study}{patient} with {body}."
     elif form < 0.8:
@@ -50,39 +52,41 @@ def write_caption(facts: Facts, rng: np.random.Generator) -> str:
         sentence = f"{body[0].upper() + body[1:]} on {study[0].lower() + study[1:] if study[1:2].islower() else study}."
     if rng.random() < 0.25:
         options = [n for n in _NEGATIVES[facts.study] if _CLASHES.get(facts.finding or "", "-") not in n.lower()]
-        sentence += " " + _pick(rng, options)
+        sentence += " " + pick(rng, options)
     return sentence
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...] | list[str]) -> str:
+def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """One of the options."""
     return options[int(rng.integers(len(options)))]
 
 
 def _study(facts: Facts, rng: np.random.Generator) -> str:
     if facts.study == "chest-xray":
         view = {"PA": ("posteroanterior ", "PA ", ""), "AP": ("anteroposterior ", "AP ", "portable ")}[facts.view]
-        text = _pick(rng, view) + _pick(rng, ("chest X-ray", "chest radiograph", "chest X-ray"))
+        text = pick(rng, view) + pick(rng, ("chest X-ray", "chest radiograph", "chest X-ray"))
     elif facts.study in ("chest-ct", "abdomen-ct", "head-ct"):
         region = {"chest-ct": "chest", "abdomen-ct": "abdomen", "head-ct": "head"}[facts.study]
-        ct = _pick(rng, ("CT", "computed tomography", "CT scan"))
-        text = _pick(rng, (f"axial {ct} of the {region}", f"{region} {ct}", f"axial {region} {ct}"))
+        ct = pick(rng, ("CT", "computed tomography", "CT scan"))
+        text = pick(rng, (f"axial {ct} of the {region}", f"{region} {ct}", f"axial {region} {ct}"))
         if facts.study == "head-ct" and rng.random() < 0.4:
-            text = _pick(rng, ("non-contrast ", "unenhanced ")) + text
+            text = pick(rng, ("non-contrast ", "unenhanced ")) + text
         if facts.contrast == "portal venous phase" and rng.random() < 0.5:
             text = "contrast-enhanced " + text
         if facts.contrast in ("lung window", "mediastinal window") and rng.random() < 0.4:
             text += f" in {facts.contrast}"
     elif facts.study == "brain-mr":
-        mri = _pick(rng, ("MRI", "magnetic resonance imaging", "MR image"))
-        text = _pick(rng, (f"{facts.view} {facts.contrast} {mri} of the brain", f"{facts.contrast} {facts.view} brain {mri}"))
+        mri = pick(rng, ("MRI", "magnetic resonance imaging", "MR image"))
+        text = pick(rng, (f"{facts.view} {facts.contrast} {mri} of the brain", f"{facts.contrast} {facts.view} brain {mri}"))
     else:
-        text = _pick(rng, ("abdominal ultrasound", "ultrasound of the abdomen", "abdominal ultrasonography"))
+        text = pick(rng, ("abdominal ultrasound", "ultrasound of the abdomen", "abdominal ultrasonography"))
     return text if text[0].isupper() else text[0].upper() + text[1:]
 
 
-def _finding(facts: Facts, rng: np.random.Generator) -> str:
+def describe_finding(facts: Facts, rng: np.random.Generator) -> str:
+    """The finding with its article, place and sometimes size, or that there is none, such as "normal findings"."""
     if facts.finding is None:
-        return _pick(rng, _NORMAL[facts.study])
+        return pick(rng, _NORMAL[facts.study])
     name = _name(facts, rng)
     size = f"{facts.size_mm} mm " if facts.size_mm and rng.random() < 0.3 else _adjective(facts, rng)
     noun = size + name
@@ -112,7 +116,7 @@ def _name(facts: Facts, rng: np.random.Generator) -> str:
         "skull fracture": ("skull fracture", "fracture of the skull"),
         "tumour": ("tumour", "mass with surrounding oedema", "tumour with oedema"),
     }
-    return _pick(rng, names[facts.finding or "mass"])
+    return pick(rng, names[facts.finding or "mass"])
 
 
 def _adjective(facts: Facts, rng: np.random.Generator) -> str:
@@ -128,7 +132,7 @@ def _adjective(facts: Facts, rng: np.random.Generator) -> str:
     if facts.study == "abdomen-us":
         return {"cyst": "anechoic ", "mass": "hyperechoic "}.get(facts.finding or "", "echogenic ")
     if facts.finding in ("nodule", "mass"):
-        return _pick(rng, ("well-defined ", "large " if facts.finding == "mass" else "small "))
+        return pick(rng, ("well-defined ", "large " if facts.finding == "mass" else "small "))
     return ""
 
 
@@ -136,9 +140,9 @@ def _where(facts: Facts, rng: np.random.Generator) -> str:
     side, site = facts.side, facts.site
     if site in ("upper", "middle", "lower"):
         where = f"{side} {site} lobe" if site != "middle" else "right middle lobe"
-        return _pick(rng, (f" in the {where}", f" of the {where}"))
+        return pick(rng, (f" in the {where}", f" of the {where}"))
     if site in ("anterior", "posterior"):
-        return _pick(rng, (f" in the {site} {side} lung", f" in the {site} part of the {side} lung"))
+        return pick(rng, (f" in the {site} {side} lung", f" in the {site} part of the {side} lung"))
     if site in ("frontal", "parietal", "occipital"):
         if facts.finding == "skull fracture":
             return f" of the {side} {site} bone"
