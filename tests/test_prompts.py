@@ -58,7 +58,7 @@ def test_images_are_in_order_and_unreadable_ones_in_their_places(tiny_folder, tm
         assert [found[number].captions[0]] == wanted
 
 
-@pytest.mark.parametrize("name", ["blip", "instructblip-t5", "blip2-t5", "vlm-llava"])
+@pytest.mark.parametrize("name", ["blip", "blip-vqa", "instructblip-t5", "blip2-t5", "vlm-llava"])
 def test_the_loss_is_the_mean_over_the_labels_of_each_row_alone(name, tiny_folder, tmp_path):
     backbone, applied, _ = _prepared(":".join(map(str, tiny_folder(name))))
     examples = []

@@ -15,6 +15,7 @@ def medgraft_backbones() -> Iterator[BackboneSpec]:
     """The models of the paper; weights come from a hub id or folder, as in `blip:Salesforce/blip-image-captioning-base`."""
     for name, summary, target, tiny in (
         ("blip", "BLIP captioning checkpoints", "blip:BlipBackbone", ("blip",)),
+        ("blip-vqa", "BLIP question answering checkpoints", "blip_vqa:BlipVqaBackbone", ("blip-vqa",)),
         ("blip2", "BLIP-2 with OPT or Flan-T5", "blip2:Blip2Backbone", ("blip2-opt", "blip2-t5")),
         (
             "instructblip", "InstructBLIP with Flan-T5 or Vicuna", "instructblip:InstructBlipBackbone",
@@ -106,7 +107,7 @@ def medgraft_metrics() -> Iterator[MetricSpec]:
             _of("spice", "SPICE", "shared objects, attributes and relations, F1"),
         ),
         ("concepts", "UMLS concept F1 as concepts:TERMS.csv", "concepts:Concepts", _CONCEPTS),
-        ("localization", "whether attention points at the finding", "localization:Localization", _LOCALIZATION),
+        ("localization", "whether attention points at what is named", "localization:Localization", _LOCALIZATION),
         ("faithfulness", "deletion and insertion curves of maps", "faithfulness:Faithfulness", _FAITHFULNESS),
     ):  # fmt: skip
         yield MetricSpec(name, summary, f"medgraft.metrics.{target}", scores)
@@ -163,16 +164,22 @@ _CONCEPTS = (
 )
 _LOCALIZATION = tuple(
     ScoreSpec(
-        f"{name}_{what}", summary.format(what), label="point" if (name, what) == ("pointing", "finding") else "",
-        detail=(name, what) != ("pointing", "finding"),
+        f"{name}_{what}", summary.format(*where), label=head if name == "pointing" else "",
+        detail=name != "pointing" or not head,
         controls={f"{name}_{what}_uniform": "a uniform map", f"{name}_{what}_untrained": "an untrained decoder"},
     )
     for name, summary in (
-        ("pointing", "how often attention at the {}'s words is highest on the finding"),
-        ("energy", "share of the attention at the {}'s words that is on the finding"),
-        ("iou", "overlap of the attention at the {}'s words with the finding"),
+        ("pointing", "how often attention at {} is highest on {}"),
+        ("energy", "share of the attention at {} that is on {}"),
+        ("iou", "overlap of the attention at {} with {}"),
     )
-    for what in ("finding", "side", "site")
+    for what, head, where in (
+        ("finding", "point", ("the finding's words", "the finding")),
+        ("side", "", ("the side's words", "the finding")),
+        ("site", "", ("the site's words", "the finding")),
+        ("answer", "point at named", ("the answer's words for an organ or finding", "it")),
+        ("asked", "", ("the answer's words", "what the question names")),
+    )
 )  # fmt: skip
 _FAITHFULNESS = tuple(
     replace(score, controls={f"{score.name}_random": "a random order"})

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from medgraft.backbones import Backbone, RemoteCaptioner, TextBatch, Usage, next_token_loss
     from medgraft.backbones.blip import BlipBackbone
     from medgraft.backbones.blip2 import Blip2Backbone
+    from medgraft.backbones.blip_vqa import BlipVqaBackbone
     from medgraft.backbones.instructblip import InstructBlipBackbone
     from medgraft.backbones.roles import language_model_roles, vision_tower_roles
     from medgraft.backbones.text_batch import padded
@@ -36,6 +37,7 @@ __all__ = [
     "BackboneSpec",
     "Blip2Backbone",
     "BlipBackbone",
+    "BlipVqaBackbone",
     "CaptionMetric",
     "CaptionSet",
     "ConfigError",
@@ -92,6 +94,7 @@ _MODULES = {
     "medgraft.backbones": ("Backbone", "RemoteCaptioner", "TextBatch", "Usage", "next_token_loss"),
     "medgraft.backbones.text_batch": ("padded",),
     "medgraft.backbones.blip": ("BlipBackbone",),
+    "medgraft.backbones.blip_vqa": ("BlipVqaBackbone",),
     "medgraft.backbones.blip2": ("Blip2Backbone",),
     "medgraft.backbones.instructblip": ("InstructBlipBackbone",),
     "medgraft.backbones.roles": ("language_model_roles", "vision_tower_roles"),

@@ -177,9 +177,10 @@ class Seam:
 class AttentionLayout:
     """The attention modules from which saliency maps are computed, as patterns for their whole names.
 
-    `words`: attention from text tokens to image tokens. `queries`: from the learned queries of a Q-Former to patches, None
-    without such queries. `vision`: the self-attention of the vision tower, None if maps cannot be propagated through it.
-    `text`: the decoder's self-attention, None if text and image tokens are in one sequence. `label` describes the maps.
+    `words`: attention from text tokens to image tokens. `queries`: from the queries that text attends to in their place, such
+    as those of a Q-Former or a question's tokens, to patches; None without such queries. `vision`: the self-attention of the
+    vision tower, None if maps cannot be propagated through it. `text`: the decoder's self-attention, None if text and image
+    tokens are in one sequence. `label` describes the maps.
     """
 
     label: str

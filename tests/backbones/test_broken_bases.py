@@ -188,9 +188,11 @@ def test_nothing_is_unpickled(zipped, base, tmp_path, monkeypatch):
     assert not (tmp_path / "trapped").exists()
 
 
-def _question_answering(folder):
-    config = transformers.BlipConfig.from_pretrained(folder)
-    transformers.BlipForQuestionAnswering(config).save_pretrained(folder)
+def _written_as(kind):
+    return lambda folder: kind(transformers.BlipConfig.from_pretrained(folder)).save_pretrained(folder)
+
+
+_question_answering = _written_as(transformers.BlipForQuestionAnswering)
 
 
 def _nameless(change):
@@ -213,7 +215,15 @@ def _nameless(change):
 def test_another_architecture_is_refused_by_name(change, match, base):
     backbone, folder = base()
     change(folder)
-    _refused(backbone, folder, match)
+    _refused(backbone, folder, rf"{match}.* Backbone blip-vqa takes it: blip-vqa:{folder}\.$")
+
+
+def test_captioning_and_retrieval_are_no_question_answering(base):
+    _, folder = base()
+    lacking = r"no complete BlipForQuestionAnswering: \d+ tensors are missing, such as"
+    _refused("blip-vqa", folder, rf"{lacking} text_encoder.*\. Backbone blip takes it: blip:{folder}\.$")
+    _written_as(transformers.BlipForImageTextRetrieval)(folder)
+    _refused("blip-vqa", folder, rf"{lacking} text_decoder\.[\w.]+$")
 
 
 def test_surplus_tensors_are_told_and_known_buffers_are_not(base, logged):

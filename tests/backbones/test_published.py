@@ -7,6 +7,7 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.backbones.blip2 import Blip2Backbone
+from medgraft.backbones.blip_vqa import BlipVqaBackbone
 from medgraft.backbones.instructblip import InstructBlipBackbone
 from medgraft.backbones.published import published_config
 from medgraft.backbones.vision_encoder_decoder import VisionEncoderDecoderBackbone
@@ -16,6 +17,7 @@ from medgraft.types import lies_in
 # parameters in millions, the Q-Former's layers with cross-attention, and linear layers of one layer of the language model
 SIZES = {
     "Salesforce/blip-image-captioning-base": (BlipBackbone, 224.0),
+    "Salesforce/blip-vqa-base": (BlipVqaBackbone, 361.2),
     "Salesforce/blip2-opt-2.7b": (Blip2Backbone, 3744.8),
     "Salesforce/blip2-flan-t5-xl": (Blip2Backbone, 3876.6),
     "Salesforce/instructblip-flan-t5-xl": (InstructBlipBackbone, 3957.2),
@@ -27,6 +29,7 @@ SIZES = {
 QFORMER, QFORMER_WITH_WORDS = 12 * 6 + 6 * 4 + 1, 12 * 8 + 6 * 4 + 1
 MATCHED = {
     "Salesforce/blip-image-captioning-base": 12 * 4 + 12 * 10,
+    "Salesforce/blip-vqa-base": 12 * 4 + 2 * 12 * 10,
     "Salesforce/blip2-opt-2.7b": 39 * 4 + 32 * 6 + QFORMER,
     "Salesforce/blip2-flan-t5-xl": 39 * 4 + 24 * (4 + 3) + 24 * (8 + 3) + QFORMER,
     "Salesforce/instructblip-flan-t5-xl": 39 * 4 + 24 * (4 + 3) + 24 * (8 + 3) + QFORMER_WITH_WORDS,
@@ -36,6 +39,7 @@ MATCHED = {
 # what is held in 4 bits: without the Q-Former, the projection, the heads, and T5's wo
 HELD = {
     "Salesforce/blip-image-captioning-base": 12 * 4 + 12 * 10,
+    "Salesforce/blip-vqa-base": 12 * 4 + 2 * 12 * 10,
     "Salesforce/blip2-opt-2.7b": 39 * 4 + 32 * 6,
     "Salesforce/blip2-flan-t5-xl": 39 * 4 + 24 * (4 + 2) + 24 * (8 + 2),
     "Salesforce/instructblip-flan-t5-xl": 39 * 4 + 24 * (4 + 2) + 24 * (8 + 2),

@@ -18,7 +18,7 @@ from medgraft.testing.backbone_checks import images
 CAPTION = "Chest X-ray with a large left-sided pleural effusion."
 TINY = [
     "blip", "blip2-opt", "blip2-t5", "instructblip-t5", "instructblip-vicuna", "vit-gpt2", "deit-bert", "git", "qwen2-vl",
-    "qwen2.5-vl",
+    "qwen2.5-vl", "blip-vqa",
 ]  # fmt: skip
 GRADIENT = ["blip", "vit-gpt2", "deit-bert", "git", "qwen2.5-vl"]
 
@@ -210,7 +210,7 @@ def test_maps_from_stored_features_equal_those_from_pixels(load):
 
 def test_methods_that_a_model_does_not_have_say_which_it_has(load):
     queries, chat = load("blip2-opt"), load("qwen2.5-vl")
-    with pytest.raises(BackboneError, match=r"not defined through the learned queries .* Use 'attention'"):
+    with pytest.raises(BackboneError, match=r"not defined through the queries .* Use 'attention'"):
         caption_maps(queries, queries.pixel_values(images(1)), ["a"], options=MapOptions("gradient"))
     with pytest.raises(BackboneError, match="no attention of its vision tower"):
         caption_maps(chat, chat.pixel_values(images(1)), ["a"], options=MapOptions("rollout"))

@@ -31,18 +31,18 @@ GRID = np.array([[0.1, 0.3], [0.0, 0.2]])
 
 
 def test_pointing_by_hand():
-    found = pointing(GRID, (5, 0, 10, 5), (0, 0, 10, 10))  # the box is the top right patch
+    found = pointing(GRID, [(5, 0, 10, 5)], (0, 0, 10, 10))  # the box is the top right patch
     assert (found.hit, found.energy) == (1.0, pytest.approx(0.5))
     # from a tenth of 0.3 on: three patches; above a third of it two; above two thirds one
     by_hand = [1 / 3 if t <= 1 / 3 else 1 / 2 if t <= 2 / 3 else 1 for t in THRESHOLDS]
     assert found.iou == pytest.approx(by_hand)
     assert (found.uniform_hit, found.uniform_energy, found.uniform_iou) == (0.25, 0.25, 0.25)
-    other = pointing(GRID, (0, 5, 5, 10), (0, 0, 10, 10))
+    other = pointing(GRID, [(0, 5, 5, 10)], (0, 0, 10, 10))
     assert (other.hit, other.energy, max(other.iou)) == (0, 0, 0)
 
 
 def test_a_box_smaller_than_a_patch_is_hit_by_the_patch_it_touches():
-    found = pointing(GRID, (6, 1, 7, 2), (0, 0, 10, 10))
+    found = pointing(GRID, [(6, 1, 7, 2)], (0, 0, 10, 10))
     assert found.hit == 1 and found.energy == pytest.approx(0.5 * 0.04)
     assert found.iou[-1] == pytest.approx(0.04)
     assert found.uniform_energy == pytest.approx(0.01)
@@ -121,7 +121,7 @@ def test_the_metric_by_hand():
     assert scores["pointing_finding"] == 0.5 and scores["energy_finding"] == pytest.approx(0.3)
     assert scores["iou_finding"] == pytest.approx(0.4)  # at the second threshold, (0.2 + 0.6) / 2
     assert scores["pointing_finding_uniform"] == pytest.approx(0.2) and scores["pointing_finding_untrained"] == 0
-    assert np.isnan(scores["pointing_side"])
+    assert np.isnan(scores["pointing_side"]) and not [name for name in scores if name.endswith(("answer", "asked"))]
     assert np.isnan(measured.per_image["pointing_finding"][1])
     assert measured.per_image["iou_finding"].tolist()[::2] == [0.2, 0.6]
     interval = Resampling([None] * 3).intervals(measured)["pointing_finding"]

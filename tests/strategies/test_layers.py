@@ -17,7 +17,7 @@ _T5 = ["language_model.encoder.block.0", "language_model.encoder.block.1", "lang
        "language_model.decoder.block.1"]  # fmt: skip
 _COUNTS = {  # vision, bridge, text
     "blip": (2, None, 2), "blip2-opt": (2, 2, 2), "blip2-t5": (2, 2, 4), "instructblip-vicuna": (2, 2, 2), "git": (2, 0, 2),
-    "qwen2.5-vl": (2, 0, 2), "vit-gpt2": (2, 0, 2), "deit-bert": (2, 0, 2),
+    "blip-vqa": (2, None, 4), "qwen2.5-vl": (2, 0, 2), "vit-gpt2": (2, 0, 2), "deit-bert": (2, 0, 2),
 }  # fmt: skip
 
 

@@ -29,7 +29,8 @@ _LEGACY_PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04")  # torch before 1.6
 _AGAIN = "Download it again (hf download REPO --local-dir FOLDER)."
 _LAVIS = {
     "model_base_caption_capfilt_large": "blip-image-captioning-base", "model_base_caption": "blip-image-captioning-base",
-    "model_large_caption": "blip-image-captioning-large", "blip2_pretrained_opt2.7b": "blip2-opt-2.7b",
+    "model_large_caption": "blip-image-captioning-large", "model_base_vqa": "blip-vqa-base",
+    "model_base_vqa_capfilt_large": "blip-vqa-capfilt-large", "blip2_pretrained_opt2.7b": "blip2-opt-2.7b",
     "blip2_pretrained_opt6.7b": "blip2-opt-6.7b", "blip2_caption_opt2.7b": "blip2-opt-2.7b-coco",
     "blip2_caption_opt6.7b": "blip2-opt-6.7b-coco", "blip2_pretrained_flant5xl": "blip2-flan-t5-xl",
     "blip2_pretrained_flant5xxl": "blip2-flan-t5-xxl", "blip2_caption_flant5xl": "blip2-flan-t5-xl-coco",

@@ -20,34 +20,40 @@ _BERT = r"text_decoder\.bert"
 _LAYER = rf"{_BERT}\.encoder\.layer\.\d+"
 
 
+def blip_anatomy(prefixes: tuple[str, ...], bert: str) -> Anatomy:
+    """The anatomy of a BLIP whose part `text` is `prefixes`; the regular expression `bert` names the BERTs in them."""
+    layer = rf"{bert}\.encoder\.layer\.\d+"
+    return Anatomy(
+        {
+            "vision": PartAnatomy(("vision_model",), vision_tower_roles("vision_model")),
+            "text": PartAnatomy(
+                prefixes,
+                {
+                    "attn": (rf"{layer}\.attention\.(self\.(query|key|value)|output\.dense)",),
+                    "cross": (rf"{layer}\.crossattention\.(self\.(query|key|value)|output\.dense)",),
+                    "mlp": (rf"{layer}\.(intermediate|output)\.dense",),
+                    "norm": (
+                        rf"{layer}\.(attention\.output|crossattention\.output|output)\.LayerNorm",
+                        rf"{bert}\.embeddings\.LayerNorm",
+                        r"text_decoder\.cls\.predictions\.transform\.LayerNorm",
+                    ),
+                    "embed": (rf"{bert}\.embeddings\.(word|position)_embeddings",),
+                    "head": (r"text_decoder\.cls\.predictions(\.decoder|\.transform\.dense)?",),
+                },
+            ),
+        },
+        # a key bias adds the same value to all scores of a query, which softmax cancels
+        no_gradient=(rf"{layer}\.(attention|crossattention)\.self\.key\.bias",),
+    )
+
+
 class BlipBackbone(Backbone):
     """Any BLIP captioning checkpoint, by hub id or folder.
 
     Sequences start with the checkpoint's BOS (`[DEC]`), as generation does, and end with `[SEP]`.
     """
 
-    anatomy = Anatomy(
-        {
-            "vision": PartAnatomy(("vision_model",), vision_tower_roles("vision_model")),
-            "text": PartAnatomy(
-                ("text_decoder",),
-                {
-                    "attn": (rf"{_LAYER}\.attention\.(self\.(query|key|value)|output\.dense)",),
-                    "cross": (rf"{_LAYER}\.crossattention\.(self\.(query|key|value)|output\.dense)",),
-                    "mlp": (rf"{_LAYER}\.(intermediate|output)\.dense",),
-                    "norm": (
-                        rf"{_LAYER}\.(attention\.output|crossattention\.output|output)\.LayerNorm",
-                        rf"{_BERT}\.embeddings\.LayerNorm",
-                        r"text_decoder\.cls\.predictions\.transform\.LayerNorm",
-                    ),
-                    "embed": (rf"{_BERT}\.embeddings\.(word|position)_embeddings",),
-                    "head": (r"text_decoder\.cls\.predictions(\.decoder|\.transform\.dense)?",),
-                },
-            ),
-        },
-        # a key bias adds the same value to all scores of a query, which softmax cancels
-        no_gradient=(rf"{_LAYER}\.(attention|crossattention)\.self\.key\.bias",),
-    )
+    anatomy = blip_anatomy(("text_decoder",), _BERT)
     seams = (Seam("vision", ("vision",), consumer_casts_input=True),)
     model_class = "BlipForConditionalGeneration"
     model_types = ("blip",)

@@ -16,6 +16,8 @@ _BUFFERS = re.compile(r"(.*\.)?(position_ids|masked_bias|attn\.bias|crossattenti
 _QUANTIZED = re.compile(
     r".*\.(SCB|weight_format|absmax|nested_absmax|quant_map|quant_state\..+|qweight|qzeros|g_idx|weight_scale(_inv)?|weight_packed)"
 )
+# whose checkpoints differ from each other by the question encoder: the backbone for what this class does not take
+_OTHER_BLIP = {"BlipForConditionalGeneration": "blip-vqa", "BlipForQuestionAnswering": "blip"}
 _A_PART = 0.05  # of a file's tensors: more are another model's part, not a leftover
 
 
@@ -27,7 +29,10 @@ def check_loaded(source: str, model: Any, info: Mapping[str, Iterable[str]], nev
     """
     kind = type(model).__name__
     if missing := sorted(name for name in info["missing_keys"] if not lies_in(name, never_run)):
-        raise BackboneError(f"{source} is no complete {kind}: {len(missing)} tensors are missing, such as {missing[0]}.")
+        raise BackboneError(
+            f"{source} is no complete {kind}: {len(missing)} tensors are missing, such as {missing[0]}."
+            f"{_other_backbone(source, kind, missing)}"
+        )
     surplus = sorted(n for n in info["unexpected_keys"] if not _BUFFERS.fullmatch(n) and not lies_in(n, never_run))
     if not surplus:
         return
@@ -44,9 +49,15 @@ def check_loaded(source: str, model: Any, info: Mapping[str, Iterable[str]], nev
         named = f"{others[0]} by its config.json" if others else "another model"
         raise BackboneError(
             f"{source} is {named}, not {kind}: {len(surplus)} of its tensors have no place there, such as {surplus[0]}. "
-            f"Name a checkpoint of {kind}."
+            f"Name a checkpoint of {kind}.{_other_backbone(source, kind, surplus)}"
         )
     _logger.warning(
         f"{source} has {len(surplus)} tensors that {kind} has no place for and does not use, such as {surplus[0]}. "
         "Is it the checkpoint that you want?"
     )
+
+
+def _other_backbone(source: str, kind: str, tensors: Iterable[str]) -> str:
+    """The backbone that takes a BLIP checkpoint where `kind` does not, by the `tensors` that it lacks or has left over."""
+    encoder = {name.partition(".")[0] for name in tensors} == {"text_encoder"}
+    return f" Backbone {_OTHER_BLIP[kind]} takes it: {_OTHER_BLIP[kind]}:{source}." if encoder and kind in _OTHER_BLIP else ""

@@ -76,6 +76,8 @@ def _vit_gpt2() -> PreTrainedConfig:
 _CONFIGS: Mapping[str, Callable[[], PreTrainedConfig]] = {
     "Salesforce/blip-image-captioning-base": _blip_base,
     "Salesforce/blip-image-captioning-large": _blip_large,
+    "Salesforce/blip-vqa-base": _blip_base,
+    "Salesforce/blip-vqa-capfilt-large": _blip_base,
     "Salesforce/blip2-opt-2.7b": lambda: _blip2(_opt(2560, 32, 32)),
     "Salesforce/blip2-opt-6.7b": lambda: _blip2(_opt(4096, 32, 32)),
     "Salesforce/blip2-flan-t5-xl": lambda: _blip2(_flan_t5(2048, 5120, 32)),

@@ -14,7 +14,7 @@ from medgraft.data import open_image
 from medgraft.inference import Inference
 from medgraft.metrics.saliency_scores import Curves, Pointing, SaliencyScores
 from medgraft.progress import progress_bar
-from medgraft.saliency import CaptionMaps, caption_maps, faithfulness, localize, packed
+from medgraft.saliency import CaptionMaps, can_be_localized, caption_maps, faithfulness, localize, packed
 from medgraft.types import Example, own_prompts
 
 _UNTRAINED_MAX = 500_000_000  # larger models get no randomly initialised decoder for comparison, which would be in fp32
@@ -39,10 +39,10 @@ def score_saliency(
 ) -> SaliencyResult:
     """Saliency of `predictions`, which a model generated for `examples`, by image id.
 
-    `pointing` measures attention to the boxes of findings, where facts have one, with the first reference (teacher forcing).
+    `pointing` measures attention to the boxes that facts have of what texts name, with the first reference (teacher forcing).
     `curves` images get deletion and insertion curves, `maps` images get maps, both for the model's own captions.
     """
-    boxed = {example.id for example in examples if example.facts and example.facts.get("box")} if pointing else set()
+    boxed = {each.id for each in examples if pointing and can_be_localized(each.captions[0], each.facts or {})}
     captioned = [example.id for example in examples if predictions[example.id].strip()]
     shown = captioned[: max(curves, maps)]
     wanted = [example for example in examples if example.id in boxed.union(shown)]

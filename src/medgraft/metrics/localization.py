@@ -1,8 +1,8 @@
-"""Whether attention points at the finding, for data sets with the finding's box.
+"""Whether attention points at what is named, for data sets with boxes of findings or organs.
 
 The model gets each reference by teacher forcing, so every strategy is scored on the same words of the same images: those that
-name the finding, its side and its site. A high score means that the map lies on the finding, not that the model's own caption
-is right.
+name the finding, its side and its site, or an organ or finding that has boxes. A high score means that the map lies there, not
+that the model's own caption is right.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from medgraft.metrics.base import Array, CaptionMetric, CaptionSet, Measured, UnavailableError
-from medgraft.metrics.saliency_scores import NAMED, THRESHOLDS, SaliencyScores
+from medgraft.metrics.saliency_scores import POINTED, THRESHOLDS, SaliencyScores
 
 _CONTROLS = ("", "_uniform", "_untrained")
 
@@ -18,6 +18,8 @@ _CONTROLS = ("", "_uniform", "_untrained")
 class Localization(CaptionMetric):
     """`pointing_X`, `energy_X` and `iou_X` for X = finding, side, site: means over the images whose reference names X.
 
+    Where images have boxes by name, X = answer: the words of the reference that name some, against those boxes; and asked: all
+    words of the reference, against the boxes of what the question names. Several boxes of one name count as their union.
     `iou_X` uses the threshold that is best for all images together. `..._uniform` is the score of a uniform map,
     `..._untrained` that of the maps of a randomly initialised decoder.
     """
@@ -28,11 +30,13 @@ class Localization(CaptionMetric):
 
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
-        if captions.saliency is None or not any(saliency and saliency.pointing for saliency in captions.saliency):
-            raise UnavailableError("no attention maps of images whose findings' boxes are known, as phantoms' are")
+        found = {name for saliency in captions.saliency or () if saliency for name in saliency.pointing}
+        if captions.saliency is None or not found:
+            raise UnavailableError("no attention maps of images whose boxes are known, as those of phantoms and SLAKE are")
+        names = [name for together in POINTED if found.intersection(together) for name in together]
         blocks: list[Array] = []
         per_image: dict[str, Array] = {}
-        for name in NAMED:
+        for name in names:
             for control in _CONTROLS:
                 rows = np.array([_row(saliency, name, control) for saliency in captions.saliency])
                 blocks.append(rows)
@@ -41,7 +45,7 @@ class Localization(CaptionMetric):
 
         def combine(sums: Array) -> dict[str, Array]:
             scores: dict[str, Array] = {}
-            for number, name in enumerate(f"{name}{control}" for name in NAMED for control in _CONTROLS):
+            for number, name in enumerate(f"{name}{control}" for name in names for control in _CONTROLS):
                 scores |= _scores(sums[..., number * width : (number + 1) * width], name, best=None)
             return scores
 

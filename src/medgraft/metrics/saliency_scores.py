@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-NAMED = ("finding", "side", "site")  # what captions name and maps are scored for
+# what maps are scored for: what captions of images with one finding name; what answers and questions name of several boxes
+POINTED = (("finding", "side", "site"), ("answer", "asked"))
 THRESHOLDS = tuple(number / 10 for number in range(1, 10))  # relative to a map's highest value
 
 
 @dataclass(frozen=True)
 class Pointing:
-    """How one map points at the box of a finding.
+    """How one map points at a box, or at the union of several.
 
     `hit`: the pointing game (Zhang et al. 2016, arXiv 1608.00507, section 4.1), 1 if the highest patch touches the box, a
     tolerance of half a patch. `energy`: the map's share inside the box (Wang et al. 2020, arXiv 1910.01279, section 4.3), with

@@ -9,35 +9,43 @@ import numpy as np
 from medgraft.escaping import markdown_text
 from medgraft.report.results import Entry, Group
 
-# heading, score
-_COLUMNS = (
-    ("finding: hit", "pointing_finding"), ("energy", "energy_finding"), ("IoU", "iou_finding"), ("side: hit", "pointing_side"),
-    ("site: hit", "pointing_site"),
+# heading, score; of images with one finding, and of images with boxes by name
+_TABLES = (
+    (
+        ("finding: hit", "pointing_finding"), ("energy", "energy_finding"), ("IoU", "iou_finding"),
+        ("side: hit", "pointing_side"), ("site: hit", "pointing_site"),
+    ),
+    (
+        ("named in answer: hit", "pointing_answer"), ("energy", "energy_answer"), ("IoU", "iou_answer"),
+        ("named in question: hit", "pointing_asked"), ("energy", "energy_asked"),
+    ),
 )  # fmt: skip
+_Columns = Sequence[tuple[str, str]]
 _CURVES = ("deletion", "insertion")
 
 
 def attention_markdown(groups: Sequence[Group]) -> str:
-    """A table for each group that has maps for known findings; empty if none has."""
-    return "\n\n".join(_table(group) for group in groups if any(_has(entry) for entry in group.entries))
+    """A table for each group that has maps for known boxes; empty if none has."""
+    return "\n\n".join(_table(group, columns) for group in groups for columns in _TABLES if with_maps(group, columns))
 
 
-def _has(entry: Entry) -> bool:
-    return bool(entry.seeds("pointing_finding"))
+def with_maps(group: Group, columns: _Columns = _TABLES[0] + _TABLES[1]) -> list[Entry]:
+    """The entries with pointing scores, those of `columns` or any."""
+    return [entry for entry in group.entries if any(entry.seeds(score) for _, score in columns)]
 
 
-def _table(group: Group) -> str:
-    entries = sorted(filter(_has, group.entries), key=lambda entry: -float(np.mean(entry.values("pointing_finding"))))
+def _table(group: Group, columns: _Columns) -> str:
+    entries = sorted(with_maps(group, columns), key=lambda entry: -float(np.mean(entry.values(columns[0][1]) or [0])))
     curves = [name for name in _CURVES if any(entry.seeds(name) for entry in entries)]
-    headings = [heading for heading, _ in _COLUMNS] + [f"{name} (random)" for name in curves]
+    headings = [heading for heading, _ in columns] + [f"{name} (random)" for name in curves]
     lines = [f"| strategy | {' | '.join(headings)} |", "|---" + "|---:" * len(headings) + "|"]
     for entry in entries:
-        cells = [_with_interval(group, entry, score) for _, score in _COLUMNS]
+        cells = [_with_interval(group, entry, score) for _, score in columns]
         cells += [_beside_random(entry, name) for name in curves]
         lines.append(f"| {markdown_text(entry.name)} | {' | '.join(cells)} |")
     blank = " | -" * len(curves)
     for name, control in (("no preference", "uniform"), ("untrained decoder", "untrained")):
-        ranges = [_range(entries, f"{score}_{control}") for _, score in _COLUMNS]
+        ranges = [_range(entries, f"{score}_{control}") for _, score in columns]
         lines.append(f"| *{name}* | {' | '.join(ranges)}{blank} |")
     backbones = ", ".join(dict.fromkeys(entry.backbone for entry in entries))
     where = markdown_text(f"{backbones} on {group.data}")

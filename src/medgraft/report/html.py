@@ -11,6 +11,7 @@ import vl_convert
 
 from medgraft.benchmark import BASELINE, Record, unreadable_records
 from medgraft.plugin import MAIN_SCORE, PluginManager
+from medgraft.report.attention import with_maps
 from medgraft.report.charts import learning_curves, quality_against_time, where_the_time_went
 from medgraft.report.image_browser import image_browser
 from medgraft.report.page_table import results_columns, settings_rows
@@ -176,7 +177,7 @@ def _caveats(records: Sequence[Record], groups: Sequence[Group], table: Sequence
         untuned = [e.name for e in group.entries if e.tuning_seconds is None and (e.mean("trainable_parameters") or 0) > 0]
         if untuned:
             caveats.append(f"{group.data}: learning rates were not tuned with equal budgets: {', '.join(untuned)}.")
-    if any(entry.seeds("pointing_finding") for group in groups for entry in group.entries):
+    if any(with_maps(group) for group in groups):
         caveats.append(
             "Pointing, energy and overlap measure attention while the reference is teacher-forced. Compare them with the "
             "controls: a uniform map, and a decoder with random weights. Attention shows where a model attends, not why."

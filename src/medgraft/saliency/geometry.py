@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -41,6 +42,17 @@ def coverage(box: Sequence[float], view: Rectangle, shape: tuple[int, int]) -> A
     down = _shares((box[1] - top) / (bottom - top) * shape[0], (box[3] - top) / (bottom - top) * shape[0], shape[0])
     covered: Array = down[:, None] * across
     return covered
+
+
+def disjoint(boxes: Sequence[Sequence[float]]) -> list[Rectangle]:
+    """Rectangles that do not overlap and together cover what `boxes` (left, top, right, bottom) cover."""
+    across, down = (sorted({edge for box in boxes for edge in box[axis::2]}) for axis in (0, 1))
+    return [
+        (left, top, right, bottom)
+        for left, right in pairwise(across)
+        for top, bottom in pairwise(down)
+        if any(box[0] <= left and right <= box[2] and box[1] <= top and bottom <= box[3] for box in boxes)
+    ]
 
 
 def _shares(start: float, end: float, count: int) -> Array:

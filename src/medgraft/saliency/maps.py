@@ -85,7 +85,7 @@ def attention_layout_of(backbone: AnyBackbone, method: str) -> AttentionLayout:
     if method == "rollout" and layout.vision is None:
         raise BackboneError(f"{name} returns no attention of its vision tower, which method 'rollout' needs. Use 'attention'.")
     if method == "gradient" and layout.queries is not None:
-        raise BackboneError(f"Method 'gradient' is not defined through the learned queries of {name}. Use 'attention'.")
+        raise BackboneError(f"Method 'gradient' is not defined through the queries of {name}. Use 'attention'.")
     return layout
 
 

@@ -89,6 +89,15 @@ def write_tiny_model(name: str, folder: Path, *, plugins: PluginManager | None =
 
 def blip(folder: Path) -> None:
     """A BLIP with 2 layers of width 32."""
+    _save_blip(folder, transformers.BlipForConditionalGeneration)
+
+
+def blip_vqa(folder: Path) -> None:
+    """A BLIP for question answering with 2 layers of width 32 in each part."""
+    _save_blip(folder, transformers.BlipForQuestionAnswering)
+
+
+def _save_blip(folder: Path, model_class: Any) -> None:
     tokenizer = character_tokenizer(
         "[CLS] $A [SEP]", pad_token="[PAD]", bos_token="[DEC]", sep_token="[SEP]", cls_token="[CLS]"
     )
@@ -100,7 +109,7 @@ def blip(folder: Path) -> None:
         vision_config=_VISION,
     )  # fmt: skip
     torch.manual_seed(0)
-    save_pretrained(folder, transformers.BlipForConditionalGeneration(config), tokenizer, _blip_images())
+    save_pretrained(folder, model_class(config), tokenizer, _blip_images())
 
 
 def blip2_opt(folder: Path) -> None:
