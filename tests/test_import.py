@@ -20,7 +20,7 @@ CHAIN = [
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "prepare", "training",
     "adapter", "captioning", "text_statistics", "metrics", "stats", "scoring", "saliency", "inference", "benchmark",
     "conversion", "inspection", "fork_server", "testing", "plugin_api", "report", "api", "adapter_set",
-    "scaffold", "cli",
+    "demo", "scaffold", "cli",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from medgraft.cli import (
     check_plugin,
     compare,
     data,
+    demo,
     evaluate,
     explain,
     features,
@@ -37,7 +38,7 @@ from medgraft.progress import log_to_stderr
 from medgraft.quiet import quiet_libraries
 
 _COMMANDS = (
-    list_names, plugins, phantoms, tiny_models, data, train, adapter, evaluate, caption, explain, score, bench, report,
+    list_names, plugins, phantoms, tiny_models, data, train, adapter, evaluate, caption, explain, demo, score, bench, report,
     compare, features, new_plugin, check_plugin,
 )  # fmt: skip
 

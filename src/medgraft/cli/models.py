@@ -6,14 +6,17 @@ import argparse
 
 from medgraft import api
 from medgraft.adapter import LoadedAdapter
+from medgraft.adapter_set import load_adapters
 from medgraft.backbones import AnyBackbone
 from medgraft.benchmark.evaluation import generation_of
 from medgraft.config import GenerationConfig, parse_overrides
 from medgraft.errors import ConfigError
 from medgraft.image_config import ImageConfig
+from medgraft.inference import Captioner
 from medgraft.quiet import quiet_libraries
 from medgraft.strict_model import validated
 
+_BASE = "base model"
 _SECTIONS = ("image", "generation")
 
 
@@ -31,6 +34,31 @@ def load_model(
     if arguments.backbone is None:
         raise ConfigError("Name the model: --adapter DIR or --backbone NAME[:SOURCE].")
     return None, api.load_backbone(arguments.backbone, image_size=size, **changes)
+
+
+def captioners(arguments: argparse.Namespace) -> dict[str, tuple[Captioner, GenerationConfig]]:
+    """The models that the options of `add_models` name, each with its generation settings.
+
+    Several are named by their adapters and share their base; the name of a single one is empty.
+    """
+    names = [str(adapter) for adapter in arguments.adapter or []]
+    if len(names) < 2 and not arguments.with_base:
+        arguments.adapter = names[0] if names else None
+        adapter, backbone = load_model(arguments)
+        return {"": (api.captioner_of(adapter, backbone, None)[0], generation(arguments, adapter))}
+    if not names:
+        raise ConfigError("--with-base shows the base of adapters; name one with --adapter DIR.")
+    for name in names:
+        if [*names, _BASE].count(name) > 1:
+            raise ConfigError(f"--adapter {name}: two models would have this name. Name each adapter once, or write ./{name}.")
+    image_size(arguments)  # refuses one
+    quiet_libraries()
+    several = load_adapters(
+        {name: name for name in names}, backbone=arguments.backbone, allow_base_mismatch=arguments.allow_base_mismatch,
+        quantization=arguments.quantization, dtype=arguments.dtype or "auto", prompt=arguments.prompt,
+    )  # fmt: skip
+    chosen = {name: several.use(name) for name in names} | ({_BASE: several.use(None)} if arguments.with_base else {})
+    return {name: (api.captioner_of(each, None, None)[0], generation(arguments, each)) for name, each in chosen.items()}
 
 
 def image_size(arguments: argparse.Namespace, sections: tuple[str, ...] = _SECTIONS) -> int | None:

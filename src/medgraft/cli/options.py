@@ -64,6 +64,12 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
     parser.add_argument("--prompt", metavar="TEXT", help="prompt (default: the adapter's own, else the backbone's)")
 
 
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `add_model` for several adapters, with the base."""
+    add_model(parser, several=True)
+    parser.add_argument("--with-base", action="store_true", help="also the captions of the adapters' base model")
+
+
 def add_generation(parser: argparse.ArgumentParser, *, sets: bool = True) -> None:
     """Add the options of caption generation; `sets`: with --set, which the command does not have otherwise."""
     if sets:

@@ -1,0 +1,108 @@
+"""Serves the page: at one address, without telemetry, and with nothing left on the disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from tempfile import TemporaryDirectory
+from typing import Self
+
+from medgraft.demo.models import DemoModel
+from medgraft.errors import ConfigError
+
+_logger = logging.getLogger(__name__)
+_HEADERS = {
+    # a browser gets nothing from another server, whatever Gradio's files name, and other pages cannot frame this one
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
+        "form-action 'self'; frame-ancestors 'self'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DISABLE_TELEMETRY": "1"}
+
+
+def require_gradio() -> None:
+    """ConfigError if Gradio is not installed."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ConfigError("medgraft demo needs Gradio, which is not installed. To install it: pip install 'medgraft[demo]'")
+
+
+class Address:
+    """A bound socket at `host` and `port`, 0 for a free one; ConfigError if it cannot be bound."""
+
+    def __init__(self, host: str, port: int):
+        self._host = host
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = socket.create_server((host, port), family=family)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"--host {host} --port {port} cannot be used: {reason}. --port 0 takes a free port.") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._socket.close()
+
+    @property
+    def url(self) -> str:
+        """The page's URL."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._socket.getsockname()[1]}/"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the address."""
+        return ipaddress.ip_address(self._socket.getsockname()[0]).is_loopback
+
+    def serve(self, models: Sequence[DemoModel]) -> None:
+        """Serve the page of `models` until Ctrl-C or SIGTERM. What is uploaded is deleted when it was read."""
+        with TemporaryDirectory(prefix="medgraft-demo-") as folder:
+            os.environ.update(_QUIET, GRADIO_TEMP_DIR=folder)  # Gradio reads them when it is imported
+            logging.getLogger("httpx").setLevel(logging.WARNING)
+            for name in ("SIGTERM", "SIGHUP"):
+                if hasattr(signal, name):
+                    signal.signal(getattr(signal, name), signal.default_int_handler)  # so that the folder is removed
+            try:
+                self._run(models)
+            except KeyboardInterrupt:
+                pass
+
+    def _run(self, models: Sequence[DemoModel]) -> None:
+        import gradio as gr
+        import uvicorn
+        from fastapi import FastAPI, Request, Response
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+        from medgraft.demo.page import CSS, demo_page, theme
+
+        privacy = "Images stay on this machine, in its memory; none is kept."
+        if not self.is_loopback:
+            privacy = f"Images travel over the network to {self._host}, unencrypted; none is kept there."
+            _logger.warning("--host %s: whoever reaches it can use the page, and images travel over the network.", self._host)
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        if self.is_loopback:  # another site's page cannot reach it by a name of its own
+            app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", self._host])
+
+        @app.middleware("http")
+        async def private(request: Request, proceed):  # type: ignore[no-untyped-def]
+            response: Response = await proceed(request)
+            response.headers.update(_HEADERS)
+            return response
+
+        gr.mount_gradio_app(
+            app, demo_page(models, privacy), path="", server_name=self._host, theme=theme(), css=CSS, footer_links=[],
+            run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, max_file_size="1gb",
+        )  # fmt: skip
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        print(f"The page is at {self.url}. Ctrl-C ends it.", flush=True)
+        uvicorn.Server(config).run(sockets=[self._socket])
