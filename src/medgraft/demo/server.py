@@ -9,8 +9,9 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from tempfile import TemporaryDirectory
-from typing import Self
+from typing import Any, Self
 
 from medgraft.demo.models import DemoModel
 from medgraft.errors import ConfigError
@@ -18,13 +19,13 @@ from medgraft.errors import ConfigError
 _logger = logging.getLogger(__name__)
 _HEADERS = {
     # a browser gets nothing from another server, whatever Gradio's files name, and other pages cannot frame this one
-    "Content-Security-Policy": (
+    "content-security-policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
         "form-action 'self'; frame-ancestors 'self'"
     ),
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
 }
 _QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DISABLE_TELEMETRY": "1"}
 
@@ -33,6 +34,21 @@ def require_gradio() -> None:
     """ConfigError if Gradio is not installed."""
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("medgraft demo needs Gradio, which is not installed. To install it: pip install 'medgraft[demo]'")
+
+
+class _PrivateHeaders:
+    """ASGI middleware that adds `_HEADERS` to every response."""
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *((n.encode(), v.encode()) for n, v in _HEADERS.items())]
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
 
 
 class Address:
@@ -72,15 +88,13 @@ class Address:
             for name in ("SIGTERM", "SIGHUP"):
                 if hasattr(signal, name):
                     signal.signal(getattr(signal, name), signal.default_int_handler)  # so that the folder is removed
-            try:
+            with suppress(KeyboardInterrupt):
                 self._run(models)
-            except KeyboardInterrupt:
-                pass
 
     def _run(self, models: Sequence[DemoModel]) -> None:
         import gradio as gr
         import uvicorn
-        from fastapi import FastAPI, Request, Response
+        from fastapi import FastAPI
         from starlette.middleware.trustedhost import TrustedHostMiddleware
 
         from medgraft.demo.page import CSS, demo_page, theme
@@ -90,17 +104,11 @@ class Address:
             privacy = f"Images travel over the network to {self._host}, unencrypted; none is kept there."
             _logger.warning("--host %s: whoever reaches it can use the page, and images travel over the network.", self._host)
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        app.add_middleware(_PrivateHeaders)
         if self.is_loopback:  # another site's page cannot reach it by a name of its own
             app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", self._host])
-
-        @app.middleware("http")
-        async def private(request: Request, proceed):  # type: ignore[no-untyped-def]
-            response: Response = await proceed(request)
-            response.headers.update(_HEADERS)
-            return response
-
         gr.mount_gradio_app(
-            app, demo_page(models, privacy), path="", server_name=self._host, theme=theme(), css=CSS, footer_links=[],
+            app, demo_page(models, privacy), path="/", server_name=self._host, theme=theme(), css=CSS, footer_links=[],
             run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, max_file_size="1gb",
         )  # fmt: skip
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
