@@ -22,9 +22,11 @@ _FONT = ("system-ui", "Segoe UI", "DejaVu Sans", "sans-serif")
 _PREVIEW = 720  # px, the longest side of the image on the page
 _KEPT = 3600  # seconds that an image stays in memory while its tab is open
 CSS = """
-.gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; }
 .preview img { display: block; max-width: 100%; max-height: 360px; margin: 0 auto; background: #000; border-radius: 4px; }
+.preview p { text-align: center; }
 .preview p, .without { overflow-wrap: anywhere; }
+#again { align-self: end; max-height: 44px; }
 .maps iframe { width: 100%; height: 85vh; border: 1px solid var(--border-color-primary); border-radius: 8px; }
 footer { display: none !important; }
 """
@@ -61,10 +63,12 @@ def demo_page(models: Sequence[DemoModel], privacy: str) -> Any:
     with gr.Blocks(title="medgraft", analytics_enabled=False, delete_cache=(60, 60)) as page:
         gr.Markdown(f"# medgraft\n**Not for clinical use.** {privacy}")
         held = gr.State(None, time_to_live=_KEPT)
-        with gr.Row(equal_height=True):
-            file = gr.File(label="Drop an image, DICOM or NIfTI file here", height=220, elem_id="file", min_width=280)
-            preview = gr.HTML(elem_classes="preview", min_width=280)
-        with gr.Row(visible=any(model.takes_prompts for model in models), equal_height=True):
+        with gr.Row():
+            with gr.Column(min_width=280):
+                file = gr.File(label="Drop an image, DICOM or NIfTI file here", height=220, elem_id="file")
+            with gr.Column(min_width=280):
+                preview = gr.HTML(elem_classes="preview")
+        with gr.Row(visible=any(model.takes_prompts for model in models)):
             prompt = gr.Textbox(
                 label="Prompt, or a question to a model that answers them", scale=4, elem_id="prompt", max_length=2000,
                 placeholder=_own_prompts(models),
@@ -107,7 +111,7 @@ def _preview(image: Image, name: str) -> str:
 
 def _own_prompts(models: Sequence[DemoModel]) -> str:
     own = dict.fromkeys(model.prompt for model in models if model.prompt)
-    return f"empty: each model's own, such as: {next(iter(own))}" if own else "empty: none"
+    return f"Empty: each model's own, such as: {next(iter(own))}" if own else "Empty: none"
 
 
 def _maps(models: Sequence[DemoModel], image: Image, captions: Sequence[str], prompt: str | None) -> str:
