@@ -42,7 +42,7 @@ def test_addresses():
             Address("127.0.0.1", port)
     with Address("0.0.0.0", 0) as address:
         assert not address.is_loopback
-    with pytest.raises(ConfigError, match="--port 70000"):
+    with pytest.raises(ConfigError, match="--port 70000 is no port"):
         Address("127.0.0.1", 70000)
 
 
@@ -184,8 +184,10 @@ class _Chromium:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:::gradio_client", "ignore:connect:DeprecationWarning")
 def test_in_a_browser(served, image, tmp_path):
     url, folder = served
+    gradio_client = pytest.importorskip("gradio_client", reason=NO_GRADIO)
     chromium = _Chromium(tmp_path / "profile")
     try:
         narrow = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
@@ -195,8 +197,9 @@ def test_in_a_browser(served, image, tmp_path):
         chromium.upload("#file input[type=file]", image)
         frame = "document.querySelector('.maps iframe')?.contentDocument"
         words = chromium.wait(f"{frame}?.querySelectorAll('.words .word').length")
-        chromium.value(f"{frame}.querySelectorAll('.words .word')[1].click()")
-        assert words > 1 and chromium.wait(f"{frame}.querySelectorAll('.frame canvas').length")
+        chromium.value(f"{frame}.querySelectorAll('.words .word')[1].focus()")
+        assert words > 1 and chromium.wait(f"{frame}.querySelectorAll('.words .word')[1].classList.contains('current')")
+        assert chromium.value(f"{frame}.querySelectorAll('.frame canvas').length") > words
         captions = chromium.value("[...document.querySelectorAll('.made textarea')].map((text) => text.value)")
         assert len(captions) == 3 and all(captions)
         assert chromium.value("document.documentElement.scrollWidth") <= 390
@@ -207,5 +210,12 @@ def test_in_a_browser(served, image, tmp_path):
         problems = [entry["entry"]["text"] for entry in chromium.named("Log.entryAdded") if entry["entry"]["level"] == "error"]
         assert not problems + chromium.named("Runtime.exceptionThrown")
         assert not _kept(folder)
+        session = next(found[1] for address in asked if (found := re.search(r"/heartbeat/(\w+)", address)))
+        chromium.call("Page.navigate", url="about:blank")
+        time.sleep(2)
+        again = gradio_client.Client(url, verbose=False, download_files=False, analytics_enabled=False)
+        again.session_hash = session
+        with pytest.raises(gradio_client.exceptions.AppError, match="Drop an image first"):  # the tab's image is forgotten
+            again.predict("", api_name="/caption")
     finally:
         chromium.close()

@@ -37,7 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         findings.append(finding)
         if not arguments.json:
-            mark, reason = ("ok  ", "") if finding.problem is None else ("FAIL", f"\n       {finding.problem}")
+            mark, reason = "ok  ", ""
+            if finding.problem is not None:
+                mark, reason = "FAIL", f"\n       {finding.problem}\n       See {finding.implement}."
+                ("ok  ", "")
+                if finding.problem is None
+                else ("FAIL", f"\n       {finding.problem}\n       See {finding.implement}.")
+            )
             print(f"{mark} {finding.subject}: {finding.check}{reason}", flush=True)
     failed = sum(finding.problem is not None for finding in findings)
     if arguments.json:

@@ -20,7 +20,7 @@ from medgraft.saliency import Explanation
 
 _FONT = ("system-ui", "Segoe UI", "DejaVu Sans", "sans-serif")
 _PREVIEW = 720  # px, the longest side of the image on the page
-_KEPT = 3600  # seconds that an image stays in memory while its tab is open
+_MOST_HELD = 16  # images, each of an open tab
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; }
 .preview img { display: block; max-width: 100%; max-height: 360px; margin: 0 auto; background: #000; border-radius: 4px; }
@@ -42,12 +42,21 @@ def demo_page(models: Sequence[DemoModel], privacy: str) -> Any:
 
     One image is captioned at a time, because the models share the weights of their base.
     """
+    held: dict[str, Image] = {}  # by tab; Gradio's own state would outlive its tab by an hour
 
-    def show(file: str) -> tuple[Any, ...]:
+    def show(file: str, request: gr.Request) -> tuple[Any, ...]:
         image, name = _taken(Path(file))
-        return (None, image, _preview(image, name), *[""] * len(models), "")
+        held.pop(request.session_hash, None)
+        held[request.session_hash] = image
+        while len(held) > _MOST_HELD:
+            del held[next(iter(held))]
+        return (None, _preview(image, name), *[""] * len(models), "")
 
-    def captions(image: Image | None, prompt: str) -> Iterator[tuple[str, ...]]:
+    def forget(request: gr.Request) -> None:
+        held.pop(request.session_hash, None)
+
+    def captions(prompt: str, request: gr.Request) -> Iterator[tuple[str, ...]]:
+        image = held.get(request.session_hash)
         if image is None:
             raise gr.Error("Drop an image first.", duration=None)
         made = [""] * len(models)
@@ -62,7 +71,6 @@ def demo_page(models: Sequence[DemoModel], privacy: str) -> Any:
 
     with gr.Blocks(title="medgraft", analytics_enabled=False, delete_cache=(60, 60)) as page:
         gr.Markdown(f"# medgraft\n**Not for clinical use.** {privacy}")
-        held = gr.State(None, time_to_live=_KEPT)
         with gr.Row():
             with gr.Column(min_width=280):
                 file = gr.File(label="Drop an image, DICOM or NIfTI file here", height=220, elem_id="file")
@@ -82,9 +90,10 @@ def demo_page(models: Sequence[DemoModel], privacy: str) -> Any:
         maps = gr.HTML(elem_classes="maps")
         outputs = [*texts, maps]
         alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models"}
-        shown = file.upload(show, file, [file, held, preview, *outputs], api_name="open", **alone)
-        shown.success(captions, [held, prompt], outputs, api_visibility="private", **alone)
-        gr.on([again.click, prompt.submit], captions, [held, prompt], outputs, api_name="caption", **alone)
+        shown = file.upload(show, file, [file, preview, *outputs], api_name="open", **alone)
+        shown.success(captions, prompt, outputs, api_visibility="private", **alone)
+        gr.on([again.click, prompt.submit], captions, prompt, outputs, api_name="caption", **alone)
+        page.unload(forget)
     return page
 
 

@@ -57,11 +57,14 @@ class Address:
     def __init__(self, host: str, port: int):
         self._host = host
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        if not 0 <= port < 65536:
+            raise ConfigError(f"--port {port} is no port; they go from 1 to 65535, and 0 takes a free one.")
         try:
             self._socket = socket.create_server((host, port), family=family)
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"--host {host} --port {port} cannot be used: {reason}. --port 0 takes a free port.") from None
+        except OSError as error:
+            raise ConfigError(
+                f"--host {host} --port {port} cannot be used: {error.strerror or error}. --port 0 takes a free port."
+            ) from None
 
     def __enter__(self) -> Self:
         return self

@@ -42,6 +42,7 @@ def backbone_findings(backbone_class: type[Backbone], source: str) -> Iterator[F
     checks = _Checks(backbone_class, source)
     yield from run_checks(
         backbone_class.__name__,
+        "backbone",
         (
             checks.loads, checks.declares_seams, checks.owns_every_parameter, checks.knows_every_linear_layer,
             checks.builds_a_meta_model, checks.masks_labels, checks.has_one_loss, checks.ignores_padding,

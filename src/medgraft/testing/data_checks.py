@@ -77,7 +77,7 @@ def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: M
                 raise AssertionError("an empty folder was read without an error")
 
     checks = (is_readable, has_images, is_repeatable, keeps_groups_together, refuses_other_folders)
-    yield from run_checks(dataset_class.__name__, checks)
+    yield from run_checks(dataset_class.__name__, "dataset", checks)
 
 
 def metric_findings(metric_class: type[evaluate.Metric]) -> Iterator[Finding]:
@@ -112,4 +112,4 @@ def metric_findings(metric_class: type[evaluate.Metric]) -> Iterator[Finding]:
         compute(_CAPTIONS, [[a, b] for a, b in zip(_CAPTIONS, _OTHERS, strict=True)])
 
     checks = (gives_numbers, is_repeatable, takes_empty_captions, takes_several_references)
-    yield from run_checks(metric_class.__name__, checks)
+    yield from run_checks(metric_class.__name__, "metric", checks)
