@@ -40,10 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
             mark, reason = "ok  ", ""
             if finding.problem is not None:
                 mark, reason = "FAIL", f"\n       {finding.problem}\n       See {finding.implement}."
-                ("ok  ", "")
-                if finding.problem is None
-                else ("FAIL", f"\n       {finding.problem}\n       See {finding.implement}.")
-            )
             print(f"{mark} {finding.subject}: {finding.check}{reason}", flush=True)
     failed = sum(finding.problem is not None for finding in findings)
     if arguments.json:
