@@ -197,7 +197,7 @@ def test_in_a_browser(served, image, tmp_path):
         chromium.upload("#file input[type=file]", image)
         frame = "document.querySelector('.maps iframe')?.contentDocument"
         words = chromium.wait(f"{frame}?.querySelectorAll('.words .word').length")
-        chromium.value(f"{frame}.querySelectorAll('.words .word')[1].focus()")
+        chromium.value(f"{frame}.querySelectorAll('.words .word')[1].dispatchEvent(new Event('mouseenter'))")
         assert words > 1 and chromium.wait(f"{frame}.querySelectorAll('.words .word')[1].classList.contains('current')")
         assert chromium.value(f"{frame}.querySelectorAll('.frame canvas').length") > words
         captions = chromium.value("[...document.querySelectorAll('.made textarea')].map((text) => text.value)")
