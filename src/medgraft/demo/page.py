@@ -58,7 +58,7 @@ def demo_page(models: Sequence[DemoModel], privacy: str) -> Any:
     def captions(prompt: str, request: gr.Request) -> Iterator[tuple[str, ...]]:
         image = held.get(request.session_hash)
         if image is None:
-            raise gr.Error("Drop an image first.", duration=None)
+            raise _shown("Drop an image first.")
         made = [""] * len(models)
         asked = prompt.strip() or None
         try:
