@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: bench test quick lint adapters clean
+.PHONY: bench test quick exhaustive lint adapters clean
 
 bench: $(READY)
 	$(VENV)/bin/medgraft bench benchmarks/suites/quickstart.toml --out build/quickstart
@@ -13,7 +13,10 @@ test: lint
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 quick: $(READY)
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow and not exhaustive"
+
+exhaustive: $(READY)
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m exhaustive
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

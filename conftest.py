@@ -16,11 +16,11 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MEDGRAFT_DEVICE", "cpu")  # tests/gpu are run with "cuda"
-os.environ["MEDGRAFT_CACHE"] = tempfile.mkdtemp(prefix="medgraft-cache-")
-os.environ["MEDGRAFT_FEATURES"] = str(Path(os.environ["MEDGRAFT_CACHE"]) / "features")
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker, and for the processes that it starts
     os.environ["OMP_NUM_THREADS"] = "1"
+else:  # workers share the cache of who started them
+    os.environ["MEDGRAFT_CACHE"] = tempfile.mkdtemp(prefix="medgraft-cache-")
+    os.environ["MEDGRAFT_FEATURES"] = str(Path(os.environ["MEDGRAFT_CACHE"]) / "features")
 
 import pytest
 
@@ -48,8 +48,14 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="session")
+def benchmark_module():
+    """A script of benchmarks/ as a module, by its name."""
+    return _benchmark_module
+
+
+@pytest.fixture(scope="session")
 def logged():
-    """`with logged() as lines:` has what medgraft logs inside the block, without progress bars."""
+    """`with logged() as lines:` has what medgraft logs inside the block, without progress bars and names of plugins."""
     logger = logging.getLogger("medgraft")
 
     @contextmanager
@@ -57,6 +63,7 @@ def logged():
         lines: list[str] = []
         handler = logging.Handler()
         handler.emit = lambda record: lines.append(record.getMessage())
+        handler.addFilter(lambda record: record.name != "medgraft.plugin.manager")  # says what is used for the first time
         level = logger.level
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

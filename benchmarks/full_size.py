@@ -1,5 +1,7 @@
 """Every preset on a model of the published size: train a few steps, save, load again, and demand identical logits.
 
+PiSSA's are close, since it is saved as LoRA for the base as it was.
+
     python benchmarks/full_size.py                          # BLIP-base's size, synthetic weights, 384 px
     python benchmarks/full_size.py --layers 2 --width 96 --image-size 64
     python benchmarks/full_size.py --backbone vit-gpt2 --image-size 224 --strategies encoder-frozen qlora
@@ -24,12 +26,13 @@ from synthetic_models import WRITERS
 import medgraft
 from medgraft import hardware
 from medgraft.backbones import Backbone, TextBatch
-from medgraft.benchmark import execute
+from medgraft.benchmark import execute, why_unsupported
 from medgraft.config import run_config
 from medgraft.data import open_image
 from medgraft.data.phantoms import write_phantoms
 from medgraft.plugin import PluginManager
 from medgraft.quiet import quiet_libraries
+from medgraft.strategies import changes_base, get_strategy
 
 
 @torch.no_grad()
@@ -46,7 +49,7 @@ def logits(backbone: Backbone, images: Sequence[Path]) -> torch.Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 if every preset gives identical logits after loading."""
+    """0 if every preset gives the same logits after loading."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", choices=sorted(WRITERS), default="blip")
     parser.add_argument("--folder", type=Path, help="a checkpoint folder instead of synthetic weights")
@@ -68,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_phantoms(work / "phantoms", count=24)
         images = sorted((work / "phantoms/train/radiology/images").iterdir())[:2]
         for strategy in options.strategies or plugins.names("strategy"):
-            if strategy == "zero-shot":
+            plan = get_strategy(strategy, plugins=plugins)
+            if not plan.trains or why_unsupported(f"{options.backbone}:{folder}", plan, plugins=plugins) is not None:
                 continue
             config = run_config(
                 backbone=f"{options.backbone}:{folder}", strategy=strategy, data=f"roco:{work / 'phantoms'}",
@@ -80,10 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             record = run.record
             del run
             gc.collect()
-            same = torch.equal(before, logits(medgraft.load_adapter(out).backbone, images))
-            failures += not same
+            loaded = medgraft.load_adapter(out)
+            after = logits(loaded.backbone, images)
+            found = "identical" if torch.equal(before, after) else "DIFFERENT"
+            assert loaded.manifest is not None
+            if changes_base(loaded.manifest.strategy_settings) and torch.allclose(before, after, rtol=2e-2, atol=2e-2):
+                found = "close"  # it is saved as LoRA for the base as it was
+            failures += found == "DIFFERENT"
             print(
-                f"{strategy:<15} {'identical' if same else 'DIFFERENT':<10} {record.seconds_per_step:6.2f} s/step  "
+                f"{strategy:<15} {found:<10} {record.seconds_per_step:6.2f} s/step  "
                 f"{(record.peak_memory_bytes or 0) / 2**30:5.1f} GiB so far  {record.trainable_parameters:>12,} trained  "
                 f"{(record.adapter_bytes or 0) / 2**20:8.1f} MiB",
                 flush=True,

@@ -31,6 +31,35 @@ GPU_RACE = ROOT / "benchmarks" / "results" / "gpu" / "race.json"
 _PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
+def _grid(path: Path) -> str:
+    lines = ["| fitted to | runs planned | workers | said, s | took, s | ratio |", "|---|--:|--:|--:|--:|--:|"]
+    for row in json.loads(path.read_text(encoding="utf-8"))["simulated"]:
+        said, took = row["said"], row["took"]
+        lines.append(f"| {row['fitted to']} | {row['runs']} | {row['workers']} | {said:.0f} | {took:.0f} | {said / took:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _grid_on_paper(path: Path) -> str:
+    paper = json.loads(path.read_text(encoding="utf-8"))["paper"]
+    runs = ", ".join(f"{name} {hours:.2f}" for name, hours in sorted(paper["run_hours"].items(), key=lambda run: -run[1]))
+    lines = [f"| workers ({paper['machine']}) | hours | price at {paper['price_per_hour']:.2f} an hour |", "|--:|--:|--:|"]
+    lines += [f"| {row['workers']} | {row['hours']:.1f} | {row['price']:.0f} |" for row in paper["grids"]]
+    return (
+        "\n".join(lines)
+        + f"\n\n{paper['runs']} runs, {paper['work_hours']:.1f} hours of work, {paper['store_bytes'] / 1e9:.0f} GB "
+        f"of stored features. Hours of a run: {runs}.\n"
+    )
+
+
+def _executors(path: Path) -> str:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["| executor | workers | seconds | seconds in its runs | load of other work |", "|---|--:|--:|--:|--:|"]
+    for row in record["rows"]:
+        numbers = f"{row['workers']} | {row['seconds']:.0f} | {row['run_seconds']:.0f} | {row['other_load']:.1f}"
+        lines.append(f"| {row['executor']} | {numbers} |")
+    return "\n".join(lines) + f"\n\n{record['runs']} runs; {record['hardware']['cpu']}, {record['hardware']['cores']} cores.\n"
+
+
 def filled(text: str) -> str:
     """`text` with every table made anew from its records, and a line on the hardware below it."""
 
@@ -40,6 +69,7 @@ def filled(text: str) -> str:
             "support": _support, "speed": speed_table, "profile": profile_table, "coverage": _coverage, "memory": _memory,
             "kernels": _kernels, "gpu": _gpu, "gpu-details": _gpu_details, "attention": _attention, "tuning": _tuning,
             "timing": _timing, "extraction": _extraction, "dry-run": _dry_run, "loading": _loading,
+            "grid": _grid, "grid-on-paper": _grid_on_paper, "executors": _executors,
         }  # fmt: skip
         kind, _, path = place.rpartition(":")
         return match[1] + kinds.get(kind or place, _table)(ROOT / path) + match[3]
@@ -159,8 +189,9 @@ def _table(folder: Path) -> str:
     made = folder / "table.md"  # by `medgraft bench`, where the captions are not ours to publish
     if made.is_file():
         return f"{made.read_text(encoding='utf-8').strip()}\n\n{note}\n"
-    results = read_results(folder, plugins=PluginManager())
-    return f"{markdown(rows(records, results))}\n\n{note}\n"
+    plugins = PluginManager()
+    results = read_results(folder, plugins=plugins)
+    return f"{markdown(rows(records, results, plugins=plugins), whole=False)}\n\n{note}\n"
 
 
 def _dry_run(path: Path) -> str:

@@ -56,7 +56,7 @@ def page() -> str:
     for name, field in SuiteConfig.model_fields.items():
         model = _model(field.annotation)
         if model is not None and not issubclass(model, DataConfig | BackboneRows):
-            note = " For suites only." if field.default is None else ""
+            note = " For suites only." if name not in RunSettings.model_fields else ""
             parts.append(f"## {name}\n\n{_first_line(model)}{note}\n\n{_table(_rows(model, name))}")
     plans = f"A PART is one of `{'`, `'.join(PARTS)}`:\n\n{_table(_rows(PartPlan, 'strategy.PART'))}"
     parts.append(f"## strategy\n\n{_STRATEGY}\n\n{_table(_rows(Strategy, 'strategy'))}\n{plans}")

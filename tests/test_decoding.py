@@ -13,11 +13,10 @@ from medgraft.config import GenerationConfig
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
 from medgraft.strategies import Strategy
+from medgraft.testing.tiny import tiny_models
 
 PLUGINS = PluginManager.from_environment()
-MODELS = [
-    tiny for spec, _ in PLUGINS.specs("backbone") for tiny in spec.tiny if not tiny.startswith("vlm-") or tiny == "vlm-llava"
-]
+MODELS = tiny_models(PLUGINS, of_each=2)
 IMAGES = [Image.new("RGB", (40, 30), (shade, 90, 10)) for shade in (0, 100, 200, 50, 150)]
 SETTINGS = {
     "sampling": {"do_sample": True, "temperature": 0.7, "top_k": 40, "top_p": 0.9, "seed": 3, "num_return_sequences": 2},

@@ -53,15 +53,15 @@ def record(tmp_path):
     return read_records(tmp_path)[0], tmp_path
 
 
-def test_tables(record):
+def test_tables(record, plugins):
     one, _ = record
-    table = rows([one])
+    table = rows([one], plugins=plugins)
     lines = terminal(table).splitlines()
     assert len([line for line in lines if "owned" in line]) == 2 and not any("\x1b" in line for line in lines)
     page = markdown(table)
     (row,) = [line for line in page.splitlines() if line.startswith("| =cmd")]
-    plain = rows([one.model_copy(update={"strategy": "lora", "backbone": "b", "data": "d"})])
-    cells = len(markdown(plain).splitlines()[-1].split("|"))
+    plain = rows([one.model_copy(update={"strategy": "lora", "backbone": "b", "data": "d"})], plugins=plugins)
+    cells = len(next(line for line in markdown(plain).splitlines() if line.startswith("| lora")).split("|"))
     assert len(row.replace("\\|", "").split("|")) == cells  # no cell more than without the name's pipe
     assert "<img" not in page and "`rm`" not in page.replace("\\`", "") and "\x1b" not in page
     (cell,) = csv.DictReader(io.StringIO(as_csv(table)))
@@ -81,6 +81,15 @@ def test_the_page(record, plugins):
     failed = record[0].model_copy(update={"status": "failed", "error": EVIL, "traceback": EVIL})
     page = html_report(EVIL, [failed], (), record[1], plugins=plugins)
     assert "owned" in page and "<img src=x" not in page
+
+
+def test_the_page_in_a_browser(record, plugins, browser):
+    evil = EVIL.replace("\ud800", "") + "</script><script>said.push('ran yes')</script><b id=evil>"
+    failed = record[0].model_copy(update={"status": "failed", "error": evil, "traceback": evil, "strategy": evil})
+    look = "said.push('made ' + document.querySelectorAll('img[src=x], #evil').length);"
+    look += "said.push('shown ' + document.body.textContent.includes('onerror=alert(1)'));"
+    said = browser(html_report(evil, [failed], (), record[1], plugins=plugins), look)
+    assert said == {"made": "0", "shown": "true"}
 
 
 def test_error_and_log_lines(monkeypatch, capsys):

@@ -14,9 +14,10 @@ import medgraft
 SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
-    "errors", "escaping", "strict_model", "augmentation_config", "forgetting_config", "generation_config", "image_config",
-    "types", "disk", "progress", "quiet", "train_config", "hardware", "environment", "seeds", "clock", "energy", "file_index",
-    "config",
+    "errors", "redaction", "escaping", "strict_model", "augmentation_config", "forgetting_config", "generation_config",
+    "image_config", "types", "disk", "progress", "quiet", "train_config", "hardware", "environment", "seeds", "clock",
+    "energy", "file_index",
+    "executor_config", "config", "executors",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "prepare", "training",
     "adapter", "captioning", "text_statistics", "metrics", "stats", "scoring", "saliency", "inference", "benchmark",
     "conversion", "inspection", "fork_server", "testing", "plugin_api", "report", "api", "adapter_set",

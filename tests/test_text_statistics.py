@@ -13,6 +13,7 @@ from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.inference import RemoteInference
 from medgraft.plugin import PluginManager
+from medgraft.testing.tiny import tiny_models
 from medgraft.text_statistics import (
     GenerationStatistics,
     TextStatistics,
@@ -23,9 +24,7 @@ from medgraft.text_statistics import (
 from medgraft.types import Example
 
 PLUGINS = PluginManager.from_environment()
-MODELS = [
-    tiny for spec, _ in PLUGINS.specs("backbone") for tiny in spec.tiny if not tiny.startswith("vlm-") or tiny == "vlm-llava"
-]
+MODELS = tiny_models(PLUGINS, of_each=2)
 CHINESE = "右肺上叶结节"
 
 

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from medgraft.errors import MedgraftError
-from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, StrategySpec, hookimpl
+from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, ScoreSpec, StrategySpec, hookimpl
 
 if TYPE_CHECKING:
     from medgraft.adapter_set import load_adapters
@@ -32,6 +32,7 @@ __all__ = [
     "DatasetSpec",
     "MedgraftError",
     "MetricSpec",
+    "ScoreSpec",
     "StrategySpec",
     "caption",
     "caption_each",

@@ -14,8 +14,9 @@ from medgraft import config as configs
 from medgraft import hardware
 from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import AnyBackbone, Backbone
-from medgraft.benchmark import Record, execute
+from medgraft.benchmark import Record, execute, write_baselines
 from medgraft.benchmark import run_suite as run_suite_runs
+from medgraft.benchmark.baselines import baselines_of
 from medgraft.benchmark.evaluation import Evaluation, caption_examples, generation_of, score_captions, seen_in_training
 from medgraft.captioning import ImageCaptions, opened
 from medgraft.clock import Clock
@@ -33,6 +34,7 @@ from medgraft.data import load_data
 from medgraft.data.given_images import GivenImage, GivenPair, given_images, is_single, write_pairs
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.inference import Captioner, Inference, captioner_for
+from medgraft.metrics import check_metrics
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_captioner
 from medgraft.progress import progress_bars
@@ -108,7 +110,9 @@ def train(
     """
     with progress_bars(progress):
         manager = plugins or PluginManager.from_environment()
-        return execute(config, Path(out), plugins=manager, resume=resume, overwrite=overwrite).record
+        result = execute(config, Path(out), plugins=manager, resume=resume, overwrite=overwrite)
+        write_baselines(result, Path(out), plugins=manager)
+        return result.record
 
 
 def load_adapter(
@@ -261,6 +265,7 @@ def evaluate_split(
 ) -> Evaluation:
     """See `evaluate`."""
     manager = PluginManager.from_environment()
+    check_metrics(wanted.metrics, manager)
     settings = RunSettings(metrics=wanted.metrics, saliency=SaliencyConfig(maps=0))
     loaded = _loaded(adapter, backbone, manager)
     model, own = captioner_of(loaded, backbone, manager)
@@ -271,7 +276,8 @@ def evaluate_split(
         captioned = caption_examples(model, examples, wanted.generation or own, file.add if file else None)
     found = score_captions(model, captioned, settings, plugins=manager, clock=Clock())
     report = replace(read.report, corrupt=(*read.report.corrupt, *captioned.problems))
-    return replace(found, data_report=report, seen_in_training=seen)
+    baselines = baselines_of(wanted.data, captioned.examples, wanted.metrics, plugins=manager)
+    return replace(found, data_report=report, seen_in_training=seen, baselines=baselines)
 
 
 def run_suite(

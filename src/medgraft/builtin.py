@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, StrategySpec, hookimpl
+from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, ScoreSpec, StrategySpec, hookimpl
 
 _PRESETS = "medgraft.strategies.presets"
 
@@ -78,15 +79,79 @@ def medgraft_datasets() -> Iterator[DatasetSpec]:
 @hookimpl
 def medgraft_metrics() -> Iterator[MetricSpec]:
     """The COCO caption scores, further text scores, facts, concepts and saliency."""
-    yield MetricSpec("bleu", "BLEU-1..4 by COCO's rules", "medgraft.metrics.bleu:Bleu")
-    yield MetricSpec("rouge_l", "ROUGE-L by COCO's rules", "medgraft.metrics.rouge_l:RougeL")
-    yield MetricSpec("cider", "CIDEr-D by COCO's rules", "medgraft.metrics.cider:Cider")
-    yield MetricSpec("rouge_1", "ROUGE-1 by ImageCLEFmedical's rules", "medgraft.metrics.imageclef:Rouge1")
-    yield MetricSpec("bertscore", "BERTScore as bertscore:HUB_ID_OR_FOLDER", "medgraft.metrics.bertscore:BertScore")
-    yield MetricSpec("clinical", "modality, side, findings, measurements, by their words", "medgraft.metrics.clinical:Clinical")
-    yield MetricSpec("facts", "facts of phantoms: study, view, finding, side, site", "medgraft.metrics.facts:PhantomFacts")
-    yield MetricSpec("meteor", "METEOR by nltk", "medgraft.metrics.meteor:Meteor")
-    yield MetricSpec("spice", "SPICE; needs java and CoreNLP models", "medgraft.metrics.spice:Spice")
-    yield MetricSpec("concepts", "UMLS concept F1 as concepts:TERMS.csv", "medgraft.metrics.concepts:Concepts")
-    yield MetricSpec("localization", "whether attention points at the finding", "medgraft.metrics.localization:Localization")
-    yield MetricSpec("faithfulness", "deletion and insertion curves of maps", "medgraft.metrics.faithfulness:Faithfulness")
+    for name, summary, target, scores in (
+        ("bleu", "BLEU-1..4 by COCO's rules", "bleu:Bleu", _BLEU),
+        ("rouge_l", "ROUGE-L by COCO's rules", "rouge_l:RougeL", _of("rouge_l", "ROUGE-L", "longest common word sequence")),
+        ("cider", "CIDEr-D by COCO's rules", "cider:Cider", _of("cider", "CIDEr", "shared n-grams, rare ones count more")),
+        ("rouge_1", "ROUGE-1 by ImageCLEFmedical's rules", "imageclef:Rouge1", _of("rouge_1", "ROUGE-1", "shared words, F1")),
+        (
+            "bertscore", "BERTScore as bertscore:HUB_ID_OR_FOLDER", "bertscore:BertScore",
+            _of("bertscore", "BERTScore", "similarity of the words' embeddings in a language model"),
+        ),
+        ("clinical", "modality, side, findings, measurements, by their words", "clinical:Clinical", _CLINICAL),
+        ("facts", "facts of phantoms: study, view, finding, side, site", "facts:PhantomFacts", _FACTS),
+        ("meteor", "METEOR by nltk", "meteor:Meteor", _of("meteor", "METEOR", "aligned words, also by stem and synonym")),
+        (
+            "spice", "SPICE; needs java and CoreNLP models", "spice:Spice",
+            _of("spice", "SPICE", "shared objects, attributes and relations, F1"),
+        ),
+        ("concepts", "UMLS concept F1 as concepts:TERMS.csv", "concepts:Concepts", _CONCEPTS),
+        ("localization", "whether attention points at the finding", "localization:Localization", _LOCALIZATION),
+        ("faithfulness", "deletion and insertion curves of maps", "faithfulness:Faithfulness", _FAITHFULNESS),
+    ):  # fmt: skip
+        yield MetricSpec(name, summary, f"medgraft.metrics.{target}", scores)
+
+
+def _of(name: str, label: str, summary: str) -> tuple[ScoreSpec, ...]:
+    """The one score of a metric."""
+    return (ScoreSpec(name, summary, label=label),)
+
+
+_BLEU = tuple(
+    ScoreSpec(f"bleu_{n}", f"shared {what}, times a penalty for short captions", label=f"BLEU-{n}", detail=n < 4)
+    for n, what in enumerate(("words", *(f"sequences of 1 to {n} words" for n in (2, 3, 4))), start=1)
+)
+_CLINICAL = (
+    ScoreSpec("finding_f1", "findings named and in the reference, F1, by a list of words", label="findings"),
+    ScoreSpec("finding_precision", "named findings that are in the reference", detail=True),
+    ScoreSpec("finding_recall", "findings of the reference that are named", detail=True),
+    ScoreSpec("modality_accuracy", "images with the reference's modality named", detail=True),
+    ScoreSpec("side_contradicted", "images with the other side named, left for right", "lower", detail=True),
+    ScoreSpec("side_omitted", "images whose side is left out", "lower", detail=True),
+    ScoreSpec("unsupported_measurement", "captions with a measurement that is in no reference", "lower", detail=True),
+    ScoreSpec("finding_coverage", "references with a finding that the list knows", None, detail=True),
+    ScoreSpec("modality_coverage", "references with a modality that the list knows", None, detail=True),
+)
+_FACTS = (
+    ScoreSpec("fact_all", "images with every stated fact right", label="facts"),
+    *(
+        ScoreSpec(f"fact_{name}", f"images with the {name} right, where the reference states it", detail=True)
+        for name in ("study", "view", "finding", "side", "site", "size")
+    ),
+)
+_CONCEPTS = (
+    ScoreSpec("concept_f1", "UMLS concepts in caption and data, F1", label="concepts"),
+    ScoreSpec("concept_precision", "the caption's concepts that the data have", detail=True),
+    ScoreSpec("concept_recall", "the data's concepts that the caption has", detail=True),
+    ScoreSpec("concept_coverage", "the data's concepts that are in the list of terms", None, detail=True),
+)
+_LOCALIZATION = tuple(
+    ScoreSpec(
+        f"{name}_{what}", summary.format(what), label="point" if (name, what) == ("pointing", "finding") else "",
+        detail=(name, what) != ("pointing", "finding"),
+        controls={f"{name}_{what}_uniform": "a uniform map", f"{name}_{what}_untrained": "an untrained decoder"},
+    )
+    for name, summary in (
+        ("pointing", "how often attention at the {}'s words is highest on the finding"),
+        ("energy", "share of the attention at the {}'s words that is on the finding"),
+        ("iou", "overlap of the attention at the {}'s words with the finding"),
+    )
+    for what in ("finding", "side", "site")
+)  # fmt: skip
+_FAITHFULNESS = tuple(
+    replace(score, controls={f"{score.name}_random": "a random order"})
+    for score in (
+        ScoreSpec("deletion", "the caption's probability while the highest patches are removed", "lower"),
+        ScoreSpec("insertion", "the caption's probability while the highest patches are added"),
+    )
+)

@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from medgraft.augmentation_config import AugmentationConfig
 from medgraft.errors import ConfigError, suggestion
+from medgraft.executor_config import ExecutorConfig
 from medgraft.forgetting_config import ForgettingConfig
 from medgraft.generation_config import GenerationConfig as GenerationConfig  # exported from here
 from medgraft.image_config import ImageConfig
@@ -59,7 +60,6 @@ class DataConfig(StrictModel):
 TIMING_WARMUP_STEPS = 3  # first steps of a run, which are slower and not timed
 METRICS = ("bleu", "rouge_l", "cider", "rouge_1", "clinical", "facts", "localization")
 SALIENCY_METRICS = ("localization", "faithfulness")  # metrics of saliency maps
-CONTROLS = ("_uniform", "_untrained", "_random")  # suffixes of scores that are chance baselines
 
 
 class FeaturesConfig(StrictModel):
@@ -179,6 +179,7 @@ class SuiteConfig(RunSettings):
     )
     tuning: TuningConfig | None = None
     timing: TimingConfig | None = None
+    executor: ExecutorConfig = ExecutorConfig()
 
     @model_validator(mode="after")
     def _tuned_elsewhere(self) -> Self:
@@ -195,7 +196,7 @@ class SuiteConfig(RunSettings):
 
 SECTIONS = tuple(name for name, field in RunSettings.model_fields.items() if isinstance(field.default, StrictModel))
 RUN_SECTIONS = ("strategy", "data", *SECTIONS)
-SUITE_SECTIONS = ("data", *SECTIONS, "tuning", "timing")
+SUITE_SECTIONS = ("data", *SECTIONS, "tuning", "timing", "executor")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -240,7 +241,8 @@ def parse_overrides(overrides: Iterable[str], sections: tuple[str, ...] = RUN_SE
         section, dot, name = key.strip().partition(".")
         if equals and not dot and section in RunSettings.model_fields and section not in SECTIONS:
             raise ConfigError(
-                f"--set {text!r}: {section} is in no section. Set it at the top of a suite's file, or in a RunConfig."
+                f"--set {text!r}: {section} is in no section. Set it at the top of a suite's file, or in a RunConfig"
+                f"{', or add metrics with --metric' if section == 'metrics' else ''}."
             )
         if not equals or not dot or not name:
             raise ConfigError(f"--set {text!r} is not of the form SECTION.KEY=VALUE, such as strategy.r=8.")

@@ -1,10 +1,15 @@
-"""Text from elsewhere (records, adapters, data, models) made safe where it is shown: terminal, Markdown, spreadsheet."""
+"""Text from elsewhere (records, adapters, data, models) made safe where it is shown: terminal, Markdown, spreadsheet.
+
+What is printed has no secrets either.
+"""
 
 from __future__ import annotations
 
 import html
 import re
 from typing import Any, TextIO
+
+from medgraft.redaction import redacted_text
 
 # control characters except tab and newline, line separators, marks that reverse the reading direction, lone surrogates
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -22,6 +27,11 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def shown(text: str) -> str:
+    """`text` as it may be printed: without control characters and secrets."""
+    return printable(redacted_text(text))
+
+
 def markdown_text(text: str) -> str:
     """`text` in one line of Markdown, in a table too: no markup, no HTML."""
     return html.escape(_MARKDOWN.sub(r"\\\g<0>", one_line(text)), quote=False)
@@ -33,14 +43,14 @@ def spreadsheet_cell(value: Any) -> Any:
 
 
 class PrintableStream:
-    """A text stream that writes to `stream` what is `printable`."""
+    """A text stream that writes to `stream` what may be `shown`."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> int:
         """As TextIO.write; returns the number of characters of `text`."""
-        self._stream.write(printable(text))
+        self._stream.write(shown(text))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

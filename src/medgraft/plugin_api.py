@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from medgraft.data import Dataset, clean_caption, open_image
     from medgraft.errors import BackboneError, ConfigError, DataError, MedgraftError, ScoringError, StrategyError
     from medgraft.metrics import CaptionMetric, CaptionSet, Measured, UnavailableError, means, ratios
-    from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, PluginManager, StrategySpec, hookimpl
+    from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, PluginManager, ScoreSpec, StrategySpec, hookimpl
     from medgraft.strategies import PartPlan, Strategy, get_strategy
     from medgraft.testing import ConformanceError, check_backbone, check_dataset, check_metric, check_strategy
     from medgraft.testing.tiny import byte_tokenizer, character_tokenizer, save_pretrained, write_tiny_model
@@ -55,6 +55,7 @@ __all__ = [
     "PluginManager",
     "RemoteCaptioner",
     "Role",
+    "ScoreSpec",
     "ScoringError",
     "Seam",
     "Split",
@@ -99,7 +100,7 @@ _MODULES = {
     "medgraft.data": ("Dataset", "clean_caption", "open_image"),
     "medgraft.errors": ("BackboneError", "ConfigError", "DataError", "MedgraftError", "ScoringError", "StrategyError"),
     "medgraft.metrics": ("CaptionMetric", "CaptionSet", "Measured", "UnavailableError", "means", "ratios"),
-    "medgraft.plugin": ("BackboneSpec", "DatasetSpec", "MetricSpec", "PluginManager", "StrategySpec", "hookimpl"),
+    "medgraft.plugin": ("BackboneSpec", "DatasetSpec", "MetricSpec", "PluginManager", "ScoreSpec", "StrategySpec", "hookimpl"),
     "medgraft.strategies": ("PartPlan", "Strategy", "get_strategy"),
     "medgraft.testing": ("ConformanceError", "check_backbone", "check_dataset", "check_metric", "check_strategy"),
     "medgraft.testing.tiny": ("byte_tokenizer", "character_tokenizer", "save_pretrained", "write_tiny_model"),

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from medgraft.escaping import printable
+from medgraft.escaping import shown
 
 _logger = logging.getLogger("medgraft")
 _shown: ContextVar[bool | None] = ContextVar("medgraft_progress_bars", default=None)
@@ -62,4 +62,4 @@ def log_to_stderr(level: int = logging.INFO, *, indent: str = "") -> Iterator[No
 
 class _AboveBars(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(printable(self.format(record)), file=sys.stderr)
+        tqdm.write(shown(self.format(record)), file=sys.stderr)

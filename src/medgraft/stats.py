@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -22,6 +22,9 @@ RESAMPLES = 1000
 RANDOMISATIONS = 10_000
 _CELLS = 20_000_000  # limit for a table of permutations: 160 MB
 LEVEL = 0.95
+ALPHA = 0.05
+
+Standing = Literal["better", "undecided", "no better"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Resampling:
         _, self._group = np.unique(names, return_inverse=True)  # [N]
         self.groups = int(self._group.max()) + 1
         self._resamples, self._seed = resamples, seed
+        self._p_values: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[Measured, ...], dict[str, float]]] = {}
         self._cache: dict[tuple[int, str], tuple[Measured, Any]] = {}  # holds the object too, so that its id is not reused
 
     @cached_property
@@ -111,9 +115,9 @@ class Resampling:
     def difference(self, ours: Sequence[Measured], theirs: Sequence[Measured], name: str) -> Difference:
         """Difference in the score `name` between two strategies, each given by its seeds and averaged over them."""
         value = _mean_score(ours, name) - _mean_score(theirs, name)
+        p_images = self._randomisation(ours, theirs)[name]
         draws = self.mean_draws(ours, name) - self.mean_draws(theirs, name)
         left_out = self.mean_left_out(ours, name) - self.mean_left_out(theirs, name)
-        p_images = self._randomisation(ours, theirs, name, abs(value))
         return Difference(value, bca(value, draws, left_out), p_images, _welch(ours, theirs, name, draws, self.groups))
 
     def mean_draws(self, seeds: Sequence[Measured], name: str) -> Array:
@@ -126,23 +130,43 @@ class Resampling:
         mean: Array = np.mean([self.left_out(measured)[name] for measured in seeds], axis=0)
         return mean
 
-    def _randomisation(self, ours: Sequence[Measured], theirs: Sequence[Measured], name: str, found: float) -> float:
+    def _randomisation(self, ours: Sequence[Measured], theirs: Sequence[Measured]) -> dict[str, float]:
         """Approximate randomisation (Noreen 1989): the share of random exchanges that differ as much, (c + 1) / (n + 1).
 
         An exchange swaps two strategies' captions of a group, between seeds at the same position; further seeds of the strategy
-        with more of them stay.
+        with more of them stay. p-values of every score that all of them have, made once.
         """
+        key = (tuple(map(id, ours)), tuple(map(id, theirs)))
+        if key in self._p_values:
+            return self._p_values[key][1]
         paired = min(len(ours), len(theirs))
-        scores_a, scores_b = [], []
-        for a, b in zip(ours[:paired], theirs[:paired], strict=True):
-            sums_a, sums_b = self.sums(a), self.sums(b)
-            moved = self._swaps @ (sums_b - sums_a)
-            scores_a.append(a.combine(sums_a.sum(axis=0) + moved)[name])
-            scores_b.append(b.combine(sums_b.sum(axis=0) - moved)[name])
-        rest_a = [np.full(len(self._swaps), m.scores[name]) for m in ours[paired:]]
-        rest_b = [np.full(len(self._swaps), m.scores[name]) for m in theirs[paired:]]
-        differences = np.abs(np.mean([*scores_a, *rest_a], axis=0) - np.mean([*scores_b, *rest_b], axis=0))
-        return float((np.sum(differences >= found - 1e-12) + 1) / (len(differences) + 1))
+        exchanged: tuple[list[dict[str, Array]], list[dict[str, Array]]] = ([], [])
+        for one, other in zip(ours[:paired], theirs[:paired], strict=True):
+            sums = self.sums(one), self.sums(other)
+            moved = self._swaps @ (sums[1] - sums[0])
+            exchanged[0].append(one.combine(sums[0].sum(axis=0) + moved))
+            exchanged[1].append(other.combine(sums[1].sum(axis=0) - moved))
+        p_values = {}
+        for name in set.intersection(*(set(measured.scores) for measured in (*ours, *theirs))):
+            means = [
+                (np.sum([each[name] for each in scores], axis=0) + sum(m.scores[name] for m in rest))
+                / (len(scores) + len(rest))
+                for scores, rest in zip(exchanged, (ours[paired:], theirs[paired:]), strict=True)
+            ]
+            differences, found = np.abs(means[0] - means[1]), abs(_mean_score(ours, name) - _mean_score(theirs, name))
+            p_values[name] = float((np.sum(differences >= found - 1e-12) + 1) / (len(differences) + 1))
+        self._p_values[key] = (*ours, *theirs), p_values  # holds the objects too, so that their ids are not reused
+        return p_values
+
+
+def standing(differences: Sequence[tuple[float, float]], sign: int) -> Standing:
+    """How a score stands against several others, by its differences from them with their p-values; `sign` -1: less is better.
+
+    "no better" than at least one of them, "better" than all with p below ALPHA, else "undecided".
+    """
+    if any(sign * value <= 0 for value, _ in differences):
+        return "no better"
+    return "better" if all(p < ALPHA for _, p in differences) else "undecided"
 
 
 def score_intervals(scores: Scores, groups: Sequence[str | None]) -> dict[str, Interval]:
@@ -153,6 +177,7 @@ def score_intervals(scores: Scores, groups: Sequence[str | None]) -> dict[str, I
     return {
         name: interval
         for measured in scores.measured.values()
+        if measured.resampled
         for name, interval in resampling.intervals(measured).items()
         if name in scores.values
     }

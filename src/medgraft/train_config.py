@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medgraft.strict_model import StrictModel
 
@@ -45,11 +45,52 @@ class TrainConfig(StrictModel):
         description="keep the last checkpoint, so that --resume can train more epochs; auto: if it takes at most 200 MB",
     )
     eval_during_training: bool = Field(default=False, description="compute the validation loss after each epoch")
+    best_by: str | None = Field(
+        default=None, exclude_if=lambda score: score is None,
+        description="keep the weights with the best score of validation captions, such as `cider`, or the least validation "
+        "`loss`; default: the last weights",
+    )  # fmt: skip
+    patience: int | None = Field(
+        default=None, gt=0, exclude_if=lambda count: count is None,
+        description="stop after so many validations in a row without a better `best_by`; default: never",
+    )  # fmt: skip
+    eval_steps: int | None = Field(
+        default=None, gt=0, exclude_if=lambda steps: steps is None,
+        description="steps between validations; default: one per epoch",
+    )  # fmt: skip
+    max_validation_images: int | None = Field(
+        default=None, gt=0, exclude_if=lambda count: count is None,
+        description="validate on so many images, spread over the split; default: on all",
+    )  # fmt: skip
     dataloader_num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto", description="worker processes that read images; auto: 0 on a CPU, up to 8 with an accelerator"
     )
     pixel_cache_gb: float = Field(default=0.5, ge=0, description="memory for caching decoded and resized images")
-    report_to: tuple[str, ...] = Field(default=(), description='transformers\' loggers, such as ["tensorboard"]')
+    report_to: tuple[str, ...] = Field(
+        default=(), description="trackers, by transformers' names, such as `tensorboard`, `mlflow`, `wandb` or `trackio`"
+    )
+    logging_steps: int = Field(
+        default=10, gt=0, exclude_if=lambda steps: steps == 10, description="steps between losses that trackers get"
+    )
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is validation during training."""
+        return self.eval_during_training or self.best_by is not None
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _validation_has_a_use(self) -> Self:
+        if self.patience is not None and self.best_by is None:
+            raise ValueError("patience needs best_by, the score that has to get better, such as cider or loss")
+        alone = [name for name in ("eval_steps", "max_validation_images") if getattr(self, name) is not None]
+        if alone and not self.validates:
+            raise ValueError(f"{alone[0]} needs best_by or eval_during_training=true, without which nothing is validated")
+        return self
 
     @model_validator(mode="before")
     @classmethod

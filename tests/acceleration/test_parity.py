@@ -22,6 +22,7 @@ from medgraft.saliency import MapOptions, caption_maps
 from medgraft.strategies import apply_strategy, get_strategy
 from medgraft.testing.backbone_checks import images
 from medgraft.testing.strategy_checks import _manifest
+from medgraft.testing.tiny import tiny_models
 from medgraft.training import CaptioningModule
 
 PLUGINS = PluginManager()
@@ -36,7 +37,7 @@ NOISE = {
     "lora": (1e-3, 0.08),
     "packed_decoder": (2e-3, 0.08),
     "causal_loss": (1e-3, 0.05),
-    "auto": (5e-3, 0.1),
+    "auto": (8e-3, 0.1),  # rsLoRA's larger factor enlarges the noise of "lora"
 }
 OTHERS = ("blip2-opt", "vit-gpt2", "git")
 ROWS = [
@@ -208,18 +209,9 @@ def test_kernels_compute_what_the_plain_model_computes(kernel, name, strategy, d
     assert _step(backbone, applied, dtype)[0] == loss
 
 
-def _tiny_names():
-    return [
-        name
-        for spec, _ in PLUGINS.specs("backbone")
-        for name in spec.tiny
-        if not name.startswith("vlm-") or name == "vlm-llava"
-    ]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", _tiny_names())
+@pytest.mark.parametrize("dtype", [FP32, pytest.param(BF16, marks=pytest.mark.exhaustive)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=1))
 def test_auto_computes_what_none_computes_with_every_strategy_that_a_backbone_supports(name, dtype, sharp_folder):
     compared = 0
     for strategy in PLUGINS.names("strategy"):

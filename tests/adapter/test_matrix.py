@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES
 from safetensors.torch import save_file
 
 from medgraft.adapter import in_place_digests, save_weights, write_package
@@ -54,17 +55,8 @@ def logits(backbone):
     return backbone.decode(backbone.encode(backbone.pixel_values(images(2)), prompt="a picture"), text)[1]
 
 
-def _tiny_names():
-    return [
-        name
-        for spec, _ in PLUGINS.specs("backbone")
-        for name in spec.tiny
-        if not name.startswith("vlm-") or name == "vlm-llava"
-    ]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", _tiny_names())
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_preset_loads_in_a_new_process_with_the_same_logits(name, tiny_folder, tmp_path):
     kind, source = tiny_folder(name)
     saved = {}

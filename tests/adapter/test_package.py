@@ -38,30 +38,17 @@ def _train(strategy, blip_folder, phantoms_folder, out, plugins, *overrides):
 
 
 @pytest.mark.slow
-def test_a_full_size_script_for_vit_gpt2(full_size, capsys):
-    words = [
-        "--backbone",
-        "vit-gpt2",
-        "--layers",
-        "2",
-        "--width",
-        "64",
-        "--image-size",
-        "64",
-        "--strategies",
-        "encoder-frozen",
-        "qlora",
-    ]
-    assert full_size.main(words) == 0
-    assert capsys.readouterr().out.count("identical") == 2
-
-
-@pytest.mark.slow
-def test_every_preset_comes_back_bit_identical(full_size, capsys):
-    assert full_size.main(["--layers", "2", "--width", "64", "--image-size", "64"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 12
-    assert all("identical" in line for line in lines)
+@pytest.mark.parametrize(
+    ("backbone", "strategies", "found"),
+    [
+        ("vit-gpt2", ["qlora", "oft"], {"qlora": "identical"}),
+        ("blip", ["pissa", "full"], {"pissa": "close", "full": "identical"}),
+    ],
+)
+def test_presets_of_the_published_size_come_back(backbone, strategies, found, full_size, capsys):
+    size = ["--layers", "2", "--width", "64", "--image-size", "64"]
+    assert full_size.main(["--backbone", backbone, *size, "--strategies", *strategies]) == 0
+    assert dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()) == found
 
 
 def test_a_lora_package_loads_in_plain_peft(trained, blip_folder):

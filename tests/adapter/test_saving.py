@@ -73,7 +73,7 @@ def test_killed_at_any_moment_it_is_the_old_package_or_the_new(rounds, exchange,
     if not exchange:
         monkeypatch.setattr(whole_folder, "_exchange", lambda one, other: False)
     context, dice = multiprocessing.get_context("fork"), random.Random(rounds)
-    out, written, unfinished = tmp_path / "out", context.Value("i", 0), 0
+    out, written, unfinished = tmp_path / "out", context.Value("i", 0, lock=False), 0
     for number in range(rounds):
         if number % 4 == 0:  # over the package of an earlier version, in the run's own folder
             shutil.rmtree(out, ignore_errors=True)

@@ -6,11 +6,10 @@ import torch
 from medgraft.backbones.text_batch import padded
 from medgraft.errors import ConfigError
 from medgraft.plugin import PluginManager
+from medgraft.testing.tiny import tiny_models
 
 PLUGINS = PluginManager.from_environment()
-MODELS = [
-    tiny for spec, _ in PLUGINS.specs("backbone") for tiny in spec.tiny if not tiny.startswith("vlm-") or tiny == "vlm-llava"
-]
+MODELS = tiny_models(PLUGINS, of_each=2)
 SHORT, LONG = "a nodule.", "no acute findings in the chest."
 PROMPTS = ["", "a photo of"]
 

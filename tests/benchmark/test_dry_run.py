@@ -141,10 +141,10 @@ def test_the_plan_tells_what_captions_are_truncated_and_unknown(blip_folder, tmp
     assert "1 of 3 training captions are longer" in " ".join(dry_run_text(plan).split())
 
 
-@pytest.mark.slow
-def test_misspelt_names_end_the_plan(plugins):
-    with pytest.raises(UnknownNameError, match="Did you mean 'lora'"):
-        dry_run_suite(_suite(strategies=("lorra",)), plugins=plugins)
+@pytest.mark.parametrize(("changes", "told"), [({"strategies": ("lorra",)}, "'lora'"), ({"metrics": ("cidr",)}, "'cider'")])
+def test_misspelt_names_end_the_plan_before_data_are_read(changes, told, plugins):
+    with pytest.raises(UnknownNameError, match=f"Did you mean {told}"):
+        dry_run_suite(_suite(**changes, data="roco:/nowhere"), plugins=plugins)
 
 
 def test_the_machine_is_measured():
@@ -162,7 +162,7 @@ def test_the_command_prints_the_plan(tmp_path):
     assert not list(tmp_path.iterdir())  # nothing was run or written
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_backbone_side_by_side(tmp_path):
     """The suite of all models, zero-shot, as its script runs it (every strategy goes through the conformance kit)."""
     script = ROOT / "benchmarks/all_models.py"

@@ -74,12 +74,12 @@ def test_it_is_in_every_output(run, tmp_path, plugins, capsys):
     out, record = run
     shown = f"{record.forgetting:+.2f}"
     other = record.model_copy(update={"strategy": "bitfit", "forgetting": None, "run_id": "x"})
-    table = rows([record, other])
+    table = rows([record, other], plugins=plugins)
     text = terminal(table)
     assert shown in text and "forget" in text.splitlines()[2] and "in nats per token" in " ".join(text.split())
     wide = [record.model_copy(update={"metrics": {"cider": 1.0, "pointing_finding": 0.5}, "strategy": "encoder-frozen"}), other]
-    assert max(map(len, terminal(rows(wide)).splitlines())) <= 80
-    assert shown in markdown(table) and "forget" not in markdown(rows([other]))
+    assert max(map(len, terminal(rows(wide, plugins=plugins)).splitlines())) <= 80
+    assert shown in markdown(table) and "forget" not in markdown(rows([other], plugins=plugins))
     assert [row["forgetting"] for row in csv.DictReader(io.StringIO(as_csv(table)))].count("") == 1
     assert main(["report", str(out), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["forgetting"] == record.forgetting

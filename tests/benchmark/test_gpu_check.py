@@ -21,7 +21,7 @@ def module(monkeypatch):
     return importlib.import_module
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_row_passes_at_the_small_size(tmp_path):
     record = tmp_path / "record.json"
     command = [sys.executable, str(GPU / "check.py"), "--small", "--out", str(record), "--budget-seconds", "800"]

@@ -74,8 +74,8 @@ def test_two_harnesses_share_a_folder(bench, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda kind: kind.name)
-def test_a_suite_that_is_stopped_shows_what_is_done_and_goes_on_from_there(kind, bench, tmp_path):
+def test_a_suite_that_is_stopped_shows_what_is_done_and_goes_on_from_there(bench, tmp_path):
+    kind = signal.SIGINT  # SIGTERM is among the signals of the last test here
     harness = bench(strategies=("zero-shot", "lora"), steps=3000)
     _wait_for(tmp_path / "harness", r"training: +\d+%.*1\d\d/3000")
     family = psutil.Process(harness.pid).children(recursive=True)
@@ -97,8 +97,8 @@ def test_a_suite_that_is_stopped_shows_what_is_done_and_goes_on_from_there(kind,
     assert int(first[1]) >= step
 
 
-@pytest.mark.slow
-def test_a_full_disk_is_one_line_and_keeps_what_was_finished(bench, tmp_path):
+@pytest.mark.exhaustive
+def test_a_full_disk_is_one_line_and_a_record_that_was_cut_off_is_none(bench, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # a record fits, an adapter does not
 
@@ -108,8 +108,12 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_finished(bench, tmp_path):
     assert log.splitlines()[-1].endswith("a file may not become so large. What was finished is kept.")
     assert "Traceback" not in log and "bitfit" not in log
     assert [record.strategy for record in read_records(tmp_path / "out")] == ["zero-shot"]
-    assert [path.suffix for path in (tmp_path / "out/records").iterdir()] == [".json"]
+    (path,) = (tmp_path / "out/records").iterdir()
+    whole = json.loads(path.read_text())
+    path.write_text(path.read_text()[:300])  # as a machine that loses power leaves it
     assert bench("again", strategies=("zero-shot", "lora")).wait(200) == 0
+    assert f"{path.name} is damaged, so its run is done again" in (tmp_path / "again").read_text()
+    assert json.loads(path.read_text())["metrics"] == whole["metrics"]
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_data_are_read(tmp_path, capsys):
@@ -138,17 +142,6 @@ def test_a_run_ends_with_the_fork_server(bench, tmp_path):
     assert by_strategy["lora"] == "failed" and by_strategy["zero-shot"] == "ok"
 
 
-@pytest.mark.slow
-def test_a_record_that_was_cut_off_is_no_record(bench, tmp_path):
-    assert bench(strategies=("zero-shot",)).wait(200) == 0
-    (path,) = (tmp_path / "out/records").glob("*.json")
-    whole = json.loads(path.read_text())
-    path.write_text(path.read_text()[:300])
-    assert bench("again", strategies=("zero-shot",)).wait(200) == 0
-    assert f"{path.name} is damaged, so its run is done again" in (tmp_path / "again").read_text()
-    assert json.loads(path.read_text())["metrics"] == whole["metrics"]
-
-
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_kills_at_random_moments_lose_and_double_nothing(tmp_path):
-    chaos(tmp_path, kills=3, seed=1)
+    chaos(tmp_path, kills=2, seed=1)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 from threading import Thread, main_thread
 
@@ -256,8 +255,7 @@ def test_a_script_is_not_run_again_by_its_runs_and_passes_their_output_on(finish
 @pytest.mark.slow
 def test_a_run_does_not_outlive_who_asked_for_it(long_suite, start_script):
     with start_script(long_suite) as script:
-        while "training" not in script.stderr.readline():
-            pass
+        assert any("training" in line for line in script.stderr)
         family = psutil.Process(script.pid).children(recursive=True)
         script.kill()
         gone, alive = psutil.wait_procs(family, timeout=30)
@@ -271,33 +269,16 @@ def test_misspelt_names_end_a_suite_before_its_first_run(finished, plugins, tmp_
     assert not (tmp_path / "records").exists()
 
 
-def test_tables(finished):
+def test_tables(finished, plugins):
     _, out, records, _ = finished
-    table = rows(records)
+    table = rows(records, plugins=plugins)
     assert table[-1].strategy == "ia3" and table[-1].failed == 1
     assert {row.strategy for row in table if row.backbone == "baseline"} == {"most-frequent", "random"}
     text = terminal(table)
     body = [line for line in text.splitlines() if line and not line.startswith("blip:")]
     assert max(map(len, body)) <= 80
     assert "Failed runs: ia3 (1 of 1); see `error` in their records." in text
-    assert markdown(table).count("|---:") == 9
-    assert "| forget |" in markdown(table)
+    assert "| forget |" in markdown(table) and text.count("No better than captions that ignore the image") <= 1
     assert any(row["backbone"].startswith("blip:") for row in json.loads(as_json(table)))
     examples = example_captions(records, out)
     assert "zero-shot" in examples and "lora" in examples
-
-
-def test_the_best_is_marked_among_trained_runs():
-    from medgraft.report.table import Row
-
-    def row(strategy, cider, trained, seconds):
-        known = {
-            "backbone": "b", "data": "d", "strategy": strategy, "seeds": 1, "failed": 0, "cider": cider, "bleu_4": cider,
-            "rouge_l": cider, "training_seconds": seconds, "trainable_parameters": trained, "trainable_share": trained / 1e7,
-            "peak_memory_bytes": 5e8, "adapter_bytes": 1e6, "text_notes": (),
-        }  # fmt: skip
-        return Row(**{field.name: known.get(field.name) for field in fields(Row)})
-
-    text = terminal([row("lora", 0.5, 1e5, 60), row("full", 0.7, 1e7, 90), row("zero-shot", 0.01, 0, 0)])
-    assert "0.700*" in text and "0.500*" not in text
-    assert "60.0*" in text and "0.0*" not in text.replace("60.0*", "").replace("90.0*", "")

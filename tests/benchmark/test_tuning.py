@@ -9,6 +9,7 @@ from medgraft.benchmark import Record, read_records, run_suite, step_time, write
 from medgraft.benchmark.tuning import choose, trials
 from medgraft.config import RunConfig, SuiteConfig, TuningConfig, load_suite
 from medgraft.errors import ConfigError
+from medgraft.plugin import KnownScores
 from medgraft.report import peft_results, read_results, rows, terminal, write_peft_results
 from medgraft.strategies import get_strategy
 
@@ -46,20 +47,38 @@ def test_every_strategy_gets_the_same_tries(plugins):
     assert trials(CONFIG, get_strategy("zero-shot", plugins=plugins), tuning) == ()
 
 
-def test_the_best_rate_is_chosen_the_lower_of_equals():
-    chosen = choose([_tried(0.1, 0.5), _tried(0.01, 0.7), _tried(0.03, 0.7), _tried(1.0, None)], TuningConfig())
+def test_the_best_rate_is_chosen_the_lower_of_equals(plugins):
+    scores = KnownScores(plugins)
+    chosen = choose([_tried(0.1, 0.5), _tried(0.01, 0.7), _tried(0.03, 0.7), _tried(1.0, None)], TuningConfig(), scores)
     assert chosen.chosen == 0.01
     assert chosen.tried[-1] == (1.0, None, 1.0)
     assert chosen.seconds == 4.0
-    assert choose([_tried(0.1, 0.2), _tried(0.2, 0.1)], TuningConfig(score="deletion")).chosen == 0.2
-    assert choose([_tried(0.1, None)], TuningConfig()) is None
+    assert choose([_tried(0.1, 0.2), _tried(0.2, 0.1)], TuningConfig(score="deletion"), scores).chosen == 0.2
+    assert choose([_tried(0.1, None)], TuningConfig(), scores) is None
+
+
+@pytest.mark.parametrize(
+    ("tried", "edge"),
+    [
+        (((0.1, 0.7), (0.2, 0.5), (0.4, 0.1)), "lowest"), (((0.1, 0.1), (0.2, 0.5)), "highest"),
+        (((0.1, 0.1), (0.2, 0.5), (0.4, 0.1)), None), (((0.1, 0.1), (0.2, 0.5), (0.4, None)), None), (((0.1, 0.1),), None),
+    ],
+)  # fmt: skip
+def test_a_rate_at_the_edge_of_those_tried_is_told(tried, edge, plugins):
+    tuning = choose([_tried(*each) for each in tried], TuningConfig(), KnownScores(plugins))
+    assert tuning.at_edge == edge
+    text = terminal(rows([_record("a", trainable_parameters=1, metrics={"cider": 0.5}, tuning=tuning)], plugins=plugins))
+    assert ("at the edge of those tried" in text) == (edge is not None) and (edge or "") in text
 
 
 def test_a_score_that_tries_do_not_have_is_told(plugins):
+    scores = KnownScores(plugins)
     with pytest.raises(ConfigError, match=r"tuning\.score is 'pointing_finding'.*Available: cider, deletion"):
-        choose([_tried(0.1, 0.5)], TuningConfig(score="pointing_finding"))
+        choose([_tried(0.1, 0.5)], TuningConfig(score="pointing_finding"), scores)
     with pytest.raises(ConfigError, match="no validation images"):
-        choose([_tried(0.1, 0.5).model_copy(update={"metrics": None})], TuningConfig())
+        choose([_tried(0.1, 0.5).model_copy(update={"metrics": None})], TuningConfig(), scores)
+    with pytest.raises(ConfigError, match="'words', for which no installed metric says whether more or less is better"):
+        choose([], TuningConfig(score="words"), scores)
 
 
 def test_rates_are_not_chosen_on_the_images_that_are_reported(tmp_path):
@@ -142,7 +161,7 @@ def test_a_suite_started_again_does_nothing_twice(done, suite, plugins, logged):
 
 def test_tables_tell_of_tuning_and_timing(done, plugins):
     out, records, _ = done
-    table = rows(records, read_results(out, plugins=plugins))
+    table = rows(records, read_results(out, plugins=plugins), plugins=plugins)
     row = next(row for row in table if row.strategy == "encoder-frozen")
     assert row.tuning_seconds > 0 and row.step[0] <= row.step[1] <= row.step[2] and row.disturbed in (True, False)
     assert "Choosing learning rates on validation images" in terminal(table)

@@ -77,14 +77,14 @@ def test_caption_with_a_bare_backbone_and_several_images(blip_folder, phantoms_f
     assert list(json.loads(done.stdout)["captions"]) == [str(image) for image in images]
 
 
-@pytest.mark.slow
-def test_score(tmp_path):
+def test_score(tmp_path, capsys):
     (tmp_path / "p.json").write_text(json.dumps({"1": "a nodule in the left lung", "2": "normal"}))
     (tmp_path / "r.json").write_text(json.dumps({"1": ["a nodule in the left lung"], "2": ["no lesion", "normal"]}))
-    done = _medgraft("score", "--predictions", tmp_path / "p.json", "--references", tmp_path / "r.json")
-    names = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]
-    assert re.findall(r"^(\w+) +[\d.]+  \[", done.stdout, re.M) == names
-    assert "rouge_l 1.0000" in done.stdout
+    assert main(["score", "--predictions", str(tmp_path / "p.json"), "--references", str(tmp_path / "r.json")]) == 0
+    printed = capsys.readouterr().out
+    names = ["cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"]
+    assert re.findall(r"^(\w+) +[\d.]+  \[", printed, re.M) == names
+    assert "rouge_l 1.0000" in printed
 
 
 def test_phantoms(tmp_path):
@@ -93,7 +93,7 @@ def test_phantoms(tmp_path):
 
 
 @pytest.mark.slow
-def test_bench_and_report(blip_folder, phantoms_folder, tmp_path):
+def test_bench_and_report(blip_folder, phantoms_folder, tmp_path, capsys):
     suite = tmp_path / "tiny.toml"
     suite.write_text(
         f'name = "tiny"\nbackbones = ["blip:{blip_folder}"]\nstrategies = ["zero-shot", "bitfit"]\n'
@@ -105,9 +105,13 @@ def test_bench_and_report(blip_folder, phantoms_folder, tmp_path):
     assert "[2/2]" in done.stderr and "Report: medgraft-results/tiny/report.html" in done.stdout
     out = tmp_path / "medgraft-results/tiny"
     assert {p.name for p in out.iterdir()} == {"records", "runs", "report.html", "table.md", "table.json"}
-    assert _medgraft("report", out, "--format", "md").stdout.startswith("**blip:")
-    assert len(json.loads(_medgraft("report", out, "--format", "json").stdout)) == 4  # two of them baselines
-    assert sum(line.startswith("bitfit") for line in _medgraft("report", out).stdout.splitlines()) == 1
+    printed = {}
+    for form in ("md", "json", "text"):
+        assert main(["report", str(out), "--format", form]) == 0
+        printed[form] = capsys.readouterr().out
+    assert printed["md"].startswith("**blip:")
+    assert len(json.loads(printed["json"])) == 4  # two of them baselines
+    assert len(re.findall(r"^bitfit +\d", printed["text"], re.M)) == 2  # a line in each of the two tables
 
 
 @pytest.mark.parametrize("command", [c.NAME for c in _COMMANDS])

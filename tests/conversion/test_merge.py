@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from changed import PLUGINS, changed_adapter
+from families import FAMILIES
 from peft import LoraConfig, get_peft_model
 
 from medgraft.benchmark import why_unsupported
@@ -47,10 +48,7 @@ def test_plain_transformers_gives_the_same_captions(strategy, tiny_folder, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [name for spec, _ in PLUGINS.specs("backbone") for name in spec.tiny if not name.startswith("vlm-") or name == "vlm-llava"],
-)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_preset_of_every_family_merges(name, tiny_folder, tmp_path):
     backbone = _name(tiny_folder, name)
     merged, changed = 0, 0

@@ -143,3 +143,16 @@ def test_disabling_and_strictness(install, monkeypatch):
     monkeypatch.setenv("MEDGRAFT_STRICT_PLUGINS", "1")
     with pytest.raises(PluginError, match="fake-bad"):
         PluginManager.from_environment().names("strategy")
+
+
+def test_a_plugin_is_named_once_before_its_first_use(install, caplog, tmp_path):
+    install("fake-good", GOOD)
+    manager = PluginManager()
+    with caplog.at_level("INFO", "medgraft.plugin.manager"):
+        manager.get("strategy", "lora")
+        manager.get("backbone", "fake")
+        manager.get("strategy", "head-only")
+    assert caplog.messages == [f"plugin fake-good: fake-good 1.2 in {tmp_path / 'fake_good.py'}"]
+    assert {str(tmp_path / "fake_good.py")} == {p.location for p in manager.plugins() if p.plugin == "fake-good"}
+    own = PluginManager(disabled=frozenset({"all"}))
+    assert {plugin.distribution for plugin in own.plugins()} == {"medgraft"}

@@ -76,5 +76,5 @@ def test_wheels_in_a_fresh_environment(tmp_path):
     assert "cross-only" in [entry["name"] for entry in listed["strategies"]]
     shown = medgraft("plugins")
     assert shown.returncode == 0
-    assert "stranger (medgraft-stranger 3.1)" in shown.stdout
+    assert "stranger (medgraft-stranger 3.1, " in shown.stdout
     assert "FAILED broken (medgraft-broken): ModuleNotFoundError: No module named 'a_package_that_is_not_there'" in shown.stdout

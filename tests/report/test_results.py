@@ -1,10 +1,12 @@
 """Results read from disk: intervals, ties, comparisons, and the page."""
 
+import base64
 import csv
 import html
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +16,9 @@ from medgraft.cli.main import main
 from medgraft.config import RunConfig
 from medgraft.report import compare, html_report, markdown, read_results, rows, terminal
 from medgraft.report.charts import quality_against_time
-from medgraft.scoring import collapse, shuffled, write_captions
+from medgraft.report.image_scores import image_scores
+from medgraft.report.subgroups import subgroup_scores, subgroups
+from medgraft.scoring import collapse, score, shuffled, write_captions
 from medgraft.text_statistics import GenerationStatistics, TextStatistics
 from medgraft.types import Leak
 
@@ -35,7 +39,7 @@ def _write(out, strategy, right, seed=0, seconds=10.0, images=40):
     record = Record(
         run_id=f"{strategy}-{seed}", backbone="b", strategy=strategy, data="csv", seed=seed, status="ok",
         training_seconds=seconds, trainable_parameters=10, total_parameters=100, adapter=f"runs/{strategy}-{seed}",
-        metrics={"cider": 1.0}, phase_seconds={"train": seconds}, train_loss=(3.0, 2.0, 1.0),
+        metrics={"cider": right / 40}, phase_seconds={"train": seconds}, train_loss=(3.0, 2.0, 1.0),
         config=config.model_dump(mode="json"), versions={}, hardware={"cpu": "x", "threads": 2}, collapse=collapse(captions),
     )  # fmt: skip
     write_record(record, out / "records")
@@ -72,9 +76,9 @@ def test_ties_and_the_frontier(results, plugins):
     assert shares["two"] == 1.0 and shares["poor"] == 0.0 and 0.5 < shares["one"] < 1.0
     found = {frozenset(pair): p for pair, (_, p) in group.differences("cider").items()}
     assert found[frozenset(("one", "two"))] > 0.05 > found[frozenset(("one", "poor"))]
-    text = terminal(rows(records, [group]))
+    text = terminal(rows(records, [group], plugins=plugins))
     assert len(re.findall(r"\d\*? ", text)) and max(map(len, text.splitlines())) <= 80
-    marked = {row.strategy: row.tied for row in rows(records, [group])}
+    marked = {row.strategy: row.scores["cider"].best for row in rows(records, [group], plugins=plugins)}
     assert marked == {"one": True, "two": True, "poor": False}
 
 
@@ -148,7 +152,7 @@ def test_broken_records_and_captions_are_listed_and_the_others_shown(results, ca
         assert [line for line in lines if name in line and reason in line], name
     assert main(["report", str(out), "--format", "html", "-q"]) == 0
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "schema version 99" in page and "not in the comparison: b poor seed 0" in page
+    assert "schema version 99" in page and "no tests and no examples: b poor seed 0" in page
     capsys.readouterr()
     _write(tmp_path / "later", "one", 8)
     assert main(["compare", str(out), str(tmp_path / "later")]) == 1
@@ -168,7 +172,8 @@ def test_what_holds_no_results_is_one_clear_line(command, tmp_path, capsys):
     made["file.json"].write_text("{}")
     for name, message in (
         ("empty", "holds no records. `medgraft bench SUITE"), ("broken", "a.json is not a medgraft record: "),
-        ("run", "schema version 3, this medgraft reads up to 2"), ("file.json", "is a file. Name the folder"),
+        ("run", "schema version 3, this medgraft reads up to 2"),
+        ("file.json", "is a file. Name the folder" if "report" in command else "holds no captions"),
         ("nowhere", "There is no folder"),
     ):  # fmt: skip
         assert main([word.replace("DIR", str(tmp_path / name)) for word in command.split()]) == 2
@@ -203,7 +208,7 @@ _ACTIONS = """
   const first = (row) => row.children[0].textContent.trim().split("\\n")[0];
   const column = () => [...document.querySelectorAll(".sortable tbody tr")].map(first);
   const heads = [...document.querySelectorAll(".sortable thead button")];
-  const cider = heads.findIndex((head) => head.textContent === "cider");
+  const cider = heads.findIndex((head) => head.textContent.startsWith("CIDEr"));
   heads[cider].click(); said.push("descending " + column().join(","));
   heads[cider].click(); said.push("ascending " + column().join(","));
   said.push("sort " + heads[cider].parentElement.getAttribute("aria-sort"));
@@ -211,6 +216,12 @@ _ACTIONS = """
   said.push("before " + document.querySelector("output").textContent);
   search.value = "image-07"; search.dispatchEvent(new Event("input"));
   said.push("after " + document.querySelector("output").textContent);
+  search.value = ""; search.dispatchEvent(new Event("input"));
+  const fields = [...document.querySelectorAll(".field[data-field]")];
+  said.push("fields " + fields.map((field) => field.dataset.field));
+  fields[1].value = "nodule"; fields[1].dispatchEvent(new Event("change"));
+  said.push("nodules " + document.querySelector("output").textContent.split(", ")[1]);
+  said.push("legend " + document.querySelector(".legend").textContent.trim().split(" ")[0]);
   said.push("charts " + document.querySelectorAll(".chart svg").length);
   said.push("words " + document.querySelectorAll(".word").length);
 """
@@ -223,8 +234,59 @@ def test_the_page_works_in_a_browser(results, plugins, browser):
     assert said["sort"] == "ascending"
     assert said["before"] == "page 1 of 4, 40 images"
     assert said["after"] == "page 1 of 1, 1 images"
+    nodules = sum("nodule" in _reference(i) for i in range(40))
+    assert said["fields"] == "modality,finding" and 0 < nodules < 40 and said["nodules"] == f"{nodules} images"
+    assert said["legend"] == "marked"
     assert said["charts"] == "3"
     assert said["words"] == "0"  # there are no maps
+
+
+def test_subgroups_have_the_scores_and_intervals_of_their_images_alone(results, plugins):
+    (group,) = read_results(results[0], plugins=plugins)
+    captions = group.entries[0].captions[0]
+    parts = subgroups(captions)
+    nodules = next(part for part in parts if part.value == "nodule")
+    assert nodules.images == tuple(i for i in range(40) if "nodule" in _reference(i))
+    found = subgroup_scores(group, parts, ["cider", "bleu_4"])["tables"]
+    assert [row["value"] for row in found["cider"][""]] == ["all images"]
+    row = next(row for row in found["cider"]["finding"] if row["value"] == "nodule")
+    for entry, cell in zip(group.entries, row["cells"], strict=True):
+        each = entry.measured[0]["cider"].per_image["cider"][list(nodules.images)]
+        assert cell["value"] == pytest.approx(each.mean()) and cell["low"] <= cell["value"] <= cell["high"]
+    assert row["images"] == len(nodules.images) and row["few"]
+    bleu = next(row for row in found["bleu_4"]["finding"] if row["value"] == "nodule")["cells"][0]["value"]
+    alone = [f"image-{i:02d}" for i in nodules.images]
+    predictions, references = ({key: of[key] for key in alone} for of in (captions.predictions, captions.references))
+    assert bleu == pytest.approx(score(predictions, references, metrics=["bleu"]).metrics["bleu_4"])
+
+
+def test_subgroups_by_hand():
+    references = {
+        "a": ("CT of a mass", "MRI, no fracture"), "b": ("chest x-ray without effusion " * 3,), "c": ("a mass and a cyst",),
+    }  # fmt: skip
+    found = subgroups(RunCaptions(dict.fromkeys(references, ""), references, {}, {}))
+    assert [(part.field, part.value, part.images) for part in found] == [
+        ("modality", "computed tomography", (0,)), ("modality", "magnetic resonance", (0,)), ("modality", "radiograph", (1,)),
+        ("modality", "none named", (2,)), ("finding", "mass", (0, 2)), ("finding", "cyst", (2,)),
+        ("finding", "none named", (1,)),
+        ("length", "up to 4 words", (0,)), ("length", "5 words", (2,)), ("length", "6 words or more", (1,)),
+    ]  # fmt: skip
+
+
+def test_the_page_has_the_scores_of_each_image_and_run(results, plugins):
+    (group,) = read_results(results[0], plugins=plugins)
+    first = group.entries[0]
+    said = {**first.captions[0].predictions, "image-03": "=cmd <script>, “quoted”"}
+    changed = replace(first, captions=(replace(first.captions[0], predictions=said),))
+    made = image_scores([changed, *group.entries[1:]], subgroups(first.captions[0]))
+    content = base64.b64decode(made["uri"].split("base64,")[1]).decode()
+    lines = list(csv.DictReader(content.splitlines()))
+    assert len(lines) == made["rows"] == 120 and made["lacks"] == ""
+    line = next(line for line in lines if line["id"] == "image-03" and line["strategy"] == first.name)
+    assert line["prediction"] == "'=cmd <script>, “quoted”" and line["reference"] == _reference(3) and line["group"] == "p1"
+    place = first.captions[0].ids.index("image-03")
+    assert float(line["cider"]) == pytest.approx(first.measured[0]["cider"].per_image["cider"][place], abs=1e-4)
+    assert {"modality", "finding", "seed", "rouge_l"} <= line.keys()
 
 
 def test_truncated_unknown_and_cut_off_captions_stand_below_the_table_and_in_the_page(results, plugins):
@@ -239,7 +301,7 @@ def test_truncated_unknown_and_cut_off_captions_stand_below_the_table_and_in_the
         )
         write_record(record.model_copy(update={"text": text, "generated": generated}), out / "records")
     records, groups = read_records(out), read_results(out, plugins=plugins)
-    table = rows(records, groups)
+    table = rows(records, groups, plugins=plugins)
     notes = [
         "12 of 600 training captions are longer than 128 tokens (train.max_text_tokens) and are truncated; the median is 26, "
         "the 99th percentile 140, the longest 603 tokens.",
@@ -260,11 +322,11 @@ def test_report_writes_the_page_and_the_table(results, capsys):
     assert main(["report", str(out), "--format", "html"]) == 0
     assert (out / "report.html").is_file()
     assert main(["report", str(out), "--format", "md", "--out", str(out / "t.md")]) == 0
-    assert "| strategy | CIDEr | 95% |" in (out / "t.md").read_text()
+    assert "| strategy | CIDEr\u2191 | 95% |" in (out / "t.md").read_text()
     capsys.readouterr()
     assert main(["report", str(out), "--format", "csv"]) == 0
     lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert {line["strategy"] for line in lines} == {"one", "two", "poor"} and float(lines[0]["cider"]) == 1.0
+    assert {line["strategy"] for line in lines} == {"one", "two", "poor"} and float(lines[0]["cider"]) == 0.9
 
 
 def test_leaks_are_shown_in_every_form(tmp_path, plugins):
@@ -277,6 +339,6 @@ def test_leaks_are_shown_in_every_form(tmp_path, plugins):
     note = "The splits overlap: 3 images of test with a near-duplicate in train; 1 image of test with an image of their group"
     groups = read_results(tmp_path, plugins=plugins)
     assert note in html_report("t", read_records(tmp_path), groups, tmp_path, plugins=plugins)
-    table = rows(read_records(tmp_path), groups)
+    table = rows(read_records(tmp_path), groups, plugins=plugins)
     assert note in markdown(table) and "(5 images were left out for it)" in markdown(table)
     assert [bool(row.leaks) for row in table if row.strategy == "one"] == [True]

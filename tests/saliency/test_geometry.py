@@ -77,6 +77,14 @@ def test_overlays_have_the_images_size_and_show_the_map():
     assert (np.asarray(nothing) == 128).all()
 
 
+def test_overlays_hide_nothing_where_little_is_and_darken_no_lung():
+    levels = np.tile(np.arange(0, 140, 2, dtype=np.uint8), (70, 1))
+    image = Image.fromarray(levels)
+    made = np.asarray(overlay(image, np.linspace(0, 1, 70)[:, None] * np.ones((1, 2)), (0, 0, 70, 70)).convert("L")).astype(int)
+    assert (made >= levels).all() and (made[:15] == levels[:15]).all()
+    assert (made[-1] > 100).all() and (np.diff(made[:, 0]) >= 0).all()  # more is lighter
+
+
 @pytest.mark.parametrize("size", [(500, 1), (1, 500), (2, 300), (1, 1)])
 def test_images_a_pixel_wide_have_overlays(size):
     for processor in (

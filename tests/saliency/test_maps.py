@@ -147,6 +147,14 @@ def test_every_architecture_gives_maps_of_words(name, load):
     for word in (word for of_caption in maps for word in of_caption.words):
         assert word.grid.min() >= 0 and 0 < word.grid.sum() <= 1 + 1e-5
         assert CAPTION[word.start : word.end] == word.text or captions[1][word.start : word.end] == word.text
+    text = backbone.text_batch(["A stone"], prompt=backbone.default_prompt)
+    labelled = (text.labels[0] != -100).nonzero()[:, 0]
+    spelled = len(backbone.token_spans(["A stone"])[0])
+    text.labels[0, labelled[spelled:]] = -100  # an end token
+    with torch.no_grad():
+        loss = backbone.decode(backbone.encode(pixels[:1], prompt=backbone.default_prompt), text)[0]
+    (maps,) = caption_maps(backbone, pixels[:1], ["A stone"], prompt=backbone.default_prompt)
+    assert math.prod(word.probability for word in maps.words) == pytest.approx(math.exp(-float(loss) * spelled), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", GRADIENT)

@@ -90,7 +90,7 @@ def test_words_that_name_things_are_found_in_place(caption, named):
 def test_only_maps_of_named_things_are_measured():
     caption = "mass in the left lung"
     maps = CaptionMaps(
-        caption, (WordMap("mass", 0, 4, GRID), WordMap("left", 12, 16, GRID.T), WordMap("lung", 17, 21, GRID)), "x"
+        caption, (WordMap("mass", 0, 4, GRID, 1), WordMap("left", 12, 16, GRID.T, 1), WordMap("lung", 17, 21, GRID, 1)), "x"
     )
     found = localize(maps, {"box": [5, 0, 10, 5]}, (0, 0, 10, 10))
     assert set(found) == {"finding", "side"}

@@ -9,18 +9,10 @@ from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
 from medgraft.strategies import get_strategy
 from medgraft.testing.backbone_checks import images
+from medgraft.testing.tiny import tiny_models
 from medgraft.training import CaptioningModule
 
 PLUGINS = PluginManager()
-
-
-def _tiny_names():
-    return [
-        name
-        for spec, _ in PLUGINS.specs("backbone")
-        for name in spec.tiny
-        if not name.startswith("vlm-") or name == "vlm-llava"
-    ]
 
 
 def _step(module):
@@ -39,7 +31,7 @@ def _step(module):
     return loss.item(), {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}, len(runs)
 
 
-@pytest.mark.parametrize("name", _tiny_names())
+@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=2))
 @pytest.mark.parametrize(
     ("preset", "options"),
     [

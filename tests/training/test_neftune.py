@@ -12,20 +12,12 @@ from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
 from medgraft.strategies import get_strategy
 from medgraft.testing.backbone_checks import images
+from medgraft.testing.tiny import tiny_models
 from medgraft.training import CaptioningModule
 from medgraft.training.neftune import noisy_embeddings, text_embeddings
 
 PLUGINS = PluginManager()
 CAPTIONS = ("a nodule.", "no acute findings of any kind.")
-
-
-def _tiny_names():
-    return [
-        name
-        for spec, _ in PLUGINS.specs("backbone")
-        for name in spec.tiny
-        if not name.startswith("vlm-") or name == "vlm-llava"
-    ]
 
 
 def _module(tiny_folder, name, strategy="full", kernels="none"):
@@ -44,7 +36,7 @@ def _loss(module):
         return module(text.input_ids, text.attention_mask, text.labels, module.backbone.pixel_values(images(2)))["loss"].item()
 
 
-@pytest.mark.parametrize("name", _tiny_names())
+@pytest.mark.parametrize("name", tiny_models(PLUGINS, of_each=2))
 def test_noise_is_added_in_training_only_and_taken_off_afterwards(name, tiny_folder):
     module = _module(tiny_folder, name)
     at_rest, quiet = _loss(module.eval()), _loss(module.train())

@@ -59,7 +59,7 @@ def _content(out):
     """The adapter's files but for times, and the losses of its run."""
     folder, record = locate_adapter(out), json.loads((out / "record.json").read_text())
     weights = [folder / name for name in ("adapter_model.safetensors", "adapter_config.json")]
-    return [path.read_bytes() for path in weights], record["train_loss"], record["validation_loss"]
+    return [path.read_bytes() for path in weights], *(record[name] for name in ("train_loss", "validation_loss", "chosen"))
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,7 @@ def out(stopped, tmp_path):
         ("lora", 4, signal.SIGINT, ()),
         ("lora", 5, signal.SIGINT, ("train.eval_during_training=true", "train.save_steps=3")),  # at an epoch's end
         ("lora", 6, signal.SIGTERM, ("train.eval_during_training=true",)),  # at the end
+        ("lora", 4, signal.SIGTERM, ("train.best_by=rouge_l", "train.eval_steps=1", "generation.max_new_tokens=6")),
         ("peft:ADALORA", 5, signal.SIGTERM, ("strategy.init_r=4", "strategy.target_r=2")),
     ],
 )
@@ -296,7 +297,7 @@ def test_files_follow_the_umask(umask, words, tmp_path, monkeypatch):
     assert {path.suffix for path in files} >= {".safetensors", ".json", ".pt"} and list(tmp_path.glob("features/*/*"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="it forks")
 def test_killed_at_random_moments():
     """In a process of its own, since a process that has computed cannot be forked."""

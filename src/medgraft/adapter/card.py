@@ -11,7 +11,8 @@ from huggingface_hub import ModelCardData
 from medgraft.adapter.base_name import hub_id
 from medgraft.adapter.manifest import ADAPTER_INT8, ADAPTER_WEIGHTS, CHANGES, TENSORS, Manifest
 from medgraft.adapter.serving import serving_section
-from medgraft.config import CONTROLS
+from medgraft.plugin import KnownScores, PluginManager
+from medgraft.training import ChosenWeights
 
 
 def card_text(manifest: Manifest, folder: Path, name: str) -> str:
@@ -62,8 +63,8 @@ def _folder(source: str) -> str:
 def _scores(manifest: Manifest) -> str:
     if not manifest.metrics:
         return ""
-    shown = {name: value for name, value in sorted(manifest.metrics.items()) if not name.endswith(CONTROLS)}
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in shown.items())
+    shown = KnownScores(PluginManager.from_environment()).shown(sorted(manifest.metrics))
+    rows = "\n".join(f"| {name} | {manifest.metrics[name]:.4f} |" for name in shown)
     evaluation = manifest.evaluation
     scored = f"On {evaluation['images']} images of `{manifest.data['name']}`, split `{evaluation['split']}`:"
     seen = f" {evaluation['seen_in_training']}" if "seen_in_training" in evaluation else ""
@@ -78,10 +79,11 @@ def _training(manifest: Manifest) -> str:
     several = ", ".join(f"{what} {rate:g}" for what, rate in training.get("learning_rates", {}).items())
     rates = f"{training['learning_rate']:g}{f' ({several})' if several else ''}"
     size = f"- Images of {side} pixels a side; transformers needs `interpolate_pos_encoding=True`.\n" if side else ""
+    chosen = f"- {ChosenWeights(**training['chosen'])}\n" if training.get("chosen") else ""
     return f"""- {training["steps"]} steps, peak learning rate {rates}, seed {manifest.seed}.
 - Data `{manifest.data["name"]}`: {training["images"]} training images.
 - Training took {training["seconds"]:.0f} s on {training["hardware"]}.
-{size}"""
+{size}{chosen}"""
 
 
 def _lineage(manifest: Manifest) -> str:

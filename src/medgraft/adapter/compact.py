@@ -42,7 +42,7 @@ def quantized_to_int8(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 def dequantized(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`tensors`, read from `path`, as they were before `quantized_to_int8`, in fp32; `NAME::rows` as they are.
 
-    AdapterError for int8 values without a scale that fits, scales without values, and values above a million.
+    AdapterError for int8 values without a scale that fits, scales without values, and values of LARGEST or more.
     """
     values = {name: tensor for name, tensor in tensors.items() if not name.endswith(_SCALE)}
     if lost := sorted(tensors.keys() - values.keys() - {name + _SCALE for name in values}):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from medgraft.adapter.files import file_digest, file_size, read_json, regular_file, shown
 from medgraft.config import GenerationConfig
 from medgraft.errors import AdapterError, ConfigError
+from medgraft.redaction import redacted_json
 from medgraft.strategies import Strategy
 from medgraft.strict_model import validated
 from medgraft.train_config import with_dtype
@@ -159,9 +160,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write medgraft.json."""
+    """Write medgraft.json, without secrets."""
     unset = {"image_size"} if manifest.image_size is None else None  # which earlier versions do not know
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2, exclude=unset) + "\n", encoding="utf-8")
+    text = redacted_json(manifest.model_dump_json(indent=2, exclude=unset))
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def file_entry(path: Path) -> FileEntry:

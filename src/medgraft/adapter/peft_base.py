@@ -77,7 +77,7 @@ def _local_model_type(base: str) -> str | None:
             return None
         folder = Path(config).parent
     try:
-        model_type: str = AutoConfig.from_pretrained(folder).model_type
+        model_type: str = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
     except (OSError, ValueError):
         return None
     return model_type

@@ -35,6 +35,7 @@ from medgraft.adapter.whole_folder import link_or_copy, replacing
 from medgraft.backbones.weights import TensorDigest, tensor_digests, tensor_layout
 from medgraft.disk import lack
 from medgraft.errors import AdapterError
+from medgraft.redaction import redacted_text
 from medgraft.strategies import Applied
 
 _OURS = (*FILES, MANIFEST, CARD)
@@ -55,7 +56,7 @@ def write_package(folder: Path, manifest: Manifest, write_files: Callable[[Path]
             if ADAPTER_CONFIG in names:
                 _name_base(new / ADAPTER_CONFIG, hub_id(manifest.backbone))
             manifest = manifest.model_copy(update={"files": {name: file_entry(new / name) for name in names}})
-            (new / CARD).write_text(card_text(manifest, new, folder.resolve().name), encoding="utf-8")
+            (new / CARD).write_text(redacted_text(card_text(manifest, new, folder.resolve().name)), encoding="utf-8")
             write_manifest(new, manifest)
     except (OSError, SafetensorError) as error:
         reason = lack(error) or error

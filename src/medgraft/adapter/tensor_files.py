@@ -28,8 +28,9 @@ _BITS = {
 }  # fmt: skip
 # the bits of a float's exponent, all of which are set in NaN and infinity alone; they order floats by size
 _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0_0000_0000_0000, "F8_E5M2": 0x7C, "F8_E4M3": 0x7F}
-LARGEST = 2.0**20  # from such weights logits become infinite
-_TOO_LARGE = {"BF16": (127 + 20) << 7, "F32": (127 + 20) << 23, "F64": (1023 + 20) << 52}  # the bits of LARGEST
+LARGEST = 2.0**20  # such weights can make logits infinite
+# the bits of LARGEST, in dtypes that reach it
+_TOO_LARGE = {"BF16": (127 + 20) << 7, "F32": (127 + 20) << 23, "F64": (1023 + 20) << 52}
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _stored(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
 
 
 def check_finite(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """AdapterError if a tensor holds NaN, infinity, or a value of 2^20 or more, from which logits become infinite."""
+    """AdapterError if a tensor holds NaN, infinity, or a value of LARGEST or more, which can make logits infinite."""
     for name, tensor in tensors.items():
         mask = _EXPONENT.get(tensor.dtype)
         if mask is None:

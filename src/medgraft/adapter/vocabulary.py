@@ -76,7 +76,7 @@ def _longer_tokenizer(backbone: Backbone, folder: Path) -> Any:
     if not (folder / "tokenizer_config.json").is_file():
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise AdapterError(f"The tokenizer in {folder} cannot be read: {first_line(error)}") from None
     own, other = backbone.tokenizer.get_vocab(), tokenizer.get_vocab()

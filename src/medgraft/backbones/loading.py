@@ -46,9 +46,11 @@ def read_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
             f"There is no folder {source}. A {kind} folder holds config.json, model.safetensors and a tokenizer."
         )
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         check_json(source)
+        if "custom code" in str(error):
+            raise BackboneError(f"{source} needs Python code that comes with it, which medgraft never runs.") from None
         where = "is no model folder" if is_folder else "is neither a folder nor a model that the hub gave"
         raise BackboneError(f"{source} {where}: {first_line(error)}") from None
     if config.model_type not in model_types:
@@ -88,7 +90,9 @@ def load_model(
     match `never_run`, or if they are another model's.
     """
     loader: Any = getattr(transformers, model_class)
-    quantized = quantization is not None or quantized_by(AutoConfig.from_pretrained(source)) is not None
+    quantized = (
+        quantization is not None or quantized_by(AutoConfig.from_pretrained(source, trust_remote_code=False)) is not None
+    )
     # transformers puts quantised weights on any accelerator that it finds, and 8-bit ones cannot be moved to the CPU again
     where: dict[str, Any] = {"device_map": {"": "cpu"}} if quantized and hardware.device().type == "cpu" else {}
     if quantization is not None:
@@ -97,7 +101,9 @@ def load_model(
         if find_adapter_config_file(source) is not None:  # transformers would add that adapter to the weights
             raise BackboneError(f"{source} has an adapter_config.json: it holds an adapter. Name the base model's own folder.")
         with loaded_in(dtype, names):
-            model, info = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **where)
+            model, info = loader.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **where
+            )
     except (OSError, ValueError) as error:
         raise BackboneError(f"{source} cannot be loaded as {model_class}: {first_line(error)}") from error
     except RuntimeError as error:
@@ -153,8 +159,8 @@ def load_tokenizer(source: str, subfolder: str = "") -> Any:
     try:
         # offline, transformers does not find the files in a subfolder of a hub id
         place = _files_in(source, subfolder) if subfolder else source
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare exceptions
         check_json(source)
         raise unreadable(where, base_folder(source), subfolder, error) from error
@@ -181,7 +187,7 @@ def _files_in(source: str, subfolder: str) -> str:
 def load_image_processor(source: str) -> Any:
     """The image processor of `source`, always the PIL one, so that results do not depend on torchvision."""
     try:
-        return AutoImageProcessor.from_pretrained(source, backend="pil")
+        return AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
     except (OSError, ValueError) as error:
         check_json(source)
         folder = base_folder(source)

@@ -1,9 +1,10 @@
 """Runs, grids of runs, and their records."""
 
-from medgraft.benchmark.baselines import BASELINE
+from medgraft.benchmark.baselines import write_baselines
 from medgraft.benchmark.dry_run import DryRun, dry_run_suite
 from medgraft.benchmark.plan import expand, plan, why_unsupported
-from medgraft.benchmark.record import Record, read_record, read_records, unreadable_records, write_record
+from medgraft.benchmark.record import BASELINE, Record, read_record, write_record
+from medgraft.benchmark.results_reading import read_all_records, read_records, unreadable_records
 from medgraft.benchmark.run import RunResult, execute
 from medgraft.benchmark.run_folder import config_in
 from medgraft.benchmark.suite import run_suite
@@ -12,7 +13,7 @@ from medgraft.scoring import RunCaptions, read_captions
 
 __all__ = [
     "BASELINE", "Record", "DryRun", "RunCaptions", "RunResult", "StepTime", "config_in", "execute", "expand", "plan",
-    "read_captions",
+    "read_all_records", "read_captions",
     "read_record", "read_records", "dry_run_suite", "run_suite", "step_time",
-    "unreadable_records", "why_unsupported", "write_record",
+    "unreadable_records", "why_unsupported", "write_baselines", "write_record",
 ]  # fmt: skip

@@ -25,7 +25,10 @@ from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.loading import read_config
 from medgraft.backbones.published import planning_config, published_config
 from medgraft.benchmark.estimate import Base, Estimate, estimate, measured_flops
+from medgraft.benchmark.grid import GridPlan, Load, fit, plan_grid
 from medgraft.benchmark.plan import apply_to_meta, expand, refuse_training
+from medgraft.benchmark.record import Record
+from medgraft.benchmark.store_size import store_bytes
 from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
 from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
@@ -35,6 +38,8 @@ from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy, needs_fp32
 from medgraft.text_statistics import planned_statistics
 from medgraft.types import SPLITS, CaptionData, Example
+
+_Planned = Sequence[tuple[RunConfig, Strategy]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,14 @@ class RunEstimate:
     training_seconds: float | None
     captioning_seconds: float | None
     usage: Usage | None = None
+    trained_images: int | None = None  # each counts once per epoch
+    captioned_images: int | None = None
+
+    @property
+    def load(self) -> Load | None:
+        """What the run does; None if the data are not here, or an API does it."""
+        known = self.trained_images, self.captioned_images, self.training_seconds, self.captioning_seconds
+        return None if None in known else Load(self.backbone, self.strategy, *known)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -82,19 +95,23 @@ class DryRun:
     trials: int = 0
     timings: int = 0
     text: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    grid: GridPlan | None = None
 
 
-def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
-    """Plan `suite`: downloads only configurations, sends and trains nothing. Unknown names raise as in the run."""
+def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager, records: Sequence[Record] = ()) -> DryRun:
+    """Plan `suite`: downloads only configurations, sends and trains nothing. Unknown names raise as in the run.
+
+    Times of the whole grid are fitted to `records` of some of its runs, or of smaller ones.
+    """
     missing: dict[str, None] = {}
+    planned = [(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins)) for config in expand(suite)]
+    for metric in {metric for config, _ in planned for metric in config.metrics}:
+        plugins.get("metric", metric.partition(":")[0])
     data = {config.model_dump_json(): _data(config, plugins, missing) for config in suite.data}
     speed, machine = measured_flops(), hardware.describe()
     weights: dict[str, Weights] = {}
     runs, left_out = [], {}
-    for config in expand(suite):
-        strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
-        for metric in config.metrics:
-            plugins.get("metric", metric.partition(":")[0])
+    for config, strategy in planned:
         images = data[config.data.model_dump_json()]
         try:
             captioner, source = get_captioner(config.backbone, plugins=plugins)
@@ -103,8 +120,8 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
             if issubclass(captioner, RemoteCaptioner):
                 runs.append(_by_api(config, captioner, source, strategy, images, plugins))
             else:
-                strategy = settled(config.backbone, strategy, plugins=plugins)
-                runs.append(_here(config, captioner, source, strategy, images, speed, plugins))
+                found = settled(config.backbone, strategy, plugins=plugins)
+                runs.append(_here(config, captioner, source, found, images, speed, plugins))
                 if problem := too_large(runs[-1], machine):
                     missing[problem] = None
         except StrategyError as error:
@@ -115,29 +132,30 @@ def dry_run_suite(suite: SuiteConfig, *, plugins: PluginManager) -> DryRun:
             missing[f"{config.backbone}: {error}"] = None
     named = {str(c): d for c, d in zip(suite.data, data.values(), strict=True)}
     counts = {name: None if d is None else {str(s): len(d.split(s)) for s in SPLITS} for name, d in named.items()}
-    notes = {
-        name: (*d.report.sentences(), *(f"Overlap: {leak}." for leak in d.report.leaks or ()))
-        for name, d in named.items()
-        if d is not None
-    }
+    reports = {name: d.report for name, d in named.items() if d is not None}
+    notes = {name: (*r.sentences(), *(f"Overlap: {leak}." for leak in r.leaks or ())) for name, r in reports.items()}
     here = {name for name, found in weights.items() if found.where in ("folder", "cached")}
-    text = _text(suite, data, here, plugins, missing)
+    text = _text(planned, data, here, plugins, missing)
+    loads = [run.load for run in runs if run.usage is None]
+    validation = sum(count["validation"] for count in counts.values() if count)
+    store = store_bytes(suite, data, here, plugins)
+    grid = plan_grid(suite, loads, validation, store, fit(records, filter(None, loads)))
     rows = sum(run.seed == suite.seeds[0] and bool(run.trainable_parameters) for run in runs)
     return DryRun(
         suite.name, machine, speed, counts, notes, tuple(weights.values()), tuple(runs), left_out, tuple(missing),
         trials=rows * len(suite.tuning.factors) if suite.tuning else 0,
         timings=rows * suite.timing.repeats if suite.timing else 0,
         text=text,
+        grid=grid,
     )  # fmt: skip
 
 
 def _text(
-    suite: SuiteConfig, data: Mapping[str, CaptionData | None], here: set[str], plugins: PluginManager, missing: dict[str, None]
+    planned: _Planned, data: Mapping[str, CaptionData | None], here: set[str], plugins: PluginManager, missing: dict[str, None]
 ) -> dict[str, tuple[str, ...]]:
     """See DryRun.text; `here` are the backbones whose files are on this machine."""
     found: dict[str, tuple[str, ...]] = {}
-    strategies = [(config, get_strategy(config.strategy, config.strategy_options, plugins=plugins)) for config in expand(suite)]
-    for config, strategy in sorted(strategies, key=lambda run: not run[1].trains):  # trained ones first
+    for config, strategy in sorted(planned, key=lambda run: not run[1].trains):  # trained ones first
         name, examples = f"{config.backbone} on {config.data}", data[config.data.model_dump_json()]
         if name in found or examples is None or config.backbone not in here:
             continue
@@ -210,11 +228,7 @@ def _here(
     config: RunConfig, captioner: type[Backbone], source: str, strategy: Strategy, data: CaptionData | None, speed: float,
     plugins: PluginManager,
 ) -> RunEstimate:  # fmt: skip
-    applied = apply_to_meta(config.backbone, strategy, plugins=plugins)
-    made: Estimate | None = None
-    sized = config_for_size(captioner, planning_config(source, captioner.model_types), config.image.size, plugins=plugins)
-    if applied is not None:
-        made = estimate(_base(captioner, source, sized, strategy, config), applied, strategy, config)
+    made = _estimate(config, captioner, source, strategy, plugins)
     steps = config.train.max_steps * config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     seen = None if data is None else int(len(data.split("train")) * config.train.num_train_epochs)
     seen = steps if steps > 0 else seen
@@ -228,7 +242,32 @@ def _here(
         loading_bytes=made.loading_bytes if made else None,
         training_seconds=made.training_seconds(seen, speed) if made and seen is not None else None,
         captioning_seconds=made.captioning_seconds(captioned, speed) if made and captioned is not None else None,
+        trained_images=seen if strategy.trains else 0,
+        captioned_images=captioned,
     )
+
+
+def _estimate(
+    config: RunConfig, captioner: type[Backbone], source: str, strategy: Strategy, plugins: PluginManager
+) -> Estimate | None:
+    """The estimate of a run, None if its method cannot be applied without weights."""
+    applied = apply_to_meta(config.backbone, strategy, plugins=plugins)
+    sized = config_for_size(captioner, planning_config(source, captioner.model_types), config.image.size, plugins=plugins)
+    return None if applied is None else estimate(_base(captioner, source, sized, strategy, config), applied, strategy, config)
+
+
+def memory_needed(config: RunConfig, *, gpus: bool, plugins: PluginManager) -> float:
+    """Bytes of the host's memory to ask for: a quarter more than the run's estimated peak, whose model may be on a GPU."""
+    captioner, source = get_captioner(config.backbone, plugins=plugins)
+    made = None
+    if not issubclass(captioner, RemoteCaptioner):
+        strategy = settled(
+            config.backbone, get_strategy(config.strategy, config.strategy_options, plugins=plugins), plugins=plugins
+        )
+        made = _estimate(config, captioner, source, strategy, plugins)
+    if made is None:
+        return 2e9
+    return 1.25 * (made.loading_bytes if gpus else max(made.memory_bytes, made.loading_bytes))
 
 
 def _base(captioner: type[Backbone], source: str, shapes: PreTrainedConfig, strategy: Strategy, config: RunConfig) -> Base:

@@ -38,7 +38,8 @@ class Evaluation:
     `collapse` holds the shares of `scoring.collapse` and, as `shuffled_NAME`, every score with each caption moved to another
     image. `maps` are packed attention maps by image id. `peak_memory_bytes` covers training and captioning, without maps.
     `generated` counts the captions that were cut off; None for captions that no model generated.
-    `medgraft.evaluate` adds the report of its data, and how many images the adapter was trained on (None if that is unknown).
+    `medgraft.evaluate` adds the report of its data, how many images the adapter was trained on (None if that is unknown), and
+    the evaluations of captions that ignore the image, by name (see benchmark.baselines; none without training images).
     """
 
     captions: RunCaptions
@@ -50,6 +51,7 @@ class Evaluation:
     generated: GenerationStatistics | None = None
     data_report: DataReport = field(default_factory=DataReport)
     seen_in_training: SeenInTraining | None = None
+    baselines: Mapping[str, Evaluation] = field(default_factory=dict)
 
     @property
     def predictions(self) -> Mapping[str, str]:

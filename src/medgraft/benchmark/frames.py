@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from medgraft.benchmark.record import Record, read_records
+from medgraft.benchmark.record import Record
+from medgraft.benchmark.results_reading import read_records
 from medgraft.metrics import Scores
 from medgraft.scoring import RunCaptions
 

@@ -27,6 +27,7 @@ import psutil
 
 _logger = logging.getLogger(__name__)
 
+ALL = "all"  # in place of a run's id, for the lease of a whole folder
 _SUFFIX = ".lease"
 _POLL_SECONDS = 1.0
 
@@ -139,6 +140,7 @@ class Leases:
             owner = _read(other)[0]
             if (
                 owner is not None
+                and _run_id(other) != ALL
                 and owner.machine == _machine()
                 and owner.pid != os.getpid()
                 and _runs(owner.pid, owner.started)

@@ -13,13 +13,16 @@ from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_capt
 from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.published import planning_config
 from medgraft.benchmark.record import run_id
+from medgraft.benchmark.validation import Validation
 from medgraft.config import RunConfig, RunSettings, SuiteConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import ConfigError, StrategyError, suggestion
+from medgraft.metrics import check_metrics
 from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Applied, Strategy, apply_strategy, changes_base, get_strategy, quantization_config
 from medgraft.strict_model import validated
+from medgraft.training import check_trackers
 
 
 def expand(suite: SuiteConfig) -> tuple[RunConfig, ...]:
@@ -90,8 +93,8 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
     planned = []
     for config in configs:
         strategy = get_strategy(config.strategy, config.strategy_options, plugins=plugins)
-        for metric in config.metrics:
-            plugins.get("metric", metric.partition(":")[0])
+        check_trackers(config.train.report_to)
+        check_metrics(config.metrics, plugins)
         pair = (config.backbone, config.strategy)
         if pair not in reasons:
             reasons[pair] = why_unsupported(config.backbone, strategy, plugins=plugins)
@@ -102,7 +105,10 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
         splits = config.needed_splits(strategy.trains)
         data_key = (config.data.model_dump_json(), splits)
         if data_key not in prints:
-            prints[data_key] = data_fingerprint(load_data(config.data, plugins=plugins, splits=splits).examples)
+            data = load_data(config.data, plugins=plugins, splits=splits)
+            prints[data_key] = data_fingerprint(data.examples)
+            if strategy.trains:
+                Validation.of(config, data, plugins)
         if config.backbone not in bases:
             captioner, source = get_captioner(config.backbone, plugins=plugins)
             base = captioner.fingerprint(source)

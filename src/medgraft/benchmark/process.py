@@ -44,7 +44,7 @@ _logger = logging.getLogger(__name__)
 
 PROCESS_NAME = "medgraft run"
 _FORKS = sys.platform == "linux"  # elsewhere system libraries may start threads, which do not survive a fork
-_OUTPUT = "output.txt"  # in the run's folder during the run, and afterwards if it failed
+OUTPUT = "output.txt"
 _POLL_SECONDS = 0.1
 _CHECK_SECONDS = 5.0
 _ENDING_SECONDS = 10.0
@@ -57,7 +57,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 class Job:
     """A run of a suite: its files go to `folder` in `out`, its record, named `run_id`, to `records` in `out`.
 
-    It is done only while `lease` is held.
+    It is done only while `lease` is held. What it prints goes to the file OUTPUT in its folder, which stays if it failed; with
+    `keep_output` it is appended and always stays.
     """
 
     config: RunConfig
@@ -67,11 +68,18 @@ class Job:
     tuning: Tuning | None = None
     evaluate: bool = True
     lease: Path | None = None
+    keep_output: bool = False
 
     @property
     def saves(self) -> bool:
         """Whether the run writes checkpoints."""
         return self.config.train.save_steps is not None or self.config.train.save_final_state is True
+
+    def plugins(self) -> PluginManager:
+        """The plugins, which the harness has named when it planned the run."""
+        manager = PluginManager.from_environment()
+        manager.named.update(plugin.distribution for plugin in manager.plugins())
+        return manager
 
     @property
     def record_path(self) -> Path:
@@ -108,9 +116,11 @@ def run_in_process(job: Job) -> Record:
     """
     start_server()
     job.record_path.unlink(missing_ok=True)
-    output = job.out / job.folder / _OUTPUT
+    output = job.out / job.folder / OUTPUT
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(b"")
+    if not job.keep_output:
+        output.write_bytes(b"")
+    begin = output.stat().st_size
     caller = _Caller(Path.cwd(), dict(os.environ), logging.getLogger("medgraft").getEffectiveLevel(), bars_are_shown())
     context: Any = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
     call = pickle.dumps((_do, (job, caller, output.resolve())))
@@ -118,7 +128,7 @@ def run_in_process(job: Job) -> Record:
     try:
         with _hidden_main():
             process.start()
-        last_words = _pass_on(output, process, job.lease)
+        last_words = _pass_on(output, begin, process, job.lease)
     except BaseException:
         if job.saves:
             _logger.info("  stopping, with a checkpoint; a second Ctrl-C stops at once")
@@ -135,16 +145,17 @@ def run_in_process(job: Job) -> Record:
         record = failed_record(job.config, f"{_how_it_ended(code)}: {last_words or 'no output'}")
         write_record(_for_suite(record, job), job.record_path.parent)
     record = read_record(job.record_path)
-    if record.status == "ok":
+    if record.status == "ok" and not job.keep_output:
         output.unlink(missing_ok=True)
     return record
 
 
-def _pass_on(output: Path, process: BaseProcess, lease: Path | None) -> str:
-    """Copy new text in `output` to stderr until the process ends or the lease is lost; the last 300 characters, on one line."""
+def _pass_on(output: Path, begin: int, process: BaseProcess, lease: Path | None) -> str:
+    """Copy text in `output` after byte `begin` to stderr until the process ends or the lease is lost; its end, on one line."""
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     recent, checked = "", time.monotonic()
     with output.open("rb") as file:
+        file.seek(begin)
         alive = True
         while alive:
             process.join(_POLL_SECONDS)
@@ -231,8 +242,8 @@ def _do(job: Job, caller: _Caller, output: Path) -> None:
 def _attempt(job: Job) -> Record:
     try:
         return execute(
-            job.config, job.out / job.folder, plugins=PluginManager.from_environment(), resume="auto", overwrite=True,
-            evaluate=job.evaluate, checkpoints=job.saves,
+            job.config, job.out / job.folder, plugins=job.plugins(), resume="auto", overwrite=True, evaluate=job.evaluate,
+            checkpoints=job.saves,
         ).record  # fmt: skip
     except Exception as error:  # whatever fails, the suite continues and the record states the error
         if full_disk(error) is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +20,17 @@ from medgraft.features import CachedFeatures, ReusablePrefix
 from medgraft.forgetting_config import ForgettingConfig
 from medgraft.hardware import Hardware
 from medgraft.image_config import ImageConfig
+from medgraft.redaction import redacted_json
 from medgraft.strategies import Quantization, Strategy
 from medgraft.strict_model import StrictModel
 from medgraft.text_statistics import GenerationStatistics, TextStatistics
 from medgraft.train_config import with_dtype
+from medgraft.training.best import ChosenWeights
 from medgraft.types import DataReport, Leak, Split
 
-_logger = logging.getLogger(__name__)
-
 RECORD = "record.json"  # in the folder of a single run
-
+BASELINE = "baseline"  # the backbone's name in a baseline's record
+BASELINES = "baselines"  # in the folder of a single run: its baselines, laid out as the results of a suite
 
 SCHEMA_VERSION = 2  # 1: settings as plain dictionaries, no `schema_version`
 
@@ -83,6 +83,13 @@ class Tuning(StrictModel):
     tried: tuple[tuple[float, float | None, float], ...]
     seconds: float
 
+    @property
+    def at_edge(self) -> str | None:
+        """`highest` or `lowest` if the chosen rate is that of several tried, so that a better one may lie beyond; else None."""
+        rates = [rate for rate, *_ in self.tried]
+        edges = {"highest": max(rates), "lowest": min(rates)} if len(rates) > 1 else {}
+        return next((name for name, rate in edges.items() if rate == self.chosen), None)
+
 
 class Record(StrictModel):
     """One run. Times are in seconds, sizes in bytes; `train_loss` has one value for every optimiser step.
@@ -94,16 +101,16 @@ class Record(StrictModel):
     the installed kernels. `intervals` are the 95 % intervals of `metrics` over groups of test images, `signatures` the
     metrics' settings, `unavailable` the reasons why metrics are missing, `collapse` signs of captions that ignore the image
     (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids; None if they are unknown.
-    `skipped_steps` are those in fp16 whose gradients overflowed. `text` counts captions that training truncated and unknown
-    tokens, `generated` captions that were cut off. `forgetting` is the rise, in nats per token, of the loss on the base's own
-    captions of general images. `start` is the digest of the adapter that training went on from, and `seen_in_training` how
-    many of the scored images that adapter was trained on. `usage` counts requests, tokens and cost of a model behind an API.
-    `step_flops` are the FLOPs of the first batch's matrix products, forwards and backwards, as torch counts them (None with a
-    quantised base); `energy_joules` is the steps' energy by the machine's counters. `step_quartiles` are of the seconds of
-    single steps without the warm-up steps. `learning_rates` are the peak rates by part (with LoRA+ those of `B` too) where
-    there are several. A failed run has an `error` of one line and a `traceback`. `disturbed`: another harness on the same
-    results folder did a run on this machine at the same time. `removed_settings` holds, by SECTION.KEY, settings of older
-    versions that were on.
+    `skipped_steps` are those in fp16 whose gradients overflowed. `chosen` says how a score chose the weights. `text` counts
+    captions that training truncated and unknown tokens, `generated` captions that were cut off. `forgetting` is the rise, in
+    nats per token, of the loss on the base's own captions of general images. `start` is the digest of the adapter that
+    training went on from, and `seen_in_training` how many of the scored images that adapter was trained on. `usage` counts
+    requests, tokens and cost of a model behind an API. `step_flops` are the FLOPs of the first batch's matrix products,
+    forwards and backwards, as torch counts them (None with a quantised base); `energy_joules` is the steps' energy by the
+    machine's counters. `step_quartiles` are of the seconds of single steps without the warm-up steps. `learning_rates` are the
+    peak rates by part (with LoRA+ those of `B` too) where there are several. A failed run has an `error` of one line and a
+    `traceback`. `disturbed`: another harness on the same results folder did a run on this machine at the same time.
+    `removed_settings` holds, by SECTION.KEY, settings of older versions that were on.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -124,6 +131,7 @@ class Record(StrictModel):
     skipped_steps: int | None = None
     train_loss: tuple[float, ...] | None = None
     validation_loss: tuple[tuple[int, float], ...] | None = None
+    chosen: ChosenWeights | None = None
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     matched_modules: tuple[str, ...] | None = None
@@ -224,10 +232,11 @@ def run_id(
         values.pop(name)
     values["saliency"].pop("maps")  # only for display
     if config.forgetting in (ForgettingConfig(), ForgettingConfig(images=0)):  # as in the ids of earlier records
-        values.pop("forgetting")
+        del values["forgetting"]
     if config.image == ImageConfig():  # likewise
-        values.pop("image")
-    values["train"].pop("save_final_state")  # does not change the result
+        del values["image"]
+    del values["train"]["save_final_state"]  # does not change the result
+    values["train"].pop("logging_steps", None)
     values.pop("start_from")
     values |= {} if start is None else {"start": start}
     values["backbone"] = values["backbone"].partition(":")[0]
@@ -264,7 +273,7 @@ def write_record(record: Record, folder: Path, name: str | None = None) -> Path:
     """Write `<run_id>.json`, or `name`, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (name or f"{record.run_id}.json")
-    write_whole(path, record.model_dump_json(indent=1) + "\n")
+    write_whole(path, redacted_json(record.model_dump_json(indent=1)) + "\n")
     return path
 
 
@@ -279,40 +288,3 @@ def read_record(path: Path) -> Record:
         raise ConfigError(f"{path} is not a medgraft record: {why}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a medgraft record: {error}") from None
-
-
-def read_records(folder: Path) -> tuple[Record, ...]:
-    """The records of a `medgraft bench` folder or of a single run, sorted by backbone, data, strategy and seed.
-
-    Files that are no record are left out with a warning each; ConfigError if there is no record.
-    """
-    if (folder / RECORD).is_file() and not (folder / "records").is_dir():
-        return (read_record(folder / RECORD),)
-    if folder.is_file():
-        raise ConfigError(f"{folder} is a file. Name the folder that `medgraft bench` or `medgraft train` wrote.")
-    if not folder.is_dir():
-        raise ConfigError(f"There is no folder {folder} with records. `medgraft bench SUITE --out {folder}` makes one.")
-    records, problems = _read_all(folder)
-    if not records:
-        found = f": {problems[0]}" if problems else f". `medgraft bench SUITE --out {folder}` makes them."
-        raise ConfigError(f"{folder} holds no records{found}")
-    for problem in problems:
-        _logger.warning("left out: %s", problem)
-    return tuple(sorted(records, key=lambda r: (r.backbone, r.data, r.strategy, r.seed)))
-
-
-def unreadable_records(folder: Path) -> tuple[str, ...]:
-    """For each file among the records of a `medgraft bench` folder that is no record, which and why."""
-    return tuple(_read_all(folder)[1])
-
-
-def _read_all(folder: Path) -> tuple[list[Record], list[str]]:
-    """The records, and why the other files are none."""
-    inner = folder / "records"
-    records, problems = [], []
-    for path in sorted((inner if inner.is_dir() else folder).glob("*.json")):
-        try:
-            records.append(read_record(path))
-        except ConfigError as error:
-            problems.append(str(error))
-    return records, problems

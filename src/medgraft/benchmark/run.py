@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from medgraft.benchmark.forgetting import base_captions, forgetting
 from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
 from medgraft.benchmark.run_folder import CHECKPOINTS, Resume, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
+from medgraft.benchmark.validation import Validation
 from medgraft.clock import Clock
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import DataError
 from medgraft.inference import Captioner, captioner_for
+from medgraft.metrics import check_metrics
 from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.prepare import Prepared, prepare
@@ -30,7 +32,7 @@ from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
 from medgraft.strategies import Strategy, get_strategy
 from medgraft.text_statistics import TextStatistics, logged_statistics
-from medgraft.training import Checkpoints, TrainResult, build_features, fit, identity_of
+from medgraft.training import Checkpoints, TrainResult, build_features, check_trackers, fit, identity_of, validation_examples
 from medgraft.types import SPLITS, CaptionData
 
 _logger = logging.getLogger(__name__)
@@ -38,11 +40,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its record, its captions and the model, still in memory."""
+    """A finished run: its record, its captions, the model and the data, still in memory."""
 
     record: Record
     evaluation: Evaluation | None
     backbone: AnyBackbone
+    data: CaptionData
 
 
 @dataclass(frozen=True)
@@ -72,20 +75,24 @@ def execute(
     With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, but with "auto" a new
     beginning. Of several processes only the main one packages, captions and writes. Errors pass through; see `failed_record`.
     """
+    check_trackers(config.train.report_to)
     run = _planned(config, out, plugins)
     config = run.config
     whole = check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
         data, fingerprint = _read_data(run)
+        validation = Validation.of(config, data, run.plugins) if run.strategy.trains else None
         seen = seen_in_training(run.start, config.data, data.split(config.eval_split)) if run.start else None
         model = _prepare_model(run, data)
         with run.clock.phase("read_data"):
             text = logged_statistics(config, model.backbone, data, trains=run.strategy.trains)
-        captioner = _captioner(run, model)
+        prompt, batch = config.train.prompt, config.train.per_device_eval_batch_size
+        captioner = captioner_for(model.backbone, prompt=prompt, dtype=model.dtype, batch_size=batch, features=model.features)
         with run.clock.phase("forgetting"):
             general = base_captions(captioner, model.applied, config.forgetting) if evaluate else None
         limit, keep = config.train.save_total_limit, config.train.save_final_state
-        saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", written=checkpoints, limit=limit, keep=keep)
+        best = validation.best(captioner) if validation else None
+        saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", checkpoints, limit, keep, best=best)
         trained = _train(run, data, model, saved)
         package = _package(run, data, model, trained)
         examples = data.split(config.eval_split) if evaluate and hardware.is_main_process() else ()
@@ -99,11 +106,12 @@ def execute(
     if hardware.is_main_process():
         write_record(record, out, RECORD)
     saved.finish()
-    return RunResult(record, evaluation, model.backbone)
+    return RunResult(record, evaluation, model.backbone, data)
 
 
 def _planned(config: RunConfig, out: Path, plugins: PluginManager) -> _Run:
     """The run with its strategy, on the base as it is stored, and the adapter that it starts from; reads no data."""
+    check_metrics(config.metrics, plugins)
     start = read_start(config)
     strategy = start.strategy if start else get_strategy(config.strategy, config.strategy_options, plugins=plugins)
     strategy = settled(config.backbone, strategy, plugins=plugins)
@@ -128,18 +136,17 @@ def _prepare_model(run: _Run, data: CaptionData) -> Prepared:
         model = prepare(config, plugins=run.plugins, strategy=strategy, attach=run.start.attach if run.start else None)
     counts = ", ".join(f"{len(data.split(split))} {split}" for split in SPLITS if data.split(split))
     _logger.info("%s: %s (%s)", data.name, counts, data.report)
-    for sentence in data.report.sentences():
-        _logger.info("%s", sentence)
     trains = model.applied is not None and strategy.trains
     done = f"{config.strategy}: {model.applied.summary()}" if model.applied and trains else "zero-shot: nothing is trained"
-    _logger.info("%s", done)
+    for sentence in (*data.report.sentences(), done):
+        _logger.info("%s", sentence)
     if model.prefix is None:
         return model
     cached = model.features
     with run.clock.phase("features"):
         if cached is not None and trains:
-            splits = SPLITS[:2] if config.train.eval_during_training else SPLITS[:1]
-            build_features(cached, config, data.split(*splits))
+            for examples in (data.split("train"), validation_examples(config, data) if config.train.validates else ()):
+                build_features(cached, config, examples)
     built = f"; {cached.found} found, {cached.built} built" if cached and trains else ""
     _logger.info("features: %s%s", model.prefix, built)
     if cached is not None and cached.store.problem:
@@ -163,7 +170,7 @@ def _train(run: _Run, data: CaptionData, model: Prepared, checkpoints: Checkpoin
     with run.clock.phase("digests"):
         base = in_place_digests(applied, model.base_digests)
         base |= dict.fromkeys(run.start.in_place() if run.start else (), "changed before this run")
-        identity = identity_of(run.config, model, data.split("train"), run.start.digest if run.start else None)
+        identity = identity_of(run.config, model, data, run.start.digest if run.start else None)
     checkpoints = replace(checkpoints, identity=identity)
     return _Trained(fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
 
@@ -202,6 +209,7 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         "parts": list(backbone.anatomy.parts),
         "model_class": backbone.model_class,
         "final_loss": result.losses[-1] if result.losses else None,
+        **({"chosen": asdict(result.chosen)} if result.chosen else {}),
         "settings": config.train.model_dump(mode="json"),
         "hardware": str(hardware.describe()),
     }
@@ -227,14 +235,6 @@ def _manifest(run: _Run, data: CaptionData, model: Prepared, result: TrainResult
         lineage=run.start.lineage() if run.start else (),
         files={},
     )
-
-
-def _captioner(run: _Run, model: Prepared) -> Captioner:
-    train = run.config.train
-    return captioner_for(
-        model.backbone, prompt=train.prompt, dtype=model.dtype, batch_size=train.per_device_eval_batch_size,
-        features=model.features,
-    )  # fmt: skip
 
 
 def _score(run: _Run, captioner: Captioner, captioned: Captioned) -> Evaluation | None:
@@ -293,6 +293,7 @@ def _record(run: _Run, data: CaptionData, fingerprint: str, model: Prepared, out
         skipped_steps=result.skipped_steps if result else None,
         train_loss=result.losses if result else (),
         validation_loss=result.validation_losses if result else (),
+        chosen=result.chosen if result else None,
         trainable_parameters=applied.trainable_parameters if applied else 0,
         total_parameters=applied.total_parameters if applied else None,
         matched_modules=applied.matched_modules if applied else (),

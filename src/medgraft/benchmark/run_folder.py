@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import operator
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from typing import Literal
 from medgraft.adapter import IN_RUN, MANIFEST, Manifest, is_adapter, write_package
 from medgraft.adapter.saving import package_files
 from medgraft.adapter.whole_folder import standing
-from medgraft.benchmark.record import RECORD, read_record
+from medgraft.benchmark.record import BASELINES, RECORD, read_record
 from medgraft.config import RunConfig
 from medgraft.disk import unwritable
 from medgraft.errors import AdapterError
@@ -102,8 +103,9 @@ def has_package(out: Path) -> bool:
 
 
 def remove_results(out: Path) -> None:
-    """Remove record, predictions and maps of an earlier run in `out`, before its package is replaced."""
+    """Remove record, predictions, maps and baselines of an earlier run in `out`, before its package is replaced."""
     if has_package(out) or _is_record(out / RECORD):
+        shutil.rmtree(out / BASELINES, ignore_errors=True)
         for name in (RECORD, PREDICTIONS_FILE, MAPS_FILE):
             (out / name).unlink(missing_ok=True)
 

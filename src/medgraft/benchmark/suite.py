@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medgraft.benchmark.baselines import run_baselines
+from medgraft.benchmark.lease import ALL
 from medgraft.benchmark.plan import PlannedRun, expand, plan
-from medgraft.benchmark.process import start_server
 from medgraft.benchmark.record import Record, Tuning
 from medgraft.benchmark.results_folder import check_writable
+from medgraft.benchmark.sent_work import open_work
 from medgraft.benchmark.timing import TIMING, timing_id
-from medgraft.benchmark.tuning import choose, trials
+from medgraft.benchmark.tuning import check_score, choose, trials
 from medgraft.benchmark.work import TUNING, Task, Work
 from medgraft.config import RunConfig, SuiteConfig, TimingConfig, TuningConfig
-from medgraft.plugin import PluginManager
+from medgraft.plugin import KnownScores, PluginManager
 from medgraft.strategies import get_strategy
 
 _logger = logging.getLogger(__name__)
@@ -29,14 +30,21 @@ def run_suite(suite: SuiteConfig, out: Path, *, plugins: PluginManager, retry_fa
     backbone and strategy are skipped and logged. Several calls on one `out`, in processes on one or more machines, share the
     runs (medgraft.benchmark.lease), and all return every record.
 
+    The executor of the suite's settings does the runs: this process, one after the other, or workers elsewhere.
+
     OutputError if `out` cannot be written, before anything is loaded, or if its disk is full.
     """
     check_writable(out)
-    start_server()
-    work = Work(out, plugins, retry_failed)
+    with open_work(suite.executor, out, plugins, retry_failed=retry_failed) as work:
+        return _run(suite, work)
+
+
+def _run(suite: SuiteConfig, work: Work) -> tuple[Record, ...]:
+    plugins = work.plugins
     configs = expand(suite)
     choices: dict[str, Tuning] = {}
     if suite.tuning is not None:
+        check_score(suite.tuning, KnownScores(plugins))
         plan(configs, plugins=plugins)  # an unknown name ends the suite before the search
         choices = _tune(configs, suite.tuning, work)
         configs = tuple(_tuned(config, choices.get(_row_of(config))) for config in configs)
@@ -87,12 +95,13 @@ def _tune(configs: Sequence[RunConfig], tuning: TuningConfig, work: Work) -> dic
     choices = {}
     for row, several in runs.items():
         records = [next(done) for _ in several]
-        choice = choose(records, tuning)
+        choice = choose(records, tuning, KnownScores(work.plugins))
         name = rows[row][0].strategy
         if choice is not None:
             choices[row] = choice
             scores = ", ".join(f"{rate:g}: {'failed' if score is None else f'{score:.3f}'}" for rate, score, _ in choice.tried)
-            _logger.info("%s: learning rate %g by %s (%s)", name, choice.chosen, choice.score, scores)
+            edge = f"; the {choice.at_edge} tried, so a better one may lie beyond" if choice.at_edge else ""
+            _logger.info("%s: learning rate %g by %s (%s)%s", name, choice.chosen, choice.score, scores, edge)
         elif records:
             _logger.info("%s: every trial failed; its runs use their configured rate", name)
     return choices
@@ -119,10 +128,11 @@ def _time(runs: Sequence[tuple[PlannedRun, Record]], timing: TimingConfig, work:
     tasks = []
     for repeat in range(timing.repeats):
         for number, run in enumerate(trained, start=1):
-            train = run.config.train.model_copy(update={"max_steps": timing.steps, "num_train_epochs": 1.0})
+            off = {"report_to": (), **dict.fromkeys(("best_by", "patience", "eval_steps", "max_validation_images"))}
+            train = run.config.train.model_copy(update={"max_steps": timing.steps, "num_train_epochs": 1.0, **off})
             short = PlannedRun(run.config.model_copy(update={"train": train}), timing_id(run.run_id, repeat))
             tasks.append(Task(short, f"[timing {repeat + 1}/{timing.repeats}, {number}/{len(trained)}]", evaluate=False))
     work = work.below(TIMING)
-    with work.leases().wait("all", lambda owner: _logger.info("timing: left to %s, which does it", owner)) as lease:
+    with work.leases().wait(ALL, lambda owner: _logger.info("timing: left to %s, which does it", owner)) as lease:
         work.do_all(tasks)
         lease.finished = True

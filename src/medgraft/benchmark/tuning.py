@@ -8,7 +8,7 @@ from medgraft.benchmark.record import Record, Tuning
 from medgraft.config import SALIENCY_METRICS, RunConfig, SaliencyConfig, TuningConfig
 from medgraft.errors import ConfigError
 from medgraft.forgetting_config import ForgettingConfig
-from medgraft.metrics import LESS_IS_BETTER
+from medgraft.plugin import KnownScores
 from medgraft.strategies import Strategy
 
 
@@ -33,11 +33,12 @@ def trials(config: RunConfig, strategy: Strategy, tuning: TuningConfig) -> tuple
     )
 
 
-def choose(records: Sequence[Record], tuning: TuningConfig) -> Tuning | None:
+def choose(records: Sequence[Record], tuning: TuningConfig, scores: KnownScores) -> Tuning | None:
     """The rate with the best score, the lower one of equals; None if every trial failed.
 
-    ConfigError if finished trials lack the score that is to choose.
+    ConfigError if finished trials lack the score that is to choose, or if it has no direction.
     """
+    check_score(tuning, scores)
     if lacking := [r for r in records if r.status == "ok" and tuning.score not in (r.metrics or {})]:
         available = ", ".join(sorted(lacking[0].metrics or {})) or "none, as there are no validation images"
         reason = (lacking[0].unavailable or {}).get(tuning.score)
@@ -51,7 +52,15 @@ def choose(records: Sequence[Record], tuning: TuningConfig) -> Tuning | None:
     known = [(score, rate) for rate, score, _ in tried if score is not None]
     if not known:
         return None
-    sign = -1 if tuning.score in LESS_IS_BETTER else 1
-    best = max(known, key=lambda pair: (sign * pair[0], -pair[1]))
+    best = max(known, key=lambda pair: (scores[tuning.score].sign * pair[0], -pair[1]))
     seconds = sum(seconds for *_, seconds in tried)
     return Tuning(score=tuning.score, chosen=best[1], tried=tuple(tried), seconds=seconds)
+
+
+def check_score(tuning: TuningConfig, scores: KnownScores) -> None:
+    """ConfigError if it is not known whether more or less of `tuning.score` is better."""
+    if scores[tuning.score].sign == 0:
+        raise ConfigError(
+            f"tuning.score is {tuning.score!r}, for which no installed metric says whether more or less is better. "
+            "Name another score, or declare it in the plugin's MetricSpec (scores)."
+        )

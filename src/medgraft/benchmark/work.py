@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 
 TUNING = "tuning"  # the folder of trials in a suite's results
 _POLL_SECONDS = 1.0
-_Stamp = tuple[int, int]
+Stamp = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Work:
     plugins: PluginManager
     retry_failed: bool
     part: str = ""
+    keep_output: bool = False  # append what runs print to a file in their folders, and keep it
 
     @property
     def out(self) -> Path:
@@ -64,10 +65,17 @@ class Work:
         """The leases of these runs."""
         return Leases(self.records, tuple(self.suite / part / "records" for part in ("", TUNING, TIMING)))
 
-    def do_all(self, tasks: Sequence[Task]) -> list[Record]:
-        """The record of each task: done before, done now, or done by another harness in the meantime."""
+    def stamps(self, tasks: Sequence[Task]) -> dict[str, Stamp | None]:
+        """The present state of each task's record."""
+        return {task.run.run_id: _stamp(self._path(task)) for task in tasks}
+
+    def do_all(self, tasks: Sequence[Task], before: dict[str, Stamp | None] | None = None) -> list[Record]:
+        """The record of each task: done before, done now, or done by another harness in the meantime.
+
+        `before` has the state of the records at the suite's start, if that is not now: what failed since is not tried again.
+        """
         leases = self.leases()
-        before = {task.run.run_id: _stamp(self._path(task)) for task in tasks}
+        before = before or self.stamps(tasks)
         done: dict[int, Record] = {}
         others: dict[int, str] = {}
         while len(done) < len(tasks):
@@ -75,7 +83,7 @@ class Work:
             for index, task in enumerate(tasks):
                 if index in done:
                     continue
-                found = self._known(task, before, others.get(index)) or self._do(task, leases, before)
+                found = self.known(task, before, others.get(index)) or self._do(task, leases, before)
                 if isinstance(found, Record):
                     done[index] = found
                     waits = False
@@ -91,7 +99,7 @@ class Work:
     def _path(self, task: Task) -> Path:
         return self.records / f"{task.run.run_id}.json"
 
-    def _known(self, task: Task, before: dict[str, _Stamp | None], other: str | None = None) -> Record | None:
+    def known(self, task: Task, before: dict[str, Stamp | None], other: str | None = None) -> Record | None:
         """The record that a run has, unless it is to be done again; `other` is who did it meanwhile."""
         path = self._path(task)
         stamp = _stamp(path)
@@ -104,17 +112,20 @@ class Work:
         _logger.info("%s: done %s%s", task, f"by {other}" if other else "before", again)
         return record
 
-    def _do(self, task: Task, leases: Leases, before: dict[str, _Stamp | None]) -> Record | Owner:
+    def _do(self, task: Task, leases: Leases, before: dict[str, Stamp | None]) -> Record | Owner:
         taken = leases.take(task.run.run_id)
         if isinstance(taken, Owner):
             return taken
         with taken as lease:
-            if (known := self._known(task, before)) is not None:  # finished since the first look
+            if (known := self.known(task, before)) is not None:  # finished since the first look
                 return known
             _logger.info("%s", task)
             leases.begin(lease.path)
             run = task.run
-            job = Job(run.config, run.run_id, self.out.resolve(), run.folder, task.tuning, task.evaluate, lease.path.resolve())
+            job = Job(
+                run.config, run.run_id, self.out.resolve(), run.folder, task.tuning, task.evaluate, lease.path.resolve(),
+                self.keep_output,
+            )  # fmt: skip
             try:
                 record = run_in_process(job)
             except LeaseLost:
@@ -126,7 +137,7 @@ class Work:
         return record
 
 
-def _stamp(path: Path) -> _Stamp | None:
+def _stamp(path: Path) -> Stamp | None:
     """Tells one state of a file from later ones; None if it does not exist."""
     try:
         status = path.stat()

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medgraft.cli.options import add_dtype, add_json, add_set
+from medgraft.cli.options import add_dtype, add_json, add_metrics, add_set, with_metrics
 from medgraft.errors import Stopped
 from medgraft.quiet import quiet_libraries
 
@@ -31,8 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_set(parser, "train.K=V, generation.K=V or data.K=V for every run, such as data.path=/data/roco")
     add_dtype(parser, "default: the suite's, else auto, the fastest that this machine has")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="replace the suite's seeds, such as --seeds 0 1 2")
-    parser.add_argument("--dry-run", action="store_true", help="print downloads, estimated cost and what is missing, and stop")
+    add_metrics(parser, "the suite's")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print downloads, estimated cost and what is missing, and stop; fitted to records in --out",
+    )
     parser.add_argument("--retry-failed", action="store_true", help="repeat runs that failed")
+    parser.add_argument("--executor", metavar="NAME", help="what does the runs: local (default), submitit (SLURM) or ray")
+    parser.add_argument("--workers", type=int, metavar="N", help="most runs at once; with --dry-run, the workers to plan for")
     add_json(parser)
 
 
@@ -40,10 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     from medgraft.config import load_suite
 
-    dtype = [f"train.dtype={arguments.dtype}"] if arguments.dtype else []
-    suite = load_suite(arguments.suite, [*arguments.overrides, *dtype])
+    given = {"train.dtype": arguments.dtype, "executor.name": arguments.executor, "executor.workers": arguments.workers}
+    named = [f"{key}={value}" for key, value in given.items() if value is not None]
+    suite = load_suite(arguments.suite, [*arguments.overrides, *named])
     if arguments.seeds:
         suite = suite.model_copy(update={"seeds": tuple(arguments.seeds)})
+    suite = suite.model_copy(update={"metrics": with_metrics(suite.metrics, arguments.metrics_added)})
     from medgraft.benchmark import dry_run_suite, read_records, run_suite
     from medgraft.plugin import PluginManager
     from medgraft.report import dry_run_text
@@ -51,11 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     quiet_libraries()
     plugins = PluginManager.from_environment()
+    out = arguments.out or Path("medgraft-results") / suite.name
     if arguments.dry_run:
-        dry_run = dry_run_suite(suite, plugins=plugins)
+        records = read_records(out) if any((out / "records").glob("*.json")) else ()
+        dry_run = dry_run_suite(suite, plugins=plugins, records=records)
         print(json.dumps(asdict(dry_run), indent=2) if arguments.json else dry_run_text(dry_run))
         return 1 if dry_run.missing else 0
-    out = arguments.out or Path("medgraft-results") / suite.name
     try:
         with sigterm_raises():
             records = run_suite(suite, out, plugins=plugins, retry_failed=arguments.retry_failed)
@@ -76,7 +86,7 @@ def _show(records: Sequence[Record], name: str, out: Path, plugins: PluginManage
     from medgraft.report import attention_markdown, example_captions, html_report, markdown, read_results, rows, terminal
 
     results = read_results(out, plugins=plugins)
-    table = rows(records, results)
+    table = rows(records, results, plugins=plugins)
     if as_json:
         print("[" + ",\n".join(record.model_dump_json() for record in records) + "]")
     else:

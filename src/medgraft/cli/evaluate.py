@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from medgraft.cli.images import list_failed
-from medgraft.cli.options import add_generation, add_json, add_model, add_set
+from medgraft.cli.options import add_generation, add_json, add_metrics, add_model, add_set, with_metrics
 
 NAME = "evaluate"
 SUMMARY = "caption a split of a data set with an adapter or a bare backbone, and score the captions"
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write {id: caption} there, as captions are made")
     add_set(parser, "data.K=V, an option of the data set, image.size=N or generation.K=V; may be repeated")
+    add_metrics(parser, "the usual ones")
     add_generation(parser, sets=False)
     add_json(parser)
 
@@ -32,19 +33,24 @@ def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     from medgraft import api
     from medgraft.cli.models import generation, load_model
-    from medgraft.cli.scores import print_scores
+    from medgraft.cli.scores import print_evaluation
     from medgraft.config import METRICS, data_config
+    from medgraft.metrics import check_metrics
+    from medgraft.plugin import KnownScores, PluginManager
 
     data = data_config(arguments.data, arguments.overrides, arguments.max_images, _SECTIONS)
+    plugins, metrics = PluginManager.from_environment(), with_metrics(METRICS, arguments.metrics_added)
+    check_metrics(metrics, plugins)
     adapter, backbone = load_model(arguments, _SECTIONS)
     settings = generation(arguments, adapter, _SECTIONS)
-    wanted = api.SplitEvaluation(data, arguments.split, METRICS, settings, arguments.predictions)
+    wanted = api.SplitEvaluation(data, arguments.split, metrics, settings, arguments.predictions)
     result = api.evaluate_split(wanted, adapter, backbone)
     report, seen = result.data_report, result.seen_in_training
     if arguments.json:
         content: dict[str, object] = {"adapter": adapter.name if adapter else None}
         content |= {"images": len(result.predictions), "split": arguments.split, "metrics": result.metrics}
         content |= {"intervals": {name: (i.low, i.high) for name, i in result.intervals.items()}, "collapse": result.collapse}
+        content |= {"baselines": {name: dict(each.metrics) for name, each in result.baselines.items()}}
         content |= {"unavailable": result.scores.unavailable, "left_out": report.left_out(), "assumptions": report.assumptions}
         content |= {"seen_in_training": asdict(seen) if seen else None}
         content |= {"generated": result.generated.model_dump() if result.generated else None}
@@ -58,6 +64,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(seen or "The adapter's package does not list its training images: these may be among them.")
         if result.generated:
             print(result.generated)
-        print_scores(result.metrics, result.intervals, result.scores.unavailable)
+        print_evaluation(result, KnownScores(plugins))
     list_failed((*report.corrupt, *report.missing), "left out")
     return 0

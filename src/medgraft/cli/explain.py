@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     from medgraft import api
+    from medgraft.adapter.base_name import public_base
     from medgraft.cli.models import generation, load_model
     from medgraft.saliency.maps import attention_layout_of
 
@@ -69,7 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({name: [_numbers(e, used) for _, e in several] for name, several in explained.items()}, indent=2))
     else:
         print("\n\n".join(_text(name, several[0][1]) for name, several in explained.items()))
-    written = _write(arguments, explained, f"Adapter {adapter.name}" if adapter else f"Backbone {arguments.backbone}")
+    written = _write(
+        arguments, explained, f"Adapter {adapter.name}" if adapter else f"Backbone {public_base(arguments.backbone)}"
+    )
     if not arguments.json:
         print(f"\n{written}")
     return 1 if failed else 0
@@ -136,7 +139,14 @@ def _text(name: str, explanation: Explanation) -> str:
 def _numbers(explanation: Explanation, generation: dict[str, Any] | None) -> dict[str, Any]:
     """For --json; `generation` has the settings that the caption was generated with, None if it was given."""
     words = [
-        {"text": word.text, "start": word.start, "end": word.end, "map": word.grid.tolist(), "peak": _peak(explanation, i)}
+        {
+            "text": word.text,
+            "start": word.start,
+            "end": word.end,
+            "map": word.grid.tolist(),
+            "peak": _peak(explanation, i),
+            "probability": word.probability,
+        }
         for i, word in enumerate(explanation.maps.words)
     ]
     caption = {"caption": explanation.caption, "generation": generation}

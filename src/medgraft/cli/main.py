@@ -36,6 +36,7 @@ from medgraft.errors import MedgraftError
 from medgraft.escaping import PrintableStream, one_line
 from medgraft.progress import log_to_stderr
 from medgraft.quiet import quiet_libraries
+from medgraft.redaction import redacted_text
 
 _COMMANDS = (
     list_names, plugins, phantoms, tiny_models, data, train, adapter, evaluate, caption, explain, demo, score, bench, report,
@@ -53,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with log_to_stderr(level), redirect_stdout(cast(TextIO, PrintableStream(sys.stdout))):
             code: int = arguments.run(arguments)
     except MedgraftError as error:
-        print(f"medgraft: {one_line(str(error))}", file=sys.stderr)
+        print(f"medgraft: {one_line(redacted_text(str(error)))}", file=sys.stderr)
         return 2
     except (OSError, MemoryError, RuntimeError) as error:
         if (reason := lack(error)) is None:
             raise
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-        print(f"medgraft: {one_line(where + reason)}. What was finished is kept.", file=sys.stderr)
+        print(f"medgraft: {one_line(redacted_text(where + reason))}. What was finished is kept.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nmedgraft: stopped. Finished work is saved; run the same command again to continue.", file=sys.stderr)

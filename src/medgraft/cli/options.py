@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 ADAPTER = "folder of `medgraft train` or PEFT, or USER/REPO[@REVISION] of the hub"
@@ -38,6 +39,20 @@ def _add_verbosity(parser: argparse.ArgumentParser, *, action: bool) -> None:
 def add_set(parser: argparse.ArgumentParser, what: str) -> None:
     """Add --set, which changes any setting by name."""
     parser.add_argument("--set", action="append", default=[], metavar="K=V", dest="overrides", help=what)
+
+
+def add_metrics(parser: argparse.ArgumentParser, besides: str) -> None:
+    """Add --metric, which may be repeated."""
+    parser.add_argument(
+        "--metric", action="append", default=[], metavar="NAME", dest="metrics_added",
+        help=f"also compute this metric, besides {besides}; may be repeated; see `medgraft list metrics`",
+    )  # fmt: skip
+
+
+def with_metrics(known: tuple[str, ...], added: Sequence[str]) -> tuple[str, ...]:
+    """Metrics with those of --metric, each once; a name with another source takes the place of the plain one."""
+    named = [name.partition(":")[0] for name in added]
+    return (*(name for name in known if name.partition(":")[0] not in named), *dict.fromkeys(added))
 
 
 def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:

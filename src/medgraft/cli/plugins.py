@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(table, indent=2))
         return 0
     for plugin in loaded:
-        print(f"{plugin.plugin} ({plugin.distribution} {plugin.version})")
+        print(f"{plugin.plugin} ({plugin.distribution} {plugin.version}, {plugin.location})")
         for kind, names in plugin.provides.items():
             if names:
                 print(f"  {kind}: {', '.join(names)}")

@@ -5,14 +5,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from medgraft.errors import ConfigError
+
 NAME = "report"
 SUMMARY = "print the table of the records in a folder, or write the report as one page"
 EXAMPLE = "medgraft report medgraft-results/quickstart --format html"
+_EXAMPLES = {"html": "both.html", "peft": "peft-results"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the --out of `medgraft bench`")
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="the --out of `medgraft bench` or `train`; several: together",
+    )
     parser.add_argument("--format", choices=("text", "md", "json", "csv", "html", "peft"), default="text")
     parser.add_argument(
         "--out", type=Path, metavar="FILE",
@@ -22,23 +31,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
-    from medgraft.benchmark.record import read_records
+    from medgraft.benchmark import read_all_records
     from medgraft.plugin import PluginManager
     from medgraft.report import as_csv, as_json, html_report, markdown, read_results, rows, terminal, write_peft_results
 
-    manager = PluginManager.from_environment()
-    records = read_records(arguments.folder)
-    out = arguments.out
+    plugins, (folder, *others), out = PluginManager.from_environment(), arguments.folders, arguments.out
+    if others and out is None and arguments.format in ("html", "peft"):
+        raise ConfigError(f"Several folders have no common place for a report. Name one: --out {_EXAMPLES[arguments.format]}")
+    records = read_all_records(arguments.folders)
     if arguments.format == "peft":
-        out = out or arguments.folder / "peft-results"
-        print(f"{write_peft_results(records, out, plugins=manager)} files written to {out}")
+        out = out or folder / "peft-results"
+        print(f"{write_peft_results(records, out, plugins=plugins)} files written to {out}")
         return 0
-    results = read_results(arguments.folder, plugins=manager, records=records)
+    results = read_results(folder, plugins=plugins, records=records)
     if arguments.format == "html":
-        out = out or arguments.folder / "report.html"
-        text = html_report(arguments.folder.resolve().name, records, results, arguments.folder, plugins=manager)
+        out = out or folder / "report.html"
+        title = " and ".join(each.resolve().name for each in arguments.folders)
+        text = html_report(title, records, results, folder, plugins=plugins)
     else:
-        text = {"text": terminal, "md": markdown, "json": as_json, "csv": as_csv}[arguments.format](rows(records, results))
+        table = rows(records, results, plugins=plugins)
+        text = {"text": terminal, "md": markdown, "json": as_json, "csv": as_csv}[arguments.format](table)
     if out is None:
         print(text)
         return 0

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medgraft.cli.options import add_json
+from medgraft.cli.options import add_json, add_metrics, with_metrics
 from medgraft.errors import ConfigError, ScoringError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--references", type=Path, metavar="R", help="the same with one or more captions each; a run's folder has its own"
     )
     parser.add_argument("--metrics", default="bleu,rouge_l,cider", metavar="A,B", help="see `medgraft list metrics`")
+    add_metrics(parser, "those of --metrics")
     parser.add_argument("--allow-missing", action="store_true", help="score only ids with a prediction and a reference")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the scores of each image: .csv or .jsonl")
     add_json(parser)
@@ -44,9 +45,16 @@ def run(arguments: argparse.Namespace) -> int:
     if not metrics:
         raise ConfigError("--metrics names no metric. `medgraft list metrics` shows all.")
     from medgraft.cli.scores import print_scores
+    from medgraft.metrics import check_metrics
+    from medgraft.plugin import KnownScores, PluginManager
     from medgraft.scoring import score
 
-    found = score(arguments.predictions, arguments.references, metrics=metrics, allow_missing=arguments.allow_missing)
+    plugins = PluginManager.from_environment()
+    wanted = with_metrics(tuple(metrics), arguments.metrics_added)
+    check_metrics(wanted, plugins)
+    found = score(
+        arguments.predictions, arguments.references, metrics=wanted, allow_missing=arguments.allow_missing, plugins=plugins
+    )
     if not found.metrics:
         raise ScoringError("; ".join(f"{name}: {reason}" for name, reason in found.unavailable.items()))
     if out:
@@ -61,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{images} images, {references} references")
     for note in found.notes:
         print(note)
-    print_scores(found.metrics, found.intervals, found.unavailable)
+    print_scores(found.metrics, found.intervals, found.unavailable, KnownScores(plugins))
     return 0
 
 

@@ -6,11 +6,11 @@ import argparse
 import shlex
 import signal
 import sys
-import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medgraft.cli.options import add_dtype, add_json, add_set
+from medgraft.cli.options import add_dtype, add_json, add_metrics, add_set, with_metrics
 from medgraft.errors import ConfigError, Stopped
 from medgraft.quiet import quiet_libraries
 
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float, metavar="X", help="peak rate (default: the strategy's or --from's)")
     add_dtype(parser, "default: auto, the fastest that this machine has")
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images of each split")
+    add_metrics(parser, "the usual ones")
     parser.add_argument("--no-eval", action="store_true", help="do not caption and score the test split afterwards")
     add_json(parser)
 
@@ -86,23 +87,23 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
-    from medgraft.config import CONTROLS
-
     config = _config(arguments)
+    config = config.model_copy(update={"metrics": with_metrics(config.metrics, arguments.metrics_added)})
     from medgraft.adapter import IN_RUN
-    from medgraft.benchmark import execute
+    from medgraft.benchmark import execute, write_baselines
+    from medgraft.cli.scores import print_evaluation
     from medgraft.hardware import is_main_process
-    from medgraft.plugin import PluginManager
+    from medgraft.plugin import KnownScores, PluginManager
     from medgraft.training import sigterm_raises
 
     quiet_libraries()
-    before = _checkpoints(arguments.out)
+    before, plugins = _checkpoints(arguments.out), PluginManager.from_environment()
     try:
         with sigterm_raises():
-            record = execute(
-                config, arguments.out, plugins=PluginManager.from_environment(), resume=arguments.resume,
-                overwrite=arguments.overwrite, evaluate=not arguments.no_eval,
-            ).record  # fmt: skip
+            result = execute(
+                config, arguments.out, plugins=plugins, resume=arguments.resume, overwrite=arguments.overwrite,
+                evaluate=not arguments.no_eval,
+            )  # fmt: skip
     except KeyboardInterrupt as error:
         if is_main_process():
             resumes = arguments.resume or _checkpoints(arguments.out) - before
@@ -110,6 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 128 + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
     if not is_main_process():
         return 0
+    record, baselines = result.record, write_baselines(result, arguments.out, plugins=plugins)
     if arguments.json:
         print(record.model_dump_json(indent=1))
         return 0
@@ -120,9 +122,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if record.skipped_steps:
         print(f"{record.skipped_steps} of {record.steps} steps changed nothing, as their gradients overflowed in fp16")
-    if record.metrics:
-        scores = "  ".join(f"{name}\u00a0{value:.4f}" for name, value in record.metrics.items() if not name.endswith(CONTROLS))
-        print(textwrap.fill(scores, 78).replace("\u00a0", " "))
+    if result.evaluation:
+        print_evaluation(replace(result.evaluation, baselines=baselines), KnownScores(plugins), details=False)
+        print(f"All scores: medgraft report {arguments.out} --format html (or csv)")
     return 0
 
 

@@ -125,7 +125,7 @@ def merge_into_base(loaded: LoadedAdapter) -> None:
     try:
         with logged_warnings("tie_word_embeddings"):  # the comparison shows what it does
             loaded.backbone.model = model.merge_and_unload(safe_merge=True)
-    except (NotImplementedError, ValueError, AttributeError, TypeError, RuntimeError) as error:  # by method
+    except (NotImplementedError, ValueError, AttributeError, TypeError, RuntimeError) as error:  # of PEFT's methods
         raise AdapterError(f"PEFT cannot merge {method}: {first_line(error)} Use the adapter unmerged.") from error
     if left := [name for name, module in loaded.backbone.model.named_modules() if isinstance(module, BaseTunerLayer)]:
         raise AdapterError(f"PEFT did not merge {method} in {len(left)} modules, such as {left[0]}. Use the adapter unmerged.")

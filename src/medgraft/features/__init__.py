@@ -2,10 +2,10 @@
 
 from medgraft.features.cached import CachedFeatures, open_cached_features
 from medgraft.features.resident import ResidentFeatures, device_bytes, load_resident
-from medgraft.features.reusable_prefix import ReusablePrefix, find_reusable_prefix
+from medgraft.features.reusable_prefix import ReusablePrefix, find_reusable_prefix, stored_dtype
 from medgraft.features.store import CollectionInfo, FeatureStore, collections, prune, store_folder, verify
 
 __all__ = [
     "CachedFeatures", "CollectionInfo", "FeatureStore", "ResidentFeatures", "ReusablePrefix", "collections", "device_bytes",
-    "find_reusable_prefix", "load_resident", "open_cached_features", "prune", "store_folder", "verify",
+    "find_reusable_prefix", "load_resident", "open_cached_features", "prune", "store_folder", "stored_dtype", "verify",
 ]  # fmt: skip

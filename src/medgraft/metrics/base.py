@@ -42,12 +42,18 @@ class CaptionSet:
 class Measured:
     """Rows [N, K], one per image; `combine` turns their sums [..., K] into named scores [...], NaN where undefined.
 
-    `per_image` holds scores of single images [N], NaN where an image has none.
+    `per_image` holds scores of single images [N], NaN where an image has none. Rows without columns are those of a metric that
+    only knows all images together: its scores have no intervals and no tests.
     """
 
     rows: Array
     combine: Callable[[Array], dict[str, Array]]
     per_image: Mapping[str, Array]
+
+    @property
+    def resampled(self) -> bool:
+        """Whether images can be resampled."""
+        return bool(self.rows.shape[1])
 
     @cached_property
     def scores(self) -> dict[str, float]:
@@ -97,3 +103,12 @@ def ratios(columns: Mapping[str, tuple[Sequence[float] | Array, Sequence[float] 
 def means(columns: Mapping[str, Sequence[float]]) -> Measured:
     """Scores that are means over images."""
     return ratios({name: (values, np.ones(len(values))) for name, values in columns.items()})
+
+
+def whole(scores: Mapping[str, float], images: int) -> Measured:
+    """Scores that are known for all images together only."""
+
+    def combine(sums: Array) -> dict[str, Array]:
+        return {name: np.full(sums.shape[:-1], value) for name, value in scores.items()}
+
+    return Measured(np.zeros((images, 0)), combine, {})

@@ -47,7 +47,8 @@ def _load(source: str, layer: int | None) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer, model = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         reason = first_line(error)
         raise UnavailableError(f"the model {source} cannot be loaded: {reason}") from error

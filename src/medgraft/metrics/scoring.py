@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medgraft.errors import ConfigError, PluginError
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError
+import evaluate
+import numpy as np
+
+from medgraft.errors import ConfigError, MedgraftError, first_line
+from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, whole
 from medgraft.plugin import PluginManager
 
-LESS_IS_BETTER = ("side_contradicted", "side_omitted", "unsupported_measurement", "deletion")
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,21 +30,32 @@ class Scores:
 
 
 def measure(captions: CaptionSet, *, metrics: Iterable[str], plugins: PluginManager) -> Scores:
-    """All scores of `metrics` for `captions`; a metric that lacks something is left out with the reason."""
+    """All scores of `metrics` for `captions`; one that lacks something or fails is left out with the reason, which is kept."""
     values: dict[str, float] = {}
     measured: dict[str, Measured] = {}
     signatures: dict[str, str] = {}
     unavailable: dict[str, str] = {}
     for name, metric in {name: get_metric(name, plugins) for name in metrics}.items():
         try:
-            result = _result(metric, captions, name, measured, signatures)
+            result = _measured(metric, captions)
         except UnavailableError as error:
             unavailable[name] = str(error)
             continue
-        if taken := set(result) & set(values):
-            raise PluginError(f"Metric {name!r} reports {', '.join(taken)}, which another metric also reports.")
-        values |= {key: float(value) for key, value in result.items() if math.isfinite(value)}
-        unavailable |= {key: "no image has what it measures" for key, value in result.items() if not math.isfinite(value)}
+        except MedgraftError:
+            raise
+        except Exception as error:  # a plugin's metric may raise anything, and a finished training must not be lost for it
+            unavailable[name] = f"it failed: {first_line(error)}"
+            _logger.warning("metric %s %s", name, unavailable[name])
+            continue
+        if taken := set(result.scores) & (values.keys() | unavailable.keys()):
+            unavailable[name] = f"it reports {', '.join(sorted(taken))}, which another metric also reports"
+            _logger.warning("metric %s left out: %s", name, unavailable[name])
+            continue
+        measured[name] = result
+        signatures |= {name: metric.signature} if isinstance(metric, CaptionMetric) else {}
+        values |= {key: value for key, value in result.scores.items() if math.isfinite(value)}
+        reason = "no image has what it measures"
+        unavailable |= {key: reason for key, value in result.scores.items() if not math.isfinite(value)}
     return Scores(values, measured, signatures, unavailable)
 
 
@@ -53,13 +68,23 @@ def get_metric(text: str, plugins: PluginManager) -> Any:
     return metric(source) if source else metric()
 
 
-def _result(
-    metric: Any, captions: CaptionSet, name: str, measured: dict[str, Measured], signatures: dict[str, str]
-) -> Mapping[str, float]:
+def check_metrics(names: Iterable[str], plugins: PluginManager) -> None:
+    """UnknownNameError or ConfigError for the first of `names` that is no metric; cheap, and before anything is trained."""
+    for name in names:
+        get_metric(name, plugins)
+
+
+def _measured(metric: Any, captions: CaptionSet) -> Measured:
     if isinstance(metric, CaptionMetric):
-        measured[name], signatures[name] = metric.measure(captions), metric.signature
-        return measured[name].scores
-    result: Mapping[str, float] = metric.compute(
+        return metric.measure(captions)
+    if isinstance(metric, evaluate.EvaluationModule):
+        metric.keep_in_memory = True  # a file of its own is locked, and one that fails does not unlock it
+    found: Mapping[str, Any] = metric.compute(
         predictions=list(captions.predictions), references=[list(texts) for texts in captions.references]
     )
-    return result
+    return whole({name: float(value) for name, value in found.items() if _is_number(value)}, len(captions.predictions))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a score, and not a list of single images' scores or a text about the settings."""
+    return np.ndim(value) == 0 and not isinstance(value, str) and value is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import re
 import sys
@@ -26,6 +27,8 @@ KINDS: Mapping[Kind, tuple[str, type[Spec]]] = {
     "metric": ("medgraft_metrics", MetricSpec),
 }
 OWN = "medgraft"  # the distribution whose entry point provides the built-ins
+ALL = "all"  # in MEDGRAFT_DISABLE_PLUGINS: every plugin but medgraft's own
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,12 @@ class LoadFailure:
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """A loaded plugin and the names that it provides."""
+    """A loaded plugin, the names that it provides and the folder or file of its code."""
 
     plugin: str
     distribution: str
     version: str
+    location: str
     provides: Mapping[Kind, tuple[str, ...]]
 
 
@@ -51,16 +55,18 @@ class PluginInfo:
 class PluginManager:
     """All plugins of this interpreter: every entry point of the group `medgraft`, medgraft's own first.
 
-    A plugin that fails goes to `failures` and does not affect others; with `strict` it raises PluginError instead.
+    A plugin that fails goes to `failures` and does not affect others; with `strict` it raises PluginError instead. Before the
+    first use of another distribution's plugin a line of the log says where its code comes from, unless it is in `named`.
     """
 
     disabled: frozenset[str] = frozenset()
     strict: bool = False
     failures: list[LoadFailure] = field(default_factory=list)
+    named: set[str] = field(default_factory=lambda: {OWN})
 
     @classmethod
     def from_environment(cls) -> PluginManager:
-        """All plugins, subject to MEDGRAFT_DISABLE_PLUGINS (comma-separated names) and MEDGRAFT_STRICT_PLUGINS=1."""
+        """All plugins, subject to MEDGRAFT_DISABLE_PLUGINS (comma-separated names, or `all`) and MEDGRAFT_STRICT_PLUGINS=1."""
         disabled = os.environ.get("MEDGRAFT_DISABLE_PLUGINS", "")
         return cls(
             disabled=frozenset(name.strip() for name in disabled.split(",") if name.strip()),
@@ -83,23 +89,32 @@ class PluginManager:
         if len(claims) > 1:
             owners = " and ".join(sorted({self._loaded[plugin][1] for _, plugin in claims}))
             raise PluginError(f"{kind.capitalize()} {name!r} is provided by {owners}. Uninstall or disable one of them.")
+        self._name(claims[0][1])
         return claims[0][0].resolve()
 
     def plugins(self) -> tuple[PluginInfo, ...]:
         """Every plugin that loaded."""
         table = self._specs  # comes first, since collecting descriptors finds failures
         infos = []
-        for plugin, (_, distribution, version) in self._loaded.items():
+        for plugin, (module, distribution, version) in self._loaded.items():
             provides = {
                 kind: tuple(sorted(n for n, claims in table[kind].items() if plugin in (owner for _, owner in claims)))
                 for kind in KINDS
             }
-            infos.append(PluginInfo(plugin, distribution, version, provides))
+            infos.append(PluginInfo(plugin, distribution, version, _location(module), provides))
         return tuple(infos)
+
+    def _name(self, plugin: str) -> None:
+        """Say once where the code of a plugin comes from, before more of it runs."""
+        module, distribution, version = self._loaded[plugin]
+        if distribution not in self.named:
+            self.named.add(distribution)
+            _logger.info("plugin %s: %s %s in %s", plugin, distribution, version, _location(module))
 
     def _unknown(self, kind: Kind, name: str) -> str:
         known = self.names(kind)
-        hint = self._family_hint(kind, name) or suggestion(name, self._local(kind)) or f" Known: {', '.join(known)}."
+        hint = self._family_hint(kind, name) or suggestion(name, self._local(kind))
+        hint += f" Known: {', '.join(known)}." if kind == "metric" or not hint else ""
         failed = " ".join(f"Plugin {f.plugin} ({f.distribution}) failed to load: {f.message}" for f in self.failures)
         return f"Unknown {kind} {name!r}.{hint}{' ' + failed if failed else ''}"
 
@@ -127,8 +142,9 @@ class PluginManager:
             )
         for point in points:
             distribution = _owner(point)
-            if point.name in self.disabled or distribution in self.disabled:
+            if point.name in self.disabled or distribution in self.disabled or (ALL in self.disabled and distribution != OWN):
                 continue
+            _logger.debug("importing plugin %s of %s: %s", point.name, distribution, point.value)
             try:
                 module = point.load()
                 if point.name in loaded:
@@ -182,6 +198,11 @@ class PluginManager:
         self.failures.append(failure)
         if os.environ.get("MEDGRAFT_DEBUG"):
             print(f"medgraft: plugin {plugin}: {error!r}", file=sys.stderr)
+
+
+def _location(module: ModuleType) -> str:
+    path = getattr(module, "__file__", None) or "?"
+    return path.removesuffix("/__init__.py").removesuffix("\\__init__.py")
 
 
 def _owner(point: importlib.metadata.EntryPoint) -> str:

@@ -60,6 +60,7 @@ def medgraft_metrics() -> Iterable[MetricSpec]:
 
         @medgraft.hookimpl
         def medgraft_metrics():
-            yield medgraft.MetricSpec("length", "Mean caption length in words", "my_plugin:Length")
+            score = medgraft.ScoreSpec("length", "mean caption length in words", better=None)
+            yield medgraft.MetricSpec("length", "Caption lengths", "my_plugin:Length", (score,))
     """
     return ()

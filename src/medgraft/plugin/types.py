@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medgraft.errors import PluginError
 
@@ -56,8 +56,45 @@ class DatasetSpec(Spec):
 
 
 @dataclass(frozen=True)
+class ScoreSpec:
+    """A number that a metric reports as `name`: one line on what it is, and whether a higher or a lower one is better.
+
+    `better` None: neither, so it is shown and never called better. `label` heads its column (default: the name). `detail`
+    leaves it out of the short tables of terminal and Markdown. `controls` are names of scores of the same metric that show
+    what chance gives, with what they are; they stand beside this score and in no column.
+    """
+
+    name: str
+    summary: str
+    better: Literal["higher", "lower"] | None = "higher"
+    label: str = ""
+    detail: bool = False
+    controls: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def heading(self) -> str:
+        """The head of its column."""
+        return self.label or self.name
+
+    @property
+    def sign(self) -> int:
+        """1 if more is better, -1 if less is, 0 if neither."""
+        return 0 if self.better is None else 1 if self.better == "higher" else -1
+
+    @property
+    def explanation(self) -> str:
+        """What it is, and which direction is better."""
+        return f"{self.summary}; {self.better or 'neither direction'} {'is' if self.better else 'counts as'} better"
+
+
+@dataclass(frozen=True)
 class MetricSpec(Spec):
-    """`target`: a subclass of `evaluate.Metric` whose compute(predictions=, references=) returns numbers by name."""
+    """`target`: a subclass of `evaluate.Metric` whose compute(predictions=, references=) returns numbers by name.
+
+    `scores` declares these numbers; tables and comparisons take headings, directions and explanations from there.
+    """
+
+    scores: tuple[ScoreSpec, ...] = ()
 
 
 def _import(name: str, target: Any) -> Any:

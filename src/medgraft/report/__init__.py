@@ -10,10 +10,12 @@ from medgraft.report.explanation import explanation_page
 from medgraft.report.html import html_report
 from medgraft.report.peft_layout import peft_results, write_peft_results
 from medgraft.report.results import Group, read_results
-from medgraft.report.table import Row, as_csv, as_json, markdown, rows, terminal
+from medgraft.report.rows import Row, rows
+from medgraft.report.standing_notes import evaluation_note
+from medgraft.report.table import as_csv, as_json, markdown, terminal
 
 __all__ = [
-    "Group", "Row", "as_csv", "as_json", "attention_markdown", "compare", "data_page", "data_text", "example_captions",
-    "explanation_page", "html_report", "markdown",
+    "Group", "Row", "as_csv", "as_json", "attention_markdown", "compare", "data_page", "data_text", "evaluation_note",
+    "example_captions", "explanation_page", "html_report", "markdown",
     "peft_results", "read_results", "dry_run_text", "rows", "terminal", "write_peft_results",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from itertools import groupby
 from medgraft.backbones import Usage
 from medgraft.benchmark import DryRun
 from medgraft.benchmark.dry_run import RunEstimate
+from medgraft.benchmark.grid import GridPlan
 from medgraft.report.wrapping import item
 
 _WHERE = {"folder": "in a folder here", "cached": "in the hub's cache", "hub": "to download", "api": "behind an API"}
@@ -16,6 +17,8 @@ _WHERE = {"folder": "in a folder here", "cached": "in the hub's cache", "hub": "
 def dry_run_text(plan: DryRun) -> str:
     """Data, downloads, the cost of each run on this machine, captions in tokens, what is left out and what is missing."""
     blocks = [f"Plan of {plan.suite}: {len(plan.runs)} runs", _machine(plan), _weights(plan), _runs(plan.runs) + _besides(plan)]
+    if plan.grid:
+        blocks.append(_grid(plan.grid))
     if plan.text:
         blocks.append("Captions\n" + "\n".join(item(f"{name}: {' '.join(lines)}") for name, lines in plan.text.items()))
     if plan.left_out:
@@ -62,6 +65,24 @@ def _runs(runs: Sequence[RunEstimate]) -> str:
         lines += [_run(run) for run in group]
     known = [(run.training_seconds or 0) + (run.captioning_seconds or 0) for run in runs if run.captioning_seconds is not None]
     lines.append(f"  All runs: {_time(sum(known))}" if known else "  Times need the data.")
+    return "\n".join(lines)
+
+
+def _grid(grid: GridPlan) -> str:
+    """Time and money for all runs on the workers."""
+    lines = [f"Grid of {grid.runs:,} runs on {grid.workers} worker{'s' if grid.workers > 1 else ''}"]
+    if grid.seconds is not None and grid.work_seconds is not None:
+        rented = _time(grid.seconds * grid.workers)
+        money = "" if grid.price is None else f", which costs {grid.price:,.2f}"
+        lines.append(
+            item(f"{_time(grid.seconds)} from start to end, {_time(grid.work_seconds)} of work; {rented} of workers{money}")
+        )
+    if grid.records:
+        lines.append(item(f"Times are fitted to {grid.records} finished runs on {' and '.join(grid.machines)}."))
+    else:
+        lines.append(item("Times are rough. Do a part of the grid, and they are fitted to its records (--out)."))
+    if grid.store_bytes is not None:
+        lines.append(item(f"Stored features take {_size(grid.store_bytes)}, on each machine with a store of its own."))
     return "\n".join(lines)
 
 

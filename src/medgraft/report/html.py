@@ -7,110 +7,105 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import vl_convert
 
 from medgraft.benchmark import BASELINE, Record, unreadable_records
-from medgraft.config import CONTROLS, RunConfig
-from medgraft.data import load_data, open_image
-from medgraft.errors import MedgraftError
-from medgraft.plugin import PluginManager
+from medgraft.plugin import MAIN_SCORE, PluginManager
 from medgraft.report.charts import learning_curves, quality_against_time, where_the_time_went
-from medgraft.report.pages import jpeg_uri, render_page
-from medgraft.report.results import ALPHA, Entry, Group, leak_notes
+from medgraft.report.image_browser import image_browser
+from medgraft.report.page_table import results_columns, settings_rows
+from medgraft.report.pages import render_page
+from medgraft.report.results import Entry, Group, leak_notes
+from medgraft.report.rows import Row, rows
+from medgraft.report.standing_notes import standing_notes
+from medgraft.report.table import by_title, edge_notes
 from medgraft.report.text_notes import cut_off_note, cut_off_share, text_notes
-from medgraft.saliency import COLOURS, read_maps
+from medgraft.saliency import COLOURS, COVER
+from medgraft.stats import ALPHA
 
-_SCORE = "cider"
-_SHOWN = (
-    "cider", "bleu_4", "rouge_l", "rouge_1", "finding_f1", "modality_accuracy", "side_contradicted", "side_omitted",
-    "unsupported_measurement", "fact_study", "fact_finding", "fact_side", "fact_all", "pointing_finding",
-    "pointing_finding_uniform", "pointing_finding_untrained", "energy_finding", "iou_finding", "pointing_side", "pointing_site",
-    "deletion", "deletion_random", "insertion", "insertion_random",
-)  # fmt: skip
-_THUMBNAIL = 224  # px
-_MAPS_CHARACTERS = 6_000_000  # the most in a page
+_SCORE = MAIN_SCORE
+_WORDS = {1: ("better", "worse"), -1: ("worse", "better"), 0: ("higher", "lower")}  # of a positive and a negative difference
 
 
 def html_report(title: str, records: Sequence[Record], groups: Sequence[Group], folder: Path, *, plugins: PluginManager) -> str:
     """The page. It shows images if the runs' data can still be read, and maps if `folder` has them."""
-    sections = [_section(number, group, folder, plugins) for number, group in enumerate(groups)]
+    table = rows(records, groups, plugins=plugins)
+    parts = [[row for row in table if row.data == data] for data in dict.fromkeys(row.data for row in table if row.scores)]
+    sections = [_section(number, part, records, _group_of(part, groups), folder, plugins) for number, part in enumerate(parts)]
     charts = {f"{name}-{s['number']}": spec for s in sections for name, spec in s["charts"].items() if spec is not None}
     return render_page(
         "report",
-        {"charts": charts, "examples": [section["examples"] for section in sections], "colours": COLOURS.tolist()},
+        {
+            "charts": charts,
+            "examples": [s["browser"]["examples"] if s["browser"] else None for s in sections],
+            "colours": COLOURS.tolist(),
+            "cover": COVER,
+        },
+        scripts=("examples",),
         title=title,
         sections=sections,
         failed=[record for record in records if record.status == "failed"],
         provenance=_provenance(records),
-        caveats=[*_caveats(records, groups), *(f"Left out: {problem}." for problem in unreadable_records(folder))],
+        caveats=[*_caveats(records, groups, table), *(f"Left out: {problem}." for problem in unreadable_records(folder))],
         vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
     )
 
 
-def _section(number: int, group: Group, folder: Path, plugins: PluginManager) -> dict[str, Any]:
-    scores = [name for name in _SHOWN if any(entry.seeds(name) for entry in group.entries)]
-    ties = {name: set() if name.endswith(CONTROLS) else group.ties(name) for name in scores}  # controls do not compete
-    ordered = sorted(group.entries, key=lambda entry: -float(np.mean(entry.values(_SCORE) or [0.0])))
-    group = replace(group, entries=tuple(ordered))
-    shares = group.frontier(_SCORE)
+def _group_of(part: Sequence[Row], groups: Sequence[Group]) -> Group | None:
+    """The group of the rows' runs, best first as they are; None if no captions were read."""
+    places = {run: number for number, row in enumerate(part) for run in row.run_ids}
+    for group in groups:
+        found = {places[entry.records[0].run_id]: entry for entry in group.entries if entry.records[0].run_id in places}
+        if found:
+            return replace(group, entries=tuple(found[number] for number in sorted(found)))
+    return None
+
+
+def _section(
+    number: int, part: list[Row], records: Sequence[Record], group: Group | None, folder: Path, plugins: PluginManager
+) -> dict[str, Any]:
+    """What the page shows of one test set; without captions the table alone."""
+    models = list(dict.fromkeys(row.backbone for row in part if not row.is_baseline))
+    part = sorted(part, key=lambda row: (row.main not in row.scores, -_signed(row)))
+    named = [replace(row, strategy=_name(row, len(models) > 1)) for row in part]
+    group = None if group is None else _group_of(part, [group])
+    main = part[0].main
+    columns = results_columns(named, records, group.frontier(main) if group else {})
     return {
         "number": number,
-        "title": f"{', '.join(dict.fromkeys(e.backbone for e in ordered if e.backbone != BASELINE))} on {group.data}",
-        "images": len(ordered[0].captions[0].ids),
-        "groups": group.resampling.groups,
-        "scores": scores,
-        "forgetting": any(entry.mean("forgetting") is not None for entry in ordered),
-        "rows": [_row(entry, group, scores, ties, shares) for entry in ordered],
-        "pairs": _pairs(group, ordered),
-        "names": [entry.name for entry in ordered],
+        "title": f"{', '.join(models)} on {part[0].data}" if models else part[0].data,
+        "images": len(group.entries[0].captions[0].ids) if group else None,
+        "groups": group.resampling.groups if group else None,
+        "first": standing_notes(named),
+        "heading": part[0].scores[main].spec.heading if main in part[0].scores else main,
+        "columns": columns,
+        "details": sum(column.detail for column in columns),
+        "rows": named,
+        "settings": settings_rows(named),
+        "pairs": _pairs(group, group.entries) if group and len(group.entries) > 1 else [],
+        "names": [entry.name for entry in group.entries] if group else [],
         "charts": {
-            "quality": quality_against_time(group, _SCORE),
-            "time": where_the_time_went(group),
-            "curves": learning_curves(group),
+            "quality": quality_against_time(group, main) if group else None,
+            "time": where_the_time_went(group) if group else None,
+            "curves": learning_curves(group) if group else None,
         },
-        "examples": (examples := _examples(ordered, folder, plugins)),
-        "maps": any(item["maps"] for item in examples["items"]),
+        "browser": image_browser(group, main, folder, plugins=plugins) if group else None,
     }
 
 
-def _row(entry: Entry, group: Group, scores: list[str], ties: dict[str, set[str]], shares: dict[str, float]) -> dict[str, Any]:
-    cells: list[dict[str, Any] | None] = []
-    for name in scores:
-        values, interval = entry.values(name), group.interval(entry, name)
-        if not values or interval is None:
-            cells.append(None)
-            continue
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        best = entry.name in ties[name] and entry.backbone != BASELINE
-        value = float(np.mean(values))
-        cells.append({"value": value, "low": interval.low, "high": interval.high, "spread": spread, "best": best})
-    collapse = [record.collapse or {} for record in entry.records]
-    return {
-        "name": entry.name,
-        "seeds": len(entry.records),
-        "cells": cells,
-        "seconds": entry.mean("training_seconds"),
-        "tuning": entry.tuning_seconds,
-        "step": entry.step,
-        "trained": entry.mean("trainable_parameters"),
-        "memory": entry.mean("peak_memory_bytes"),
-        "adapter": entry.mean("adapter_bytes"),
-        "forgetting": entry.mean("forgetting"),
-        "frontier": shares.get(entry.name),
-        "distinct": _mean(collapse, "distinct_share"),
-        "shuffled": _mean(collapse, f"shuffled_{_SCORE}"),
-    }
+def _signed(row: Row) -> float:
+    cell = row.scores.get(row.main)
+    return cell.spec.sign * cell.value if cell else 0.0
 
 
-def _mean(several: Sequence[dict[str, float]], key: str) -> float | None:
-    known = [each[key] for each in several if key in each]
-    return float(np.mean(known)) if known else None
+def _name(row: Row, several: bool) -> str:
+    """The strategy, and the backbone if the table has several."""
+    return f"{row.backbone} {row.strategy}" if several else row.strategy
 
 
 def _pairs(group: Group, ordered: Sequence[Entry]) -> list[list[dict[str, Any] | None]]:
     """The row's score minus the column's, with its corrected p-value; None on the diagonal."""
-    found = group.differences(_SCORE)
+    found, direction = group.differences(group.main), group.scores[group.main].sign
     matrix: list[list[dict[str, Any] | None]] = []
     for a in ordered:
         row: list[dict[str, Any] | None] = []
@@ -121,61 +116,9 @@ def _pairs(group: Group, ordered: Sequence[Entry]) -> list[list[dict[str, Any] |
                 row.append(None)
                 continue
             value, p = sign * pair[0].value, pair[1]
-            row.append({"value": value, "p": p, "word": "undecided" if p >= ALPHA else "better" if value > 0 else "worse"})
+            row.append({"value": value, "p": p, "word": "undecided" if p >= ALPHA else _WORDS[direction][value < 0]})
         matrix.append(row)
     return matrix
-
-
-def _examples(ordered: Sequence[Entry], folder: Path, plugins: PluginManager) -> dict[str, Any]:
-    """Data of the example browser: captions of the first seed of each entry, and their scores."""
-    captions = [entry.captions[0] for entry in ordered]
-    each = [entry.measured[0].get(_SCORE) for entry in ordered]
-    images = _images(ordered, plugins)
-    maps = _maps(ordered, folder) if images else {}
-    items = []
-    for i, key in enumerate(captions[0].ids):
-        scores = [None if m is None else round(float(m.per_image[_SCORE][i]), 3) for m in each]
-        known = [score for score in scores if score is not None]
-        items.append(
-            {
-                "id": key,
-                "references": captions[0].references[key],
-                "captions": [run.predictions[key] for run in captions],
-                "scores": scores,
-                "spread": round(max(known) - min(known), 3) if known else 0.0,
-                "image": images.get(key),
-                "maps": maps.get(key),
-            }
-        )
-    return {"names": [entry.name for entry in ordered], "score": _SCORE, "items": items}
-
-
-def _images(ordered: Sequence[Entry], plugins: PluginManager) -> dict[str, str]:
-    """Thumbnails as data URIs, by id; empty if the data cannot be read."""
-    config = RunConfig.model_validate(ordered[0].records[0].config)
-    try:
-        examples = load_data(config.data, plugins=plugins, splits=(config.eval_split,)).split(config.eval_split)
-    except MedgraftError:
-        return {}
-    wanted = set(ordered[0].captions[0].ids)
-    found = {}
-    for example in examples:
-        if example.id in wanted:
-            found[example.id] = jpeg_uri(open_image(example.image), longest=_THUMBNAIL, quality=70)
-    return found
-
-
-def _maps(ordered: Sequence[Entry], folder: Path) -> dict[str, list[dict[str, Any] | None]]:
-    """Packed maps by image id, of the first seed of each entry, for as many images as fit in the page."""
-    of_runs = [read_maps(folder / (entry.records[0].adapter or "")) for entry in ordered]
-    found: dict[str, list[dict[str, Any] | None]] = {}
-    left = _MAPS_CHARACTERS
-    for key in ordered[0].captions[0].ids:
-        of_image = [maps.get(key) for maps in of_runs]
-        left -= sum(len(word[2]) for maps in of_image if maps for word in maps["words"])
-        if any(of_image) and left > 0:
-            found[key] = of_image
-    return found
 
 
 def _provenance(records: Sequence[Record]) -> dict[str, str]:
@@ -198,7 +141,7 @@ def _provenance(records: Sequence[Record]) -> dict[str, str]:
     }
 
 
-def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
+def _caveats(records: Sequence[Record], groups: Sequence[Group], table: Sequence[Row]) -> list[str]:
     """Caveats for the reader, derived from the results."""
     caveats = [
         "Caption scores compare words with words. A caption can score well and name the wrong finding; no score here measures "
@@ -209,7 +152,12 @@ def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
     grouped = {record.run_id for group in groups for entry in group.entries for record in entry.records}
     lacking = [f"{r.backbone} {r.strategy} seed {r.seed}" for r in records if r.status == "ok" and r.run_id not in grouped]
     if lacking:
-        caveats.append(f"Runs without captions that can be read, which are not in the comparison: {', '.join(lacking)}.")
+        caveats.append(
+            "Runs without captions that can be read, of which there are only the numbers in their records, no tests and no "
+            f"examples: {', '.join(lacking)}."
+        )
+    for _, several in by_title(table):
+        caveats += edge_notes(several)
     for group in groups:
         caveats += [f"{group.data}: {text}" for text in leak_notes(record for e in group.entries for record in e.records)]
         single = [entry.name for entry in group.entries if len(entry.records) == 1 and entry.backbone != BASELINE]
@@ -217,10 +165,6 @@ def _caveats(records: Sequence[Record], groups: Sequence[Group]) -> list[str]:
             caveats.append(f"{group.data}: one seed only, so differences may come from the seed: {', '.join(single)}.")
         if group.resampling.groups < 50:
             caveats.append(f"{group.data}: only {group.resampling.groups} independent groups of test images.")
-        floor = [np.mean(e.values(_SCORE)) for e in group.entries if e.backbone == BASELINE and e.values(_SCORE)]
-        below = [e.name for e in group.entries if floor and e.backbone != BASELINE and np.mean(e.values(_SCORE)) <= max(floor)]
-        if below:
-            caveats.append(f"{group.data}: not better than captions that ignore the image: {', '.join(below)}.")
         same = [e.name for e in group.entries if any((r.collapse or {}).get("most_frequent_share", 0) > 0.5 for r in e.records)]
         if [name for name in same if not name.startswith(BASELINE)]:
             caveats.append(f"{group.data}: the same caption for more than half of the images: {', '.join(same)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -12,8 +13,8 @@ import jinja2
 from PIL import Image
 
 
-def render_page(name: str, data: dict[str, Any] | None, **values: Any) -> str:
-    """Render `page/NAME.html` with `values`, the shared style, and `data` for the script `page/NAME.js`, None without one."""
+def render_page(name: str, data: dict[str, Any] | None, *, scripts: Sequence[str] = (), **values: Any) -> str:
+    """Render `page/NAME.html` with `values` and the shared style; with `data` for `page/NAME.js` and the `scripts` after it."""
     folder = files("medgraft.report") / "page"
 
     def read(file: str) -> str:
@@ -22,12 +23,13 @@ def render_page(name: str, data: dict[str, Any] | None, **values: Any) -> str:
     if data is not None:
         # escaped, so that data cannot end or open a script
         values["data"] = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-        values["script"] = read("maps.js") + read(f"{name}.js")
+        values["script"] = "".join(read(f"{script}.js") for script in ("maps", "zoom", name, *scripts))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medgraft.report", "page"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template(f"{name}.html").render(**values, css=read("page.css"))
+    styles = "".join(map(read, ("page.css", "table.css", "images.css")))
+    return environment.get_template(f"{name}.html").render(**values, css=styles)
 
 
 def jpeg_uri(image: Image.Image, *, longest: int, quality: int) -> str:

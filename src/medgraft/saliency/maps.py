@@ -39,13 +39,15 @@ class WordMap:
     """A word at [start, end) of its caption, and its map [rows, columns] over the patches that the model sees.
 
     With `attention` and `rollout` a map sums to the patches' share of the attention; the rest belongs to other tokens, such as
-    a class token. With `gradient` values have no unit.
+    a class token. With `gradient` values have no unit. `probability` is that of the word after the words before it: the product
+    over its tokens.
     """
 
     text: str
     start: int
     end: int
     grid: Array
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,15 @@ def caption_maps(
     places = _places(backbone, captions, text)
     above = backbone.seams if seam is None else backbone.seams[backbone.seams.index(seam) + 1 :]
     forward = _Forward(backbone, layout, inputs, above, text, prompt)
-    vectors = _by_gradient(forward, places) if method == "gradient" else _by_attention(forward, places, options)
+    vectors, logits = _by_gradient(forward, places) if method == "gradient" else _by_attention(forward, places, options)
+    likely = _probabilities(logits.detach(), text.labels, places, backbone.logits_offset)
     return [
         CaptionMaps(
             caption,
-            tuple(WordMap(w.text, w.start, w.end, as_grid(v)) for (w, _), v in zip(of_caption, values, strict=True)),
+            tuple(WordMap(w.text, w.start, w.end, as_grid(v), p) for (w, _), v, p in zip(of, values, probable, strict=True)),
             layout.label if method == "attention" else f"{layout.label}, {_LABELS[method]}",
         )
-        for caption, of_caption, values in zip(captions, places, vectors, strict=True)
+        for caption, of, values, probable in zip(captions, places, vectors, likely, strict=True)
     ]
 
 
@@ -165,7 +168,22 @@ class _Forward:
         return logits, *self.backbone.attention_index(features, self.text)
 
 
-def _by_attention(forward: _Forward, places: _Places, options: MapOptions) -> list[list[torch.Tensor]]:
+_Vectors = list[list[torch.Tensor]]  # of each caption: the map of each word, [S]
+
+
+def _probabilities(logits: torch.Tensor, labels: torch.Tensor, places: _Places, offset: int) -> list[list[float]]:
+    """Of each caption, the probability of each word; logits are [B, T, V]."""
+    found = []
+    for b, words in enumerate(places):
+        rows = [place for _, of_word in words for place in of_word]
+        tokens = logits[b, [row - offset for row in rows]].float().log_softmax(-1).gather(-1, labels[b, rows, None])[:, 0]
+        of_words = torch.split(tokens, [len(of_word) for _, of_word in words])
+        found.append([float(of_word.sum().exp()) for of_word in of_words])
+    return found
+
+
+def _by_attention(forward: _Forward, places: _Places, options: MapOptions) -> tuple[_Vectors, torch.Tensor]:
+    """Maps, and the logits [B, T, V] of the same forward pass, as `_by_gradient`."""
     layout, method = forward.layout, options.method
     wanted = {
         "words": layout.words,
@@ -173,22 +191,22 @@ def _by_attention(forward: _Forward, places: _Places, options: MapOptions) -> li
         "vision": layout.vision if method == "rollout" else None,
     }
     with torch.no_grad(), recorded(forward.backbone, wanted) as seen:
-        _, shift, columns = forward()
+        logits, shift, columns = forward()
     attention = _mean(seen.layers("words"), options.layers, options.heads)[:, :, columns]  # [B, Q, image tokens]
     if layout.queries is not None:
         attention = attention @ _mean(seen.layers("queries"), None, None)  # [B, Q, S]
     if method == "rollout":
         attention = attention @ rollout(seen.layers("vision"))
-    return _rows(attention, places, shift)
+    return _rows(attention, places, shift), logits
 
 
-def _by_gradient(forward: _Forward, places: _Places) -> list[list[torch.Tensor]]:
+def _by_gradient(forward: _Forward, places: _Places) -> tuple[_Vectors, torch.Tensor]:
     """Maps of the first word of every caption in one backward pass, then of the second: captions are independent."""
     backbone, layout, labels = forward.backbone, forward.layout, forward.text.labels
     wanted = {"words": layout.words, "vision": layout.vision, "text": layout.text}
     with graph_below(backbone.model), recorded(backbone, wanted) as seen:
         logits, shift, columns = forward()
-        found: list[list[torch.Tensor]] = [[] for _ in places]
+        found: _Vectors = [[] for _ in places]
         for number in range(max(map(len, places), default=0)):
             rows = [(b, place) for b, words in enumerate(places) for place in (words[number][1] if number < len(words) else ())]
             target = sum(logits[b, place - backbone.logits_offset, labels[b, place]].float() for b, place in rows)
@@ -196,7 +214,7 @@ def _by_gradient(forward: _Forward, places: _Places) -> list[list[torch.Tensor]]
             for b, words in enumerate(places):
                 if number < len(words):
                     found[b].append(relevance[b, [place + shift for place in words[number][1]]].mean(0))
-    return found
+    return found, logits
 
 
 def _relevance(layout: AttentionLayout, seen: Attentions, target: torch.Tensor | int, columns: slice) -> torch.Tensor:
@@ -234,7 +252,7 @@ def _mean(layers: list[torch.Tensor], which: Sequence[int] | None, heads: Sequen
     return torch.stack([w[:, list(heads)].mean(1) if heads is not None else w.mean(1) for w in chosen_layers]).mean(0)
 
 
-def _rows(attention: torch.Tensor, places: _Places, shift: int) -> list[list[torch.Tensor]]:
+def _rows(attention: torch.Tensor, places: _Places, shift: int) -> _Vectors:
     return [
         [attention[b, [place + shift for place in of_word]].mean(0) for _, of_word in words] for b, words in enumerate(places)
     ]

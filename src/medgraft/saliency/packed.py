@@ -19,14 +19,20 @@ MAPS_FILE = "maps.json"
 
 
 def packed(maps: CaptionMaps, view: Rectangle, size: tuple[int, int]) -> dict[str, Any]:
-    """`words` as [start, end, map], maps as base64 of bytes row by row, 255 at the highest; `view` in shares of the image."""
+    """`words` as [start, end, map, probability]; `view` in shares of the image.
+
+    Maps are base64 of bytes row by row, 255 at the highest. Files of earlier versions have no probabilities.
+    """
     shape = maps.words[0].grid.shape if maps.words else (0, 0)
+    text = maps.caption
     return {
         "caption": maps.caption,
         "label": maps.label,
         "view": [round(edge / whole, 5) for edge, whole in zip(view, (*size, *size), strict=True)],
         "shape": list(shape),
-        "words": [[_utf16(maps.caption[: w.start]), _utf16(maps.caption[: w.end]), _bytes(w.grid)] for w in maps.words],
+        "words": [
+            [_utf16(text[: w.start]), _utf16(text[: w.end]), _bytes(w.grid), round(w.probability, 4)] for w in maps.words
+        ],
     }
 
 

@@ -256,14 +256,20 @@ class _Checks:
         if step is None:
             return
         backbone = self.backbone_class.load(self.source)
-        for patches in (5, 6):
-            backbone.set_image_size(patches * step)
+        exact = step > 1  # else the processor rounds sizes, or refuses them
+        for patches in (5, 6) if exact else (64, 96):
+            try:
+                backbone.set_image_size(patches * step)
+            except BackboneError:
+                if exact:
+                    raise
+                continue
             pixels, text = backbone.pixel_values(images(2)), backbone.text_batch(CAPTIONS, prompt=self.prompt, max_tokens=160)
             with torch.no_grad():
                 features = backbone.encode(pixels, prompt=self.prompt)
                 assert torch.isfinite(backbone.decode(features, text)[0]), f"no loss at image.size={patches * step}"
             backbone.generate(features, prompt=self.prompt, options=GenerationConfig(max_new_tokens=2))
-            if backbone.attention_layout is not None:
+            if exact and backbone.attention_layout is not None:
                 grid = caption_maps(backbone, pixels, CAPTIONS, prompt=self.prompt)[0].words[0].grid
                 assert grid.shape == (patches, patches), f"at image.size={patches * step} a map has {grid.shape} patches"
 

@@ -68,6 +68,13 @@ def save_pretrained(folder: Path, model: transformers.PreTrainedModel, tokenizer
 save = save_pretrained  # the name until version 0.1, which plugins may import
 
 
+def tiny_models(plugins: PluginManager, *, of_each: int | None = None) -> list[str]:
+    """Names of tiny models, at most `of_each` of a backbone, whose first ones are those that differ most."""
+    return [
+        name for spec, _ in plugins.specs("backbone") if isinstance(spec, BackboneSpec) for name in list(spec.tiny)[:of_each]
+    ]
+
+
 def write_tiny_model(name: str, folder: Path, *, plugins: PluginManager | None = None) -> str:
     """Write the tiny model `name` of `medgraft tiny-models` into `folder`; returns its backbone as `NAME:FOLDER`."""
     specs = [

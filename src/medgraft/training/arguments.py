@@ -10,6 +10,7 @@ from medgraft.config import RunConfig
 from medgraft.prepare import compute_dtype
 from medgraft.strategies import Applied
 from medgraft.training.checkpoints import Checkpoints
+from medgraft.training.trackers import PROJECT, run_name
 from medgraft.training.workers import PREFETCH_FACTOR
 
 
@@ -40,7 +41,8 @@ def training_arguments(
         data_seed=config.seed,
         save_strategy="no" if not checkpoints.written else "steps" if train.save_steps else "epoch",
         save_steps=train.save_steps or 500,
-        eval_strategy="epoch" if train.eval_during_training and validate else "no",
+        eval_strategy="no" if not (train.validates and validate) else "steps" if train.eval_steps else "epoch",
+        eval_steps=train.eval_steps,
         prediction_loss_only=True,
         dataloader_num_workers=workers,
         dataloader_persistent_workers=workers > 0,
@@ -50,8 +52,12 @@ def training_arguments(
         use_cpu=where == "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
-        logging_strategy="no",
+        logging_strategy="steps" if train.report_to else "no",
+        logging_steps=train.logging_steps,
+        logging_first_step=True,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
-        report_to=list(train.report_to) or "none",
+        report_to="none",  # see trackers.py
+        run_name=run_name(checkpoints.folder.parent),
+        project=PROJECT,
     )

@@ -44,6 +44,7 @@ class CollectLosses(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.end_step()
+        control.should_log |= bool(self.trainer.config.train.report_to) and state.global_step >= state.max_steps
 
 
 class Progress(TrainerCallback):

@@ -22,7 +22,9 @@ from safetensors import SafetensorError
 from medgraft import hardware
 from medgraft.disk import flush, follow_umask, lack
 from medgraft.errors import TrainingError, first_line
+from medgraft.redaction import redacted
 from medgraft.train_config import TrainConfig
+from medgraft.training.best import Best
 from medgraft.training.identity import differences
 
 _logger = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class Checkpoints:
 
     Training goes on from the first of `whole`, verified checkpoints with the newest first, that belongs to the run of
     `identity`; if none does it begins anew if `or_anew`, and is refused otherwise. `written` enables writing, `limit` is how
-    many checkpoints stay on disk. `keep` leaves the newest one after the run ("auto": if it takes at most 200 MB).
+    many checkpoints stay on disk. `keep` leaves the newest one after the run ("auto": if it takes at most 200 MB). `best` keeps
+    the best weights, which are in each checkpoint too.
     """
 
     folder: Path
@@ -48,6 +51,7 @@ class Checkpoints:
     limit: int = 1
     keep: bool | Literal["auto"] = False
     identity: Mapping[str, Any] = field(default_factory=dict)
+    best: Best | None = None
 
     def all(self) -> list[Path]:
         """The folders of all checkpoints, damaged ones included, the newest first."""
@@ -86,6 +90,13 @@ class Checkpoints:
             _logger.warning("going on from %s, the newest whole checkpoint", path)
         (self.folder / _FINISHED).unlink(missing_ok=True)
         return path
+
+    def stopped_early(self, checkpoint: Path) -> bool:
+        """Whether training ended with this checkpoint, as validation did not get better."""
+        if self.best is None:
+            return False
+        self.best.load(checkpoint, progress_of(checkpoint)["best"])
+        return self.best.exhausted
 
     @contextmanager
     def writing(self, step: int) -> Iterator[Path]:
@@ -176,8 +187,11 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def write_progress(checkpoint: Path, progress: Mapping[str, Any]) -> None:
-    """Write what a checkpoint holds beside tensors and the Trainer's state: `identity`, `config`, `losses` and `seconds`."""
-    (checkpoint / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+    """Write what a checkpoint holds beside tensors and the Trainer's state: `identity`, `config`, `losses` and `seconds`.
+
+    With `best`, what it needs to go on. Secrets in the config are left out.
+    """
+    (checkpoint / _PROGRESS).write_text(json.dumps({**progress, "config": redacted(progress["config"])}), encoding="utf-8")
 
 
 def progress_of(checkpoint: Path) -> dict[str, Any]:

@@ -12,37 +12,36 @@ from medgraft import hardware
 from medgraft.config import RunConfig
 from medgraft.data.images import image_digests
 from medgraft.prepare import Prepared
-from medgraft.types import Example
+from medgraft.training.best import LOSS
+from medgraft.training.validation import validation_examples
+from medgraft.types import CaptionData, Example
 
 _AT_ONCE = 10_000  # images whose digests are looked up together
 _SHOWN = 5  # differences that a message lists
 _NO_MATTER = {  # settings of training that change how long it takes, how long it goes on, or what is left of it
     "num_train_epochs", "max_steps", "report_to", "dataloader_num_workers", "pixel_cache_gb", "per_device_eval_batch_size",
-    "save_steps", "save_total_limit", "save_final_state", "learning_rate",
+    "save_steps", "save_total_limit", "save_final_state", "learning_rate", "patience", "logging_steps",
 }  # fmt: skip
 _IN_WORDS = {  # digests, which nobody compares by eye
     "captions": "other training captions", "images": "other training images or another order of them",
-    "base": "another base", "start": "another adapter to start from",
+    "base": "another base", "start": "another adapter to start from", "validation": "other validation images or captions",
 }  # fmt: skip
 
 
-def identity_of(config: RunConfig, model: Prepared, train: Sequence[Example], start: str | None) -> dict[str, Any]:
-    """What decides the trained weights, by name: settings, and digests of base, training images, captions and start."""
+def identity_of(config: RunConfig, model: Prepared, data: CaptionData, start: str | None) -> dict[str, Any]:
+    """What decides the trained weights, by name: settings, and digests of base, training images, captions and start.
+
+    If the best weights are kept, validation images and their captions count too, and how captions are generated.
+    """
     assert model.applied is not None
     strategy = model.applied.strategy
-    captions, images = hashlib.sha256(), hashlib.sha256()
-    remaining = iter(train)
-    while chunk := list(islice(remaining, _AT_ONCE)):
-        digests = image_digests([example.image for example in chunk])
-        for example in chunk:
-            captions.update(json.dumps(example.captions).encode())
-            images.update(digests[example.image].encode())
+    captions, images = _digests(data.split("train"))
     found = {
         "backbone": config.backbone.partition(":")[0],
         "base": model.base_fingerprint,
         "start": start,
-        "captions": captions.hexdigest(),
-        "images": images.hexdigest(),
+        "captions": captions,
+        "images": images,
         "seed": config.seed,
         "dtype": str(model.dtype),
         "processes": hardware.process_count(),
@@ -53,8 +52,23 @@ def identity_of(config: RunConfig, model: Prepared, train: Sequence[Example], st
         **_named("train", config.train.model_dump(mode="json", exclude=_NO_MATTER)),
         **_named("augmentation", config.augmentation.model_dump(mode="json")),
     }
+    if config.train.best_by is not None:
+        found["validation"] = _digests(validation_examples(config, data))
+        found |= _named("generation", {} if config.train.best_by == LOSS else config.generation.recorded())
     identity: dict[str, Any] = json.loads(json.dumps(found))  # as it will be read
     return identity
+
+
+def _digests(examples: Sequence[Example]) -> tuple[str, str]:
+    """Of the captions, and of the images."""
+    captions, images = hashlib.sha256(), hashlib.sha256()
+    remaining = iter(examples)
+    while chunk := list(islice(remaining, _AT_ONCE)):
+        digests = image_digests([example.image for example in chunk])
+        for example in chunk:
+            captions.update(json.dumps(example.captions).encode())
+            images.update(digests[example.image].encode())
+    return captions.hexdigest(), images.hexdigest()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -6,9 +6,8 @@ import logging
 import math
 import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,10 @@ from medgraft.training.interruption import Interruption, SaveAndStop
 from medgraft.training.learning_rates import peak_rates, set_rates
 from medgraft.training.module import CaptioningModule
 from medgraft.training.neftune import noisy_embeddings
+from medgraft.training.result import TrainResult
 from medgraft.training.step_timer import StepTimer
+from medgraft.training.trackers import Trackers
+from medgraft.training.validation import validation_examples
 from medgraft.training.workers import forking, stop_workers
 from medgraft.types import CaptionData
 
@@ -44,27 +46,6 @@ __all__ = ["CaptionTrainer", "TrainResult", "fit"]
 
 _logger = logging.getLogger(__name__)
 _TRAINED = "trained.safetensors"
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What training measured: loss and seconds of every optimiser step, and validation losses as (step, loss).
-
-    Seconds include the wait for data; steps made before a resume have none. `epochs` may be a fraction. `step_flops` are the
-    FLOPs of the first batch's matrix products, None with a quantised base, whose products torch does not count.
-    `skipped_steps` counts steps in fp16 that changed no weight, as their gradients overflowed; the loss is then scaled less.
-    `energy_joules` is the energy of all steps, None without a counter for it or if some steps were not measured.
-    `learning_rates` are the peak rates where there are several, by what they belong to, such as `vision` or `text B`.
-    """
-
-    losses: tuple[float, ...]
-    step_seconds: tuple[float, ...]
-    validation_losses: tuple[tuple[int, float], ...]
-    epochs: float
-    step_flops: int | None
-    energy_joules: float | None
-    learning_rates: Mapping[str, float] = field(default_factory=dict)
-    skipped_steps: int = 0
 
 
 def fit(
@@ -89,8 +70,8 @@ def fit(
         if checkpoints.written:
             trainer.add_callback(SaveAndStop(interruption))
         try:
-            if last is not None and operator.ge(*done_and_wanted(last, config.train)):  # the Trainer would make one step more
-                trainer.take_over(last)
+            if last is not None and (checkpoints.stopped_early(last) or operator.ge(*done_and_wanted(last, config.train))):
+                trainer.take_over(last)  # the Trainer would make one step more
             else:
                 waits = interruption.awaited() if checkpoints.written else nullcontext()
                 noise = noisy_embeddings(trainer.model, config.train.neftune_noise_alpha)
@@ -102,18 +83,23 @@ def fit(
         trainer.energy.update()
         trainer.check_finite(losses)
         interruption.raise_if_asked()
+        if checkpoints.best is not None:
+            checkpoints.best.restore(trainer.model, trainer.state.global_step)
         trainer.model.eval()
     evaluations = tuple((int(e["step"]), float(e["eval_loss"])) for e in trainer.state.log_history if "eval_loss" in e)
     epochs, energy = float(trainer.state.epoch or 0), None if last else trainer.energy.joules
     seconds, flops = trainer.timer.seconds(), trainer.flops
-    return TrainResult(losses, seconds, evaluations, epochs, flops, energy, trainer.learning_rates, trainer.skipped_steps)
+    return TrainResult(
+        losses, seconds, evaluations, epochs, flops, energy, trainer.learning_rates, trainer.skipped_steps,
+        checkpoints.best.chosen() if checkpoints.best else None,
+    )  # fmt: skip
 
 
 def _trainer(
     backbone: Backbone, applied: Applied, config: RunConfig, data: CaptionData, checkpoints: Checkpoints, clock: Clock,
     cached: CachedFeatures | None,
 ) -> CaptionTrainer:  # fmt: skip
-    train, validation = data.split("train"), data.split("validation")
+    train, validation = data.split("train"), validation_examples(config, data)
     prompt = prompt_for(backbone, config.train.prompt)
     with clock.phase("features"):
         resident = resident_features(config, data.split("train", "validation"), cached)
@@ -133,6 +119,10 @@ def _trainer(
         checkpoints=checkpoints,
         config=config,
     )
+    if config.train.report_to:
+        trainer.add_callback(Trackers(config.train.report_to, config, checkpoints.folder.parent))
+    if checkpoints.best is not None:
+        trainer.add_callback(checkpoints.best)
     if applied.strategy.method == "ADALORA" and applied.adapter_parameters and not has_ranks(applied.model):
         trainer.ranks = RankAllocation(applied.model)
         trainer.add_callback(trainer.ranks)
@@ -164,6 +154,7 @@ class CaptionTrainer(Trainer):
         self._graphs_asked = False
         self.timer = StepTimer(self.args.device)
         self._energy_read = 0.0
+        self._scores: dict[str, float] = {}  # of the captions of the validation that is going on
         self._optimizing = ExitStack()
         self._losses: list[torch.Tensor | float] = []
         self._parts: list[torch.Tensor] = []  # losses of the current step's micro-batches
@@ -267,8 +258,16 @@ class CaptionTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's, timed as validation."""
         with self.clock.phase("validation"):
+            best = self.checkpoints.best
+            self._scores = best.measured() if best else {}
             result: dict[str, float] = super().evaluate(*args, **kwargs)
         return result
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, with the scores of generated captions."""
+        found = super().evaluation_loop(*args, **kwargs)
+        found.metrics.update({f"eval_{name}": value for name, value in self._scores.items()})
+        return found
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self.clock.phase("checkpoint"), self.checkpoints.writing(self.state.global_step) as self._written_to:
@@ -292,6 +291,7 @@ class CaptionTrainer(Trainer):
         if self.ranks is not None:
             self.ranks.save(folder)
         progress = {"identity": self.checkpoints.identity, "config": self.config.model_dump(mode="json")}
+        progress |= {"best": self.checkpoints.best.save(folder)} if self.checkpoints.best else {}
         write_progress(folder, progress | {"losses": self.step_losses(), "seconds": self.clock.steps})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -305,6 +305,8 @@ class CaptionTrainer(Trainer):
                 parameter.copy_(tensors[name])
         if self.ranks is not None:
             self.ranks.load(folder)
+        if self.checkpoints.best is not None:
+            self.checkpoints.best.load(folder, progress["best"])
         self._losses = list(progress["losses"])
         self.clock.add("train", progress["seconds"])
         self.planned_steps = trainer_state(folder)["max_steps"]

@@ -18,7 +18,7 @@ from PIL.Image import Image
 
 from medgraft.plugin_api import BackboneError, GenerationConfig, RemoteCaptioner, Usage
 from medgraft_api.answers import Answer, AnswerCache, question_id
-from medgraft_api.settings import Settings, read_settings
+from medgraft_api.settings import Settings, read_settings, without_password
 
 FIRST_PAUSE = 0.5  # seconds; doubled with every further try
 _FINAL = range(400, 500)  # a client's mistake, which no second try mends,
@@ -34,7 +34,7 @@ class ApiCaptioner(RemoteCaptioner):
     def __init__(self, source: str, client: Any, server: str, settings: Settings):
         self.source = source
         self.client = client
-        self.server = server
+        self.server = without_password(server)  # which is printed, and stored with each answer
         self.settings = settings
         self._cache = AnswerCache(settings.cache / self.provider)
         self._usage = Usage(usd=0.0 if settings.price else None, cut_off=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from medgraft.plugin_api import BackboneError
 
@@ -43,6 +44,12 @@ def key(*names: str) -> str:
         if value := os.environ.get(name):
             return value
     raise BackboneError(f"No API key: set {' or '.join(names)} in the environment.")
+
+
+def without_password(server: str) -> str:
+    """The URL of a server without `user:password@`."""
+    parts = urlsplit(server)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _number(name: str, default: float) -> float:

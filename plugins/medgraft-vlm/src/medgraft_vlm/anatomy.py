@@ -37,10 +37,13 @@ def find_anatomy(model: Any) -> Anatomy:
     rest = [name for name, _ in model.named_parameters() if not any(_inside(name, prefix) for prefix in everything)]
     start = len(model.base_model_prefix.split(".")) + 1
     owned["bridge"] += list(dict.fromkeys(".".join(name.split(".")[:start]) for name in rest))
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not any(_inside(layer, prefix) for layer in layers for prefix in owned["bridge"]):
+        owned["vision"] += owned.pop("bridge")  # as in Gemma 3: a bare weight, which no adapter can be put on
     never = tuple(_never_run(model, tower))
     parts: dict[Part, PartAnatomy] = {}
     for part in ("vision", "bridge", "text"):
-        if prefixes := owned[part]:
+        if prefixes := owned.get(part):
             parts[part] = PartAnatomy(tuple(prefixes), _roles(model, part, prefixes, head, never))
     return Anatomy(parts, never_run=never)
 

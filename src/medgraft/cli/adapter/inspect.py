@@ -76,7 +76,7 @@ def _strategy(manifest: dict[str, Any]) -> str:
 
 def _made(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     from medgraft.adapter.manifest import Ancestor, Conversion
-    from medgraft.config import CONTROLS
+    from medgraft.plugin import KnownScores, PluginManager
 
     training, evaluation = manifest["training"], manifest["evaluation"]
     known = {key: training[key] for key in ("steps", "images", "learning_rate", "final_loss", "seconds") if key in training}
@@ -89,8 +89,8 @@ def _made(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "went on", f"from {Ancestor.model_validate(ancestor)}"
     if manifest["metrics"]:
         where = f" ({evaluation.get('images')} images, split {evaluation.get('split')})"
-        shown = {name: value for name, value in manifest["metrics"].items() if not name.endswith(CONTROLS)}
-        yield "scores", ", ".join(f"{name} {value:.4f}" for name, value in shown.items()) + where
+        shown = KnownScores(PluginManager.from_environment()).shown(manifest["metrics"])
+        yield "scores", ", ".join(f"{name} {manifest['metrics'][name]:.4f}" for name in shown) + where
     yield "prompt", repr(manifest["prompt"])
     if manifest["image_size"]:
         yield "image size", f"{manifest['image_size']} pixels a side"

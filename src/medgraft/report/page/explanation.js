@@ -1,40 +1,58 @@
-const stops = data.colours.map((colour) => `rgb(${colour.join(" ")})`).join(", ");
-document.getElementById("scale").style.background = `linear-gradient(to right, ${stops})`;
-for (const item of data.images) {
-  const large = picture(item.image, item.name);
-  const caption = element("p", "caption");
-  const label = element("p", "id");
-  const small = element("div", "small");
+document.getElementById("opacity").append(opacity());
+const opened = []; // the figures of the page in order, as `zoom` takes them
+const openers = [];
+function figure(frame, name, item) {
+  const place = opened.push(item) - 1;
+  const open = opener(frame, name, () => zoom(opened, place, (last) => { if (last !== place) openers[last].focus(); }));
+  openers.push(open);
+  return open;
+}
+document.querySelectorAll(".explained").forEach((section, i) => {
+  const { name, choices } = data.images[i];
+  const [views, caption, label, small] = [".views", ".caption", ".label", ".small"].map((part) => section.querySelector(part));
+  const source = views.querySelector("img").src;
+  const large = picture(source, `${name} with the map`);
+  const note = element("figcaption", "", "");
+  const alone = views.querySelector(".frame");
+  alone.replaceWith(figure(alone.cloneNode(true), name, { source, name, text: choices[0].caption }));
+  const item = { source, name };
+  views.append(element("figure", "", figure(large.frame, `the map of ${name}`, item), note));
   const choose = document.createElement("select");
-  item.choices.forEach((choice, i) => choose.add(new Option(choice.name, i)));
-  const chosen = () => item.choices[Number(choose.value)];
+  choices.forEach((choice, number) => choose.add(new Option(choice.name, number)));
+  const chosen = () => choices[Number(choose.value)];
   let current = 0;
   const look = (number) => {
     current = number;
-    large.show(chosen(), number);
-    for (const list of [caption.querySelectorAll(".word"), small.children]) {
-      [...list].forEach((word, i) => word.classList.toggle("current", i === number));
+    const maps = chosen();
+    const text = maps.caption.slice(...maps.words[number]);
+    large.show(maps, number);
+    note.textContent = `${text}, ${likely(maps.words[number])}`;
+    Object.assign(item, { maps, number, text: note.textContent });
+    for (const list of [caption.querySelectorAll(".word"), small.querySelectorAll("button")]) {
+      [...list].forEach((word, other) => {
+        word.classList.toggle("current", other === number);
+        word.setAttribute("aria-pressed", other === number);
+      });
     }
   };
   const draw = () => {
     const maps = chosen();
     label.textContent = maps.label;
     caption.replaceChildren(wordsOf(maps, look));
-    small.replaceChildren(...maps.words.map(([start, end], number) => {
-      const one = picture(item.image, "");
+    small.replaceChildren(...maps.words.map((word, number) => {
+      const one = picture(source, "");
       one.show(maps, number);
-      const button = element("button", "", one.frame, element("span", "", maps.caption.slice(start, end)));
-      button.type = "button";
-      for (const event of ["mouseenter", "focus", "click"]) button.addEventListener(event, () => look(number));
-      return button;
+      const text = maps.caption.slice(...word);
+      const made = button("", `Map of ${text}, ${likely(word)}`, () => look(number));
+      const bar = element("span", "probability", element("span", "", ""));
+      bar.firstChild.style.width = `${100 * word[3]}%`;
+      made.append(one.frame, text, bar, element("small", "", share(word[3])));
+      for (const event of ["mouseenter", "focus"]) made.addEventListener(event, () => look(number));
+      return element("li", "", made);
     }));
     look(Math.min(current, maps.words.length - 1));
   };
   choose.addEventListener("change", draw);
-  const form = element("form", "browser", element("label", "", "Map ", choose));
-  form.addEventListener("submit", (event) => event.preventDefault());
-  const side = element("div", "", caption, ...(item.choices.length > 1 ? [form] : []), label, small);
-  const section = element("section", "explained", element("h2", "", item.name), element("div", "pair", large.frame, side));
-  document.getElementById("images").append(section);
+  if (choices.length > 1) label.before(element("label", "", "Map ", choose));
   draw();
-}
+});
