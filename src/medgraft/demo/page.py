@@ -23,9 +23,12 @@ _PREVIEW = 720  # px, the longest side of the image on the page
 _MOST_HELD = 16  # images, each of an open tab
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; }
-.preview img { display: block; max-width: 100%; max-height: 360px; margin: 0 auto; background: #000; border-radius: 4px; }
+.html-container { padding: 0 !important; }
+.preview img { display: block; max-width: 100%; min-height: 220px; max-height: 360px; margin: 0 auto; border-radius: 4px; }
 .preview p { text-align: center; }
-.preview p, .without { overflow-wrap: anywhere; }
+.preview p, p.problem { overflow-wrap: anywhere; }
+p.problem { margin: 0 !important; padding: 8px 12px; border-left: 4px solid #d97706; background: var(--block-background-fill); }
+.block:has(> .html-container > .prose:empty) { display: none; }
 #again { align-self: end; max-height: 44px; }
 .maps iframe { width: 100%; height: 85vh; border: 1px solid var(--border-color-primary); border-radius: 8px; }
 footer { display: none !important; }
@@ -42,32 +45,40 @@ def demo_page(models: Sequence[DemoModel], privacy: str) -> Any:
 
     One image is captioned at a time, because the models share the weights of their base.
     """
-    held: dict[str, Image] = {}  # by tab; Gradio's own state would outlive its tab by an hour
+    held: dict[str, tuple[Image, str]] = {}  # with its name, by tab; Gradio's own state would outlive its tab by an hour
+    nothing = ("",) * len(models)
 
-    def show(file: str, request: gr.Request) -> tuple[Any, ...]:
-        image, name = _taken(Path(file))
+    def opened(file: str, prompt: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         held.pop(request.session_hash, None)
-        held[request.session_hash] = image
+        try:
+            image, name = _taken(Path(file))
+        except MedgraftError as error:
+            yield (None, "", _problem(str(error).replace(file, Path(file).name)), *nothing, "")
+            return
+        held[request.session_hash] = image, name
         while len(held) > _MOST_HELD:
             del held[next(iter(held))]
-        return (None, _preview(image, name), *[""] * len(models), "")
+        preview = _preview(image, name)
+        yield (None, preview, "", *nothing, "")
+        for made in captions(prompt, request):
+            yield (None, preview, *made)
 
     def forget(request: gr.Request) -> None:
         held.pop(request.session_hash, None)
 
     def captions(prompt: str, request: gr.Request) -> Iterator[tuple[str, ...]]:
-        image = held.get(request.session_hash)
-        if image is None:
-            raise _shown("Drop an image first.")
-        made = [""] * len(models)
-        asked = prompt.strip() or None
+        if request.session_hash not in held:
+            yield (_problem("Drop an image first."), *nothing, "")
+            return
+        image, name = held[request.session_hash]
+        made, asked = list(nothing), prompt.strip() or None
         try:
             for number, model in enumerate(models):
                 made[number] = model.caption(image, asked)
-                yield (*made, "")
-            yield (*made, _maps(models, image, made, asked))
+                yield ("", *made, "")
+            yield ("", *made, _maps(models, image, made, asked, name))
         except MedgraftError as error:
-            raise _shown(str(error)) from None
+            yield (_problem(error), *made, "")
 
     with gr.Blocks(title="medgraft", analytics_enabled=False, delete_cache=(60, 60)) as page:
         gr.Markdown(f"# medgraft\n**Not for clinical use.** {privacy}")
@@ -78,38 +89,36 @@ def demo_page(models: Sequence[DemoModel], privacy: str) -> Any:
                 preview = gr.HTML(elem_classes="preview")
         with gr.Row(visible=any(model.takes_prompts for model in models)):
             prompt = gr.Textbox(
-                label="Prompt, or a question to a model that answers them", scale=4, elem_id="prompt", max_length=2000,
-                placeholder=_own_prompts(models),
+                label="Prompt, or a question to a model that answers them", scale=4, min_width=280, elem_id="prompt",
+                max_length=2000, placeholder=_own_prompts(models),
             )  # fmt: skip
             again = gr.Button("Caption", variant="primary", min_width=120, elem_id="again")
+        problem = gr.HTML()
         with gr.Row():
             texts = [
                 gr.Textbox(label=model.name, lines=3, interactive=False, min_width=280, buttons=["copy"], elem_classes="made")
                 for model in models
             ]
         maps = gr.HTML(elem_classes="maps")
-        outputs = [*texts, maps]
-        alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models"}
-        shown = file.upload(show, file, [file, preview, *outputs], api_name="open", **alone)
-        shown.success(captions, prompt, outputs, api_visibility="private", **alone)
+        outputs = [problem, *texts, maps]
+        alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models", "show_progress_on": texts}
+        file.upload(opened, [file, prompt], [file, preview, *outputs], api_name="open", **alone)
         gr.on([again.click, prompt.submit], captions, prompt, outputs, api_name="caption", **alone)
         page.unload(forget)
     return page
 
 
 def _taken(file: Path) -> tuple[Image, str]:
-    """The image of an uploaded file, and the file's name; the file is deleted."""
+    """The image of an uploaded file, and the file's name; the file is deleted. DataError if it is no image."""
     try:
         return open_image(file), file.name
-    except MedgraftError as error:
-        raise _shown(str(error).replace(str(file), file.name)) from None
     finally:
         rmtree(file.parent)  # Gradio's, with this file alone
 
 
-def _shown(problem: str) -> gr.Error:
-    """A user's mistake as a message on the page, without a traceback on the terminal."""
-    return gr.Error(html.escape(problem), duration=None, print_exception=False)
+def _problem(problem: object) -> str:
+    """A user's mistake as a line on the page."""
+    return f'<p class="problem" role="alert">{html.escape(str(problem))}</p>'
 
 
 def _preview(image: Image, name: str) -> str:
@@ -120,10 +129,10 @@ def _preview(image: Image, name: str) -> str:
 
 def _own_prompts(models: Sequence[DemoModel]) -> str:
     own = dict.fromkeys(model.prompt for model in models if model.prompt)
-    return f"Empty: each model's own, such as: {next(iter(own))}" if own else "Empty: none"
+    return f"Left empty: each model's own, such as: {next(iter(own))}" if own else "Left empty: no prompt"
 
 
-def _maps(models: Sequence[DemoModel], image: Image, captions: Sequence[str], prompt: str | None) -> str:
+def _maps(models: Sequence[DemoModel], image: Image, captions: Sequence[str], prompt: str | None, name: str) -> str:
     """The explanation page in a frame, and why models have no maps."""
     found: dict[str, list[tuple[str, Explanation]]] = {}
     without = []
@@ -135,8 +144,8 @@ def _maps(models: Sequence[DemoModel], image: Image, captions: Sequence[str], pr
             continue
         if explanation.maps.words:
             found[model.name] = [("attention", explanation)]
-    lines = "".join(f'<p class="without">{html.escape(line)}</p>' for line in without)
+    lines = "".join(map(_problem, without))
     if not found:
         return lines
-    page = html.escape(explanation_page(found, "Click a word of a caption."))
+    page = html.escape(explanation_page(found, name))
     return f'{lines}<iframe title="Maps of the words" srcdoc="{page}"></iframe>'

@@ -114,6 +114,11 @@ class Address:
             app, demo_page(models, privacy), path="/", server_name=self._host, theme=theme(), css=CSS, footer_links=[],
             run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, max_file_size="1gb",
         )  # fmt: skip
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # open tabs are cut off, which is no error
+                await super().shutdown(sockets)
+
         print(f"The page is at {self.url}. Ctrl-C ends it.", flush=True)
-        uvicorn.Server(config).run(sockets=[self._socket])
+        Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[self._socket])
