@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medgraft.scoring import PredictionsFile
 
 NAME = "caption"
-SUMMARY = "caption image files with an adapter, several side by side, or a bare backbone"
+SUMMARY = "caption image files with one adapter or several side by side"
 EXAMPLE = "medgraft caption scan.jpg --adapter my-adapter"
 _WIDTH, _LABEL = 80, 24  # characters
 _logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from medgraft.cli.options import add_json, add_set
 
 NAME = "check-plugin"
-SUMMARY = "run the conformance checks on everything that an installed plugin provides"
+SUMMARY = "run the conformance checks on all that a plugin provides"
 EXAMPLE = "medgraft check-plugin medgraft-git"
 
 

@@ -7,7 +7,7 @@ import argparse
 from medgraft.cli.options import add_generation, add_models
 
 NAME = "demo"
-SUMMARY = "open a local page: drop an image, see captions of several adapters and the map of each word"
+SUMMARY = "open a local page to try adapters on images, with word maps"
 EXAMPLE = "medgraft demo --adapter my-adapter --adapter other-adapter"
 
 

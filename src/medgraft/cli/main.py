@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from typing import TextIO, cast
 
 import medgraft
@@ -30,10 +32,10 @@ from medgraft.cli import (
     tiny_models,
     train,
 )  # fmt: skip
-from medgraft.cli.options import add_command
+from medgraft.cli.options import add_command, shell_lines
 from medgraft.disk import lack
 from medgraft.errors import MedgraftError
-from medgraft.escaping import PrintableStream, one_line
+from medgraft.escaping import PrintableStream, ReaderGone, one_line
 from medgraft.progress import log_to_stderr
 from medgraft.quiet import quiet_libraries
 from medgraft.redaction import redacted_text
@@ -43,15 +45,43 @@ _COMMANDS = (
     compare, features, new_plugin, check_plugin,
 )  # fmt: skip
 
+_SUMMARY = "Adapt vision-language models to medical image captioning,\nand compare the cost and quality of ways to train."
+_FIRST = f"""{_SUMMARY}
+
+Try, without a download:
+  medgraft phantoms --count 80 --out my-data
+  medgraft train --backbone blip-nano --strategy lora --epochs 1 \\
+      --data phantoms:my-data --out my-adapter
+  medgraft caption my-data/test/radiology/images --adapter my-adapter
+
+`medgraft --help` lists all commands, `medgraft COMMAND --help` explains one."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 on success, 2 after a user's mistake, with one line on stderr."""
-    arguments = _parser().parse_args(argv)
-    arguments.words = sys.argv[1:] if argv is None else list(argv)
+    stdout = sys.stdout
+    try:
+        with redirect_stdout(cast(TextIO, PrintableStream(stdout))):
+            try:
+                return _main(sys.argv[1:] if argv is None else list(argv))
+            finally:
+                sys.stdout.flush()
+    except ReaderGone:
+        with open(os.devnull, "w") as nothing:  # where goes what the stream still holds when Python ends
+            os.dup2(nothing.fileno(), stdout.fileno())
+        return 128 + 13  # as of a program that SIGPIPE ended
+
+
+def _main(words: list[str]) -> int:
+    if not words:
+        print(_FIRST)
+        return 0
+    arguments = _parser().parse_args(words)
+    arguments.words = words
     quiet_libraries()
     level = logging.DEBUG if arguments.verbose else logging.WARNING if arguments.quiet else logging.INFO
     try:
-        with log_to_stderr(level), redirect_stdout(cast(TextIO, PrintableStream(sys.stdout))):
+        with log_to_stderr(level):
             code: int = arguments.run(arguments)
     except MedgraftError as error:
         print(f"medgraft: {one_line(redacted_text(str(error)))}", file=sys.stderr)
@@ -71,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medgraft",
-        description="Adapt vision-language models to medical image captioning; compare the cost and quality of ways to train.",
-        epilog="example:\n  medgraft train --backbone blip-nano --strategy lora --data phantoms --out my-adapter",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_SUMMARY,
+        epilog="example:\n  " + shell_lines("medgraft train --backbone blip-nano --strategy lora --data phantoms --out my-adapter"),
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=18),
     )
     parser.add_argument("--version", action="version", version=f"medgraft {medgraft.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
