@@ -44,12 +44,12 @@ def spreadsheet_cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-class ReaderGone(Exception):
+class ReaderGoneError(Exception):
     """Nobody reads what is written any more, as behind `| head`."""
 
 
 class PrintableStream:
-    """A text stream that writes to `stream` what may be `shown`; ReaderGone if it is a pipe that was closed."""
+    """A text stream that writes to `stream` what may be `shown`; ReaderGoneError if it is a pipe that was closed."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -74,4 +74,4 @@ def _reader() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise ReaderGone from None
+        raise ReaderGoneError from None

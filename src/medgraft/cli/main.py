@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from functools import partial
+from pathlib import Path
 from typing import TextIO, cast
 
 import medgraft
@@ -35,7 +36,7 @@ from medgraft.cli import (
 from medgraft.cli.options import add_command, shell_lines
 from medgraft.disk import lack
 from medgraft.errors import MedgraftError
-from medgraft.escaping import PrintableStream, ReaderGone, one_line
+from medgraft.escaping import PrintableStream, ReaderGoneError, one_line
 from medgraft.progress import log_to_stderr
 from medgraft.quiet import quiet_libraries
 from medgraft.redaction import redacted_text
@@ -66,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _main(sys.argv[1:] if argv is None else list(argv))
             finally:
                 sys.stdout.flush()
-    except ReaderGone:
-        with open(os.devnull, "w") as nothing:  # where goes what the stream still holds when Python ends
+    except ReaderGoneError:
+        with Path(os.devnull).open("w") as nothing:  # where goes what the stream still holds when Python ends
             os.dup2(nothing.fileno(), stdout.fileno())
         return 128 + 13  # as of a program that SIGPIPE ended
 
@@ -102,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medgraft",
         description=_SUMMARY,
-        epilog="example:\n  " + shell_lines("medgraft train --backbone blip-nano --strategy lora --data phantoms --out my-adapter"),
+        epilog="example:\n  "
+        + shell_lines("medgraft train --backbone blip-nano --strategy lora --data phantoms --out my-adapter"),
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=18),
     )
     parser.add_argument("--version", action="version", version=f"medgraft {medgraft.__version__}")

@@ -76,7 +76,7 @@ def check_metrics(names: Iterable[str], plugins: PluginManager) -> None:
 
 def _measured(metric: Any, captions: CaptionSet) -> Measured:
     if isinstance(metric, CaptionMetric):
-        return metric.measure(captions)
+        return metric.checked(captions)
     if isinstance(metric, evaluate.EvaluationModule):
         metric.keep_in_memory = True  # a file of its own is locked, and one that fails does not unlock it
     found: Mapping[str, Any] = metric.compute(

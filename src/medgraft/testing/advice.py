@@ -12,6 +12,7 @@ _SECTIONS: dict[Kind, str] = {
 DECIDED_BY: dict[Kind, dict[str, str]] = {
     "backbone": {
         "loads": "model_class, model_types, load, fingerprint",
+        "prepares_images": "pixel_values, from_model",
         "declares_seams": "seams, anatomy",
         "owns_every_parameter": "anatomy",
         "knows_every_linear_layer": "anatomy",

@@ -42,7 +42,13 @@ def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: M
         """Gives examples with ids, splits and at least one caption."""
         examples = read()
         assert examples, f"{path} gave no example"
-        assert all(e.split in SPLITS for e in examples), f"splits are {SPLITS}"
+        for e in examples:
+            assert isinstance(e, Example), f"read gave {type(e).__name__}; yield Example(id, image, captions, split)"
+            assert e.split in SPLITS, f"{e.id!r} is of split {e.split!r}; splits are {', '.join(SPLITS)}"
+            assert not isinstance(e.captions, str), (
+                f"the captions of {e.id!r} are a text; give a tuple of texts, such as (text,)"
+            )
+            assert not isinstance(e.image, str), f"the image of {e.id!r} is a text; give a Path, such as path / {e.image!r}"
         keys = [(e.split, e.id) for e in examples]
         assert len(set(keys)) == len(keys), "an id occurs twice in a split"
         assert any(caption.strip() for e in examples for caption in e.captions), "no example has a caption"
@@ -50,7 +56,7 @@ def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: M
     def has_images() -> None:
         """Its images exist and open as RGB."""
         found = [e.image for e in read() if (e.image if isinstance(e.image, Path) else e.image.path).exists()]
-        assert found, "no image file exists"
+        assert found, f"no image file exists, such as {read()[0].image}"
         image = open_image(found[0])
         assert isinstance(image, Image.Image) and image.mode == "RGB", f"{found[0]} is not an RGB image"
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from medgraft.errors import MedgraftError
 from medgraft.testing.advice import Kind, advice
+
+_OWN = str(Path(__file__).parents[1])
 
 
 class ConformanceError(AssertionError):
@@ -33,9 +37,16 @@ def run_checks(subject: str, kind: Kind, checks: Iterable[Callable[[], None]]) -
         except Exception as error:  # a failed check may raise anything
             message = " ".join(str(error).split()) or "no message"
             error_kind = "" if isinstance(error, AssertionError | MedgraftError) else f"{type(error).__name__}: "
-            yield Finding(subject, name, f"{error_kind}{message}"[:600], implement)
+            yield Finding(subject, name, f"{error_kind}{message}"[:600] + (_place(error) if error_kind else ""), implement)
         else:
             yield Finding(subject, name)
+
+
+def _place(error: Exception) -> str:
+    """Where an unforeseen error comes from: the last line of the plugin's own code that led to it, if any did."""
+    calls = traceback.extract_tb(error.__traceback__)
+    own = [call for call in calls if not any(part in call.filename for part in ("site-packages", _OWN, "<frozen"))]
+    return f" (line {own[-1].lineno} of {own[-1].filename}: {own[-1].line})" if own else ""
 
 
 def require(findings: Iterable[Finding]) -> None:
