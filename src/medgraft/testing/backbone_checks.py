@@ -45,10 +45,10 @@ def backbone_findings(backbone_class: type[Backbone], source: str) -> Iterator[F
         "backbone",
         (
             checks.loads, checks.prepares_images, checks.declares_seams, checks.owns_every_parameter,
-            checks.knows_every_linear_layer, checks.builds_a_meta_model, checks.masks_labels, checks.has_one_loss, checks.ignores_padding,
-            checks.cuts_long_captions, checks.resumes_at_every_seam, checks.depends_on_the_image, checks.generates_as_trained,
-            checks.generates_alike_in_batches, checks.respects_limits, checks.gives_attention_maps, checks.takes_other_sizes,
-            checks.survives_pickling, checks.refuses_other_models,
+            checks.knows_every_linear_layer, checks.builds_a_meta_model, checks.masks_labels, checks.has_one_loss,
+            checks.ignores_padding, checks.cuts_long_captions, checks.resumes_at_every_seam, checks.depends_on_the_image,
+            checks.generates_as_trained, checks.generates_alike_in_batches, checks.respects_limits,
+            checks.gives_attention_maps, checks.takes_other_sizes, checks.survives_pickling, checks.refuses_other_models,
         ),
     )  # fmt: skip
 
