@@ -21,7 +21,7 @@ CHAIN = [
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "device_map", "prepare",
     "training", "adapter", "captioning", "text_statistics", "metrics", "stats", "scoring", "saliency", "inference",
     "benchmark", "conversion", "inspection", "fork_server", "testing", "plugin_api", "report", "loading", "api",
-    "adapter_set", "scaffold", "cli",
+    "adapter_set", "demo", "scaffold", "cli",
 ]  # fmt: skip
 
 

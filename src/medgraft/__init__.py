@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medgraft.errors import MedgraftError
 from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, ScoreSpec, StrategySpec, hookimpl
+from medgraft.quiet import drop_kernel_advice
 
 if TYPE_CHECKING:
     from medgraft.adapter_set import load_adapters
@@ -48,6 +49,8 @@ __all__ = [
     "score",
     "train",
 ]
+
+drop_kernel_advice()
 
 
 def __getattr__(name: str) -> Any:

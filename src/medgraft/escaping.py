@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from medgraft.redaction import redacted_text
@@ -42,16 +44,34 @@ def spreadsheet_cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
+class ReaderGoneError(Exception):
+    """Nobody reads what is written any more, as behind `| head`."""
+
+
 class PrintableStream:
-    """A text stream that writes to `stream` what may be `shown`."""
+    """A text stream that writes to `stream` what may be `shown`; ReaderGoneError if it is a pipe that was closed."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> int:
         """As TextIO.write; returns the number of characters of `text`."""
-        self._stream.write(shown(text))
+        with _reader():
+            self._stream.write(shown(text))
         return len(text)
+
+    def flush(self) -> None:
+        """As TextIO.flush."""
+        with _reader():
+            self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextmanager
+def _reader() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise ReaderGoneError from None

@@ -25,6 +25,22 @@ def quiet_libraries() -> None:
         transformers.logging.disable_progress_bar()
 
 
+def drop_kernel_advice() -> None:
+    """Drop what bitsandbytes logs when it is first imported without the package `kernels`, and no other message of it.
+
+    The package would download code from the hub, and the layers work without it.
+    """
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+
+    def passes(record: logging.LogRecord) -> bool:
+        if not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward"):
+            return True
+        logger.removeFilter(passes)
+        return False
+
+    logger.addFilter(passes)
+
+
 @contextmanager
 def without_warnings(logger: str) -> Iterator[None]:
     """Inside the block, the logger of that name passes on errors alone."""

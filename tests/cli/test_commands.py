@@ -114,14 +114,30 @@ def test_bench_and_report(blip_folder, phantoms_folder, tmp_path, capsys):
     assert len(re.findall(r"^bitfit +\d", printed["text"], re.M)) == 2  # a line in each of the two tables
 
 
-@pytest.mark.parametrize("command", [c.NAME for c in _COMMANDS])
-def test_every_command_has_help_with_an_example(command, capsys):
+def test_alone_it_prints_commands_that_can_be_run(capsys):
+    assert main([]) == 0
+    commands = re.findall(r"^  medgraft (.+)", capsys.readouterr().out.replace("\\\n", ""), re.M)
+    assert [_parser().parse_args(line.split()).run.__module__ for line in commands] == [
+        f"medgraft.cli.{name}" for name in ("phantoms", "train", "caption")
+    ]
+
+
+@pytest.mark.parametrize("words", ["list", "train --help"])
+def test_a_reader_that_goes_leaves_no_traceback(words):
+    code = f"{sys.executable} -m medgraft {words} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout in {"141\n", "0\n"}  # 0: all was written before the reader had gone
+
+
+@pytest.mark.parametrize("command", [*(c.NAME for c in _COMMANDS), ""])
+def test_the_help_of_every_command_fits_a_screen_and_has_an_example(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*filter(None, [command]), "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert "example:" in text and f"medgraft {command}" in text
-    assert max(map(len, text.splitlines())) <= 115
+    assert "example:" in text and f"medgraft {command}" in text.partition("example:")[2]
+    assert max(map(len, text.splitlines())) <= 80 and text.count("\n") <= 40
 
 
 @pytest.mark.parametrize(

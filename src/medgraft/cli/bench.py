@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from medgraft.plugin import PluginManager
 
 NAME = "bench"
-SUMMARY = "run a suite: every strategy on every backbone, with quality, time, memory and size in one table"
+SUMMARY = "run a suite: every strategy on every backbone, in one table"
 EXAMPLE = "medgraft bench benchmarks/suites/quickstart.toml --out results"
 
 

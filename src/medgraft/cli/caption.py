@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medgraft.cli.images import image_files, tell_of_failed
-from medgraft.cli.options import add_generation, add_json, add_model
+from medgraft.cli.options import add_generation, add_json, add_models
 from medgraft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,18 +23,16 @@ if TYPE_CHECKING:
     from medgraft.scoring import PredictionsFile
 
 NAME = "caption"
-SUMMARY = "caption image files with an adapter, several side by side, or a bare backbone"
+SUMMARY = "caption image files with one adapter or several side by side"
 EXAMPLE = "medgraft caption scan.jpg --adapter my-adapter"
 _WIDTH, _LABEL = 80, 24  # characters
-_BASE = "base model"
 _logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image file, or a folder for all that are below it")
-    add_model(parser, several=True)
-    parser.add_argument("--with-base", action="store_true", help="also the captions of the adapters' base model")
+    add_models(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write {image: caption} there as captions are made")
     add_generation(parser)
     add_json(parser)
@@ -42,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
+    from medgraft.cli.models import captioners
     from medgraft.hardware import is_main_process
     from medgraft.progress import progress_bar, progress_bars
     from medgraft.scoring import PredictionsFile
@@ -50,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     main = is_main_process()
     if main and arguments.out and arguments.out.exists():
         raise ConfigError(f"{arguments.out} exists already. Remove it, or name another file for the captions.")
-    models = _models(arguments)
+    models = [_Model(name, captioner, settings) for name, (captioner, settings) in captioners(arguments).items()]
     streams = [model.captioner.batches(list(images), model.generation) for model in models]
     made, stopped, quietly = _Made(images), False, bool(arguments.json or arguments.out)
     with (
@@ -99,38 +98,6 @@ class _Model:
         counted = GenerationStatistics(captions=len(self.first), cut_off=self.cut_off, max_new_tokens=limit)
         lines = [*(counted.warnings() if counted.mostly_cut_off else ()), *caption_warnings(self.first)]
         return [f"{self.name}: {line}" if self.name else line for line in lines]
-
-
-def _models(arguments: argparse.Namespace) -> list[_Model]:
-    """The model that is asked for, or several to be shown side by side, each with its own generation settings."""
-    from medgraft import loading
-    from medgraft.adapter_set import load_adapters
-    from medgraft.cli.models import generation, image_size, load_model, placement_of
-    from medgraft.quiet import quiet_libraries
-
-    names = [str(adapter) for adapter in arguments.adapter or []]
-    if len(names) < 2 and not arguments.with_base:
-        arguments.adapter = names[0] if names else None
-        adapter, backbone = load_model(arguments)
-        return [_Model("", loading.captioner_of(adapter, backbone, None)[0], generation(arguments, adapter))]
-    if not names:
-        raise ConfigError("--with-base shows the base of adapters; name one with --adapter DIR.")
-    for name in names:
-        if [*names, _BASE].count(name) > 1:
-            raise ConfigError(f"--adapter {name}: two models would have this name. Name each adapter once, or write ./{name}.")
-    image_size(arguments)  # refuses one
-    if placement_of(arguments).spreads:
-        raise ConfigError(
-            "--device-map is for one model: several share one base on one device. Name one adapter, or leave it out."
-        )
-    quiet_libraries()
-    several = load_adapters(
-        {name: name for name in names}, backbone=arguments.backbone, allow_base_mismatch=arguments.allow_base_mismatch,
-        quantization=arguments.quantization, dtype=arguments.dtype or "auto", prompt=arguments.prompt,
-    )  # fmt: skip
-    chosen = [(name, several.use(name)) for name in names]
-    chosen += [(_BASE, several.use(None))] if arguments.with_base else []
-    return [_Model(name, loading.captioner_of(each, None, None)[0], generation(arguments, each)) for name, each in chosen]
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from medgraft.cli.options import add_json, add_set
 
 NAME = "check-plugin"
-SUMMARY = "run the conformance checks on everything that an installed plugin provides"
+SUMMARY = "run the conformance checks on all that a plugin provides"
 EXAMPLE = "medgraft check-plugin medgraft-git"
 
 
@@ -37,7 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         findings.append(finding)
         if not arguments.json:
-            mark, reason = ("ok  ", "") if finding.problem is None else ("FAIL", f"\n       {finding.problem}")
+            mark, reason = "ok  ", ""
+            if finding.problem is not None:
+                mark, reason = "FAIL", f"\n       {finding.problem}\n       See {finding.implement}."
             print(f"{mark} {finding.subject}: {finding.check}{reason}", flush=True)
     failed = sum(finding.problem is not None for finding in findings)
     if arguments.json:

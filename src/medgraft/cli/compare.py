@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medgraft.report.comparison import Change
 
 NAME = "compare"
-SUMMARY = "compare two results on the same images; exit code 1 if something is significantly worse"
+SUMMARY = "compare two results; exits with 1 if significantly worse"
 EXAMPLE = "medgraft compare medgraft-results/before medgraft-results/after --score cider --score finding_f1"
 
 

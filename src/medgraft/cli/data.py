@@ -9,7 +9,7 @@ from pathlib import Path
 from medgraft.cli.options import add_json, add_set
 
 NAME = "data"
-SUMMARY = "inspect a data set before training: what it holds, and what a run refuses, leaves out or cuts"
+SUMMARY = "inspect a data set: what it holds, what a run refuses or cuts"
 EXAMPLE = "medgraft data inspect csv:reports.csv --out reports.html"
 
 

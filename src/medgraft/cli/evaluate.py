@@ -11,7 +11,7 @@ from medgraft.cli.images import list_failed
 from medgraft.cli.options import add_generation, add_json, add_metrics, add_model, add_set
 
 NAME = "evaluate"
-SUMMARY = "caption a split of a data set with an adapter or a bare backbone, and score the captions"
+SUMMARY = "caption a split of a data set, and score the captions"
 EXAMPLE = "medgraft evaluate --adapter my-adapter --data roco:/data/roco --split test"
 _SECTIONS = ("data", "model", "image", "generation")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medgraft.saliency import Explanation, MapOptions
 
 NAME = "explain"
-SUMMARY = "show a model's attention to the image for each word of a caption"
+SUMMARY = "show a model's attention to the image for each word"
 EXAMPLE = "medgraft explain scan.jpg --adapter my-adapter --out explanation.html"
 _ALL = "all"
 
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="write an image with the map for each word")
     parser.add_argument("--caption", metavar="TEXT", help="explain this caption instead of the model's own")
     parser.add_argument(
-        "--method", choices=("attention", "rollout", "gradient", _ALL), default="attention",
-        help="attention weights; the same with rollout of the vision tower; weighted by gradients; or all three",
+        "--method", choices=("attention", "rollout", "gradient", _ALL), default="attention", metavar="M",
+        help=f"attention, rollout (through the vision tower), gradient (weighted by it) or {_ALL} (default: attention)",
     )  # fmt: skip
     parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="only these layers, from 0 (default: their mean)")
     parser.add_argument("--heads", type=int, nargs="+", metavar="N", help="only these heads, from 0 (default: their mean)")

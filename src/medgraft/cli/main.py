@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -19,6 +20,7 @@ from medgraft.cli import (
     check_plugin,
     compare,
     data,
+    demo,
     evaluate,
     explain,
     export,
@@ -32,25 +34,53 @@ from medgraft.cli import (
     tiny_models,
     train,
 )  # fmt: skip
-from medgraft.cli.options import add_command
+from medgraft.cli.options import add_command, shell_lines
 from medgraft.disk import lack
 from medgraft.errors import ConfigError, MedgraftError
-from medgraft.escaping import PrintableStream, one_line
+from medgraft.escaping import PrintableStream, ReaderGoneError, one_line
 from medgraft.progress import log_to_stderr
 from medgraft.quiet import quiet_libraries
 from medgraft.redaction import redacted_text
 
 _COMMANDS = (
-    list_names, plugins, phantoms, tiny_models, data, train, adapter, evaluate, caption, explain, score, export, bench, report,
-    compare, features, new_plugin, check_plugin,
+    list_names, plugins, phantoms, tiny_models, data, train, adapter, evaluate, caption, explain, demo, score, export, bench,
+    report, compare, features, new_plugin, check_plugin,
 )  # fmt: skip
 _IN_PROCESSES = (train.run, evaluate.run, caption.run)  # what torchrun may start
+
+_SUMMARY = "Adapt vision-language models to medical images,\nand compare the cost and quality of ways to train."
+_FIRST = f"""{_SUMMARY}
+
+Try, without a download:
+  medgraft phantoms --count 80 --out my-data
+  medgraft train --backbone blip-nano --strategy lora --epochs 1 \\
+      --data phantoms:my-data --out my-adapter
+  medgraft caption my-data/test/radiology/images --adapter my-adapter
+
+`medgraft --help` lists all commands, `medgraft COMMAND --help` explains one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 on success, 2 after a user's mistake, with one line on stderr."""
-    arguments = _parser().parse_args(argv)
-    arguments.words = sys.argv[1:] if argv is None else list(argv)
+    stdout = sys.stdout
+    try:
+        with redirect_stdout(cast(TextIO, PrintableStream(stdout))):
+            try:
+                return _main(sys.argv[1:] if argv is None else list(argv))
+            finally:
+                sys.stdout.flush()
+    except ReaderGoneError:
+        with Path(os.devnull).open("w") as nothing:  # where goes what the stream still holds when Python ends
+            os.dup2(nothing.fileno(), stdout.fileno())
+        return 128 + 13  # as of a program that SIGPIPE ended
+
+
+def _main(words: list[str]) -> int:
+    if not words:
+        print(_FIRST)
+        return 0
+    arguments = _parser().parse_args(words)
+    arguments.words = words
     quiet_libraries()
     rank, together = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     first = together == 1 or rank == 0
@@ -62,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if together > 1 and arguments.run not in _IN_PROCESSES:
             raise ConfigError("Several processes can train, evaluate and caption. Start any other command without torchrun.")
         with (
-            nullcontext(sys.stdout) if first else Path(os.devnull).open("w", encoding="utf-8") as out,
+            nullcontext() if first else Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+            nullcontext() if nowhere is None else redirect_stdout(nowhere),
             log_to_stderr(level if first else logging.ERROR),
-            redirect_stdout(cast(TextIO, PrintableStream(out))),
         ):
             code: int = arguments.run(arguments)
     except MedgraftError as error:
@@ -94,9 +124,10 @@ def _is_of_another(error: Exception) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medgraft",
-        description="Adapt vision-language models to medical image captioning; compare the cost and quality of ways to train.",
-        epilog="example:\n  medgraft train --backbone blip-nano --strategy lora --data phantoms --out my-adapter",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_SUMMARY,
+        epilog="example:\n  "
+        + shell_lines("medgraft train --backbone blip-nano --strategy lora --data phantoms --out my-adapter"),
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=18),
     )
     parser.add_argument("--version", action="version", version=f"medgraft {medgraft.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

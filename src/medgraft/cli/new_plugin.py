@@ -8,14 +8,14 @@ from pathlib import Path
 from medgraft.plugin import KINDS
 
 NAME = "new-plugin"
-SUMMARY = "write a starting plugin package that installs and passes its conformance test"
+SUMMARY = "write a plugin package to start from, which passes its test"
 EXAMPLE = "medgraft new-plugin medgraft-llava --kind backbone"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
     parser.add_argument("name", metavar="NAME", help="the package's name, such as medgraft-llava")
-    parser.add_argument("--kind", required=True, choices=sorted(KINDS))
+    parser.add_argument("--kind", required=True, choices=sorted(KINDS), metavar="KIND", help=", ".join(sorted(KINDS)))
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="parent folder of the package (default: here)")
 
 

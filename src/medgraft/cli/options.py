@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
+import textwrap
 from typing import Any
 
 ADAPTER = "folder of `medgraft train` or PEFT, or USER/REPO[@REVISION] of the hub"
+_WIDTH = 78  # of a terminal, less the two that argparse leaves free
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -18,13 +21,29 @@ def add_command(commands: Any, command: Any, **defaults: Any) -> None:
     parser = commands.add_parser(
         command.NAME,
         help=command.SUMMARY,
-        description=command.SUMMARY[0].upper() + command.SUMMARY[1:] + ".",
-        epilog=f"example:\n  {command.EXAMPLE}",
+        description=textwrap.fill(command.SUMMARY[0].upper() + command.SUMMARY[1:] + ".", _WIDTH),
+        epilog="example:\n  " + shell_lines(command.EXAMPLE),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_arguments(parser)
     _add_verbosity(parser, action="run" not in defaults)
     parser.set_defaults(**defaults)
+    parser.usage = _usage(parser)
+
+
+def shell_lines(command: str) -> str:
+    """A command as lines of a shell that fit a terminal, indented by two but for the first; an option stays by its value."""
+    whole = " ".join(option.replace(" ", "\0") for option in re.split(" (?=--)", command))
+    lines = textwrap.wrap(whole, _WIDTH - 4, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return " \\\n  ".join(lines).replace("\0", " ")
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """What a command needs; the help lists its options below, with their values."""
+    needed = [action for action in parser._actions if action.required or not action.option_strings]
+    formatter = argparse.HelpFormatter(f"{parser.prog} [options]", width=_WIDTH)
+    formatter.add_usage(None, needed, [], prefix="")
+    return formatter.format_help().strip()
 
 
 def _add_verbosity(parser: argparse.ArgumentParser, *, action: bool) -> None:
@@ -50,7 +69,8 @@ def add_metrics(parser: argparse.ArgumentParser, besides: str) -> None:
 
 def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:
     """Add --dtype, without a default of its own."""
-    parser.add_argument("--dtype", choices=("auto", "bf16", "fp16", "fp32"), help=f"what is computed in ({default})")
+    kinds = ("auto", "bf16", "fp16", "fp32")
+    parser.add_argument("--dtype", choices=kinds, metavar="T", help=f"{', '.join(kinds)}: what is computed in ({default})")
 
 
 def add_device_map(parser: argparse.ArgumentParser) -> None:
@@ -78,12 +98,18 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
         help="use the adapter on a base with other weights than it was trained on, and say what differs",
     )  # fmt: skip
     parser.add_argument(
-        "--quantization", choices=("none", "int8", "nf4", "fp4"), default="none",
-        help="load the base of a PEFT adapter, or a bare backbone, in 8 or 4 bits",
+        "--quantization", choices=("none", "int8", "nf4", "fp4"), default="none", metavar="Q",
+        help="int8, nf4, fp4: load the base of a PEFT adapter, or a bare backbone, so",
     )  # fmt: skip
     add_dtype(parser, "default: auto, the adapter's own where this machine has it, else the fastest here")
     add_device_map(parser)
-    parser.add_argument("--prompt", metavar="TEXT", help="prompt (default: the adapter's own, else the backbone's)")
+    parser.add_argument("--prompt", metavar="TEXT", help="default: the adapter's own, else the backbone's")
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `add_model` for several adapters, with the base."""
+    add_model(parser, several=True)
+    parser.add_argument("--with-base", action="store_true", help="also the captions of the adapters' base model")
 
 
 def add_generation(parser: argparse.ArgumentParser, *, sets: bool = True) -> None:

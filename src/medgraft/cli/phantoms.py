@@ -10,7 +10,7 @@ from medgraft.cli.options import add_json
 from medgraft.errors import ConfigError
 
 NAME = "phantoms"
-SUMMARY = "write synthetic radiology images with captions and facts, in ROCO v1 layout"
+SUMMARY = "write synthetic radiology images with captions and facts"
 EXAMPLE = "medgraft phantoms --count 500 --out my-phantoms --seed 1"
 
 

@@ -10,7 +10,7 @@ from medgraft.cli.options import add_json
 from medgraft.plugin import PluginManager
 
 NAME = "plugins"
-SUMMARY = "list installed plugins, what they provide, and those that failed to load"
+SUMMARY = "list installed plugins, what they provide, and what failed"
 EXAMPLE = "medgraft plugins"
 
 

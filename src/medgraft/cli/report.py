@@ -8,7 +8,7 @@ from pathlib import Path
 from medgraft.errors import ConfigError
 
 NAME = "report"
-SUMMARY = "print the table of the records in a folder, or write the report as one page"
+SUMMARY = "print the table of records, or write it as one page"
 EXAMPLE = "medgraft report medgraft-results/quickstart --format html"
 _EXAMPLES = {"html": "both.html", "peft": "peft-results"}
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from medgraft.scoring import CaptionScores
 
 NAME = "score"
-SUMMARY = "score captions in a file against references in another: COCO, JSON, JSON lines, CSV, or a run's captions"
+SUMMARY = "score captions in a file against references in another"
 EXAMPLE = "medgraft score --predictions results.json --references captions_val.json --metrics cider,bleu --out each.csv"
 
 

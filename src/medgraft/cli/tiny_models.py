@@ -10,7 +10,7 @@ from medgraft.plugin import BackboneSpec, PluginManager
 from medgraft.quiet import quiet_libraries
 
 NAME = "tiny-models"
-SUMMARY = "write small random models of every architecture, to try everything without a download"
+SUMMARY = "write small random models of every architecture, for trials"
 EXAMPLE = "medgraft tiny-models models"
 
 

@@ -78,7 +78,20 @@ class CaptionMetric(evaluate.Metric):
         return evaluate.MetricInfo(description=self.summary, citation=self.citation, inputs_description="", features=features)
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        return self.measure(CaptionSet(tuple(predictions), tuple(map(tuple, references)))).scores
+        return self.checked(CaptionSet(tuple(predictions), tuple(map(tuple, references)))).scores
+
+    def checked(self, captions: CaptionSet) -> Measured:
+        """What `measure` gives; ScoringError if it is not a `Measured` with a row for each image."""
+        found: object = self.measure(captions)
+        if not isinstance(found, Measured):
+            raise ScoringError(
+                f"{type(self).__name__}.measure gave {type(found).__name__}, not Measured. Return means({{name: values}}) or "
+                "ratios({name: (numerators, denominators)}), with a value for each image."
+            )
+        if len(found.rows) != len(captions.predictions):
+            counts = f"{len(found.rows)} rows for {len(captions.predictions)} images"
+            raise ScoringError(f"{type(self).__name__}.measure gave {counts}. Give a value for each image, in their order.")
+        return found
 
 
 class UnavailableError(ScoringError):

@@ -89,7 +89,7 @@ def _first_parameter(metric: Any) -> str:
 
 def _measured(metric: Any, captions: CaptionSet) -> Measured:
     if isinstance(metric, CaptionMetric):
-        return metric.measure(captions)
+        return metric.checked(captions)
     if isinstance(metric, evaluate.EvaluationModule):
         metric.keep_in_memory = True  # a file of its own is locked, and one that fails does not unlock it
     found: Mapping[str, Any] = metric.compute(

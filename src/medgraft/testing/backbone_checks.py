@@ -42,13 +42,14 @@ def backbone_findings(backbone_class: type[Backbone], source: str) -> Iterator[F
     checks = _Checks(backbone_class, source)
     yield from run_checks(
         backbone_class.__name__,
+        "backbone",
         (
-            checks.loads, checks.declares_seams, checks.owns_every_parameter, checks.knows_every_linear_layer,
-            checks.builds_a_meta_model, checks.masks_labels, checks.has_one_loss, checks.ignores_padding,
-            checks.takes_a_prompt_for_each_row, checks.cuts_long_captions, checks.resumes_at_every_seam,
-            checks.depends_on_the_image, checks.generates_as_trained, checks.generates_alike_in_batches,
-            checks.respects_limits, checks.gives_attention_maps, checks.takes_other_sizes, checks.survives_pickling,
-            checks.refuses_other_models,
+            checks.loads, checks.prepares_images, checks.declares_seams, checks.owns_every_parameter,
+            checks.knows_every_linear_layer, checks.builds_a_meta_model, checks.masks_labels, checks.has_one_loss,
+            checks.ignores_padding, checks.takes_a_prompt_for_each_row, checks.cuts_long_captions,
+            checks.resumes_at_every_seam, checks.depends_on_the_image, checks.generates_as_trained,
+            checks.generates_alike_in_batches, checks.respects_limits, checks.gives_attention_maps, checks.takes_other_sizes,
+            checks.survives_pickling, checks.refuses_other_models,
         ),
     )  # fmt: skip
 
@@ -90,6 +91,16 @@ class _Checks:
         loaded, digests = backbone.model.state_dict(), self.backbone_class.checkpoint_digests(self.source)
         other = [name for name in digests if name not in loaded or tensor_digest(loaded[name]) != digests[name].sha256]
         assert not other, f"{len(other)} loaded tensors are not those in the files, such as {other[0]}; override fingerprint"
+
+    def prepares_images(self) -> None:
+        """`pixel_values` is one tensor with a row for each image, whatever their shapes."""
+        pixels = self.backbone.pixel_values(images())
+        assert isinstance(pixels, torch.Tensor), (
+            f"it is a {type(pixels).__name__}. docs/plugins.md has a section on models that need their own image processor"
+        )
+        assert len(pixels) == 3, (
+            f"it has {len(pixels)} rows for 3 images; give each image the same number of tiles, [B, tiles, ...]"
+        )
 
     def declares_seams(self) -> None:
         """Seams are named, and each includes the parts of the one below it."""

@@ -42,7 +42,13 @@ def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: M
         """Gives examples with ids, splits and at least one caption."""
         examples = read()
         assert examples, f"{path} gave no example"
-        assert all(e.split in SPLITS for e in examples), f"splits are {SPLITS}"
+        for e in examples:
+            assert isinstance(e, Example), f"read gave {type(e).__name__}; yield Example(id, image, captions, split)"
+            assert e.split in SPLITS, f"{e.id!r} is of split {e.split!r}; splits are {', '.join(SPLITS)}"
+            assert not isinstance(e.captions, str), (
+                f"the captions of {e.id!r} are a text; give a tuple of texts, such as (text,)"
+            )
+            assert not isinstance(e.image, str), f"the image of {e.id!r} is a text; give a Path, such as path / {e.image!r}"
         keys = [(e.split, e.id) for e in examples]
         assert len(set(keys)) == len(keys), "an id occurs twice in a split"
         assert any(caption.strip() for e in examples for caption in e.captions), "no example has a caption"
@@ -50,7 +56,7 @@ def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: M
     def has_images() -> None:
         """Its images exist and open as RGB."""
         found = [e.image for e in read() if (e.image if isinstance(e.image, Path) else e.image.path).exists()]
-        assert found, "no image file exists"
+        assert found, f"no image file exists, such as {read()[0].image}"
         image = open_image(found[0])
         assert isinstance(image, Image.Image) and image.mode == "RGB", f"{found[0]} is not an RGB image"
 
@@ -77,7 +83,7 @@ def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: M
                 raise AssertionError("an empty folder was read without an error")
 
     checks = (is_readable, has_images, is_repeatable, keeps_groups_together, refuses_other_folders)
-    yield from run_checks(dataset_class.__name__, checks)
+    yield from run_checks(dataset_class.__name__, "dataset", checks)
 
 
 def metric_findings(metric_class: type[evaluate.Metric]) -> Iterator[Finding]:
@@ -112,4 +118,4 @@ def metric_findings(metric_class: type[evaluate.Metric]) -> Iterator[Finding]:
         compute(_CAPTIONS, [[a, b] for a, b in zip(_CAPTIONS, _OTHERS, strict=True)])
 
     checks = (gives_numbers, is_repeatable, takes_empty_captions, takes_several_references)
-    yield from run_checks(metric_class.__name__, checks)
+    yield from run_checks(metric_class.__name__, "metric", checks)

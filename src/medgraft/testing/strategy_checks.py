@@ -31,7 +31,7 @@ def strategy_findings(strategy: Strategy, backbone: str, *, plugins: PluginManag
     """The result of each check of a strategy on a backbone."""
     checks = _Checks(strategy, backbone, plugins)
     training = (checks.trains_its_scope, checks.loads_as_saved, checks.merges) if strategy.trains else ()
-    yield from run_checks(f"{name or strategy.method} on {backbone.partition(':')[0]}", (checks.applies, *training))
+    yield from run_checks(f"{name or strategy.method} on {backbone.partition(':')[0]}", "strategy", (checks.applies, *training))
 
 
 class _Checks:

@@ -8,7 +8,7 @@ from medgraft.cli.adapter import combine, diff, extract, inspect, merge, pull, p
 from medgraft.cli.options import add_command
 
 NAME = "adapter"
-SUMMARY = "inspect, verify, compare, merge, shrink, push and pull adapters"
+SUMMARY = "inspect, verify, compare, merge, shrink, push, pull adapters"
 EXAMPLE = "medgraft adapter inspect my-adapter"
 _ACTIONS = (inspect, verify, diff, merge, combine, extract, push, pull)
 
