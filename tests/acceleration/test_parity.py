@@ -20,7 +20,7 @@ from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
 from medgraft.saliency import MapOptions, caption_maps
 from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.testing.backbone_checks import images
+from medgraft.testing.samples import images
 from medgraft.testing.strategy_checks import _manifest
 from medgraft.testing.tiny import tiny_models
 from medgraft.training import CaptioningModule

@@ -17,7 +17,7 @@ from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
 from medgraft.strategies import Strategy, get_strategy
-from medgraft.testing.backbone_checks import images
+from medgraft.testing.samples import images
 from medgraft.testing.strategy_checks import _manifest
 
 PLUGINS = PluginManager()

@@ -16,7 +16,7 @@ from medgraft.errors import ConfigError, StrategyError
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
 from medgraft.strategies import get_strategy
-from medgraft.testing.backbone_checks import images
+from medgraft.testing.samples import images
 from medgraft.testing.strategy_checks import _manifest
 
 PLUGINS = PluginManager()

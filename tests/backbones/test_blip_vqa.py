@@ -8,7 +8,7 @@ from medgraft.backbones.blip_vqa import BlipVqaBackbone
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.saliency import caption_maps
-from medgraft.testing.backbone_checks import images
+from medgraft.testing.samples import images
 from medgraft.testing.tiny import save_pretrained
 
 QUESTIONS = ["is the liver healthy?", "what disease is seen in the lower left lung?"]

@@ -13,7 +13,7 @@ from medgraft.errors import BackboneError, StrategyError
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import PartPlan, Strategy, apply_strategy, get_strategy
-from medgraft.testing.backbone_checks import images
+from medgraft.testing.samples import images
 
 LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 PATCHES = {"image_size": 32, "patch_size": 8}

@@ -11,7 +11,7 @@ from medgraft.errors import BackboneError
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy
-from medgraft.testing.backbone_checks import CAPTIONS, images
+from medgraft.testing.samples import CAPTIONS, images
 
 QFORMERS = ["blip2-opt", "blip2-t5", "instructblip-t5", "instructblip-vicuna"]
 ENCODER_DECODERS = ["vit-gpt2", "deit-bert", "dinov2-trocr", "clip-bart", "swin-roberta", "beit-electra"]

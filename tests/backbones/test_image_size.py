@@ -24,7 +24,7 @@ from medgraft.models import load_model
 from medgraft.prepare import prepare_captioner
 from medgraft.saliency import caption_maps
 from medgraft.strategies import Strategy
-from medgraft.testing.backbone_checks import CAPTIONS, images
+from medgraft.testing.samples import CAPTIONS, images
 
 SIZED = [
     "blip", "blip2-opt", "instructblip-t5", "git", "vit-gpt2", "deit-bert", "dinov2-trocr", "clip-bart", "swin-roberta",

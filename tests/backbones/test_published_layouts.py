@@ -16,7 +16,7 @@ from medgraft.errors import BackboneError, StrategyError
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, apply_strategy, get_strategy, quantized_modules
-from medgraft.testing.backbone_checks import CAPTIONS, images
+from medgraft.testing.samples import CAPTIONS, images
 
 NAMES = [layout.like for layout in LAYOUTS]
 STORED = ["nf4", "fp4", "int8"]

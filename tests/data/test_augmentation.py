@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from medgraft.augmentation_config import AugmentationConfig
 from medgraft.backbones.blip import BlipBackbone
 from medgraft.benchmark.record import run_id
-from medgraft.config import load_suite, run_config
+from medgraft.config import METRICS, load_suite, run_config
 from medgraft.data.augmentation import Views, augmented, flip_warning, recurring_images, recurs, view_digest, without_view
 from medgraft.data.collate import CaptionPairs, PixelCache
 from medgraft.data.image_reader import ImageReader
@@ -230,7 +230,7 @@ def test_a_suite_augments_all_its_runs(tmp_path):
 
 def test_augmentation_and_its_views_are_in_the_id_of_a_run_and_ids_without_it_are_as_before():
     def ids(*settings):
-        return run_id(_config(*settings), None, "d", "b", {})
+        return run_id(_config(*settings).model_copy(update={"metrics": METRICS}), None, "d", "b", {})
 
     assert ids() == ids("augmentation.noise=0", "augmentation.preset=none") == "3a9eb771bcc2a91f"
     augmented = "augmentation.noise=0.1"

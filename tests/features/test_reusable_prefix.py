@@ -14,7 +14,7 @@ from medgraft.features.reusable_prefix import prefix_key, stored_dtype
 from medgraft.models import load_model
 from medgraft.plugin import PluginManager
 from medgraft.strategies import PartPlan, Strategy, apply_strategy
-from medgraft.testing.backbone_checks import CAPTIONS, images
+from medgraft.testing.samples import CAPTIONS, images
 
 PLUGINS = PluginManager()
 FULL, ADAPTER = PartPlan(mode="full"), PartPlan(mode="adapter")

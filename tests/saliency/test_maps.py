@@ -13,7 +13,7 @@ from medgraft.saliency import METHODS, MapOptions, caption_maps, layer_count
 from medgraft.saliency.record import graph_below, recorded
 from medgraft.saliency.relevance import cross_relevance, normalised, rollout, self_relevance, weighted
 from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.testing.backbone_checks import images
+from medgraft.testing.samples import images
 
 CAPTION = "Chest X-ray with a large left-sided pleural effusion."
 TINY = [

@@ -14,7 +14,7 @@ from medgraft.errors import AdapterError
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
 from medgraft.strategies import apply_strategy, get_strategy
-from medgraft.testing.backbone_checks import images
+from medgraft.testing.samples import images
 from medgraft.testing.strategy_checks import _manifest
 
 PLUGINS = PluginManager()

@@ -8,7 +8,7 @@ from medgraft.errors import ConfigError, StrategyError
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
 from medgraft.strategies import get_strategy
-from medgraft.testing.backbone_checks import images
+from medgraft.testing.samples import images
 from medgraft.testing.tiny import tiny_models
 from medgraft.training import CaptioningModule
 

@@ -11,7 +11,7 @@ from medgraft.features.reusable_prefix import find_reusable_prefix, prefix_key
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
 from medgraft.strategies import get_strategy
-from medgraft.testing.backbone_checks import images
+from medgraft.testing.samples import images
 from medgraft.testing.tiny import tiny_models
 from medgraft.training import CaptioningModule
 from medgraft.training.neftune import noisy_embeddings, text_embeddings

@@ -9,7 +9,7 @@ from medgraft.config import GenerationConfig
 from medgraft.plugin import PluginManager
 from medgraft.strategies import get_strategy
 from medgraft.testing import check_backbone, check_strategy
-from medgraft.testing.backbone_checks import CAPTIONS, images
+from medgraft.testing.samples import CAPTIONS, images
 
 MANAGER = PluginManager()
 MODELS = ["qwen2.5-vl", "qwen2-vl"]

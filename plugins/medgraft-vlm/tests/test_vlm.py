@@ -17,7 +17,7 @@ from medgraft.errors import BackboneError, ConfigError, UnknownNameError
 from medgraft.plugin import PluginManager
 from medgraft.strategies import get_strategy, quantized_modules
 from medgraft.testing import check_backbone, check_strategy
-from medgraft.testing.backbone_checks import CAPTIONS, images
+from medgraft.testing.samples import CAPTIONS, images
 
 MANAGER = PluginManager()
 MODELS = sorted(next(spec for spec, _ in MANAGER.specs("backbone") if spec.name == "vlm").tiny)

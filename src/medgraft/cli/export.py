@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--references", type=Path, metavar="R", help="r2gen: as of `medgraft score`; a run's folder has its own"
     )
     parser.add_argument(
-        "--layout", choices=("imageclef", "r2gen"), required=True,
+        "--layout", choices=("imageclef", "r2gen"), required=True, metavar="L",
         help="imageclef: a CSV with ID and Caption; r2gen: res.csv, gts.csv and ids.csv, a report a line",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="imageclef: a file .csv; r2gen: a folder")

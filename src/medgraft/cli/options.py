@@ -77,7 +77,7 @@ def add_device_map(parser: argparse.ArgumentParser) -> None:
     """Add --device-map; `model_settings` reads it."""
     parser.add_argument(
         "--device-map", metavar="MAP",
-        help="spread the model over GPUs, CPU and disk: auto, balanced, balanced_low_0, sequential, or JSON by module",
+        help="spread over GPUs, CPU, disk: auto, balanced, balanced_low_0, sequential, JSON",
     )  # fmt: skip
 
 
@@ -99,9 +99,9 @@ def add_model(parser: argparse.ArgumentParser, *, several: bool = False) -> None
     )  # fmt: skip
     parser.add_argument(
         "--quantization", choices=("none", "int8", "nf4", "fp4"), default="none", metavar="Q",
-        help="int8, nf4, fp4: load the base of a PEFT adapter, or a bare backbone, so",
+        help="int8, nf4, fp4: hold the base so; of a PEFT adapter or a bare backbone",
     )  # fmt: skip
-    add_dtype(parser, "default: auto, the adapter's own where this machine has it, else the fastest here")
+    add_dtype(parser, "default: auto, the adapter's own or the fastest here")
     add_device_map(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="default: the adapter's own, else the backbone's")
 
@@ -116,7 +116,5 @@ def add_generation(parser: argparse.ArgumentParser, *, sets: bool = True) -> Non
     """Add the options of caption generation; `sets`: with --set, which the command does not have otherwise."""
     if sets:
         add_set(parser, "generation.K=V, model.K=V, or image.size=N for a bare backbone; may be repeated")
-    parser.add_argument(
-        "--num-beams", type=int, metavar="N", help="beam search with N beams (default: greedy, or the adapter's)"
-    )
+    parser.add_argument("--num-beams", type=int, metavar="N", help="beams (default: greedy, or the adapter's)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum length of a caption in tokens")

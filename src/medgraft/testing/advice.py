@@ -20,6 +20,7 @@ DECIDED_BY: dict[Kind, dict[str, str]] = {
         "masks_labels": "text_batch, token_ids, end_id",
         "has_one_loss": "loss, decode",
         "ignores_padding": "decode, pad_id",
+        "takes_a_prompt_for_each_row": "text_batch, forward_to, decode",
         "cuts_long_captions": "text_batch, max_positions",
         "resumes_at_every_seam": "forward_to, decode, seams",
         "depends_on_the_image": "pixel_values, forward_to, prompt_ids, image_tokens",

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 import transformers
-from PIL import Image
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -20,16 +19,8 @@ from medgraft.config import GenerationConfig
 from medgraft.errors import BackboneError
 from medgraft.saliency import caption_maps
 from medgraft.testing.findings import Finding, require, run_checks
+from medgraft.testing.samples import CAPTIONS, images
 from medgraft.types import PARTS, lies_in
-
-CAPTIONS = ("a nodule.", "no acute findings in the chest, heart size is normal.")
-
-
-def images(count: int = 3) -> list[Image.Image]:
-    """RGB images of noise, all of different sizes."""
-    rng = np.random.default_rng(0)
-    shapes = [(40 + 7 * i, 60 - 9 * i, 3) for i in range(count)]
-    return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
 
 
 def check_backbone(backbone_class: type[Backbone], source: str | Path) -> None:

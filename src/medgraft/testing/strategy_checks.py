@@ -14,8 +14,8 @@ from medgraft.backbones import Backbone
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_model
 from medgraft.strategies import Applied, Strategy, bare_name, changes_base
-from medgraft.testing.backbone_checks import CAPTIONS, images
 from medgraft.testing.findings import Finding, require, run_checks
+from medgraft.testing.samples import CAPTIONS, images
 from medgraft.training import CaptioningModule
 from medgraft.types import lies_in
 
