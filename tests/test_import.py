@@ -61,7 +61,10 @@ def test_public_names_are_not_hidden_by_modules():
     code = """
 import importlib, pkgutil, medgraft
 for module in pkgutil.walk_packages(medgraft.__path__, "medgraft."):
-    importlib.import_module(module.name)
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:  # the demo's page needs what an extra installs
+        assert error.name == "gradio"
 print([name for name in medgraft.__all__ if type(getattr(medgraft, name)).__name__ == "module"])
 """
     assert _loads(code).splitlines()[-1] == "[]"
@@ -76,7 +79,10 @@ import importlib, pkgutil, sys
 def import_all():
     import medgraft
     for module in pkgutil.walk_packages(medgraft.__path__, "medgraft."):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:  # the demo's page needs what an extra installs
+            assert error.name == "gradio"
 
 import_all()
 for name in [name for name in sys.modules if name.partition(".")[0] == "medgraft"]:

@@ -30,7 +30,7 @@ def base_of(contents: Contents, *, plugins: PluginManager) -> str:
     if not isinstance(base, str) or not base:
         raise AdapterError(f"{asked} and does not say which base it is for. Add --backbone NAME:SOURCE.")
     backbones = dict(_backbones(plugins))
-    model_type = _local_model_type(base)
+    model_type, architectures = _local_model(base)
     if base in backbones and backbones[base].default_source:
         names = [base]
     else:
@@ -43,6 +43,8 @@ def base_of(contents: Contents, *, plugins: PluginManager) -> str:
             if not backbone.default_source
             and (wanted in backbone.model_types if wanted else backbone.model_class == model_class)
         ]  # fmt: skip
+        of_class = [name for name in names if backbones[name].model_class in (model_class, *architectures)]
+        names = of_class or names  # which tells models of one type apart, as those for captions and for questions
         special = min((len(backbones[name].model_types) for name in names), default=0)
         names = [name for name in names if len(backbones[name].model_types) == special]  # before one for all chat models
     option = base if names == [base] else f"{names[0] if len(names) == 1 else 'NAME'}:{base}"
@@ -65,19 +67,19 @@ def _backbones(plugins: PluginManager) -> Iterator[tuple[str, type[Backbone]]]:
             yield name, found
 
 
-def _local_model_type(base: str) -> str | None:
-    """The model type of a folder or of a hub id that was downloaded with its weights; None if it is neither."""
+def _local_model(base: str) -> tuple[str | None, tuple[str, ...]]:
+    """Model type and classes of a folder or of a hub id that was downloaded with its weights; None if it is neither."""
     folder = Path(base)
     if not folder.is_dir():
         try:
-            config = try_to_load_from_cache(base, "config.json")
-            if not isinstance(config, str) or not any(isinstance(try_to_load_from_cache(base, n), str) for n in _WEIGHTS):
-                return None
+            file = try_to_load_from_cache(base, "config.json")
+            if not isinstance(file, str) or not any(isinstance(try_to_load_from_cache(base, n), str) for n in _WEIGHTS):
+                return None, ()
         except ValueError:  # no hub id
-            return None
-        folder = Path(config).parent
+            return None, ()
+        folder = Path(file).parent
     try:
-        model_type: str = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError):
-        return None
-    return model_type
+        return None, ()
+    return config.model_type, tuple(config.architectures or ())
