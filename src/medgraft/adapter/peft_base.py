@@ -43,7 +43,8 @@ def base_of(contents: Contents, *, plugins: PluginManager) -> str:
             if not backbone.default_source
             and (wanted in backbone.model_types if wanted else backbone.model_class == model_class)
         ]  # fmt: skip
-        of_class = [name for name in names if backbones[name].model_class in (model_class, *architectures)]
+        classes = {model_class, *architectures, *((published.architectures or ()) if published else ())}
+        of_class = [name for name in names if backbones[name].model_class in classes]
         names = of_class or names  # which tells models of one type apart, as those for captions and for questions
         special = min((len(backbones[name].model_types) for name in names), default=0)
         names = [name for name in names if len(backbones[name].model_types) == special]  # before one for all chat models

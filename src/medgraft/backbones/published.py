@@ -24,9 +24,9 @@ def planning_config(source: str, model_types: tuple[str, ...]) -> PreTrainedConf
     return published_config(source) or read_config(source, model_types)
 
 
-def _blip_base() -> PreTrainedConfig:
+def _blip_base(model_class: str = "BlipForConditionalGeneration") -> PreTrainedConfig:
     text = {"encoder_hidden_size": 768, "num_attention_heads": 12, "vocab_size": 30524}
-    return transformers.BlipConfig(text_config=text, vision_config={"image_size": 384})
+    return transformers.BlipConfig(text_config=text, vision_config={"image_size": 384}, architectures=[model_class])
 
 
 def _blip_large() -> PreTrainedConfig:
@@ -34,7 +34,8 @@ def _blip_large() -> PreTrainedConfig:
         "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 384,
     }  # fmt: skip
     text = {"encoder_hidden_size": 1024, "num_attention_heads": 12, "vocab_size": 30524}
-    return transformers.BlipConfig(text_config=text, vision_config=vision)
+    architectures = ["BlipForConditionalGeneration"]
+    return transformers.BlipConfig(text_config=text, vision_config=vision, architectures=architectures)
 
 
 def _opt(width: int, layers: int, heads: int) -> dict[str, object]:
@@ -76,8 +77,8 @@ def _vit_gpt2() -> PreTrainedConfig:
 _CONFIGS: Mapping[str, Callable[[], PreTrainedConfig]] = {
     "Salesforce/blip-image-captioning-base": _blip_base,
     "Salesforce/blip-image-captioning-large": _blip_large,
-    "Salesforce/blip-vqa-base": _blip_base,
-    "Salesforce/blip-vqa-capfilt-large": _blip_base,
+    "Salesforce/blip-vqa-base": lambda: _blip_base("BlipForQuestionAnswering"),
+    "Salesforce/blip-vqa-capfilt-large": lambda: _blip_base("BlipForQuestionAnswering"),
     "Salesforce/blip2-opt-2.7b": lambda: _blip2(_opt(2560, 32, 32)),
     "Salesforce/blip2-opt-6.7b": lambda: _blip2(_opt(4096, 32, 32)),
     "Salesforce/blip2-flan-t5-xl": lambda: _blip2(_flan_t5(2048, 5120, 32)),
