@@ -221,23 +221,30 @@ def read_toml(path: Path) -> dict[str, Any]:
 def load_suite(path: Path, overrides: Iterable[str] = ()) -> SuiteConfig:
     """Load the suite in `path` with `--set` overrides applied; data paths are relative to the working directory."""
     values = read_toml(path)
+    if isinstance(values.get("data"), Mapping | str | list):
+        values["data"] = [_changed_data(item, {}) for item in _listed(values["data"])]
     for section, changes in parse_overrides(overrides, SUITE_SECTIONS).items():
         if not isinstance(values.get(section, {}), Mapping | str | list):
             raise ConfigError(f"Suite {path}: {section!r} has to be a table, not {values[section]!r}.")
         if section != "data":
             values[section] = {**values.get(section, {}), **changes}
             continue
-        items = values.get("data", [])
-        items = [items] if isinstance(items, Mapping | str) else items
-        values["data"] = [_changed_data(item, changes) for item in items]
+        values["data"] = [_changed_data(item, changes) for item in _listed(values.get("data", []))]
     return validated(SuiteConfig, values, f"Suite {path}")
 
 
-def _changed_data(data: Mapping[str, Any] | str, changes: Mapping[str, JsonValue]) -> dict[str, Any]:
-    base = DataConfig.parse(data).model_dump() if isinstance(data, str) else dict(data)
-    own = {key: value for key, value in changes.items() if key in DataConfig.model_fields}
-    options = {key: value for key, value in changes.items() if key not in DataConfig.model_fields}
-    return {**base, **own, "options": {**base.get("options", {}), **options}}
+def _listed(data: Any) -> Any:
+    return [data] if isinstance(data, Mapping | str) else data
+
+
+def _changed_data(data: Any, changes: Mapping[str, JsonValue]) -> Any:
+    """The table of a data set with `changes`; keys that are no settings of DataConfig are options of the reader."""
+    base = DataConfig.parse(data).model_dump() if isinstance(data, str) else data
+    if not isinstance(base, Mapping) or not isinstance(base.get("options", {}), Mapping):
+        return data  # which is refused
+    own = {key: value for key, value in {**base, **changes}.items() if key in DataConfig.model_fields}
+    options = {key: value for key, value in {**base, **changes}.items() if key not in DataConfig.model_fields}
+    return {**own, "options": {**base.get("options", {}), **options}}
 
 
 def parse_overrides(overrides: Iterable[str], sections: tuple[str, ...] = RUN_SECTIONS) -> dict[str, dict[str, JsonValue]]:

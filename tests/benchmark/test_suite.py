@@ -133,6 +133,23 @@ def test_a_suite_started_again_runs_only_what_is_missing(finished, plugins, logg
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
 
 
+@pytest.mark.parametrize("section", ['[data]\nname = "csv"\npath = "x.csv"\n{}', '[[data]]\nname = "csv"\npath = "x.csv"\n{}'])
+def test_options_of_a_reader_are_keys_of_the_data_as_with_set(section, tmp_path):
+    head = 'name = "s"\nbackbones = ["blip"]\nstrategies = ["lora"]\n'
+    found = []
+    for number, keys in enumerate(('group = "patient"\nmax_images = 7', 'options = { group = "patient" }\nmax_images = 7')):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(head + section.format(keys))
+        found.append(load_suite(path, ["data.id=name"]).data)
+    assert found[0] == found[1] and found[0][0].options == {"group": "patient", "id": "name"} and found[0][0].max_images == 7
+
+
+def test_data_that_are_no_table_are_refused(tmp_path):
+    (tmp_path / "s.toml").write_text('name = "s"\nbackbones = ["blip"]\nstrategies = ["lora"]\ndata = 5\n')
+    with pytest.raises(ConfigError, match="data"):
+        load_suite(tmp_path / "s.toml")
+
+
 def test_a_run_that_an_earlier_version_recorded_keeps_its_id(tiny_folder, phantoms_folder, plugins, tmp_path):
     """The fingerprint of earlier versions depended on the dtype in the files."""
     base = tmp_path / "base"
