@@ -221,20 +221,17 @@ def read_toml(path: Path) -> dict[str, Any]:
 def load_suite(path: Path, overrides: Iterable[str] = ()) -> SuiteConfig:
     """Load the suite in `path` with `--set` overrides applied; data paths are relative to the working directory."""
     values = read_toml(path)
-    if isinstance(values.get("data"), Mapping | str | list):
-        values["data"] = [_changed_data(item, {}) for item in _listed(values["data"])]
+    data = values.get("data")
+    if isinstance(data, Mapping | str | list):
+        values["data"] = [_changed_data(item, {}) for item in (data if isinstance(data, list) else [data])]
     for section, changes in parse_overrides(overrides, SUITE_SECTIONS).items():
         if not isinstance(values.get(section, {}), Mapping | str | list):
             raise ConfigError(f"Suite {path}: {section!r} has to be a table, not {values[section]!r}.")
         if section != "data":
             values[section] = {**values.get(section, {}), **changes}
             continue
-        values["data"] = [_changed_data(item, changes) for item in _listed(values.get("data", []))]
+        values["data"] = [_changed_data(item, changes) for item in values.get("data", [])]
     return validated(SuiteConfig, values, f"Suite {path}")
-
-
-def _listed(data: Any) -> Any:
-    return [data] if isinstance(data, Mapping | str) else data
 
 
 def _changed_data(data: Any, changes: Mapping[str, JsonValue]) -> Any:
