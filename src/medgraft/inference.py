@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from PIL.Image import Image
@@ -25,38 +25,11 @@ _logger = logging.getLogger(__name__)
 _MAPS_BATCH = 16  # upper limit, because attention weights need much memory
 
 
-class Captioner(Protocol):
+class Captioner(ABC):
     """The interface for captioning with a local model (`Inference`) or one behind an API (`RemoteInference`).
 
     `prompts` are those of the images, None for images without one; left out, all have the captioner's.
     """
-
-    def caption(
-        self, images: Sequence[ImageSource | Image], generation: GenerationConfig = ..., prompts: Sequence[str | None] = ...
-    ) -> Generated:
-        """The first caption of each image, in order; images are files or PIL images. DataError if one cannot be read."""
-
-    def batches(
-        self, images: Sequence[ImageSource | Image], generation: GenerationConfig = ..., prompts: Sequence[str | None] = ...
-    ) -> Iterator[CaptionedBatch]:
-        """All captions of each image, in order, as they are made; goes on after an image that cannot be read."""
-
-    def token_limit(self, generation: GenerationConfig) -> int:
-        """The number of tokens at which a caption is cut off."""
-
-    def usage(self) -> Usage | None:
-        """Requests to the API and their cost; None for a local model."""
-
-
-@dataclass(frozen=True)
-class Inference:
-    """A local model. It computes in `dtype` by autocast and reads the features of image files from `features`, if given."""
-
-    backbone: Backbone
-    prompt: str = ""
-    dtype: torch.dtype = torch.float32
-    batch_size: int = 32
-    features: CachedFeatures | None = None
 
     def caption(
         self,
@@ -64,8 +37,36 @@ class Inference:
         generation: GenerationConfig = GenerationConfig(),
         prompts: Sequence[str | None] = (),
     ) -> Generated:
-        """See Captioner."""
+        """The first caption of each image, in order; images are files or PIL images. DataError if one cannot be read."""
         return collected(self.batches(images, generation, prompts), len(images), self.token_limit(generation))
+
+    @abstractmethod
+    def batches(
+        self,
+        images: Sequence[ImageSource | Image],
+        generation: GenerationConfig = GenerationConfig(),
+        prompts: Sequence[str | None] = (),
+    ) -> Iterator[CaptionedBatch]:
+        """All captions of each image, in order, as they are made; goes on after an image that cannot be read."""
+
+    @abstractmethod
+    def token_limit(self, generation: GenerationConfig) -> int:
+        """The number of tokens at which a caption is cut off."""
+
+    @abstractmethod
+    def usage(self) -> Usage | None:
+        """Requests to the API and their cost; None for a local model."""
+
+
+@dataclass(frozen=True)
+class Inference(Captioner):
+    """A local model. It computes in `dtype` by autocast and reads the features of image files from `features`, if given."""
+
+    backbone: Backbone
+    prompt: str = ""
+    dtype: torch.dtype = torch.float32
+    batch_size: int = 32
+    features: CachedFeatures | None = None
 
     def batches(
         self,
@@ -156,21 +157,12 @@ class Inference:
 
 
 @dataclass(frozen=True)
-class RemoteInference:
+class RemoteInference(Captioner):
     """A model behind an API."""
 
     client: RemoteCaptioner
     prompt: str
     batch_size: int = 32
-
-    def caption(
-        self,
-        images: Sequence[ImageSource | Image],
-        generation: GenerationConfig = GenerationConfig(),
-        prompts: Sequence[str | None] = (),
-    ) -> Generated:
-        """See Captioner."""
-        return collected(self.batches(images, generation, prompts), len(images), self.token_limit(generation))
 
     def batches(
         self,

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from medgraft.adapter import TrainedOn
-from medgraft.benchmark.guesses import QUESTION_ONLY, guessed
+from medgraft.benchmark.baseline_captions import QUESTION_ONLY, baseline_captions
 from medgraft.config import DataConfig, data_config
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import DataError
@@ -154,7 +154,7 @@ def test_the_question_alone_is_a_baseline(images):
     ]  # fmt: skip
     asked = [("is it  NORMAL?", None, "yes"), ("Is it wide?", None, "no"), ("Seen from?", "POS", "left"), ("Why?", None, "no")]
     data = CaptionData("x", [*train, *(example(question, "?", "test", kind) for question, kind, _ in asked)])
-    found = guessed(QUESTION_ONLY, data.split("train"), data.split("test"))
+    found = baseline_captions(QUESTION_ONLY, data.split("train"), data.split("test"))
     assert found == [wanted for *_, wanted in asked]
 
 

@@ -12,7 +12,7 @@ from test_results import _reference, _write
 
 import medgraft
 from medgraft.benchmark import read_records, write_record
-from medgraft.benchmark.guesses import STRATEGIES
+from medgraft.benchmark.baseline_captions import STRATEGIES
 from medgraft.benchmark.record import BASELINE, BASELINES
 from medgraft.cli.main import main
 from medgraft.config import METRICS

@@ -101,7 +101,7 @@ class BlipVqaBackbone(BlipBackbone):
         return rows.new_full((len(rows), 1), int(self.config.text_config.bos_token_id))
 
     def _question_states(self, features: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """What the encoder says of questions [B, Q] about the images `features` [B, S, C], as [B, Q, C]."""
+        """The encoder's states [B, Q, C] of questions [B, Q] about images, whose features are [B, S, C]."""
         states: torch.Tensor = self.model.text_encoder(
             input_ids=input_ids, attention_mask=mask, encoder_hidden_states=features
         ).last_hidden_state

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from medgraft import hardware
+from medgraft.benchmark.baseline_captions import baseline_captions, baseline_names
 from medgraft.benchmark.evaluation import Evaluation, evaluated
-from medgraft.benchmark.guesses import guessed, guesses
 from medgraft.benchmark.lease import Leases
 from medgraft.benchmark.record import BASELINE, BASELINES, Record, read_record, run_id, write_record
 from medgraft.benchmark.run import RunResult
@@ -33,7 +33,7 @@ def run_baselines(config: RunConfig, out: Path, *, plugins: PluginManager, lease
     if not data.split("train") or not data.split(config.eval_split):
         return ()
     records = []
-    names = guesses(data.split(config.eval_split))
+    names = baseline_names(data.split(config.eval_split))
     for own, identity in _identified(config, names, fingerprint := data_fingerprint(data.examples)):
         path = out / "records" / f"{identity}.json"
         if not path.is_file():
@@ -56,7 +56,7 @@ def write_baselines(result: RunResult, out: Path, *, plugins: PluginManager) -> 
         return found
     chosen = result.evaluation.predictions
     examples = [example for example in data.split(config.eval_split) if example.id in chosen]
-    for own, identity in _identified(config, guesses(examples), fingerprint := result.record.data_fingerprint or ""):
+    for own, identity in _identified(config, baseline_names(examples), fingerprint := result.record.data_fingerprint or ""):
         found[own.strategy] = evaluate_baseline(own.strategy, data.split("train"), examples, config.metrics, plugins)
         if hardware.is_main_process():
             _write(own, identity, data, fingerprint, out / BASELINES, found[own.strategy])
@@ -72,14 +72,14 @@ def baselines_of(
     except DataError:
         _logger.info("The data have no training images, so there are no captions that ignore the image to compare with.")
         return {}
-    return {name: evaluate_baseline(name, train, examples, metrics, plugins) for name in guesses(examples)}
+    return {name: evaluate_baseline(name, train, examples, metrics, plugins) for name in baseline_names(examples)}
 
 
 def evaluate_baseline(
     name: str, train: Sequence[Example], examples: Sequence[Example], metrics: tuple[str, ...], plugins: PluginManager
 ) -> Evaluation:
     """Scores of the baseline `name` on `examples`, from the captions of the training images."""
-    return evaluated(captions_of(examples, guessed(name, train, examples)), metrics=metrics, plugins=plugins)
+    return evaluated(captions_of(examples, baseline_captions(name, train, examples)), metrics=metrics, plugins=plugins)
 
 
 def _identified(config: RunConfig, names: Sequence[str], fingerprint: str) -> list[tuple[RunConfig, str]]:

@@ -20,7 +20,7 @@ from medgraft.saliency import Explanation
 
 _FONT = ("system-ui", "Segoe UI", "DejaVu Sans", "sans-serif")
 _PREVIEW = 720  # px, the longest side of the image on the page
-_MOST_HELD = 16  # images, each of an open tab
+_MOST_PICTURES = 16  # images, each of an open tab
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; }
 .html-container { padding: 0 !important; }
@@ -45,32 +45,32 @@ def demo_page(models: Sequence[DemoModel], privacy: str) -> Any:
 
     One image is captioned at a time, because the models share the weights of their base.
     """
-    held: dict[str, tuple[Image, str]] = {}  # with its name, by tab; Gradio's own state would outlive its tab by an hour
+    pictures: dict[str, tuple[Image, str]] = {}  # with its name, by tab; Gradio's own state would outlive its tab by an hour
     nothing = ("",) * len(models)
 
     def opened(file: str, prompt: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        held.pop(request.session_hash, None)
+        pictures.pop(request.session_hash, None)
         try:
             image, name = _taken(Path(file))
         except MedgraftError as error:
             yield (None, "", _problem(str(error).replace(file, Path(file).name)), *nothing, "")
             return
-        held[request.session_hash] = image, name
-        while len(held) > _MOST_HELD:
-            del held[next(iter(held))]
+        pictures[request.session_hash] = image, name
+        while len(pictures) > _MOST_PICTURES:
+            del pictures[next(iter(pictures))]
         preview = _preview(image, name)
         yield (None, preview, "", *nothing, "")
         for made in captions(prompt, request):
             yield (None, preview, *made)
 
     def forget(request: gr.Request) -> None:
-        held.pop(request.session_hash, None)
+        pictures.pop(request.session_hash, None)
 
     def captions(prompt: str, request: gr.Request) -> Iterator[tuple[str, ...]]:
-        if request.session_hash not in held:
+        if request.session_hash not in pictures:
             yield (_problem("Drop an image first."), *nothing, "")
             return
-        image, name = held[request.session_hash]
+        image, name = pictures[request.session_hash]
         made, asked = list(nothing), prompt.strip() or None
         try:
             for number, model in enumerate(models):

@@ -1,4 +1,4 @@
-"""Captions that nobody looked at an image for: the commonest, random ones, and answers to a question that was only read."""
+"""Captions of the baselines, which ignore the image: the most frequent, a random one, and answers from the question alone."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ STRATEGIES = ("most-frequent", "random")
 QUESTION_ONLY = "question-only"  # for data with questions
 
 
-def guesses(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The names of the guesses at `examples`; the last needs questions."""
+def baseline_names(examples: Sequence[Example]) -> tuple[str, ...]:
+    """The baselines for `examples`; the last is for questions alone."""
     asked = any(example.prompt is not None for example in examples)
     return (*STRATEGIES, QUESTION_ONLY) if asked else STRATEGIES
 
 
-def guessed(name: str, train: Sequence[Example], examples: Sequence[Example]) -> list[str]:
-    """A caption for each of `examples` by the guess `name`, from the captions of `train`."""
+def baseline_captions(name: str, train: Sequence[Example], examples: Sequence[Example]) -> list[str]:
+    """A caption for each of `examples` by the baseline `name`, from the captions of `train`."""
     if name == QUESTION_ONLY:
         return _from_questions(train, examples)
     captions = [caption for example in train for caption in example.captions if caption]
