@@ -194,12 +194,6 @@ def evaluated(captions: RunCaptions, *, metrics: tuple[str, ...], plugins: Plugi
     return Evaluation(captions, scores, intervals, signs)
 
 
-def generation_of(adapter: LoadedAdapter) -> GenerationConfig:
-    """The generation settings of the run that trained an adapter."""
-    stored = adapter.manifest.evaluation.get("generation") if adapter.manifest else None
-    return GenerationConfig(**stored) if stored else GenerationConfig()
-
-
 def seen_in_training(adapter: LoadedAdapter | Start, data: DataConfig, examples: Sequence[Example]) -> SeenInTraining | None:
     """How many of `examples`, read by `data`, the adapter was trained on; None if that is unknown.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from medgraft.adapter import LoadedAdapter, Manifest
 from medgraft.backbones import prompt_for
-from medgraft.benchmark.evaluation import Evaluation, evaluated, generation_of
+from medgraft.benchmark.evaluation import Evaluation, evaluated
 from medgraft.config import DataConfig
 from medgraft.data import load_data
 from medgraft.errors import MedgraftError
@@ -65,5 +65,5 @@ def evaluation(
 ) -> Evaluation:
     """CIDEr of generated captions, with its interval."""
     prompts = [example.prompt for example in examples]
-    captions = inference.caption([example.image for example in examples], generation_of(loaded), prompts).captions
+    captions = inference.caption([example.image for example in examples], loaded.generation, prompts).captions
     return evaluated(captions_of(examples, captions), metrics=("cider",), plugins=plugins)
