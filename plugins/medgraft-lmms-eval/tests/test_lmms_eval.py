@@ -10,10 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from medgraft_lmms_eval.answering import answers
 
 import medgraft
 from medgraft.plugin_api import ConfigError, DataError, GenerationConfig
+from medgraft_lmms_eval.answering import answers
 
 ROOT = Path(__file__).parents[3]
 ADAPTER = ROOT / "adapters/blip-nano-lora"
@@ -84,23 +84,30 @@ def evaluator(images, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("lmms-eval")
     rows = {"image": images, "question": TEXTS, "answer": ["none"] * 4}
-    features = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string"), "answer": datasets.Value("string")})
+    features = datasets.Features(
+        {"image": datasets.Image(), "question": datasets.Value("string"), "answer": datasets.Value("string")}
+    )
     datasets.DatasetDict({"test": datasets.Dataset.from_dict(rows, features=features)}).save_to_disk(folder / "data")
     task = {
-        "task": "phantoms", "dataset_path": str(folder / "data"), "dataset_kwargs": {"load_from_disk": True}, "test_split": "test",
-        "output_type": "generate_until", "doc_to_visual": "image", "doc_to_text": "question", "doc_to_target": "answer",
+        "task": "phantoms", "dataset_path": str(folder / "data"), "dataset_kwargs": {"load_from_disk": True},
+        "test_split": "test", "output_type": "generate_until", "doc_to_visual": "image", "doc_to_text": "question",
+        "doc_to_target": "answer",
         "generation_kwargs": {**OPTIONS, "temperature": 0, "do_sample": False},
         "metric_list": [{"metric": "anls", "aggregation": "mean", "higher_is_better": True}],
     }  # fmt: skip
     (folder / "tasks").mkdir()
     (folder / "tasks/phantoms.yaml").write_text(json.dumps(task))
-    (folder / "tasks/choices.yaml").write_text(json.dumps(task | {"task": "choices", "output_type": "loglikelihood", "generation_kwargs": None}))
+    (folder / "tasks/choices.yaml").write_text(
+        json.dumps(task | {"task": "choices", "output_type": "loglikelihood", "generation_kwargs": None})
+    )
     package = tomllib.loads((ROOT / "plugins/medgraft-lmms-eval/pyproject.toml").read_text())["project"]
     points = package["entry-points"]["lmms_eval.models"].items()
     installed = folder / "site/medgraft_lmms_eval-0.1.0.dist-info"  # as pip installs it
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package['name']}\nVersion: {package['version']}\n")
-    (installed / "entry_points.txt").write_text("[lmms_eval.models]\n" + "".join(f"{name} = {target}\n" for name, target in points))
+    (installed / "entry_points.txt").write_text(
+        "[lmms_eval.models]\n" + "".join(f"{name} = {target}\n" for name, target in points)
+    )
     paths = [str(installed.parent), *sys.path]
 
     def run(*options):
@@ -125,4 +132,19 @@ def test_lmms_eval_logs_the_answers_of_medgraft(evaluator, adapter, images):
         medgraft.caption(image, adapter=adapter, prompt=text or adapter.prompt, generation=generation)
         for image, text in zip(images, TEXTS, strict=True)
     ]
-    assert [sample["filtered_resps"] for sample in samples] == [[answer] for answer in wanted], output
+    assert [sample["filtered_resps"] for sample in samples] == wanted, output
+
+
+@needs_lmms_eval
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "choices"], "medgraft generates answers, and this task has requests of loglikelihood"),
+        (["--tasks", "phantoms", "--device", "cuda:1"], "Device cuda:1 was asked for, and accelerate has chosen cpu"),
+        (["--tasks", "phantoms", "--batch_size", "auto"], "--batch_size auto is no number of images"),
+    ],
+)
+def test_what_lmms_eval_asks_in_vain_is_one_line(evaluator, options, message):
+    output, _ = evaluator("--model_args", f"adapter={ADAPTER}", *options)
+    assert f"Error during evaluation: {message}" in output

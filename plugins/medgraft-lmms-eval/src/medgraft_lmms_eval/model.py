@@ -34,7 +34,9 @@ class Medgraft(lmms):
     ) -> None:
         super().__init__()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("medgraft answers lmms-eval's requests in one process. Start one, without accelerate or torchrun.")
+            raise ConfigError(
+                "medgraft answers lmms-eval's requests in one process. Start one, without accelerate or torchrun."
+            )
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ConfigError(f"--batch_size {batch_size} is no number of images. Give one, such as --batch_size 8.")
         self._batch_size = int(batch_size)
@@ -62,8 +64,8 @@ def _check_device(wanted: str | None) -> None:
     asked, found = torch.device(wanted), PartialState().device
     if asked.type != found.type or asked.index not in (None, found.index or 0):
         raise ConfigError(
-            f"Device {wanted} was asked for, and accelerate has chosen {found} for lmms-eval. Set ACCELERATE_USE_CPU=true for the "
-            "CPU, or CUDA_VISIBLE_DEVICES for another GPU."
+            f"Device {wanted} was asked for, and accelerate has chosen {found} for lmms-eval. Set ACCELERATE_USE_CPU=true for "
+            "the CPU, or CUDA_VISIBLE_DEVICES for another GPU."
         )
 
 
