@@ -21,6 +21,7 @@ from medgraft.demo import local_models
 from medgraft.demo.server import Address
 from medgraft.errors import ConfigError
 from medgraft.inference import RemoteInference
+from medgraft.loading import captioner_of
 
 ADAPTERS = [Path(__file__).parents[2] / "adapters" / name for name in ("blip-nano-lora", "blip-nano-lora-decoder")]
 NO_GRADIO = "Gradio is not installed: pip install 'medgraft[demo]'"
@@ -115,6 +116,24 @@ def test_captions_as_the_command_line_makes_them(served, image, tmp_path):
         else:
             assert preview == "" and not any(captions)
             assert re.fullmatch(rf'<p class="problem" role="alert">{file.name} cannot be read as an image[^<]+</p>', problem)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")  # of Gradio's import
+def test_what_breaks_in_a_model_is_said_on_the_page(image, tmp_path, caplog):
+    gradio = pytest.importorskip("gradio", reason=NO_GRADIO)
+    from medgraft.demo.page import demo_page
+
+    captioner, generation = captioner_of(ADAPTERS[0], None, None)
+    weight = next(captioner.backbone.model.parameters())
+    weight.data = weight.data[..., :1]
+    page = demo_page(local_models({"broken": (captioner, generation)}), "")
+    opened = next(function.fn for function in page.fns.values() if function.api_name == "open")
+    (tmp_path / "upload").mkdir()
+    upload = shutil.copy(image, tmp_path / "upload")
+    *_, (_, _, problem, caption, maps) = opened(upload, "", gradio.Request(session_hash="tab"))
+    assert re.search(r">RuntimeError: .+ The terminal of medgraft demo shows where\.<", problem) and not caption and not maps
+    assert "Traceback" in caplog.text
 
 
 @pytest.mark.slow
