@@ -124,7 +124,7 @@ def evaluator(images, tmp_path_factory):
 @needs_lmms_eval
 @pytest.mark.slow
 def test_lmms_eval_logs_the_answers_of_medgraft(evaluator, adapter, images):
-    output, folder = evaluator("--model_args", f"adapter={ADAPTER}", "--tasks", "phantoms", "--batch_size", "3")
+    output, folder = evaluator("--model_args", f"adapter={ADAPTER},base=blip-nano,batch_size=3", "--tasks", "phantoms")
     (logged,) = folder.rglob("*_samples_phantoms.jsonl")
     samples = [json.loads(line) for line in logged.read_text().splitlines()]
     generation = GenerationConfig(**OPTIONS)

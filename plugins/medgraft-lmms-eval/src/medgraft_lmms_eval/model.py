@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, Self
 
-import torch
 from accelerate import PartialState
 from lmms_eval.api.model import lmms
+from lmms_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 import medgraft
@@ -20,8 +20,8 @@ class Medgraft(lmms):
     """An adapter that answers requests of one image and a text each.
 
     `adapter` is a folder or a name on the hub, `base` (`NAME:SOURCE`) locates its base model, `dtype` is what it computes in:
-    all as in `medgraft.load_adapter`. `batch_size` and `device` are lmms-eval's own options. ConfigError for a device that
-    lmms-eval's process does not have, and for several processes.
+    all as in `medgraft.load_adapter`. `batch_size` is in images. ConfigError for a `device` that lmms-eval's process does not
+    have, and for several processes.
     """
 
     def __init__(
@@ -43,6 +43,14 @@ class Medgraft(lmms):
         self._adapter = medgraft.load_adapter(str(adapter), backbone=base, dtype=dtype)
         _check_device(device or os.environ.get("MEDGRAFT_DEVICE"))
 
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> Self:
+        """See lmms. What `--model_args` names goes before lmms-eval's options, which always have a batch size."""
+        named = simple_parse_args_string(arg_string)
+        others = {name: value for name, value in (additional_config or {}).items() if name not in named}
+        made: Self = super().create_from_arg_string(arg_string, others)
+        return made
+
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answer to each request, in order."""
         found = answers(requests, self.task_dict, adapter=self._adapter, batch_size=self._batch_size)
@@ -59,10 +67,10 @@ class Medgraft(lmms):
 
 def _check_device(wanted: str | None) -> None:
     """ConfigError if accelerate, which lmms-eval and medgraft share, has chosen another device than `wanted`."""
-    if wanted is None:
+    if not wanted:
         return
-    asked, found = torch.device(wanted), PartialState().device
-    if asked.type != found.type or asked.index not in (None, found.index or 0):
+    found = PartialState().device
+    if wanted not in (found.type, f"{found.type}:{found.index or 0}"):
         raise ConfigError(
             f"Device {wanted} was asked for, and accelerate has chosen {found} for lmms-eval. Set ACCELERATE_USE_CPU=true for "
             "the CPU, or CUDA_VISIBLE_DEVICES for another GPU."
