@@ -9,9 +9,9 @@ from typing import Any
 from medgraft.plugin_api import CaptionSet
 
 _KIND, _PLACE = ("study", "modality"), ("location", "organ", "body_part", "region")  # facts that data sets have
-_FILM = re.compile(r"\b(x ?rays?|radiographs?|radiograph(y|ic)|cxr|cr|dx)\b")
+_FILM = re.compile(r"\b(x ?rays?|xr|radiographs?|radiograph(y|ic)|films?|cxr|cr|dx)\b")
 _OTHER = re.compile(
-    r"\b(cta?|computed tomograph\w*|m(r|ri|ra|rcp)|magnetic resonance|us|ultraso\w*|sonogra\w*|echocardiogra\w*|doppler|pet"
+    r"\b(cta?|computed tomograph\w*|m(r|ri|ra|rcp)|magnetic resonance|ultraso\w*|sonogra\w*|echocardiogra\w*|doppler|pet"
     r"|spect|scintigra\w*|angiogra\w*|mammogra\w*|endoscop\w*|colonoscop\w*|histolog\w*|patholog\w*)\b"
 )
 _CHEST = re.compile(r"\b(chest|cxr|thora\w+|lungs?|pulmonary|pleura\w*|pneumothora\w+|heart|cardi\w+|mediastin\w+)\b")
@@ -35,11 +35,10 @@ def is_chest_film(facts: Mapping[str, Any], references: Sequence[str]) -> bool |
     """Whether an image is one by its facts, else by what its references name; None if neither says so."""
     kind, place = (_words(str(facts[name]) for name in names if facts.get(name)) for names in (_KIND, _PLACE))
     text = _words(references)
-    if _OTHER.search(kind) or (place and not _CHEST.search(place)):
+    if (kind and not _FILM.search(kind)) or (place and not _CHEST.search(place)):
         return False
-    if _FILM.search(kind) or (facts.get("view") and not kind):  # readers of reports give the view of a film
-        named = _CHEST.search(f"{kind} {place}") or _CHEST.search(text)
-        return True if named else None
+    if kind or facts.get("view"):  # readers of reports give the view of a film
+        return True if _CHEST.search(f"{kind} {place} {text}") else None
     if _FILM.search(text):
         return bool(_CHEST.search(text))
     return False if _OTHER.search(text) else None

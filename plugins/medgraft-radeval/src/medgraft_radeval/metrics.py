@@ -113,7 +113,7 @@ class CheXbertF1(CaptionMetric):
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""
         loaded = scorer("chexbert")
-        texts = list({*captions.predictions, *(text for several in captions.references for text in several)})
+        texts = list(dict.fromkeys([*captions.predictions, *(text for several in captions.references for text in several)]))
         with contained(), torch.no_grad():
             labels = dict(zip(texts, np.array(loaded.get_labels(texts)), strict=True))  # each [14] of 0 and 1
         rows = np.stack(

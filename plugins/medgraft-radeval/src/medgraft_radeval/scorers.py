@@ -17,9 +17,9 @@ from medgraft.plugin_api import UnavailableError
 
 INSTALL = "pip install 'medgraft-radeval[radeval]'"
 _HUB = {
-    "radgraph": "radgraph-xl.tar.gz of StanfordAIMI/RRG_scorers, and the BERT that it names",
+    "radgraph": "radgraph-xl.tar.gz of StanfordAIMI/RRG_scorers and the BERT that it names",
     "ratescore": "Angelakeke/RaTE-NER-Deberta and FremyCompany/BioLORD-2023-C",
-    "chexbert": "chexbert.pth of StanfordAIMI/RRG_scorers, and bert-base-uncased",
+    "chexbert": "chexbert.pth of StanfordAIMI/RRG_scorers and bert-base-uncased",
     "green": "StanfordAIMI/GREEN-radllama2-7b",
 }
 
@@ -43,8 +43,8 @@ def _loaded(name: str) -> Any:
     except ImportError as error:
         return UnavailableError(f"radeval cannot be imported ({_first_line(error)}): {INSTALL}")
     except Exception as error:  # a file that is missing is a plain Exception there
-        need = f"radeval fetches {_HUB[name]} from the hub on first use"
-        return UnavailableError(f"its models cannot be loaded ({_first_line(error)}); {need}")
+        why = f"its models cannot be loaded: {_first_line(error)}"
+        return UnavailableError(f"{why} On first use radeval fetches {_HUB[name]} from the hub.")
 
 
 @contextmanager
