@@ -130,6 +130,9 @@ def _random_weights(folder: Path) -> dict[str, torch.Tensor]:
     sys.modules.setdefault("RadEval", radeval)
     from radeval.metrics.radgraph._vendor import core
 
-    with patch.object(torch, "load", lambda *_, **__: {}), patch.object(core.dygie.DyGIE, "load_state_dict", lambda *_, **__: None):
+    with (
+        patch.object(torch, "load", lambda *_, **__: {}),
+        patch.object(core.dygie.DyGIE, "load_state_dict", lambda *_, **__: None),
+    ):
         built = core.RadGraph(model_type=folder.name, model_cache_dir=str(folder.parent), cuda=-1).model
     return {name: value * 3 if "scorer" in name else value for name, value in built.state_dict().items()}

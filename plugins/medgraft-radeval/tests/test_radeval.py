@@ -5,18 +5,19 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
-from medgraft_radeval.chest_films import chest_film_notes, is_chest_film
-from medgraft_radeval.metrics import f1_scores
 
 from medgraft.metrics import CaptionSet, measure
 from medgraft.plugin import KnownScores, PluginManager
+from medgraft_radeval.chest_films import chest_film_notes, is_chest_film
+from medgraft_radeval.metrics import f1_scores
 
 MANAGER = PluginManager()
 METRICS = ("radgraph", "ratescore", "chexbert", "green")
-HERE = os.path.dirname(__file__)
+HERE = str(Path(__file__).parent)
 
 
 def _python(code, **environment):

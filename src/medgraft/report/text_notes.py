@@ -1,4 +1,4 @@
-"""What records say about the length and the language of captions, and metrics about their scores, as sentences below a table and in a page."""
+"""What records say about length and language of captions, and what metrics say about scores, as sentences below a table."""
 
 from __future__ import annotations
 

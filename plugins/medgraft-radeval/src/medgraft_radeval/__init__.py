@@ -24,7 +24,9 @@ _SCORES = {
         ScoreSpec("chexbert_5_macro_f1", _F1.format(_5, "each finding, then their mean"), detail=True),
     ),
     "green": (
-        ScoreSpec("green", "findings that match, of these and the significant errors, by a language model, 0 to 1", label="GREEN"),
+        ScoreSpec(
+            "green", "findings that match, of these and the significant errors, by a language model, 0 to 1", label="GREEN"
+        ),
         ScoreSpec("green_unreadable", "images whose judgement has no list of matches, scored 0", None, detail=True),
     ),
 }

@@ -81,7 +81,9 @@ class RaTEScore(_PairMetric):
         pairs = zip(predictions, references, strict=True)
         if kept := [i for i, (a, b) in enumerate(pairs) if has_sentence[a] and has_sentence[b]]:
             scores[kept], *entities = loaded.compute_score([predictions[i] for i in kept], [references[i] for i in kept])
-            without[kept] = [not (of_prediction and of_reference) for of_prediction, of_reference in zip(*entities, strict=True)]
+            without[kept] = [
+                not (of_prediction and of_reference) for of_prediction, of_reference in zip(*entities, strict=True)
+            ]
         return {"ratescore": scores.tolist(), "ratescore_no_entity": without.tolist()}
 
 

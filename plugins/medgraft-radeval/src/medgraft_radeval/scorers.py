@@ -25,7 +25,7 @@ _HUB = {
 
 
 def scorer(name: str) -> Any:
-    """radeval's scorer of the metric `name`; UnavailableError with the reason if it cannot be loaded, also when asked again."""
+    """The scorer of the metric `name`; UnavailableError with the reason if it cannot be loaded."""
     found = _loaded(name)
     if isinstance(found, UnavailableError):
         raise UnavailableError(str(found))
