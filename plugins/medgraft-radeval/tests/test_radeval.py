@@ -108,12 +108,17 @@ def test_f1_of_labels_is_micro_and_macro():
 
 
 AS_RADEVAL = """
-import contextlib, json, multiprocessing, os, sys, warnings
+import contextlib, json, logging, multiprocessing, os, sys, warnings
 from pathlib import Path
 from small_hub import write_hub
 with contextlib.redirect_stdout(sys.stderr):
     write_hub(Path(os.environ["HF_HOME"]))
 multiprocessing.set_start_method(None, force=True)
+logging.getLogger().handlers.clear()
+def state():
+    root, transformers = logging.getLogger(), logging.getLogger("transformers")
+    levels = root.level, transformers.level, len(root.handlers)
+    return len(warnings.filters), multiprocessing.get_start_method(allow_none=True), levels
 from medgraft.metrics import CaptionSet, get_metric, measure
 from medgraft.plugin import PluginManager
 pairs = [
@@ -129,9 +134,9 @@ def scored(some, extra=()):
     found = measure(captions, metrics=metrics, plugins=plugins)
     each = {k: list(v) for m in found.measured.values() for k, v in m.per_image.items()}
     return {"unavailable": found.unavailable, "values": found.values, "each": each, "notes": found.notes}
-before = len(warnings.filters), multiprocessing.get_start_method(allow_none=True)
+before = state()
 ours = {"usual": scored(pairs), "with odd": scored([pairs[0], *odd, *pairs[1:]]), "several": scored(pairs, ["zzz"])}
-ours["undisturbed"] = before == (len(warnings.filters), multiprocessing.get_start_method(allow_none=True))
+ours["undisturbed"] = before == state()
 predictions, references = (list(side) for side in zip(*pairs))
 theirs = {}
 with contextlib.redirect_stdout(sys.stderr):

@@ -50,15 +50,18 @@ def _loaded(name: str) -> Any:
 @contextmanager
 def contained() -> Iterator[None]:
     """Undoes what radeval changes for the whole process; what it prints goes to stderr, where it spoils no output."""
-    start_method, log = multiprocessing.get_start_method(allow_none=True), logging.getLogger("transformers")
-    level = log.level
+    start_method = multiprocessing.get_start_method(allow_none=True)
+    logs = [logging.getLogger(), logging.getLogger("transformers")]
+    levels, handlers = [log.level for log in logs], list(logs[0].handlers)
     try:
         with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")  # as radeval does for good
             yield
     finally:
         multiprocessing.set_start_method(start_method, force=True)  # GREEN's module sets "spawn"
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+        logs[0].handlers[:] = handlers  # else each message of medgraft's is printed twice
 
 
 def _radgraph() -> Any:
