@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medgraft.backbones import Backbone
-from medgraft.plugin_api import CaptionMetric, Dataset, Example, means
+from medgraft.plugin_api import CaptionMetric, Dataset, Example, UnavailableError, means
 from medgraft.testing import dataset_findings, metric_findings
 from medgraft.testing.advice import DECIDED_BY, advice
 from medgraft.testing.backbone_checks import _Checks as BackboneChecks
@@ -43,6 +43,16 @@ class _Plain(CaptionMetric):
 class _Divides(CaptionMetric):
     def measure(self, captions):
         return means({"divides": [1 / len(text) for text in captions.predictions]})
+
+
+class _Unavailable(CaptionMetric):
+    def measure(self, captions):
+        raise UnavailableError("no weights")
+
+
+def test_an_unavailable_metric_is_told_once():
+    (finding,) = metric_findings(_Unavailable)
+    assert (finding.check, finding.problem) == ("can be computed here", "no weights")
 
 
 @pytest.mark.parametrize(

@@ -71,12 +71,14 @@ class Evaluation:
             "collapse": dict(self.collapse),
             "signatures": dict(self.scores.signatures),
             "unavailable": dict(self.scores.unavailable),
+            "notes": self.scores.notes or None,
             "generated": self.generated,
         }
 
     def warnings(self) -> list[str]:
-        """Lines on captions that were cut off, and on most of them being empty or equal."""
-        return [*(self.generated.warnings() if self.generated else ()), *caption_warnings(list(self.predictions.values()))]
+        """Lines on captions that were cut off, on most of them being empty or equal, and the metrics' notes."""
+        cut_off = self.generated.warnings() if self.generated else []
+        return [*cut_off, *caption_warnings(list(self.predictions.values())), *self.scores.notes]
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -139,7 +141,7 @@ def score_captions(
 ) -> Evaluation:
     """Scores of what `captioner` generated, and the saliency scores that `settings` ask for.
 
-    Logs a warning if captions were cut off, and if most of them are empty or equal.
+    Logs a warning if captions were cut off, if most of them are empty or equal, and for each note of a metric.
     """
     examples, captions = captioned.examples, captioned.generated.captions
     peak = hardware.largest(hardware.peak_memory_bytes())
