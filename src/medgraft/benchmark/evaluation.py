@@ -24,9 +24,10 @@ from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
 from medgraft.progress import progress_bar
 from medgraft.scoring import RunCaptions, captions_of, collapse, shuffled
+from medgraft.sequences import Chosen
 from medgraft.stats import Interval, score_intervals
 from medgraft.text_statistics import GenerationStatistics, caption_warnings, generation_statistics
-from medgraft.types import Chosen, DataReport, Example
+from medgraft.types import DataReport, Example
 
 _logger = logging.getLogger(__name__)
 

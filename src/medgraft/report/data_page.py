@@ -36,7 +36,7 @@ def data_page(inspected: InspectedData) -> str:
             {
                 "id": image.example.id,
                 "split": image.example.split,
-                "about": f"{image.size[0]} x {image.size[1]}, {image.format}, {image.mode}",
+                "about": f"{image.size[0]} x {image.size[1]}, {image.format}, {image.mode}{_beside(image.example)}",
                 "caption": _shortened(next(filter(None, image.example.captions), "")),
                 "picture": _uri(image.picture),
             }
