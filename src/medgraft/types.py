@@ -67,9 +67,10 @@ ImageSource: TypeAlias = Path | ImagePart  # hashable, and what all functions ta
 class Example:
     """One image with its reference captions; images of the same `group`, a patient or article, belong to the same split.
 
-    A study may have `more_images`, which a model sees together with `image`, the first one. `facts` are known findings in the image, under the data set's own names; `concepts` are its UMLS identifiers (CUIs).
-    Both are None if the data set has none. `prompt` is the text before this example's caption; None: that of the run.
-    Examples with other prompts, such as questions, may share an image.
+    A study may have `more_images`, which a model sees together with `image`, the first one. `facts` are known findings in the
+    image, under the data set's own names; `concepts` are its UMLS identifiers (CUIs). Both are None if the data set has none.
+    `prompt` is the text before this example's caption; None: that of the run. Examples with other prompts, such as questions,
+    may share an image.
     """
 
     id: str

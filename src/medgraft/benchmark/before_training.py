@@ -8,6 +8,8 @@ from pathlib import Path
 
 from medgraft import processes, training
 from medgraft.adapter import Start, read_start
+from medgraft.backbones import get_captioner
+from medgraft.backbones.side_by_side import refuse_several_images
 from medgraft.clock import Clock
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
@@ -51,6 +53,8 @@ def read_data(run: Run) -> tuple[CaptionData, str]:
     config, clock = run.config, run.clock
     with clock.phase("read_data"), processes.one_first():
         data = load_data(config.data, plugins=run.plugins, splits=config.needed_splits(run.strategy.trains))
+    if data.several_images:
+        refuse_several_images(get_captioner(config.backbone, plugins=run.plugins)[0], run.plugins)
     if run.strategy.trains and not data.split("train"):
         raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
     with clock.phase("digests"):

@@ -115,7 +115,7 @@ def caption_examples(
     captions: list[str] = []
     problems: list[str] = []
     with progress_bar(total=len(examples), desc="captioning", unit="image") as bar:
-        images, prompts = [example.image for example in examples], [example.prompt for example in examples]
+        images, prompts = [example.images for example in examples], [example.prompt for example in examples]
         for batch in captioner.batches(images, generation, prompts):
             for place, each in enumerate(batch.images, len(captions) + len(problems)):
                 if each.problem is not None:
