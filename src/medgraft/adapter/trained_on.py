@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 from medgraft.adapter.manifest import TRAINED_ON
 from medgraft.data.images import image_digests
+from medgraft.each_image import EachImage
 from medgraft.errors import AdapterError
-from medgraft.sequences import EachImage
 from medgraft.types import Example
 
 _REST = 24  # bits

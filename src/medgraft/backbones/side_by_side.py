@@ -34,7 +34,7 @@ def refuse_several_images(captioner: type[Backbone] | type[RemoteCaptioner], plu
     kinds = {spec.name: spec.resolve() for spec, _ in (plugins or PluginManager.from_environment()).specs("backbone")}
     have = ", ".join(name for name, kind in kinds.items() if _takes_several(kind))
     raise BackboneError(
-        f"{captioner.__name__} sees one image at a time, and a study has several together: set data.images=frontal, or use a "
+        f"{captioner.__name__} sees one image at a time, and a study has several together: set data.images=first, or use a "
         f"backbone that takes them: {have}."
     )
 

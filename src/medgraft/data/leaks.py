@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from medgraft.data.images import image_digests
 from medgraft.data.near_duplicates import SIDE, Pairs, Places, Thumbnails, alike_in_detail, candidates, thumbnails_of
+from medgraft.each_image import EachImage
 from medgraft.progress import progress_bar
-from medgraft.sequences import EachImage
 from medgraft.types import SPLITS, Example, Leak, LeakKind, Split
 
 _AT_ONCE = 1000

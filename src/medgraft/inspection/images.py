@@ -13,9 +13,9 @@ from PIL import Image
 from medgraft.backbones import Backbone
 from medgraft.data.images import image_kind, inspect_images, open_image
 from medgraft.data.levels import pixel_levels
+from medgraft.each_image import EachImage
 from medgraft.inspection.captions import percentiles
 from medgraft.inspection.result import ImageStatistics
-from medgraft.sequences import EachImage
 from medgraft.types import SPLITS, CaptionData, Example, ImageSource, Leak
 
 T = TypeVar("T")

@@ -25,7 +25,7 @@ def several_images_check(backbone_of: Callable[[], Backbone]) -> Callable[[], No
         text = backbone.text_batch(CAPTIONS, prompt=prompt, max_tokens=160)
         each = backbone.encode(backbone.pixel_values(images(3)), prompt=prompt)[[0, 1, 2, 0]]
         ((_, studies),) = side_by_side(each, [2, 2])
-        together, first = (backbone.decode(features, text)[1] for features in (studies, each[::2]))
+        together, first = (backbone.decode(features, text)[1] for features in (studies, each[[0, 2]]))
         assert not torch.allclose(together, first, rtol=1e-4), "the second image of a study does not change its logits"
         for row in range(2):
             alone = backbone.decode(studies[row : row + 1], text.rows([row]))[1]
