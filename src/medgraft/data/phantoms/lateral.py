@@ -1,4 +1,4 @@
-"""Lateral chest radiographs beside frontal ones; a hiatal hernia is seen on them alone, as the heart hides it from the front."""
+"""Lateral chest radiographs beside frontal ones; a hiatal hernia is seen on them alone: the heart hides it from the front."""
 
 from __future__ import annotations
 
