@@ -9,7 +9,7 @@ from PIL import Image
 import medgraft
 from medgraft.adapter import TrainedOn, locate_adapter
 from medgraft.cli.main import main
-from medgraft.config import data_config
+from medgraft.config import DataConfig
 from medgraft.data import load_data
 
 SETTINGS = [
@@ -58,7 +58,7 @@ def test_a_run_on_studies_is_loaded_captioned_and_scored(trained, reports, tmp_p
     assert set(json.loads((trained / "maps.json").read_text())) <= {"test0", "test1"}
     record = json.loads((trained / "record.json").read_text())
     assert record["features"]["built"] == 10 and record["images"]["train"] == 4
-    data = load_data(data_config(f"r2gen:{reports}", ["data.images=together"]))
+    data = load_data(DataConfig(name="r2gen", path=str(reports), options={"images": "together"}))
     seen = TrainedOn.read(locate_adapter(trained)).seen(data.split("train", "test"))
     assert (seen.total, seen.images) == (10, 6)
 

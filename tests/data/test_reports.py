@@ -127,6 +127,29 @@ def test_a_wrong_entry_of_r2gen_is_a_bad_row(tmp_path, plugins, change, problem)
     assert len(rest.report.bad_rows) == 1 and len(rest.examples) == 2 + (change == {"key": "extra"})
 
 
+def test_phantoms_have_a_lateral_view_that_shows_what_the_frontal_one_does_not(phantoms_folder, plugins):
+    plain, both, first = (
+        _read(plugins, "phantom-reports", phantoms_folder, **options)
+        for options in ({}, {"views": 2}, {"views": 2, "images": "first"})
+    )
+    chests = [each for each in both.examples if each.facts["study"] == "chest-xray"]
+    assert {len(each.images) for each in chests} == {2} and both.several_images and not first.several_images
+    assert {len(each.images) for each in both.examples if each not in chests} == {1}
+    assert [each.captions for each in first.examples] == [each.captions for each in both.examples]
+    for before, now in zip(plain.examples, both.examples, strict=True):
+        added = now.captions[0].removeprefix(before.captions[0])
+        wanted = {True: " There is a hiatal hernia.", False: " There is no hiatal hernia.", None: ""}
+        assert added == wanted[now.facts.get("hernia")]
+    light = {h: [_sac(each.more_images[0]) for each in chests if each.facts["hernia"] is h] for h in (True, False)}
+    assert min(light[True]) > max(light[False])
+
+
+def _sac(path):
+    """How much the image's levels vary where the hernia is."""
+    pixels = np.asarray(Image.open(path), dtype=float)
+    return pixels[112:126, 104:122].std()
+
+
 def test_images_of_a_study_together(tmp_path, plugins):
     data = _read(plugins, "r2gen", _r2gen(tmp_path), images="together")
     assert [[image.name for image in each.images] for each in data.split("train")] == [["0.png", "1.png"], ["0.png"]]

@@ -39,6 +39,9 @@ class ExampleList:
             problem = _contradiction(example, self._examples[index], where)
             if problem is None and self.merge and first_file != file:
                 problem = f"{where} has the same image; keep one of them"
+            first = self._examples[index]
+            if problem is None and self.merge and (example.more_images or first.more_images) and example.images != first.images:
+                problem = f"{where} has one of its images beside others; list the same images in both"
             if problem:
                 return self.notes.bad_row(file, place, problem)
             if self.merge:
