@@ -6,9 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from medgraft.acceleration import causal_loss
+from medgraft.acceleration.graphed_decoding import StaticGenerator
 from medgraft.backbones.side_by_side import refuse_several_images, side_by_side
 from medgraft.captioning import captioned_batches
 from medgraft.config import GenerationConfig, run_config
+from medgraft.data import open_image
 from medgraft.data.collate import CaptionPairs, PixelCache
 from medgraft.data.roco import Roco
 from medgraft.errors import BackboneError, ConfigError
@@ -113,6 +116,25 @@ def test_captions_of_uneven_studies_are_those_of_each_alone(name, tiny_folder, p
         ((alone,),) = (batch.images for batch in captioned_batches(backbone, [each.image], options=options))
         assert each.captions == alone.captions
     assert found[1].captions == found[5].captions  # files or opened
+
+
+def test_kernels_of_accelerators_compute_the_same_for_studies(tiny_folder, plugins, studies):
+    backbone, module = _prepared("blip", tiny_folder, plugins, "none")
+    batch = Collator(backbone, PixelCache(backbone, 0), "", 160)(list(CaptionPairs(studies)))
+    expected = module(**batch)["loss"].item()
+    with torch.no_grad():
+        each = backbone.encode(backbone.pixel_values([open_image(path) for path in studies[3].images]))
+    pairs, singles = (next(side_by_side(each[[0, 1, 2, 0]], [n] * (4 // n)))[1] for n in (2, 1))
+    inputs = [backbone.generation_inputs(len(of), of.device, "", GenerationConfig(max_new_tokens=9)) for of in (pairs, singles)]
+    plain = [backbone.captions(backbone.generate_ids(of, *given)) for of, given in zip((pairs, singles), inputs, strict=True)]
+    undo = causal_loss.install(backbone)
+    assert isinstance(backbone.loss, causal_loss.CausalLoss)
+    assert module(**batch)["loss"].item() == pytest.approx(expected, rel=1e-5)
+    static = StaticGenerator(backbone, graph=False)
+    for _ in range(2):  # from studies of two images to single ones and back
+        found = [backbone.captions(static(of, *given)) for of, given in zip((pairs, singles), inputs, strict=True)]
+        assert found == plain
+    undo()
 
 
 def test_losses_of_studies_are_those_of_training(tiny_folder, plugins, studies):
