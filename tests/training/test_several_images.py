@@ -12,6 +12,7 @@ from medgraft.backbones.side_by_side import refuse_several_images, side_by_side
 from medgraft.captioning import captioned_batches
 from medgraft.config import GenerationConfig, run_config
 from medgraft.data import open_image
+from medgraft.data.augmentation import Views, recurring_images
 from medgraft.data.collate import CaptionPairs, PixelCache
 from medgraft.data.roco import Roco
 from medgraft.errors import BackboneError, ConfigError
@@ -70,6 +71,15 @@ def test_every_image_counts_and_their_order_does_not(name, tiny_folder, plugins,
     both = likelihood(*study[:2])
     assert abs(both - likelihood(study[0])) > 1e-6 and abs(both - likelihood(study[0], study[2])) > 1e-6
     assert both == pytest.approx(likelihood(*study[1::-1]), abs=1e-5)
+
+
+def test_each_image_of_a_study_has_a_view_of_its_own(studies):
+    config = run_config(backbone="blip", strategy="lora", data="phantoms", overrides=["augmentation.rotation=5"])
+    ((example, _),) = [CaptionPairs(studies, Views.of(config))[3]]
+    assert [image.path for image in example.images] == list(studies[3].images)
+    assert all(image.view is not None for image in example.images)
+    fixed = config.model_copy(update={"features": config.features.model_copy(update={"views": 2})})
+    assert len(set(recurring_images(fixed, studies))) == 16
 
 
 def test_rows_without_labels_are_left_out_of_the_loss(tiny_folder, plugins, studies):
