@@ -8,6 +8,7 @@ from PIL import Image
 
 from medgraft.acceleration import causal_loss
 from medgraft.acceleration.graphed_decoding import StaticGenerator
+from medgraft.backbones.blip import BlipBackbone
 from medgraft.backbones.side_by_side import refuse_several_images, side_by_side
 from medgraft.captioning import captioned_batches
 from medgraft.config import GenerationConfig, run_config
@@ -21,6 +22,7 @@ from medgraft.inference import Inference
 from medgraft.prepare import prepare_model
 from medgraft.saliency import MapOptions, caption_maps
 from medgraft.strategies import get_strategy
+from medgraft.testing.backbone_checks import backbone_findings
 from medgraft.training import CaptioningModule, build_features
 from medgraft.training.collator import Collator
 
@@ -186,3 +188,17 @@ def test_features_of_studies_stay_in_their_order():
     features = torch.arange(6.0).view(6, 1, 1)
     found = {tuple(rows): of.flatten(1).tolist() for rows, of in side_by_side(features, [1, 2, 1, 2])}
     assert found == {(0, 2): [[0], [3]], (1, 3): [[1, 2], [4, 5]]}
+
+
+class _FirstAlone(BlipBackbone):
+    """Reads a fixed number of tokens."""
+
+    def decode(self, features, text):
+        return super().decode(features[:, :17], text)
+
+
+def test_the_kit_finds_a_backbone_that_reads_the_first_image_alone(blip_folder):
+    problems = [
+        each.problem for each in backbone_findings(_FirstAlone, str(blip_folder)) if "every image of a study" in each.check
+    ]
+    assert problems == ["the second image of a study does not change its logits"]

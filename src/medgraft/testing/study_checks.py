@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 
 import torch
 
@@ -12,13 +12,18 @@ from medgraft.config import GenerationConfig
 from medgraft.testing.samples import CAPTIONS, images
 
 
-def several_images_check(backbone_of: Callable[[], Backbone]) -> Callable[[], None]:
-    """The check, which asks for the backbone when it runs."""
+class StudyChecks(ABC):
+    """A part of the checks of a backbone."""
+
+    @property
+    @abstractmethod
+    def backbone(self) -> Backbone:
+        """The backbone that is checked."""
 
     @torch.no_grad()
-    def takes_several_images() -> None:
+    def takes_several_images(self) -> None:
         """With several_images, every image of a study counts, and a study does not depend on the rest of the batch."""
-        backbone = backbone_of()
+        backbone = self.backbone
         if not backbone.several_images:
             return
         prompt, options = backbone.default_prompt, GenerationConfig(max_new_tokens=8)
@@ -33,5 +38,3 @@ def several_images_check(backbone_of: Callable[[], Backbone]) -> Callable[[], No
         captions = backbone.generate(studies, prompt=prompt, options=options)
         one = [backbone.generate(row[None], prompt=prompt, options=options)[0] for row in studies]
         assert captions == one, f"studies of two images: together {captions}, alone {one}"
-
-    return takes_several_images
