@@ -24,9 +24,10 @@ from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
 from medgraft.progress import progress_bar
 from medgraft.scoring import RunCaptions, captions_of, collapse, shuffled
+from medgraft.sequences import Chosen
 from medgraft.stats import Interval, score_intervals
 from medgraft.text_statistics import GenerationStatistics, caption_warnings, generation_statistics
-from medgraft.types import Chosen, DataReport, Example
+from medgraft.types import DataReport, Example
 
 _logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def caption_examples(
     captions: list[str] = []
     problems: list[str] = []
     with progress_bar(total=len(examples), desc="captioning", unit="image") as bar:
-        images, prompts = [example.image for example in examples], [example.prompt for example in examples]
+        images, prompts = [example.images for example in examples], [example.prompt for example in examples]
         for batch in captioner.batches(images, generation, prompts):
             for place, each in enumerate(batch.images, len(captions) + len(problems)):
                 if each.problem is not None:

@@ -146,7 +146,8 @@ def _quantization(loaded: LoadedAdapter) -> str | None:
 
 def _equal_alone(backbone: Backbone, examples: Sequence[Example], captions: Sequence[str]) -> int | None:
     """How many captions the model's own `generate` gives too, except for spaces."""
-    if type(backbone).pixel_values is not Backbone.pixel_values:  # as the plain image processor would not prepare them
+    several = any(example.more_images for example in examples)  # which the plain model does not put side by side
+    if several or type(backbone).pixel_values is not Backbone.pixel_values:  # or the plain image processor not prepare
         return None
     texts: list[str] = []
     for example in examples:
