@@ -14,13 +14,13 @@ import medgraft
 SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
-    "errors", "redaction", "escaping", "strict_model", "augmentation_config", "forgetting_config", "generation_config",
-    "image_config", "model_config", "types", "disk", "progress", "quiet", "train_config", "hardware", "processes",
+    "errors", "lazy", "redaction", "escaping", "strict_model", "augmentation_config", "forgetting_config", "generation_config",
+    "image_config", "model_config", "types", "disk", "progress", "quiet", "train_config", "machine", "hardware", "processes",
     "environment", "seeds", "clock", "energy", "file_index",
     "executor_config", "config", "executors",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "device_map", "prepare",
-    "training", "adapter", "captioning", "text_statistics", "metrics", "stats", "scoring", "saliency", "inference",
-    "benchmark", "conversion", "inspection", "fork_server", "testing", "plugin_api", "report", "loading", "api",
+    "training", "adapter", "captioning", "text_statistics", "token_counts", "metrics", "stats", "scoring", "saliency",
+    "inference", "benchmark", "conversion", "inspection", "fork_server", "testing", "plugin_api", "report", "loading", "api",
     "adapter_set", "demo", "scaffold", "cli",
 ]  # fmt: skip
 

@@ -17,7 +17,7 @@ from medgraft.captioning import CaptionedBatch, Generated, ImageCaptions, captio
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError, DataError
 from medgraft.features import CachedFeatures
-from medgraft.metrics.base import Array
+from medgraft.metrics.measured import Array
 from medgraft.saliency import CaptionMaps, MapOptions, caption_maps
 from medgraft.types import ImageSource, own_prompts
 

@@ -12,7 +12,7 @@ from medgraft import hardware
 from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_captioner
 from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.published import planning_config
-from medgraft.benchmark.record import run_id
+from medgraft.benchmark.recording import run_id
 from medgraft.benchmark.validation import Validation
 from medgraft.config import RunConfig, RunSettings, SuiteConfig
 from medgraft.data import data_fingerprint, load_data

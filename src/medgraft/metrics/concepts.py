@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, ratios
+from medgraft.metrics.base import CaptionMetric
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, ratios
 
 _STOP = "-"
 

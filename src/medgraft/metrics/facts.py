@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, ratios
+from medgraft.metrics.base import CaptionMetric
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, ratios
 
 FIELDS = ("study", "view", "finding", "side", "site", "size_mm")
 _NEGATED = re.compile(r"\b(no|without)\b[^.:;]*")

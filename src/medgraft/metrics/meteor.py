@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from medgraft.metrics.base import CaptionSet, Measured, UnavailableError, means
 from medgraft.metrics.coco import TOKENIZERS, TokenMetric
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, means
 
 
 class _NoSynonyms:

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import evaluate
 import numpy as np
 
 from medgraft.errors import ConfigError, MedgraftError, first_line
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, whole
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, whole
 from medgraft.plugin import PluginManager
 
 _logger = logging.getLogger(__name__)
@@ -35,6 +34,8 @@ def measure(captions: CaptionSet, *, metrics: Iterable[str], plugins: PluginMana
     measured: dict[str, Measured] = {}
     signatures: dict[str, str] = {}
     unavailable: dict[str, str] = {}
+    from medgraft.metrics.base import CaptionMetric
+
     for name, metric in {name: get_metric(name, plugins) for name in metrics}.items():
         try:
             result = _measured(metric, captions)
@@ -88,6 +89,10 @@ def _first_parameter(metric: Any) -> str:
 
 
 def _measured(metric: Any, captions: CaptionSet) -> Measured:
+    import evaluate
+
+    from medgraft.metrics.base import CaptionMetric
+
     if isinstance(metric, CaptionMetric):
         return metric.checked(captions)
     if isinstance(metric, evaluate.EvaluationModule):
