@@ -1,18 +1,23 @@
-"""The base class of caption metrics: an evaluate.Metric whose scores can be resampled."""
+"""The base class of caption metrics, whose scores can be resampled."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
-import datasets
-import evaluate
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from medgraft.errors import ScoringError
 from medgraft.metrics.measured import CaptionSet, Measured
 
+if TYPE_CHECKING:
+    import evaluate
 
-class CaptionMetric(evaluate.Metric):
-    """A metric of captions. `signature` states the settings that determine its numbers, as `name|key:value|...`."""
+
+class CaptionMetric(ABC):
+    """A metric of captions. `signature` states the settings that determine its numbers, as `name|key:value|...`.
+
+    It is called as those of Hugging Face's evaluate are, and `as_evaluate` makes one of them.
+    """
 
     summary: str = ""
     citation: str = ""
@@ -22,13 +27,20 @@ class CaptionMetric(evaluate.Metric):
     def measure(self, captions: CaptionSet) -> Measured:
         """Rows and scores; UnavailableError with the reason if something that the metric needs is missing."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        features = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
-        return evaluate.MetricInfo(description=self.summary, citation=self.citation, inputs_description="", features=features)
-
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+    def compute(self, *, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        """The scores of predictions with one or more references each."""
+        if len(predictions) != len(references) or any(isinstance(texts, str) for texts in references):
+            raise ScoringError(
+                f"{len(predictions)} predictions and {len(references)} references were given. Give a list of references for "
+                "each prediction."
+            )
         return self.checked(CaptionSet(tuple(predictions), tuple(map(tuple, references)))).scores
+
+    def as_evaluate(self) -> evaluate.Metric:
+        """This metric as an `evaluate.Metric`, for evaluate's `combine`, `add_batch` and evaluators."""
+        from medgraft.metrics.evaluate_metric import EvaluateMetric
+
+        return EvaluateMetric(self)
 
     def checked(self, captions: CaptionSet) -> Measured:
         """What `measure` gives; ScoringError if it is not a `Measured` with a row for each image."""

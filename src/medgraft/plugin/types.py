@@ -89,7 +89,7 @@ class ScoreSpec:
 
 @dataclass(frozen=True)
 class MetricSpec(Spec):
-    """`target`: a subclass of `evaluate.Metric` whose compute(predictions=, references=) returns numbers by name.
+    """`target`: a subclass of `CaptionMetric` or `evaluate.Metric`, whose compute(predictions=, references=) returns numbers.
 
     `scores` declares these numbers; tables and comparisons take headings, directions and explanations from there.
     """
