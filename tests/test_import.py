@@ -36,9 +36,8 @@ def test_import_and_help_load_no_torch():
     assert _loads(code).splitlines()[-1] == "[]"
 
 
-RESULTS = "benchmarks/results/quickstart"
 READING = [  # commands that need no model
-    ["list"], ["plugins"], ["report", RESULTS], ["compare", RESULTS, RESULTS], ["score", "--predictions", "RUN"],
+    ["list"], ["plugins"], ["report", "benchmarks/results/slake"], ["compare", "RUN", "RUN"], ["score", "--predictions", "RUN"],
     ["adapter", "inspect", "adapters/blip-nano-lora"], ["adapter", "verify", "adapters/blip-nano-lora"],
 ]  # fmt: skip
 
@@ -46,7 +45,7 @@ READING = [  # commands that need no model
 @pytest.mark.parametrize("words", READING, ids=" ".join)
 def test_what_needs_no_model_loads_no_torch(words):
     root = SOURCE.parents[1]
-    run = str(next((root / RESULTS / "runs").iterdir()))
+    run = str(next((root / "benchmarks/results/quickstart/runs").iterdir()))
     code = f"""
 import os, sys, medgraft.cli.main as m
 os.chdir({str(root)!r})
