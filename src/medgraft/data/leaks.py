@@ -65,10 +65,8 @@ class _Keys:
         later, earlier = self.places[split], self.places[other]
         yield "byte_equal", _same(later, earlier, self.images)
         if self.thumbnails is not None:
-            yield (
-                "near_duplicate",
-                _with_equal(self._near(later, earlier, self.thumbnails, examples), later, earlier, self.images),
-            )
+            near = self._near(later, earlier, self.thumbnails, examples)
+            yield "near_duplicate", _with_equal(near, later, earlier, self.images)
         yield "group", _same(later, earlier, self.groups)
 
     def _near(self, later: Places, earlier: Places, thumbnails: Thumbnails, examples: Sequence[Example]) -> Pairs:
