@@ -24,14 +24,14 @@ from medgraft.train_config import Dtype
 def load_backbone(
     name: str,
     *,
-    quantization: Quantization | Strategy = "none",
+    quantization: Quantization = "none",
     dtype: Dtype | None = None,
     prompt: str | None = None,
     image_size: int | None = None,
     device_map: DeviceMap | ModelConfig | None = None,
     plugins: PluginManager | None = None,
 ) -> AnyBackbone:
-    """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), in `quantization` or as a strategy holds its base.
+    """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), its base held in `quantization`.
 
     With a `dtype` it is for captioning alone: it is frozen, computes in `dtype` and is held in it; `auto` is what the hardware
     is fastest in. Without one its weights are in fp32 and can be trained. `prompt` takes the place of its default prompt,
@@ -39,10 +39,10 @@ def load_backbone(
     limits their memory too. For a model behind an API this returns its client.
     """
     manager = plugins or PluginManager.from_environment()
-    chosen = quantization if isinstance(quantization, Strategy) else Strategy(quantization=quantization)
+    held = Strategy(quantization=quantization)
     computes_in = None if dtype is None else hardware.compute_dtype(dtype)
     placement = placement_of(device_map)
-    backbone = prepare_captioner(name, chosen, plugins=manager, dtype=computes_in, image_size=image_size, placement=placement)
+    backbone = prepare_captioner(name, held, plugins=manager, dtype=computes_in, image_size=image_size, placement=placement)
     if prompt is not None:
         backbone.default_prompt = prompt  # type: ignore[misc]
     return backbone

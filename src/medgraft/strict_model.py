@@ -23,15 +23,17 @@ def validated(model: type[ModelT], values: Mapping[str, Any], what: str) -> Mode
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{what}: {'; '.join(_problems(model, error))}") from None
+        raise ConfigError(f"{what}: {'; '.join(problems(error, model))}") from None
 
 
-def _problems(model: type[BaseModel], error: ValidationError) -> Iterable[str]:
+def problems(error: ValidationError, model: type[BaseModel] | None = None) -> Iterable[str]:
+    """Each problem in one sentence; where `model` is given, with its fields that an unknown key may have meant."""
     for problem in error.errors():
         where = ".".join(str(step) for step in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = _fields_at(model, problem["loc"][:-1])
-            yield f"unknown key {where!r}.{suggestion(str(problem['loc'][-1]), known) or ' Known: ' + ', '.join(known)}"
+            known = _fields_at(model, problem["loc"][:-1]) if model else []
+            hint = suggestion(str(problem["loc"][-1]), known) or (" Known: " + ", ".join(known) if known else "")
+            yield f"unknown key {where!r}.{hint}"
         else:
             message = problem["msg"].removeprefix("Value error, ")
             yield f"{where}: {message}" if where else message

@@ -198,16 +198,21 @@ def test_a_probe_measures_what_the_estimate_says(blip_folder, phantoms_folder, p
     train = {"per_device_train_batch_size": 2, "num_train_epochs": 2.0, "max_text_tokens": 40, "dtype": "fp32"}
     suite = _suite(
         backbones=(f"blip:{blip_folder}", "vit-gpt2:none/of-this-name"), strategies=("lora", "zero-shot"), seeds=(0, 1),
-        data=f"phantoms:{phantoms_folder}", train=train, generation={"max_new_tokens": 4},
+        data=[f"phantoms:{phantoms_folder}", {"name": "phantom-vqa", "options": {"count": 30}}], train=train,
+        generation={"max_new_tokens": 4},
     )  # fmt: skip
     plan = dry_run_suite(suite, plugins=plugins, probes=True)
-    probed = {(run.strategy, run.seed): run for run in plan.runs if run.probed}
+    by_data = {data: [run for run in plan.runs if run.data == data and run.probed] for data in {run.data for run in plan.runs}}
+    captions, questions = by_data[f"phantoms:{phantoms_folder}"], by_data["phantom-vqa"]
+    assert [run.strategy for run in questions] == [run.strategy for run in captions]
+    assert {run.captioned_images for run in captions}.isdisjoint(run.captioned_images for run in questions)
+    probed = {(run.strategy, run.seed): run for run in captions}
     assert set(probed) == {(strategy, seed) for strategy in ("lora", "zero-shot") for seed in (0, 1)}
     assert probed["zero-shot", 0].training_seconds == 0 < probed["lora", 0].training_seconds
     assert probed["lora", 1].training_seconds == probed["lora", 0].training_seconds  # one probe for all seeds
     assert all(run.captioning_seconds > 0 and run.memory_bytes > 1e8 for run in probed.values())
     text = dry_run_text(plan)
-    assert "lora*" in text and "* measured by a probe" in text
+    assert "lora*" in text and "* measured by a probe" in text and " on phantom-vqa\n" in text
 
 
 def test_steps_are_counted_as_the_trainer_does(blip_folder, phantoms_folder, tmp_path, plugins):

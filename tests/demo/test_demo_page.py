@@ -117,6 +117,32 @@ def test_captions_as_the_command_line_makes_them(served, image, tmp_path):
             assert re.fullmatch(rf'<p class="problem" role="alert">{file.name} cannot be read as an image[^<]+</p>', problem)
 
 
+BREAKS = """
+import sys
+import gradio
+from medgraft.demo import local_models
+from medgraft.demo.page import demo_page
+from medgraft.loading import captioner_of
+
+captioner, generation = captioner_of(sys.argv[1], None, None)
+weight = next(captioner.backbone.model.parameters())
+weight.data = weight.data[..., :1]
+page = demo_page(local_models({"broken": (captioner, generation)}), "")
+opened = next(function.fn for function in page.fns.values() if function.api_name == "open")
+*_, (_, _, problem, caption, maps) = opened(sys.argv[2], "", gradio.Request(session_hash="tab"))
+print(problem, caption, maps)
+"""
+
+
+@pytest.mark.slow
+def test_what_breaks_in_a_model_is_said_on_the_page(image, tmp_path):
+    pytest.importorskip("gradio", reason=NO_GRADIO)
+    upload = shutil.copy(image, tmp_path)  # its folder is deleted
+    made = subprocess.run([sys.executable, "-c", BREAKS, ADAPTERS[0], upload], capture_output=True, text=True, check=True)
+    assert re.search(r">RuntimeError: [^<]+ The terminal of medgraft demo shows where\.</p> *$", made.stdout)
+    assert "Traceback" in made.stderr
+
+
 @pytest.mark.slow
 def test_the_page_asks_no_other_server(served):
     url, _ = served

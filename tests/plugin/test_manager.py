@@ -51,6 +51,7 @@ import medgraft
 def medgraft_strategies():
     yield medgraft.StrategySpec("lora", "mine", "x:Y")
 """
+WRONG_SETTINGS = GOOD.replace('roles=("head",)', 'roles=("haed",), lr_scale=0')
 
 
 @pytest.fixture
@@ -98,9 +99,11 @@ def test_a_plugin_adds_names(install, plugins):
         (BROKEN, "ImportError: no module named magic"),
         (MISSPELT, "medgraft_backbone"),
         (RAISES_LATE, "RuntimeError: half way"),
+        (WRONG_SETTINGS, r"PartPlan: roles.0: Input should be 'attn'"),
+        (WRONG_SETTINGS, "; lr_scale: Input should be greater than 0"),
         (WRONG_TYPE, "medgraft_metrics must yield MetricSpec, not a str: 'length'"),
     ],
-    ids=["import error", "misspelt hook", "raises half way", "wrong type"],
+    ids=["import error", "misspelt hook", "raises half way", "wrong role", "wrong rate", "wrong type"],
 )
 def test_a_failing_plugin_breaks_nothing_and_is_reported(install, plugins, code, message):
     install("fake-bad", code)

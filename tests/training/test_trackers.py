@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib.util import find_spec
 
 import pytest
 
@@ -79,11 +80,15 @@ def test_mlflow(run, tmp_path):
     ("tracker", "told"),
     [
         ("tensorbord", "is no tracker of transformers. Did you mean 'tensorboard'"),
-        ("swanlab", "cannot be used here: SwanLabCallback requires swanlab to be installed. Run `pip install swanlab`."),
+        ("swanlab", "names 'swanlab', but swanlab is not installed. Install it (pip install swanlab), or leave it out."),
+        ("mlflow", "names 'mlflow', but mlflow is not installed. Install it (pip install mlflow), or leave it out."),
+        ("comet_ml", "which cannot be used here: CometCallback requires comet-ml"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "bench"])
 def test_a_tracker_that_is_not_there_is_one_line(command, tracker, told, tmp_path, capsys):
+    if find_spec(tracker):
+        pytest.skip(f"{tracker} is installed")
     (tmp_path / "suite.toml").write_text('name = "s"\nbackbones = ["blip:none"]\nstrategies = ["lora"]\ndata = "roco:none"\n')
     named = ["--backbone", "blip:none", "--strategy", "lora", "--data", "roco:none"]
     words = ["train", *named] if command == "train" else ["bench", str(tmp_path / "suite.toml")]

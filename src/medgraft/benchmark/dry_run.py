@@ -93,7 +93,7 @@ def dry_run_suite(
     data = {config.model_dump_json(): _data(config, plugins, missing) for config in suite.data}
     speed, machine = measured_flops(), hardware.describe()
     weights: dict[str, Weights] = {}
-    runs, left_out = [], {}
+    runs, estimated, left_out = [], [], {}
     for config, strategy in planned:
         images = data[config.data.model_dump_json()]
         try:
@@ -113,6 +113,8 @@ def dry_run_suite(
             missing[str(error)] = None
         except MedgraftError as error:
             missing[f"{config.backbone}: {error}"] = None
+        else:
+            estimated.append((config, strategy))
     named = {str(c): d for c, d in zip(suite.data, data.values(), strict=True)}
     counts = {name: None if d is None else {str(s): len(d.split(s)) for s in SPLITS} for name, d in named.items()}
     reports = {name: d.report for name, d in named.items() if d is not None}
@@ -121,7 +123,7 @@ def dry_run_suite(
     text = _text(planned, data, here, plugins, missing)
     not_probed: dict[str, str] = {}
     if probes:
-        runs = probed_runs(planned, runs, data, here, not_probed)
+        runs = probed_runs(estimated, runs, data, here, not_probed)
     loads = [run.load for run in runs if run.usage is None]
     validation = sum(count["validation"] for count in counts.values() if count)
     store = store_bytes(suite, data, here, plugins)
@@ -223,6 +225,7 @@ def _here(
     return RunEstimate(
         backbone=config.backbone,
         strategy=config.strategy,
+        data=str(config.data),
         seed=config.seed,
         trainable_parameters=made.trainable_parameters if made else None,
         memory_bytes=made.memory_bytes if made else None,
@@ -302,4 +305,4 @@ def _by_api(
         sizes = [open_image(example.image).size for example in data.split(config.eval_split)]
         prompt = prompt_for(captioner, config.train.prompt)
         usage = captioner.estimate(source, sizes, prompt=prompt, options=config.generation)
-    return RunEstimate(config.backbone, config.strategy, config.seed, 0, None, None, 0.0, None, usage)
+    return RunEstimate(config.backbone, config.strategy, str(config.data), config.seed, 0, None, None, 0.0, None, usage)

@@ -68,6 +68,7 @@ class RunEstimate:
 
     backbone: str
     strategy: str
+    data: str
     seed: int
     trainable_parameters: int | None
     memory_bytes: int | None

@@ -91,12 +91,13 @@ def probed_runs(
     planned: Planned, runs: Sequence[RunEstimate], data: Mapping[str, CaptionData | None], here: set[str],
     not_probed: dict[str, str],
 ) -> list[RunEstimate]:  # fmt: skip
-    """`runs` with measured seconds and memory; other seeds than the first take the same. Adds reasons to `not_probed`."""
-    configs = {(c.backbone, c.strategy, c.seed, place): (c, strategy) for place, (c, strategy) in enumerate(planned)}
+    """`runs`, which are those of `planned`, with measured seconds and memory; other seeds than the first take the same.
+
+    Adds reasons to `not_probed`.
+    """
     found: list[RunEstimate] = []
     done: dict[str, Probe | None] = {}
-    for run in runs:
-        config, strategy = configs.pop(next(key for key in configs if key[:3] == (run.backbone, run.strategy, run.seed)))
+    for (config, strategy), run in zip(planned, runs, strict=True):
         images, key = data[config.data.model_dump_json()], config.model_copy(update={"seed": 0}).model_dump_json()
         if key not in done:
             try:

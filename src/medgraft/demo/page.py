@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import rmtree
@@ -13,11 +14,12 @@ from PIL.Image import Image
 
 from medgraft.data import open_image
 from medgraft.demo.models import DemoModel
-from medgraft.errors import MedgraftError
+from medgraft.errors import MedgraftError, first_line
 from medgraft.report import explanation_page
 from medgraft.report.pages import jpeg_uri
 from medgraft.saliency import Explanation
 
+_logger = logging.getLogger(__name__)
 _FONT = ("system-ui", "Segoe UI", "DejaVu Sans", "sans-serif")
 _PREVIEW = 720  # px, the longest side of the image on the page
 _MOST_PICTURES = 16  # images, each of an open tab
@@ -52,8 +54,8 @@ def demo_page(models: Sequence[DemoModel], privacy: str) -> Any:
         pictures.pop(request.session_hash, None)
         try:
             image, name = _taken(Path(file))
-        except MedgraftError as error:
-            yield (None, "", _problem(str(error).replace(file, Path(file).name)), *nothing, "")
+        except Exception as error:
+            yield (None, "", _failed(error).replace(file, Path(file).name), *nothing, "")
             return
         pictures[request.session_hash] = image, name
         while len(pictures) > _MOST_PICTURES:
@@ -77,8 +79,8 @@ def demo_page(models: Sequence[DemoModel], privacy: str) -> Any:
                 made[number] = model.caption(image, asked)
                 yield ("", *made, "")
             yield ("", *made, _maps(models, image, made, asked, name))
-        except MedgraftError as error:
-            yield (_problem(error), *made, "")
+        except Exception as error:
+            yield (_failed(error), *made, "")
 
     with gr.Blocks(title="medgraft", analytics_enabled=False, delete_cache=(60, 60)) as page:
         gr.Markdown(f"# medgraft\n**Not for clinical use.** {privacy}")
@@ -116,9 +118,17 @@ def _taken(file: Path) -> tuple[Image, str]:
         rmtree(file.parent)  # Gradio's, with this file alone
 
 
-def _problem(problem: object) -> str:
-    """A user's mistake as a line on the page."""
-    return f'<p class="problem" role="alert">{html.escape(str(problem))}</p>'
+def _problem(problem: str) -> str:
+    return f'<p class="problem" role="alert">{html.escape(problem)}</p>'
+
+
+def _failed(error: Exception, model: str = "") -> str:
+    """What failed, as a line on the page; the traceback of what a user cannot have caused goes to the log."""
+    what = str(error)
+    if not isinstance(error, MedgraftError):
+        what = f"{type(error).__name__}: {first_line(error)}. The terminal of medgraft demo shows where."
+        _logger.exception("The demo could not answer")
+    return _problem(f"{model}: {what}" if model else what)
 
 
 def _preview(image: Image, name: str) -> str:
@@ -139,12 +149,12 @@ def _maps(models: Sequence[DemoModel], image: Image, captions: Sequence[str], pr
     for model, caption in zip(models, captions, strict=True):
         try:
             explanation = model.explain(image, caption, prompt)
-        except MedgraftError as error:
-            without.append(f"{model.name}: {error}")
+        except Exception as error:
+            without.append(_failed(error, model.name))
             continue
         if explanation.maps.words:
             found[model.name] = [("attention", explanation)]
-    lines = "".join(map(_problem, without))
+    lines = "".join(without)
     if not found:
         return lines
     page = html.escape(explanation_page(found, name))

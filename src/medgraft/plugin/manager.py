@@ -17,7 +17,7 @@ import pluggy
 
 from medgraft.errors import PluginError, UnknownNameError, suggestion
 from medgraft.plugin import spec as hookspecs
-from medgraft.plugin.types import BackboneSpec, DatasetSpec, MetricSpec, Spec, StrategySpec, _first_line
+from medgraft.plugin.types import BackboneSpec, DatasetSpec, MetricSpec, Spec, StrategySpec, what_failed
 
 Kind = Literal["backbone", "strategy", "dataset", "metric"]
 KINDS: Mapping[Kind, tuple[str, type[Spec]]] = {
@@ -192,7 +192,7 @@ class PluginManager:
         return found
 
     def _fail(self, plugin: str, distribution: str, error: BaseException) -> None:
-        failure = LoadFailure(plugin, distribution, _first_line(error))
+        failure = LoadFailure(plugin, distribution, what_failed(error))
         if self.strict:
             raise PluginError(f"Plugin {plugin} ({distribution}) failed to load: {failure.message}") from error
         self.failures.append(failure)

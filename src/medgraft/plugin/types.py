@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medgraft.errors import PluginError
+from pydantic import ValidationError
+
+from medgraft.errors import PluginError, first_line
+from medgraft.strict_model import problems
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,11 @@ def _import(name: str, target: Any) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # importing a plugin's module may raise anything
-        raise PluginError(f"{name!r} could not be loaded from {target}: {_first_line(error)}") from error
+        raise PluginError(f"{name!r} could not be loaded from {target}: {what_failed(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+def what_failed(error: BaseException) -> str:
+    """The class of an error and what it says, in one line."""
+    if isinstance(error, ValidationError):  # its first line only counts the problems
+        return f"{error.title}: {'; '.join(problems(error))}"
+    return f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__

@@ -60,9 +60,10 @@ def _weights(plan: DryRun) -> str:
 def _runs(runs: Sequence[RunEstimate]) -> str:
     probed = "; * measured by a probe" if any(run.probed for run in runs) else ""
     lines = [f"Runs (estimated from shapes; times within a factor of about two{probed})"]
-    for backbone, group in groupby(runs, key=lambda run: run.backbone):
+    several = len({run.data for run in runs}) > 1
+    for (backbone, data), group in groupby(runs, key=lambda run: (run.backbone, run.data)):
         lines += [
-            f"  {backbone}",
+            f"  {backbone} on {data}" if several else f"  {backbone}",
             f"    {'strategy':<19}{'trained':>9}{'loading':>10}{'memory':>9}{'training':>11}{'captioning':>12}",
         ]
         lines += [_run(run) for run in group]

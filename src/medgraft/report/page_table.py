@@ -35,14 +35,15 @@ class PageColumn:
 
 
 def results_columns(rows: Sequence[Row], records: Sequence[Record], frontier: Mapping[str, float]) -> list[PageColumn]:
-    """The columns of the table of results; `frontier` has shares by the row's name."""
+    """The columns of the table of results that have a value in some row; `frontier` has shares by the row's name."""
     main = rows[0].main
     specs = {name: cell.spec for row in rows for name, cell in row.scores.items()}
     ordered = sorted(specs.values(), key=lambda spec: (spec.name != main, spec.detail))
     scores = [_score(rows, spec, detail=spec.detail and spec.name != main) for spec in ordered]
     first, rest = scores[:1], scores[1:]
     heading = specs[main].heading if main in specs else main
-    return [*first, *_costs(rows, frontier, heading), *rest, *_signs(rows, records, main, heading)]
+    columns = [*first, *_costs(rows, frontier, heading), *rest, *_signs(rows, records, main, heading)]
+    return [column for column in columns if any(cell.value is not None for cell in column.cells)]
 
 
 def _score(rows: Sequence[Row], spec: ScoreSpec, *, detail: bool) -> PageColumn:
@@ -73,7 +74,8 @@ def _costs(rows: Sequence[Row], frontier: Mapping[str, float], heading: str) -> 
         for cell, row in zip(seconds.cells, rows, strict=True)
     ]
     shares = [frontier.get(row.strategy) for row in rows]
-    found = [
+    about = "Rise of the loss on the base's own captions of general images, in nats per token; lower is better."
+    return [
         PageColumn("training_seconds", seconds.heading, seconds.explanation, tuned),
         PageColumn("step", "step s", "Seconds of one step: the median, with quartiles.", [_step(row) for row in rows]),
         PageColumn(
@@ -83,11 +85,8 @@ def _costs(rows: Sequence[Row], frontier: Mapping[str, float], heading: str) -> 
         column("trainable_parameters", "params", "Parameters that were trained.", count_text),
         column("peak_memory_bytes", "memory", "Peak memory of the run's own process.", size_text),
         column("adapter_bytes", "size", "Bytes of the weights that ship.", size_text),
+        column("forgetting", "forgetting", about, "{:+.3f}".format),
     ]  # fmt: skip
-    if any(row.forgetting is not None for row in rows):
-        about = "Rise of the loss on the base's own captions of general images, in nats per token; lower is better."
-        found.append(column("forgetting", "forgetting", about, "{:+.3f}".format))
-    return found
 
 
 def _step(row: Row) -> PageCell:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from medgraft.config import RunConfig
@@ -38,12 +39,16 @@ def _callback(name: str) -> TrainerCallback:
     if name not in known:
         hint = suggestion(name, known) or f" Known: {', '.join(known)}."
         raise ConfigError(f"train.report_to names {name!r}, which is no tracker of transformers.{hint}")
+    package = _PACKAGES.get(name, name)
+    what_to_do = f"Install it (pip install {package}), or leave it out."
+    installed = getattr(integration_utils, f"is_{name}_available", None)
+    if installed is not None and not installed():  # a callback that is made without its package fails again when it is deleted
+        raise ConfigError(f"train.report_to names {name!r}, but {package} is not installed. {what_to_do}")
     try:
         made: TrainerCallback = INTEGRATION_TO_CALLBACK[name]()
     except Exception as error:  # each tracker raises errors of its own
         raise ConfigError(
-            f"train.report_to names {name!r}, which cannot be used here: {first_line(error)} "
-            f"Install it (pip install {_PACKAGES.get(name, name)}), or leave it out."
+            f"train.report_to names {name!r}, which cannot be used here: {first_line(error)} {what_to_do}"
         ) from error
     return made
 

@@ -74,7 +74,7 @@ function opacity() {
   const scale = element("span", "scale");
   const stops = data.colours.map(([red, green, blue, alpha]) => `rgb(${red} ${green} ${blue} / ${alpha / 255})`).join(", ");
   scale.style.background = `linear-gradient(to right, ${stops}), #555`;
-  return element("span", "settings", element("label", "", "Opacity of the maps ", slider, shown),
+  return element("span", "opacity", element("label", "", "Opacity of the maps ", slider, shown),
     element("span", "", "low ", scale, " high"));
 }
 
