@@ -14,14 +14,14 @@ import medgraft
 SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
-    "errors", "redaction", "escaping", "strict_model", "augmentation_config", "forgetting_config", "generation_config",
-    "image_config", "model_config", "sequences", "types", "each_image", "disk", "progress", "quiet", "train_config", "hardware",
-    "processes",
+    "errors", "lazy", "redaction", "escaping", "strict_model", "augmentation_config", "forgetting_config", "generation_config",
+    "image_config", "model_config", "sequences", "types", "each_image", "disk", "progress", "quiet", "train_config", "machine",
+    "hardware", "processes",
     "environment", "seeds", "clock", "energy", "file_index",
     "executor_config", "config", "executors",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "device_map", "prepare",
-    "training", "adapter", "captioning", "text_statistics", "metrics", "stats", "scoring", "saliency", "inference",
-    "benchmark", "conversion", "inspection", "fork_server", "testing", "plugin_api", "report", "loading", "api",
+    "training", "adapter", "captioning", "text_statistics", "token_counts", "metrics", "stats", "scoring", "saliency",
+    "inference", "benchmark", "conversion", "inspection", "fork_server", "testing", "plugin_api", "report", "loading", "api",
     "adapter_set", "demo", "scaffold", "cli",
 ]  # fmt: skip
 
@@ -37,9 +37,31 @@ def test_import_and_help_load_no_torch():
     assert _loads(code).splitlines()[-1] == "[]"
 
 
-def test_listing_names_loads_no_torch():
-    code = "import sys, medgraft.cli.main as m; m.main(['list']); print('torch' in sys.modules)"
-    assert _loads(code).splitlines()[-1] == "False"
+READING = [  # commands that need no model
+    ["list"], ["plugins"], ["report", "benchmarks/results/slake"], ["compare", "RUN", "RUN"], ["score", "--predictions", "RUN"],
+    ["adapter", "inspect", "adapters/blip-nano-lora"], ["adapter", "verify", "adapters/blip-nano-lora"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", READING, ids=" ".join)
+def test_what_needs_no_model_loads_no_torch(words):
+    root = SOURCE.parents[1]
+    run = str(next((root / "benchmarks/results/quickstart/runs").iterdir()))
+    code = f"""
+import os, sys, medgraft.cli.main as m
+os.chdir({str(root)!r})
+m.main({[run if word == "RUN" else word for word in words]})
+print([name for name in ("torch", "transformers", "peft", "evaluate", "datasets", "pandas") if name in sys.modules])
+"""
+    assert _loads(code).splitlines()[-1] == "[]"
+
+
+def test_lazy_names_are_no_modules():
+    """A module of the package, once it is imported, would hide a name that it shares with it."""
+    for path in SOURCE.rglob("__init__.py"):
+        blocks = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.If)]
+        names = {alias.name for block in blocks for node in block.body for alias in getattr(node, "names", ())}
+        assert not names & {each.stem for each in path.parent.iterdir()}, path
 
 
 def test_help_is_quick():

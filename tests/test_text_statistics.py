@@ -14,13 +14,8 @@ from medgraft.errors import ConfigError
 from medgraft.inference import RemoteInference
 from medgraft.plugin import PluginManager
 from medgraft.testing.tiny import tiny_models
-from medgraft.text_statistics import (
-    GenerationStatistics,
-    TextStatistics,
-    caption_warnings,
-    generation_statistics,
-    text_statistics,
-)
+from medgraft.text_statistics import GenerationStatistics, TextStatistics, caption_warnings
+from medgraft.token_counts import generation_statistics, text_statistics
 from medgraft.types import Example
 
 PLUGINS = PluginManager.from_environment()

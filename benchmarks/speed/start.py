@@ -25,7 +25,7 @@ _PARTS = {
     "check images": ("medgraft.data.image_chunks", "check_images"),
     "data fingerprint": ("medgraft.benchmark.before_training", "data_fingerprint"),
     "load base": ("medgraft.prepare", "load_model"),
-    "digests of the base": ("medgraft.backbones.base", "read_checkpoint"),
+    "digests of the base": ("medgraft.backbones.from_checkpoint", "read_checkpoint"),
     "apply strategy": ("medgraft.prepare", "apply_strategy"),
     "digest of the prefix": ("medgraft.features.cached", "prefix_key"),
     "digests of trained parameters": ("medgraft.benchmark.run", "in_place_digests"),

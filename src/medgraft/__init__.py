@@ -5,10 +5,10 @@ Importing it is cheap: torch and transformers are loaded by the first function t
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medgraft.errors import MedgraftError
+from medgraft.lazy import lazily
 from medgraft.plugin import BackboneSpec, DatasetSpec, MetricSpec, ScoreSpec, StrategySpec, hookimpl
 from medgraft.quiet import drop_kernel_advice
 
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
     from medgraft.data import load_data, open_image
     from medgraft.loading import load_adapter, load_backbone
     from medgraft.scoring import score
+else:
+    __getattr__ = lazily(__name__)
 
 __version__ = "0.1.0"
-
-_LAZY = dict.fromkeys(("caption", "caption_each", "evaluate", "explain", "run_config", "run_suite", "train"), "api")
-_LAZY |= {"load_adapters": "adapter_set", "score": "scoring", "records_frame": "benchmark.frames"}
-_LAZY |= {"load_adapter": "loading", "load_backbone": "loading", "load_data": "data", "open_image": "data"}
 
 __all__ = [
     "BackboneSpec",
@@ -51,12 +49,6 @@ __all__ = [
 ]
 
 drop_kernel_advice()
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"medgraft.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'medgraft' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -85,7 +85,7 @@ class FileIndex:
 
     def find(self, paths: Sequence[_Source]) -> dict[_Source, Any]:
         """The entries of those of `paths`, files or parts of files, that have not changed since they were entered."""
-        if not paths or _switched_off() or not self.file.exists():
+        if not paths or switched_off() or not self.file.exists():
             return {}
         keys = _keys(paths)
         rows: dict[bytes, tuple[str, str, str, str]] = {}
@@ -115,7 +115,7 @@ class FileIndex:
         Take each state before reading the file, so that the entry of a file changed meanwhile is never found. Files whose
         state is not `settled` are skipped.
         """
-        if _switched_off():
+        if switched_off():
             return
         settled = [path for path, (state, _) in found.items() if state.settled]
         if not settled:
@@ -214,7 +214,8 @@ def _checksum(key: bytes, *values: str) -> str:
     return hashlib.sha256(b"\0".join([key, *(value.encode() for value in values)])).hexdigest()[:16]
 
 
-def _switched_off() -> bool:
+def switched_off() -> bool:
+    """Whether MEDGRAFT_FILE_INDEX says that nothing computed from files is stored."""
     return os.environ.get("MEDGRAFT_FILE_INDEX", "").lower() in ("off", "0")
 
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from accelerate import PartialState
 
 from medgraft.errors import ConfigError
+from medgraft.machine import Hardware
 from medgraft.train_config import Dtype
 
 T = TypeVar("T")
@@ -160,23 +160,6 @@ def versions() -> dict[str, str | None]:
 def allocator() -> str | None:
     """`tcmalloc` if this process uses its `malloc`, None for any other; checked on Linux only."""
     return "tcmalloc" if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "MallocExtension_ReleaseFreeMemory") else None
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """A description of a machine; None for unknown values."""
-
-    cpu: str | None = None
-    cores: int | None = None
-    threads: int | None = None
-    allocator: str | None = None
-    memory_bytes: int | None = None
-    accelerators: tuple[str, ...] = ()
-    bf16: bool | None = None
-    platform: str | None = None
-
-    def __str__(self) -> str:
-        return ", ".join([*self.accelerators, f"{self.cpu}, {self.threads} threads"])
 
 
 def describe() -> Hardware:

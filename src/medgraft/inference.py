@@ -20,7 +20,7 @@ from medgraft.config import GenerationConfig
 from medgraft.data.given_images import ImageOrStudy, images_of
 from medgraft.errors import ConfigError, DataError
 from medgraft.features import CachedFeatures
-from medgraft.metrics.base import Array
+from medgraft.metrics.measured import Array
 from medgraft.saliency import CaptionMaps, MapOptions, caption_maps
 from medgraft.types import ImageSource, Prompts, own_prompts, prompt_of_each
 

@@ -12,11 +12,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import ndtr, ndtri
-from scipy.stats import t as student_t
+from scipy.special import ndtr, ndtri, stdtr
 
 from medgraft.metrics import Measured, Scores
-from medgraft.metrics.base import Array
+from medgraft.metrics.measured import Array
 
 RESAMPLES = 1000
 RANDOMISATIONS = 10_000
@@ -241,4 +240,4 @@ def _welch(ours: Sequence[Measured], theirs: Sequence[Measured], name: str, draw
     if variance == 0:
         return 0.0 if value else 1.0
     freedom = variance**2 / sum(part**2 / count for part, count in parts if part)
-    return float(2 * student_t.sf(value / variance**0.5, freedom))
+    return float(2 * stdtr(freedom, -value / variance**0.5))

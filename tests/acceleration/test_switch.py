@@ -8,7 +8,7 @@ import medgraft
 from medgraft.acceleration import KERNELS
 from medgraft.adapter import locate_adapter
 from medgraft.benchmark import execute
-from medgraft.benchmark.record import run_id
+from medgraft.benchmark.recording import run_id
 from medgraft.benchmark.suite import expand
 from medgraft.config import RunConfig, SuiteConfig, run_config
 from medgraft.errors import ConfigError

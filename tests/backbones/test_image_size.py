@@ -14,7 +14,7 @@ from medgraft.backbones.image_size import config_for_size
 from medgraft.backbones.visible_region import resize_to
 from medgraft.backbones.vision_encoder_decoder import VisionEncoderDecoderBackbone
 from medgraft.benchmark import execute, read_record
-from medgraft.benchmark.record import run_id
+from medgraft.benchmark.recording import run_id
 from medgraft.cli.main import main
 from medgraft.config import GenerationConfig, changed_run
 from medgraft.conversion.merge import merge_adapter

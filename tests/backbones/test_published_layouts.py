@@ -10,7 +10,8 @@ from PIL import Image
 
 import medgraft
 from medgraft.adapter.manifest import read_manifest
-from medgraft.benchmark import plan, read_record
+from medgraft.benchmark import read_record
+from medgraft.benchmark.plan import plan
 from medgraft.cli.main import main
 from medgraft.errors import BackboneError, StrategyError
 from medgraft.models import load_model

@@ -13,7 +13,7 @@ from medgraft.benchmark import dry_run_suite, expand
 from medgraft.benchmark.estimate import measured_flops
 from medgraft.config import SuiteConfig, load_suite
 from medgraft.errors import UnknownNameError
-from medgraft.hardware import Hardware
+from medgraft.machine import Hardware
 from medgraft.report import dry_run_text
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from medgraft.adapter.locating import locate_adapter
 from medgraft.backbones import prompt_for
 from medgraft.benchmark import execute, read_record
 from medgraft.benchmark.forgetting import _GREEDY, base_captions, forgetting
-from medgraft.benchmark.record import run_id
+from medgraft.benchmark.recording import run_id
 from medgraft.cli.main import main
 from medgraft.config import run_config
 from medgraft.data.scenes import general_scenes

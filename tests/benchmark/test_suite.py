@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from medgraft import hardware
 from medgraft.adapter import locate_adapter
 from medgraft.backbones.blip import BlipBackbone
-from medgraft.benchmark import expand, plan, read_records, run_suite
+from medgraft.benchmark import expand, read_records, run_suite
+from medgraft.benchmark.plan import plan
 from medgraft.benchmark.process import PROCESS_NAME
-from medgraft.benchmark.record import run_id
+from medgraft.benchmark.recording import run_id
 from medgraft.config import SuiteConfig, load_suite, run_config
 from medgraft.data import data_fingerprint, load_data
 from medgraft.errors import ConfigError, UnknownNameError

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from medgraft.augmentation_config import AugmentationConfig
 from medgraft.backbones.blip import BlipBackbone
-from medgraft.benchmark.record import run_id
+from medgraft.benchmark.recording import run_id
 from medgraft.config import METRICS, load_suite, run_config
 from medgraft.data.augmentation import Views, augmented, flip_warning, recurring_images, recurs, view_digest, without_view
 from medgraft.data.collate import CaptionPairs, PixelCache

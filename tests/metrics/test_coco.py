@@ -72,9 +72,13 @@ def test_the_evaluate_modules_give_the_same_numbers(plugins):
     together = score(predictions, references, plugins=plugins).metrics
     said, meant = list(predictions.values()), list(references.values())
     assert together == pytest.approx(_scores(said, meant))
-    for metric in (Bleu, RougeL, Cider):
-        for name, value in metric().compute(predictions=said, references=meant).items():
-            assert value == pytest.approx(together[name])
+    for metric in (Bleu(), RougeL(), Cider()):
+        found = metric.compute(predictions=said, references=meant)
+        assert found == pytest.approx({name: together[name] for name in found})
+        assert metric.as_evaluate().compute(predictions=said, references=meant) == found
+    for wrong in (meant[:1], said):
+        with pytest.raises(ScoringError, match="Give a list of references for each prediction"):
+            Bleu().compute(predictions=said, references=wrong)
 
 
 def test_by_hand():

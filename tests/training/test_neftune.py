@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.integrations.neftune import neftune_post_forward_hook
 
-from medgraft.benchmark.record import run_id
+from medgraft.benchmark.recording import run_id
 from medgraft.config import run_config
 from medgraft.errors import ConfigError
 from medgraft.features.reusable_prefix import find_reusable_prefix, prefix_key

@@ -5,50 +5,23 @@ Reading needs neither torch nor the base; torch is loaded by the first name that
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medgraft.adapter.contents import Contents, read_contents
 from medgraft.adapter.locating import IN_RUN, is_adapter, locate_adapter
 from medgraft.adapter.manifest import MANIFEST, Manifest, read_manifest
+from medgraft.lazy import lazily
 
 if TYPE_CHECKING:
     from medgraft.adapter.loading import BaseOptions, LoadedAdapter, load_adapter
     from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest, write_package
     from medgraft.adapter.start import Start, named_by, read_start
     from medgraft.adapter.trained_on import SeenInTraining, TrainedOn
-
-_LAZY = dict.fromkeys(("BaseOptions", "LoadedAdapter", "load_adapter"), "loading")
-_LAZY |= dict.fromkeys(("adapter_bytes", "in_place_digests", "save_weights", "update_manifest", "write_package"), "saving")
-_LAZY |= dict.fromkeys(("SeenInTraining", "TrainedOn"), "trained_on")
-_LAZY |= dict.fromkeys(("Start", "named_by", "read_start"), "start")
+else:
+    __getattr__ = lazily(__name__)
 
 __all__ = [
-    "IN_RUN",
-    "MANIFEST",
-    "BaseOptions",
-    "Contents",
-    "LoadedAdapter",
-    "Manifest",
-    "SeenInTraining",
-    "Start",
-    "TrainedOn",
-    "adapter_bytes",
-    "in_place_digests",
-    "is_adapter",
-    "load_adapter",
-    "locate_adapter",
-    "named_by",
-    "read_contents",
-    "read_manifest",
-    "read_start",
-    "save_weights",
-    "update_manifest",
-    "write_package",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"medgraft.adapter.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'medgraft.adapter' has no attribute {name!r}")
+    "BaseOptions", "Contents", "IN_RUN", "LoadedAdapter", "MANIFEST", "Manifest", "SeenInTraining", "Start", "TrainedOn",
+    "adapter_bytes", "in_place_digests", "is_adapter", "load_adapter", "locate_adapter", "named_by", "read_contents",
+    "read_manifest", "read_start", "save_weights", "update_manifest", "write_package",
+]  # fmt: skip

@@ -12,7 +12,7 @@ from medgraft.adapter.base_name import hub_id
 from medgraft.adapter.manifest import ADAPTER_INT8, ADAPTER_WEIGHTS, CHANGES, TENSORS, Manifest
 from medgraft.adapter.serving import serving_section
 from medgraft.plugin import KnownScores, PluginManager
-from medgraft.training import ChosenWeights
+from medgraft.training.chosen_weights import ChosenWeights
 
 
 def card_text(manifest: Manifest, folder: Path, name: str) -> str:

@@ -15,7 +15,8 @@ from medgraft import hardware
 from medgraft.benchmark.baseline_captions import baseline_captions, baseline_names
 from medgraft.benchmark.evaluation import Evaluation, evaluated
 from medgraft.benchmark.lease import Leases
-from medgraft.benchmark.record import BASELINE, BASELINES, Record, read_record, run_id, write_record
+from medgraft.benchmark.record import BASELINE, BASELINES, Record, read_record, write_record
+from medgraft.benchmark.recording import run_id
 from medgraft.benchmark.run import RunResult
 from medgraft.config import DataConfig, RunConfig
 from medgraft.data import data_fingerprint, load_data

@@ -34,12 +34,12 @@ from medgraft.config import DataConfig, RunConfig, SuiteConfig
 from medgraft.data import load_data, open_image
 from medgraft.data.collate import CaptionPairs
 from medgraft.errors import MedgraftError, StrategyError, UnknownNameError
-from medgraft.hardware import Hardware
+from medgraft.machine import Hardware
 from medgraft.metrics import with_task_metrics
 from medgraft.models import settled
 from medgraft.plugin import PluginManager
 from medgraft.strategies import Strategy, get_strategy, needs_fp32
-from medgraft.text_statistics import planned_statistics
+from medgraft.token_counts import planned_statistics
 from medgraft.types import SPLITS, CaptionData, Example
 
 

@@ -26,7 +26,8 @@ from medgraft.progress import progress_bar
 from medgraft.scoring import RunCaptions, captions_of, collapse, shuffled
 from medgraft.sequences import Chosen
 from medgraft.stats import Interval, score_intervals
-from medgraft.text_statistics import GenerationStatistics, caption_warnings, generation_statistics
+from medgraft.text_statistics import GenerationStatistics, caption_warnings
+from medgraft.token_counts import generation_statistics
 from medgraft.types import DataReport, Example
 
 _logger = logging.getLogger(__name__)

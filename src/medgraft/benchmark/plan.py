@@ -13,7 +13,7 @@ from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_capt
 from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.published import planning_config
 from medgraft.backbones.side_by_side import refuse_several_images
-from medgraft.benchmark.record import run_id
+from medgraft.benchmark.recording import run_id
 from medgraft.benchmark.validation import Validation
 from medgraft.config import RunConfig, RunSettings, SuiteConfig
 from medgraft.data import data_fingerprint, load_data

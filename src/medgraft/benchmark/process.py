@@ -29,7 +29,8 @@ import psutil
 import torch
 
 from medgraft.benchmark.lease import LeaseLost, begin_run, is_disturbed, is_held
-from medgraft.benchmark.record import Record, Tuning, failed_record, read_record, write_record
+from medgraft.benchmark.record import Record, Tuning, read_record, write_record
+from medgraft.benchmark.recording import failed_record
 from medgraft.benchmark.results_folder import FULL, full_disk, stopped_by
 from medgraft.benchmark.run import execute
 from medgraft.config import RunConfig

@@ -15,7 +15,8 @@ from medgraft.backbones import AnyBackbone, Backbone, prompt_for
 from medgraft.benchmark.before_training import Run, planned, prepare_model, read_data
 from medgraft.benchmark.evaluation import Captioned, Evaluation, caption_examples, score_captions, seen_in_training
 from medgraft.benchmark.forgetting import base_captions, forgetting
-from medgraft.benchmark.record import RECORD, FeatureUse, LeftOut, Record, about_run, run_id, write_record
+from medgraft.benchmark.record import RECORD, LeftOut, Record, write_record
+from medgraft.benchmark.recording import about_run, feature_use, run_id
 from medgraft.benchmark.run_folder import CHECKPOINTS, Resume, check_out, remove_results, replace_package
 from medgraft.benchmark.timing import quartiles
 from medgraft.benchmark.validation import Validation
@@ -27,7 +28,8 @@ from medgraft.prepare import Prepared
 from medgraft.saliency import write_maps
 from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
-from medgraft.text_statistics import TextStatistics, logged_statistics
+from medgraft.text_statistics import TextStatistics
+from medgraft.token_counts import logged_statistics
 from medgraft.types import SPLITS, CaptionData
 
 _logger = logging.getLogger(__name__)
@@ -255,7 +257,7 @@ def _record(run: Run, data: CaptionData, fingerprint: str, model: Prepared, outc
         start=start,
         seen_in_training=outcome.seen,
         phase_seconds=dict(clock.seconds),
-        features=FeatureUse.of(model.prefix, model.features),
+        features=feature_use(model.prefix, model.features),
         forgetting=outcome.forgetting,
         acceleration=model.acceleration.installed,
         usage=outcome.captioner.usage(),

@@ -16,7 +16,8 @@ from pathlib import Path
 from medgraft.benchmark.dry_run import memory_needed
 from medgraft.benchmark.lease import Lease
 from medgraft.benchmark.process import OUTPUT, start_server
-from medgraft.benchmark.record import Record, failed_record, write_record
+from medgraft.benchmark.record import Record, write_record
+from medgraft.benchmark.recording import failed_record
 from medgraft.benchmark.timing import TIMING
 from medgraft.benchmark.work import Stamp, Task, Work
 from medgraft.errors import ConfigError, MedgraftError, OutputError, first_line

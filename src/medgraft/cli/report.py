@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """See medgraft.cli."""
     from medgraft.benchmark import read_all_records
     from medgraft.plugin import PluginManager
-    from medgraft.report import as_csv, as_json, html_report, markdown, read_results, rows, terminal, write_peft_results
+    from medgraft.report import as_csv, as_json, markdown, read_results, rows, terminal, write_peft_results
 
     plugins, (folder, *others), out = PluginManager.from_environment(), arguments.folders, arguments.out
     if others and out is None and arguments.format in ("html", "peft"):
@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     results = read_results(folder, plugins=plugins, records=records)
     if arguments.format == "html":
+        from medgraft.report import html_report
+
         out = out or folder / "report.html"
         title = " and ".join(each.resolve().name for each in arguments.folders)
         text = html_report(title, records, results, folder, plugins=plugins)

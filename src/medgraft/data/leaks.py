@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medgraft.data.images import image_digests
 from medgraft.data.near_duplicates import SIDE, Pairs, Places, Thumbnails, alike_in_detail, candidates, thumbnails_of
+from medgraft.data.stored_pairs import stored_pairs
 from medgraft.each_image import EachImage
 from medgraft.progress import progress_bar
 from medgraft.types import SPLITS, Example, Leak, LeakKind, Split
@@ -33,7 +34,7 @@ def find_leaks(examples: Sequence[Example], *, near_duplicates: bool = True) -> 
     """The leaks between the splits of `examples`; train is earlier than validation, and validation than test.
 
     An image counts once a kind and pair of splits; byte-equal images are no near-duplicates, which are not looked for if
-    `near_duplicates` is false. Thumbnails are stored in the file index, so that unchanged images are read once.
+    `near_duplicates` is false. Thumbnails and near-duplicates are stored, so that unchanged images are read and compared once.
     """
     if len({example.split for example in examples}) < 2:
         return Leaks()
@@ -66,10 +67,21 @@ class _Keys:
         later, earlier = self.places[split], self.places[other]
         yield "byte_equal", _same(later, earlier, self.images)
         if self.thumbnails is not None:
-            near = candidates(_distinct(later, self.images), _distinct(earlier, self.images), self.thumbnails)
-            near = near[self.images[near[:, 0]] != self.images[near[:, 1]]]
-            yield "near_duplicate", _with_equal(alike_in_detail(examples, near), later, earlier, self.images)
+            near = self._near(later, earlier, self.thumbnails, examples)
+            yield "near_duplicate", _with_equal(near, later, earlier, self.images)
         yield "group", _same(later, earlier, self.groups)
+
+    def _near(self, later: Places, earlier: Places, thumbnails: Thumbnails, examples: Sequence[Example]) -> Pairs:
+        """Pairs of near-duplicates, of each image the first place."""
+        later, earlier = (_distinct(places, self.images) for places in (later, earlier))
+
+        def find() -> Pairs:
+            near = candidates(later, earlier, thumbnails)
+            near = alike_in_detail(examples, near[self.images[near[:, 0]] != self.images[near[:, 1]]])
+            return np.stack([np.searchsorted(later, near[:, 0]), np.searchsorted(earlier, near[:, 1])], axis=1)
+
+        rows = stored_pairs(self.images[later], self.images[earlier], find)
+        return np.stack([later[rows[:, 0]], earlier[rows[:, 1]]], axis=1)
 
 
 def _keys(examples: Sequence[Example], with_thumbnails: bool) -> _Keys:

@@ -78,7 +78,8 @@ def alike_in_detail(examples: Sequence[Example], pairs: Pairs) -> Pairs:
     """The pairs that pass step 3: images behind one mask, such as a disc, are alike in outline only."""
 
     def details(places: Places) -> NDArray[np.float32]:
-        return _details(thumbnails_of([examples[place].image for place in places.tolist()], _DETAIL_SIDE))
+        distinct, rows = np.unique(places, return_inverse=True)
+        return _details(thumbnails_of([examples[place].image for place in distinct.tolist()], _DETAIL_SIDE))[rows]
 
     return _explained(pairs, details, _DETAIL_LIMIT, _DETAILS_AT_ONCE)
 

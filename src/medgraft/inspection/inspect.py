@@ -13,7 +13,8 @@ from medgraft.inspection.problems import reading_problems, split_problems, text_
 from medgraft.inspection.reading import read
 from medgraft.inspection.result import Inspection, SplitCounts
 from medgraft.plugin import PluginManager
-from medgraft.text_statistics import GenerationStatistics, TextStatistics, planned_statistics
+from medgraft.text_statistics import GenerationStatistics, TextStatistics
+from medgraft.token_counts import planned_statistics
 from medgraft.types import SPLITS, Example
 
 

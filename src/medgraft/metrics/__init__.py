@@ -1,6 +1,7 @@
-"""Caption metrics; each is an evaluate.Metric that works offline."""
+"""Caption metrics, which work offline."""
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, means, ratios
+from medgraft.metrics.base import CaptionMetric
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, means, ratios
 from medgraft.metrics.scoring import Scores, check_metrics, get_metric, measure, with_tokenizer
 from medgraft.metrics.task import with_task_metrics
 

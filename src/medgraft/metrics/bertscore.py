@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from medgraft.errors import first_line
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, means
+from medgraft.metrics.base import CaptionMetric
 from medgraft.metrics.imageclef import preprocess
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, means
 
 _LAYERS = {"microsoft/deberta-xlarge-mnli": 40}
 _BATCH = 64

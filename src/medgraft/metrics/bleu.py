@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medgraft.metrics.base import Array, CaptionSet, Measured
 from medgraft.metrics.coco import TokenMetric, ngrams, tokenize_pairs
+from medgraft.metrics.measured import Array, CaptionSet, Measured
 
 _TINY, _SMALL = 1e-15, 1e-9
 

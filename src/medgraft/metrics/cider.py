@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medgraft.metrics.base import CaptionSet, Measured, UnavailableError, means
 from medgraft.metrics.coco import Ngrams, TokenMetric, ngrams, tokenize_pairs
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, means
 
 _SIGMA = 6.0
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, ratios
+from medgraft.metrics.base import CaptionMetric
+from medgraft.metrics.measured import CaptionSet, Measured, ratios
 
 _MEASURE = re.compile(r"\b(\d+(?:\.\d+)?)\s?(mm|cm)\b")
 _OR, _GOES_ON = re.compile(r"\b(or|nor)\b"), re.compile(r"\s*(and|or|nor)\b")

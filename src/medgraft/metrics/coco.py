@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from medgraft.errors import ConfigError, ScoringError
 from medgraft.metrics.base import CaptionMetric
@@ -43,9 +42,8 @@ def tokenize_pairs(
 class TokenMetric(CaptionMetric):
     """A metric of tokens: with `tokenizer` ptb those of COCO, with whitespace the text as it is, split at white space."""
 
-    def __init__(self, tokenizer: str = "ptb", **options: Any):
+    def __init__(self, tokenizer: str = "ptb"):
         if tokenizer not in TOKENIZERS:
             raise ConfigError(f"The tokenizer of a metric is {tokenizer!r}; it must be {' or '.join(TOKENIZERS)}.")
-        super().__init__(**options)
         self.tokenizer = tokenizer
         self.signature = f"{self.signature}|tok:{tokenizer}"

@@ -13,9 +13,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, ratios
+from medgraft.metrics.base import CaptionMetric
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, ratios
 
 _STOP = "-"
 
@@ -45,8 +45,7 @@ class Concepts(CaptionMetric):
     summary = __doc__ or ""
     citation = "ImageCLEFmedical Caption's UMLS concepts"
 
-    def __init__(self, source: str = "", *args: Any, **options: Any):  # options of evaluate.Metric
-        super().__init__(*args, **options)
+    def __init__(self, source: str = ""):
         self.source = source
         self.signature = f"concepts|terms:{Path(source).name}|micro|longest term|negation ignored"
 

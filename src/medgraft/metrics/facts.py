@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, ratios
+from medgraft.metrics.base import CaptionMetric
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, ratios
 
 FIELDS = ("study", "view", "finding", "side", "site", "size_mm")
 _NEGATED = re.compile(r"\b(no|without)\b[^.:;]*")
@@ -108,12 +109,11 @@ class PhantomFacts(CaptionMetric):
         """See CaptionMetric."""
         if captions.facts is None or any(not facts or not facts.keys() >= set(FIELDS) for facts in captions.facts):
             raise UnavailableError("the data set has no facts of its images, as phantoms have")
-        right = np.array(
-            [
-                [_right(stated_facts(prediction), stated_facts(references[0]), shown or {}, field) for field in FIELDS]
-                for prediction, references, shown in zip(captions.predictions, captions.references, captions.facts, strict=True)
-            ]
-        )  # [N, fields]
+        each = [
+            (stated_facts(prediction), stated_facts(references[0]), shown or {})
+            for prediction, references, shown in zip(captions.predictions, captions.references, captions.facts, strict=True)
+        ]
+        right = np.array([[_right(*facts, field) for field in FIELDS] for facts in each])  # [N, fields]
         columns = {f"fact_{name.removesuffix('_mm')}": right[:, i] for i, name in enumerate(FIELDS)}
         columns["fact_all"] = np.nanmin(right, axis=1)
         return ratios({name: (np.nan_to_num(values), np.isfinite(values)) for name, values in columns.items()})

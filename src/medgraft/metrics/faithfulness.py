@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import numpy as np
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, ratios
+from medgraft.metrics.base import CaptionMetric
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, ratios
 from medgraft.metrics.saliency_scores import Curves
 
 

@@ -6,7 +6,8 @@ import re
 import string
 from collections import Counter
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, means
+from medgraft.metrics.base import CaptionMetric
+from medgraft.metrics.measured import CaptionSet, Measured, means
 
 _NUMBER = re.compile(r"\d+")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

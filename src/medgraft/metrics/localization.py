@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from medgraft.metrics.base import Array, CaptionMetric, CaptionSet, Measured, UnavailableError
+from medgraft.metrics.base import CaptionMetric
+from medgraft.metrics.measured import Array, CaptionSet, Measured, UnavailableError
 from medgraft.metrics.saliency_scores import POINTED, THRESHOLDS, SaliencyScores
 
 _CONTROLS = ("", "_uniform", "_untrained")

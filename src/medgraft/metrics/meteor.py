@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from medgraft.metrics.base import CaptionSet, Measured, UnavailableError, means
 from medgraft.metrics.coco import TOKENIZERS, TokenMetric
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, means
 
 
 class _NoSynonyms:
@@ -25,12 +25,12 @@ class Meteor(TokenMetric):
     summary = __doc__ or ""
     citation = "Banerjee and Lavie 2005, ACL workshop on intrinsic and extrinsic evaluation measures"
 
-    def __init__(self, tokenizer: str = "ptb", **options: Any):  # options of evaluate.Metric
+    def __init__(self, tokenizer: str = "ptb"):
         self._nltk, self._wordnet = _load()
         synonyms = "none" if isinstance(self._wordnet, _NoSynonyms) else "wordnet"
         version = self._nltk.__version__ if self._nltk else None
         self.signature = f"meteor|nltk:{version}|alpha:0.9|beta:3|gamma:0.5|stems:porter|synonyms:{synonyms}"
-        super().__init__(tokenizer, **options)
+        super().__init__(tokenizer)
 
     def measure(self, captions: CaptionSet) -> Measured:
         """See CaptionMetric."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medgraft.metrics.base import CaptionSet, Measured, means
 from medgraft.metrics.coco import TokenMetric, tokenize_pairs
+from medgraft.metrics.measured import CaptionSet, Measured, means
 
 _BETA2 = 1.2**2
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import evaluate
 import numpy as np
 
 from medgraft.errors import ConfigError, MedgraftError, first_line
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, whole
+from medgraft.metrics.base import CaptionMetric
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, whole
 from medgraft.plugin import PluginManager
 
 _logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def get_metric(text: str, plugins: PluginManager) -> Any:
     """The metric `NAME`, or `NAME:SOURCE` for one that takes a model, file or tokenizer as its first parameter."""
     name, _, source = text.partition(":")
     metric = plugins.get("metric", name)
-    if source and _first_parameter(metric) in ("config_name", "args"):
+    if source and _first_parameter(metric) in ("config_name", "args", ""):
         raise ConfigError(f"Metric {text!r}: {name!r} takes no model or file. Write {name}.")
     return metric(source) if source else metric()
 
@@ -89,12 +89,14 @@ def check_metrics(names: Iterable[str], plugins: PluginManager) -> None:
 
 
 def _first_parameter(metric: Any) -> str:
-    return next(iter(inspect.signature(metric).parameters))
+    return next(iter(inspect.signature(metric).parameters), "")
 
 
 def _measured(metric: Any, captions: CaptionSet) -> Measured:
     if isinstance(metric, CaptionMetric):
         return metric.checked(captions)
+    import evaluate
+
     if isinstance(metric, evaluate.EvaluationModule):
         metric.keep_in_memory = True  # a file of its own is locked, and one that fails does not unlock it
     found: Mapping[str, Any] = metric.compute(

@@ -11,7 +11,8 @@ import math
 import shutil
 from pathlib import Path
 
-from medgraft.metrics.base import CaptionMetric, CaptionSet, Measured, UnavailableError, ratios
+from medgraft.metrics.base import CaptionMetric
+from medgraft.metrics.measured import CaptionSet, Measured, UnavailableError, ratios
 
 _JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 

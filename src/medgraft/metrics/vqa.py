@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from medgraft.metrics.base import Array, CaptionMetric, CaptionSet, Measured, ratios
+from medgraft.metrics.base import CaptionMetric
+from medgraft.metrics.measured import Array, CaptionSet, Measured, ratios
 from medgraft.metrics.vqa_answers import normalized_answer
 
 _YES_NO = frozenset(("yes", "no"))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from medgraft.inspection import InspectedData
 from medgraft.report.pages import jpeg_uri, render_page
 from medgraft.types import Example
+
+if TYPE_CHECKING:
+    from medgraft.inspection import InspectedData
 
 _LONGEST_SIDE = 384  # px, of an image in the page
 _ITEMS = 500  # of a problem; JSON has all

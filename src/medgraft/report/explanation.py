@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 from medgraft.report.pages import jpeg_uri, render_page
-from medgraft.saliency import COLOURS, COVER, Explanation
+from medgraft.saliency import COLOURS, COVER
+
+if TYPE_CHECKING:
+    from medgraft.saliency import Explanation
 
 _LONGEST_SIDE = 2048  # px, of an image in the page
 

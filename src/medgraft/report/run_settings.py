@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from medgraft.benchmark import BASELINE, Record
 from medgraft.errors import MedgraftError
 from medgraft.plugin import PluginManager
-from medgraft.strategies import get_strategy
+from medgraft.strategies import recorded_strategy
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def shown_settings(record: Record, plugins: PluginManager) -> ShownSettings:
     if record.backbone == BASELINE:
         return ShownSettings()
     try:
-        strategy = get_strategy(record.strategy, by_hand, plugins=plugins)
+        strategy = recorded_strategy(record.strategy, by_hand, plugins=plugins)
     except MedgraftError:
         rate, options = train.learning_rate, by_hand
     else:

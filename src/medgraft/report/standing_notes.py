@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from medgraft.benchmark.evaluation import Evaluation
 from medgraft.metrics import Measured
 from medgraft.plugin import ScoreSpec
 from medgraft.report.rows import Row
 from medgraft.stats import Resampling, Standing, holm, standing
+
+if TYPE_CHECKING:
+    from medgraft.benchmark.evaluation import Evaluation
 
 _SENTENCES: dict[Standing, str] = {
     "no better": "No better than captions that ignore the image",

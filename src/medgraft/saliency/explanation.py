@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from medgraft.metrics.base import Array
+from medgraft.metrics.measured import Array
 from medgraft.saliency.geometry import Rectangle
 from medgraft.saliency.maps import CaptionMaps
 from medgraft.saliency.overlay import heat, overlay

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from medgraft.metrics.base import Array
+from medgraft.metrics.measured import Array
 from medgraft.metrics.saliency_scores import Curves
 from medgraft.saliency.geometry import Rectangle, on_image
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from medgraft.metrics.base import Array
+from medgraft.metrics.measured import Array
 
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the image
 

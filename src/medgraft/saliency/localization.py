@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from medgraft.metrics.base import Array
 from medgraft.metrics.facts import where_stated
+from medgraft.metrics.measured import Array
 from medgraft.metrics.saliency_scores import THRESHOLDS, Pointing
 from medgraft.saliency.geometry import Rectangle, coverage, disjoint
 from medgraft.saliency.maps import CaptionMaps

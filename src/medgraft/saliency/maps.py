@@ -14,7 +14,7 @@ import torch
 from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, TextBatch
 from medgraft.backbones.side_by_side import side_by_side
 from medgraft.errors import BackboneError, ConfigError
-from medgraft.metrics.base import Array
+from medgraft.metrics.measured import Array
 from medgraft.saliency.record import Attentions, graph_below, recorded
 from medgraft.saliency.relevance import cross_relevance, normalised, rollout, self_relevance, weighted
 from medgraft.saliency.words import Word, words_of

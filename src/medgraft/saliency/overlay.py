@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from medgraft.metrics.base import Array
+from medgraft.metrics.measured import Array
 from medgraft.saliency.geometry import Rectangle, on_image
 
 # RGBA from the lowest value to the highest. The low end is transparent and no colour is dark, so that a map hides or darkens

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medgraft.disk import write_whole
-from medgraft.metrics.base import Array
+from medgraft.metrics.measured import Array
 from medgraft.saliency.geometry import Rectangle
 from medgraft.saliency.maps import CaptionMaps
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from medgraft.metrics import Scores, measure
-from medgraft.metrics.base import Array
+from medgraft.metrics.measured import Array
 from medgraft.plugin import PluginManager
 from medgraft.scoring.pairs import Source, pair
 from medgraft.scoring.run_captions import RunCaptions

@@ -9,7 +9,6 @@ from pydantic import JsonValue
 from medgraft.errors import PluginError
 from medgraft.plugin import PluginManager
 from medgraft.strategies.base import Strategy
-from medgraft.strategies.peft_methods import check_options, peft_strategy
 
 
 def get_strategy(name: str, options: Mapping[str, JsonValue] | None = None, *, plugins: PluginManager) -> Strategy:
@@ -17,12 +16,21 @@ def get_strategy(name: str, options: Mapping[str, JsonValue] | None = None, *, p
 
     ConfigError for a key that is neither a field of Strategy nor one of the PEFT method's config.
     """
+    from medgraft.strategies.peft_methods import check_options
+
+    strategy = recorded_strategy(name, options or {}, plugins=plugins)
+    check_options(strategy)
+    return strategy
+
+
+def recorded_strategy(name: str, options: Mapping[str, JsonValue], *, plugins: PluginManager) -> Strategy:
+    """As get_strategy, for options that PEFT took when the strategy was used."""
     if name.startswith("peft:"):
+        from medgraft.strategies.peft_methods import peft_strategy
+
         strategy = peft_strategy(name)
     else:
         strategy = plugins.get("strategy", name)
         if not isinstance(strategy, Strategy):
             raise PluginError(f"Strategy {name!r} is a {type(strategy).__name__}, not a medgraft.plugin_api.Strategy.")
-    changed = strategy.with_options(options or {})
-    check_options(changed)
-    return changed
+    return strategy.with_options(options)

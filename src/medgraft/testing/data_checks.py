@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import evaluate
 from PIL import Image
 from pydantic import JsonValue
 
@@ -20,6 +19,11 @@ from medgraft.testing.advice import advice
 from medgraft.testing.findings import Finding, require, run_checks
 from medgraft.types import SPLITS, Example
 
+if TYPE_CHECKING:
+    import evaluate
+
+    from medgraft.metrics import CaptionMetric
+
 _CAPTIONS = ["a nodule in the left lung.", "normal chest.", "fracture of the femur, with displacement.", "a cyst in the liver."]
 _OTHERS = ["axial view of the pelvis", "t2 weighted image", "pleural effusion on the right", "large abscess near the spine"]
 
@@ -29,7 +33,7 @@ def check_dataset(dataset_class: type[Dataset], path: str | Path, *, options: Ma
     require(dataset_findings(dataset_class, Path(path), options or {}))
 
 
-def check_metric(metric_class: type[evaluate.Metric]) -> None:
+def check_metric(metric_class: type[CaptionMetric | evaluate.Metric]) -> None:
     """ConformanceError unless the metric passes every check."""
     require(metric_findings(metric_class))
 
@@ -88,7 +92,7 @@ def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: M
     yield from run_checks(dataset_class.__name__, "dataset", checks)
 
 
-def metric_findings(metric_class: type[evaluate.Metric]) -> Iterator[Finding]:
+def metric_findings(metric_class: type[CaptionMetric | evaluate.Metric]) -> Iterator[Finding]:
     """The result of each check of a metric; one alone, with the reason, for a metric that is unavailable here."""
 
     def compute(predictions: list[str], references: list[list[str]]) -> dict[str, Any]:

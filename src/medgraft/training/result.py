@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from medgraft.training.best import ChosenWeights
+from medgraft.training.chosen_weights import ChosenWeights
 
 
 @dataclass(frozen=True)
