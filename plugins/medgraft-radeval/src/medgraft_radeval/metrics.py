@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from medgraft.plugin_api import CaptionMetric, CaptionSet, Measured, means
+from medgraft.plugin_api import CaptionMetric, CaptionSet, ConfigError, Measured, UnavailableError, means
 from medgraft_radeval.chest_films import chest_film_notes
 from medgraft_radeval.scorers import contained, scorer
 
@@ -88,12 +88,26 @@ class RaTEScore(_PairMetric):
 
 
 class Green(_PairMetric):
-    """`green`, and `green_unreadable`: the share of images whose judgement lists no matched findings, which counts as 0."""
+    """`green`, and `green_unreadable`: the share of images whose judgement lists no matched findings, which counts as 0.
+
+    Its model is loaded by code that comes with it from the hub, which only `green:trust_remote_code` runs.
+    """
 
     summary = __doc__ or ""
     citation = "Ostmeier et al. 2024, Findings of EMNLP, 2024.findings-emnlp.21"
     signature = "green|radeval:2|model:GREEN-radllama2-7b|references:best"
     scorer_name = "green"
+
+    def __init__(self, allowed: str = ""):
+        if allowed not in ("", "trust_remote_code"):
+            raise ConfigError(f"Metric green:{allowed}: after the colon it takes trust_remote_code alone.")
+        self._trusted = bool(allowed)
+
+    def measure(self, captions: CaptionSet) -> Measured:
+        """See CaptionMetric."""
+        if not self._trusted:
+            raise UnavailableError("it runs code that comes with its model from the hub; green:trust_remote_code allows that")
+        return super().measure(captions)
 
     def values(self, loaded: Any, predictions: list[str], references: list[str]) -> Mapping[str, Sequence[float]]:
         """See _PairMetric."""
