@@ -1,6 +1,7 @@
 """Merged folders: plain transformers loads them, and they compute what the adapter computes on its base."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -59,7 +60,10 @@ def test_every_preset_of_every_family_merges(name, tiny_folder, tmp_path):
         found = _merge(changed_adapter(backbone, strategy, tmp_path / strategy), tmp_path / f"{strategy}-merged", images=2)
         limit = 5e-2 if plan.quantization != "none" else 1e-5
         assert found.logits_difference < limit * found.largest_logit, strategy
-        model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / f"{strategy}-merged")
+        card = (tmp_path / f"{strategy}-merged/README.md").read_text()
+        loader = re.search(r"(\w+)\.from_pretrained", card.split("## Use")[1])[1]
+        assert loader == ("AutoModelForVisualQuestionAnswering" if name == "blip-vqa" else "AutoModelForImageTextToText")
+        model = getattr(transformers, loader).from_pretrained(tmp_path / f"{strategy}-merged")
         assert type(model).__name__ == found.model_class
         if plan.quantization == "none":
             changed += found.changed_captions

@@ -18,7 +18,7 @@ from medgraft.adapter.manifest import CARD
 from medgraft.backbones import Backbone, prompt_for
 from medgraft.captioning import opened
 from medgraft.config import DataConfig
-from medgraft.conversion.merged_folder import Dtype, merged_card, plain_captions, write_merged
+from medgraft.conversion.merged_folder import Dtype, loader_of, merged_card, plain_captions, write_merged
 from medgraft.conversion.new_folder import new_folder
 from medgraft.conversion.outputs import outputs, sample_examples
 from medgraft.errors import AdapterError, ConfigError, first_line
@@ -110,7 +110,10 @@ def merge_adapter(
         )  # fmt: skip
         _check(merged, located.name)
         described = loaded.manifest.strategy if loaded.manifest else Path(located.name).name
-        card = merged_card(out.name, public_base(loaded.base), described, f"{merged}", plain=alone == len(examples))
+        card = merged_card(
+            out.name, public_base(loaded.base), described, f"{merged}",
+            loader=loader_of(again.model), plain=alone == len(examples),
+        )  # fmt: skip
         (folder / CARD).write_text(card, encoding="utf-8")
     return merged
 

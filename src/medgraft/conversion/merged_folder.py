@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import ModelCardData
+from transformers import AutoModelForImageTextToText, AutoModelForVisualQuestionAnswering, PreTrainedModel
 from transformers.utils import cached_file
 
 from medgraft.adapter.base_name import hub_id
@@ -25,10 +26,10 @@ Plain transformers gives the same captions:
 
 ```python
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, {loader}
 
 folder = "{folder}"
-model = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
+model = {loader}.from_pretrained(folder, dtype="float32")
 processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
 tokenizer = AutoTokenizer.from_pretrained(folder)
 pixels = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")["pixel_values"]
@@ -37,7 +38,7 @@ print(tokenizer.batch_decode(ids, skip_special_tokens=True)[0])
 ```
 """
 _NO_RECIPE = """
-`AutoModelForImageTextToText.from_pretrained("{folder}")` loads it. Its captions there depend on how image and prompt are put
+`transformers.{loader}.from_pretrained("{folder}")` loads it. Its captions there depend on how image and prompt are put
 together; medgraft's command above does it as in training.
 """
 
@@ -88,14 +89,25 @@ def plain_captions(backbone: Backbone, pixel_values: torch.Tensor) -> list[str] 
     return texts
 
 
-def merged_card(folder: str, backbone: str, description: str, proof: str, *, plain: bool) -> str:
-    """The README.md of a folder called `folder`; `plain`: whether the model's own `generate` gives the same captions."""
+def loader_of(model: PreTrainedModel) -> str:
+    """The name of the class of transformers that loads the model from its folder: an Auto class that finds it, or its own."""
+    for auto in (AutoModelForImageTextToText, AutoModelForVisualQuestionAnswering):
+        if auto._model_mapping.get(type(model.config), None) is type(model):
+            return str(auto.__name__)
+    return type(model).__name__
+
+
+def merged_card(folder: str, backbone: str, description: str, proof: str, *, loader: str, plain: bool) -> str:
+    """The README.md of a folder called `folder`.
+
+    `loader` is the class that loads it; `plain` says whether the model's own `generate` gives the same captions.
+    """
     base = hub_id(backbone)
     metadata = ModelCardData(
         base_model=base, base_model_relation="finetune" if base else None, library_name="transformers",
         pipeline_tag="image-to-text", tags=["medgraft", "image-captioning"],
     )  # fmt: skip
-    recipe = (_RECIPE if plain else _NO_RECIPE).format(folder=folder)
+    recipe = (_RECIPE if plain else _NO_RECIPE).format(folder=folder, loader=loader)
     return f"""---
 {metadata.to_yaml()}
 ---
