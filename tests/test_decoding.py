@@ -123,8 +123,8 @@ def test_settings_of_earlier_versions_are_recorded_as_then():
 
 def test_sampling_that_is_switched_off_takes_its_settings_along():
     sampled = GenerationConfig(do_sample=True, top_p=0.9, num_beams=2)
-    assert GenerationConfig(**sampled.overridden({"do_sample": False})) == GenerationConfig(num_beams=2)
-    assert GenerationConfig(**sampled.overridden({"top_k": 3})) == sampled.model_copy(update={"top_k": 3})
+    assert sampled.overridden({"do_sample": False}) == GenerationConfig(num_beams=2)
+    assert sampled.overridden({"top_k": 3}) == sampled.model_copy(update={"top_k": 3})
 
 
 def test_the_first_of_several_beams_is_the_one_caption(blip_folder):

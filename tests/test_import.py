@@ -15,7 +15,8 @@ SOURCE = Path(medgraft.__file__).parent
 # each may import itself and what stands before it
 CHAIN = [
     "errors", "lazy", "redaction", "escaping", "strict_model", "augmentation_config", "forgetting_config", "generation_config",
-    "image_config", "model_config", "types", "disk", "progress", "quiet", "train_config", "machine", "hardware", "processes",
+    "image_config", "model_config", "sequences", "types", "each_image", "disk", "progress", "quiet", "train_config", "machine",
+    "hardware", "processes",
     "environment", "seeds", "clock", "energy", "file_index",
     "executor_config", "config", "executors",
     "plugin", "builtin", "backbones", "strategies", "models", "acceleration", "data", "features", "device_map", "prepare",

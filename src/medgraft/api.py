@@ -22,7 +22,16 @@ from medgraft.captioning import ImageCaptions, opened
 from medgraft.clock import Clock
 from medgraft.config import DataConfig, GenerationConfig, RunConfig, RunSettings, SaliencyConfig, SuiteConfig, load_suite
 from medgraft.data import load_data
-from medgraft.data.given_images import GivenImage, GivenPair, given_images, given_prompts, is_single, write_pairs
+from medgraft.data.given_images import (
+    GivenImage,
+    GivenPair,
+    GivenStudy,
+    given_image,
+    given_images,
+    given_prompts,
+    is_single,
+    write_pairs,
+)  # fmt: skip
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.inference import Inference
 from medgraft.loading import captioner_of, loaded_adapter
@@ -89,14 +98,14 @@ def caption(  # type: ignore[overload-overlap]
 
 @overload
 def caption(
-    images: Sequence[GivenImage], *, adapter: LoadedAdapter | str | Path | None = ..., backbone: AnyBackbone | str | None = ...,
-    prompt: Prompts | None = ..., generation: GenerationConfig | None = ..., progress: bool = ...,
-    plugins: PluginManager | None = ...,
+    images: Sequence[GivenImage | GivenStudy], *, adapter: LoadedAdapter | str | Path | None = ...,
+    backbone: AnyBackbone | str | None = ..., prompt: Prompts | None = ..., generation: GenerationConfig | None = ...,
+    progress: bool = ..., plugins: PluginManager | None = ...,
 ) -> list[str]: ...  # fmt: skip
 
 
 def caption(
-    images: GivenImage | Sequence[GivenImage],
+    images: GivenImage | Sequence[GivenImage | GivenStudy],
     *,
     adapter: LoadedAdapter | str | Path | None = None,
     backbone: AnyBackbone | str | None = None,
@@ -107,9 +116,10 @@ def caption(
 ) -> str | list[str]:
     """The caption of an image, or a list with one for each of several.
 
-    An image is a path, a PIL image, or an array [H, W, 3] or [H, W] of uint8 values, or of floats from 0 to 1. The captions
-    are of an adapter (an object, a folder, a name on the hub) or a backbone without one. `prompt`, such as a question, or one
-    for each image, takes the place of the model's own, and `generation` of the settings that the adapter was trained with.
+    An image is a path, a PIL image, or an array [H, W, 3] or [H, W] of uint8 values, or of floats from 0 to 1; in the place of
+    one a tuple of several is a study, whose images the model sees together. The captions are of an adapter (an object, a
+    folder, a name on the hub) or a backbone without one. `prompt`, such as a question, or one for each image, takes the place
+    of the model's own, and `generation` of the settings that the adapter was trained with.
     DataError at an image that cannot be read; `caption_each` goes on, and gives several captions of each image.
     """
     if generation is not None and generation.num_return_sequences > 1:
@@ -123,7 +133,7 @@ def caption(
 
 
 def caption_each(
-    images: GivenImage | Sequence[GivenImage],
+    images: GivenImage | Sequence[GivenImage | GivenStudy],
     *,
     adapter: LoadedAdapter | str | Path | None = None,
     backbone: AnyBackbone | str | None = None,
@@ -155,7 +165,7 @@ def explain(
 
     `maps.method` is one of medgraft.saliency.METHODS; `maps.layers` and `maps.heads` select layers and heads, counted from 0.
     """
-    (given,) = given_images(image)
+    given = given_image(image)
     with progress_bars(False):
         model, own = captioner_of(adapter, backbone, plugins)
         if not isinstance(model, Inference):

@@ -1,4 +1,4 @@
-"""Caption images in batches."""
+"""Caption images, or studies of several images, in batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 import torch
 from PIL.Image import Image
@@ -14,8 +14,10 @@ from PIL.Image import Image
 from medgraft import hardware, processes
 from medgraft.backbones import Backbone
 from medgraft.backbones.base import sampling
+from medgraft.backbones.side_by_side import refuse_several_images, side_by_side
 from medgraft.config import GenerationConfig
 from medgraft.data import open_image
+from medgraft.data.given_images import ImageOrStudy, images_of
 from medgraft.data.image_reader import ImageReader, ReadImages
 from medgraft.errors import DataError, first_line
 from medgraft.features import CachedFeatures
@@ -23,7 +25,7 @@ from medgraft.progress import progress_bar
 from medgraft.types import ImageSource, Prompts, prompt_of_each
 
 _logger = logging.getLogger(__name__)
-_SORTED = 16  # batches of images whose prompts are sorted by length
+_SORTED = 16  # batches of images that are sorted by their number in a study and by the length of their prompts
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class Generated:
 
 @dataclass(frozen=True)
 class ImageCaptions:
-    """The captions of `image`, `num_return_sequences` of them; none, and the `problem`, if it cannot be read."""
+    """The captions of `image`, or of a study; `num_return_sequences`, or none and the `problem` if it cannot be read."""
 
-    image: ImageSource | Image
+    image: ImageOrStudy
     captions: tuple[str, ...]
     problem: str | None = None
 
@@ -57,7 +59,7 @@ class CaptionedBatch:
 
 def captioned_batches(
     backbone: Backbone,
-    images: Sequence[ImageSource | Image],
+    images: Sequence[ImageOrStudy],
     *,
     options: GenerationConfig = GenerationConfig(),
     prompt: Prompts = "",
@@ -65,18 +67,22 @@ def captioned_batches(
     dtype: torch.dtype = torch.float32,
     cached: CachedFeatures | None = None,
 ) -> Iterator[CaptionedBatch]:
-    """Captions of `images` in order, batch by batch; images are files or PIL images. `backbone` may have an adapter.
+    """Captions of `images` or studies in order, batch by batch. `backbone` may have an adapter.
 
     Goes on after an image that cannot be read. Computes in `dtype` by autocast. Features of files are read from and stored in
     `cached`, if given. If each image has its own prompt, a batch is of images whose prompts have equally many tokens, so that
-    nothing is padded. Several processes share the batches, and each gets the captions of all.
+    nothing is padded; and of studies of equally many images. Several processes share the batches, and each gets the captions
+    of all. BackboneError for a study of several images if the model does not take that.
     """
     if not images:
         return
+    counts = [len(images_of(image)) for image in images]
+    if max(counts) > 1:
+        refuse_several_images(type(backbone))
     if options.unread:
         _logger.warning("%s", options.unread)
     backbone.to_device()
-    groups, prompts = _groups(backbone, prompt, len(images), batch_size), prompt_of_each(prompt, len(images))
+    groups, prompts = _groups(backbone, prompt, counts, batch_size), prompt_of_each(prompt, len(images))
     batches = [([images[place] for place in places], [prompts[place] for place in places]) for places in groups]
     source = _FeatureSource(backbone, hardware.device(), cached)
     own = dict(hardware.share(enumerate(batches)))
@@ -90,15 +96,17 @@ def captioned_batches(
         begin = end
 
 
-def _groups(backbone: Backbone, prompt: Prompts, images: int, batch_size: int) -> list[Sequence[int]]:
-    """The places of the images of each batch."""
-    if isinstance(prompt, str):
-        return [range(images)[start : start + batch_size] for start in range(0, images, batch_size)]
-    lengths = list(map(len, backbone.heads(prompt, images)))
+def _groups(backbone: Backbone, prompt: Prompts, counts: Sequence[int], batch_size: int) -> list[Sequence[int]]:
+    """The places of the studies of each batch; `counts` has the images of each."""
+    studies = len(counts)
+    if isinstance(prompt, str) and len(set(counts)) == 1:
+        return [range(studies)[start : start + batch_size] for start in range(0, studies, batch_size)]
+    lengths = [0] * studies if isinstance(prompt, str) else list(map(len, backbone.heads(prompt, studies)))
+    kinds = list(zip(counts, lengths, strict=True))
     found: list[Sequence[int]] = []
-    for start in range(0, images, _SORTED * batch_size):
-        places = sorted(range(images)[start : start + _SORTED * batch_size], key=lengths.__getitem__)
-        for _, same in groupby(places, key=lengths.__getitem__):
+    for start in range(0, studies, _SORTED * batch_size):
+        places = sorted(range(studies)[start : start + _SORTED * batch_size], key=kinds.__getitem__)
+        for _, same in groupby(places, key=kinds.__getitem__):
             whole = list(same)
             found += [whole[first : first + batch_size] for first in range(0, len(whole), batch_size)]
     return found
@@ -107,14 +115,14 @@ def _groups(backbone: Backbone, prompt: Prompts, images: int, batch_size: int) -
 @torch.no_grad()  # not inference_mode: parameters moved to a device within it could not be trained afterwards
 def _in_this_process(
     backbone: Backbone,
-    batches: Mapping[int, tuple[Sequence[ImageSource | Image], Sequence[str]]],  # images and prompts, by number among all
+    batches: Mapping[int, tuple[Sequence[ImageOrStudy], Sequence[str]]],  # images and prompts, by number among all
     source: _FeatureSource,
     options: GenerationConfig,
     dtype: torch.dtype,
 ) -> Iterator[CaptionedBatch]:
     """The captions of each batch, whose number decides what is sampled."""
     where = hardware.device()
-    before: tuple[dict[int, ImageCaptions], Sequence[ImageSource | Image], torch.Tensor, int] | None = None
+    before: tuple[dict[int, ImageCaptions], Sequence[ImageOrStudy], torch.Tensor, int] | None = None
     images = [batch for batch, _ in batches.values()]
     with backbone.generating() as generate_ids, closing(source.read(images)) as read_batches:
         for (number, (_, asked)), (batch, read) in zip(batches.items(), read_batches, strict=True):
@@ -140,7 +148,7 @@ def _in_this_process(
 
 def caption_images(
     backbone: Backbone,
-    images: Sequence[ImageSource | Image],
+    images: Sequence[ImageOrStudy],
     *,
     options: GenerationConfig = GenerationConfig(),
     prompt: Prompts = "",
@@ -158,7 +166,7 @@ def caption_images(
 def _captioned(
     backbone: Backbone,
     failed: dict[int, ImageCaptions],
-    batch: Sequence[ImageSource | Image],
+    batch: Sequence[ImageOrStudy],
     ids: torch.Tensor,
     limit: int,
 ) -> CaptionedBatch:
@@ -211,26 +219,30 @@ class _FeatureSource:
         """Whether images are read, and captions decoded, while the model computes."""
         return self._reader is not None
 
-    def read(
-        self, batches: Sequence[Sequence[ImageSource | Image]]
-    ) -> Generator[tuple[Sequence[ImageSource | Image], ReadImages | None]]:
+    def read(self, batches: Sequence[Sequence[ImageOrStudy]]) -> Generator[tuple[Sequence[ImageOrStudy], ReadImages | None]]:
         """Each batch with its images that were read ahead, or None if `features` has to read them itself."""
-        files = [[image for image in batch if isinstance(image, ImageSource)] for batch in batches]
-        if self._reader is None or any(len(paths) < len(batch) for paths, batch in zip(files, batches, strict=True)):
+        images = [list(chain.from_iterable(map(images_of, batch))) for batch in batches]
+        files = [[image for image in batch if isinstance(image, ImageSource)] for batch in images]
+        if self._reader is None or files != images:
             yield from ((batch, None) for batch in batches)
-        elif self.cached is None:
-            yield from self._reader.ahead(files)
-        else:
-            yield from self._reader.ahead(files, self.cached.lacking)
+            return
+        select = (self.cached.lacking,) if self.cached is not None else ()
+        with closing(self._reader.ahead(files, *select)) as ahead:
+            for batch, (_, read) in zip(batches, ahead, strict=True):
+                yield batch, read
 
     def readable(
-        self, images: Sequence[ImageSource | Image], prompts: Sequence[str], read: ReadImages | None
+        self, images: Sequence[ImageOrStudy], prompts: Sequence[str], read: ReadImages | None
     ) -> tuple[torch.Tensor | None, dict[int, str]]:
-        """Features of the images that can be read, None if none can, and by place the problems of the others."""
+        """Features of the images that can be read, None if none can, and by place the problems of the others.
+
+        A study of which an image cannot be read has the problem of that image.
+        """
         try:
             return self.features(images, prompts, read), {}
         except (DataError, ValueError):  # of an image processor, which does not take every shape
-            problems = {place: problem for place, image in enumerate(images) if (problem := self._problem(image))}
+            found = ((place, map(self._problem, images_of(image))) for place, image in enumerate(images))
+            problems = {place: problem for place, of in found if (problem := next(filter(None, of), None))}
             if not problems:
                 raise
             rest = [place for place in range(len(images)) if place not in problems]
@@ -246,8 +258,18 @@ class _FeatureSource:
             return f"{image} cannot be prepared for the model: {first_line(error)}"
         return None
 
-    def features(self, images: Sequence[ImageSource | Image], prompts: Sequence[str], read: ReadImages | None) -> torch.Tensor:
-        """Features [B, S, C] for the images of a batch."""
+    def features(self, batch: Sequence[ImageOrStudy], prompts: Sequence[str], read: ReadImages | None) -> torch.Tensor:
+        """Features [B, n S, C] for a batch of images, or of studies of n images each."""
+        studies = list(map(images_of, batch))
+        counts, images = list(map(len, studies)), list(chain.from_iterable(studies))
+        asked = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
+        ((_, features),) = side_by_side(self._of_images(images, asked, read), counts)
+        return features
+
+    def _of_images(
+        self, images: Sequence[ImageSource | Image], prompts: Sequence[str], read: ReadImages | None
+    ) -> torch.Tensor:
+        """Features [N, S, C] of each image."""
         backbone, prompt, ready = self._backbone, _one_for_all(prompts), None
         if read is not None and read.problem is None and read.values is not None and self._reader is not None:
             ready = read.paths, self._reader.pixel_values(read)

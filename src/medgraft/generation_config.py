@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from medgraft.strict_model import StrictModel
+from medgraft.strict_model import StrictModel, validated
 
 SAMPLING = ("temperature", "top_k", "top_p")  # settings that only sampling reads
 _ADDED = ("min_new_tokens", "num_return_sequences", "do_sample", *SAMPLING, "seed")  # since the first records
@@ -74,7 +75,8 @@ class GenerationConfig(StrictModel):
         """The settings as manifests and the ids of records have them: those that earlier versions lack only if changed."""
         return self.model_dump(exclude=set(_ADDED) - set(self.changed()))
 
-    def overridden(self, changes: dict[str, Any]) -> dict[str, Any]:
-        """The settings with `changes`, not yet validated; the settings of sampling are dropped where it is switched off."""
+    def overridden(self, changes: Mapping[str, Any]) -> Self:
+        """The settings with `changes`, without those of sampling where it is switched off. ConfigError names every problem."""
         on = str(changes.get("do_sample", self.do_sample)).lower() in ("true", "1", "yes", "on")
-        return self.model_dump(exclude=set() if on else {"do_sample", *SAMPLING}) | changes
+        kept = self.model_dump(exclude=set() if on else {"do_sample", *SAMPLING})
+        return validated(type(self), kept | dict(changes), "generation")

@@ -20,6 +20,7 @@ import psutil
 import torch
 from accelerate import PartialState
 
+from medgraft.errors import ConfigError
 from medgraft.machine import Hardware
 from medgraft.train_config import Dtype
 
@@ -103,6 +104,8 @@ def compute_dtype(wanted: Dtype = "auto") -> torch.dtype:
     That is bf16, whose range is fp32's. A GPU without bf16 (before Ampere) has fp16, a CPU then fp32.
     """
     if wanted != "auto":
+        if wanted not in DTYPES:
+            raise ConfigError(f"dtype {wanted!r} does not exist. Known: auto, {', '.join(DTYPES)}.")
         return DTYPES[wanted]
     kind = device().type
     if bf16_supported(kind):

@@ -7,19 +7,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from PIL.Image import Image
 
 from medgraft import hardware
 from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, Usage, prompt_for
+from medgraft.backbones.side_by_side import refuse_several_images, side_by_side
 from medgraft.captioning import CaptionedBatch, Generated, ImageCaptions, captioned_batches, collected, opened, token_limit
 from medgraft.config import GenerationConfig
+from medgraft.data.given_images import ImageOrStudy, images_of
 from medgraft.errors import ConfigError, DataError
 from medgraft.features import CachedFeatures
 from medgraft.metrics.measured import Array
 from medgraft.saliency import CaptionMaps, MapOptions, caption_maps
-from medgraft.types import ImageSource, own_prompts
+from medgraft.types import ImageSource, Prompts, own_prompts, prompt_of_each
 
 _logger = logging.getLogger(__name__)
 _MAPS_BATCH = 16  # upper limit, because attention weights need much memory
@@ -28,22 +31,23 @@ _MAPS_BATCH = 16  # upper limit, because attention weights need much memory
 class Captioner(ABC):
     """The interface for captioning with a local model (`Inference`) or one behind an API (`RemoteInference`).
 
-    `prompts` are those of the images, None for images without one; left out, all have the captioner's.
+    `images` are files, PIL images or studies, tuples of such images that are seen together. `prompts` are those of the images,
+    None for images without one; left out, all have the captioner's.
     """
 
     def caption(
         self,
-        images: Sequence[ImageSource | Image],
+        images: Sequence[ImageOrStudy],
         generation: GenerationConfig = GenerationConfig(),
         prompts: Sequence[str | None] = (),
     ) -> Generated:
-        """The first caption of each image, in order; images are files or PIL images. DataError if one cannot be read."""
+        """The first caption of each image, in order. DataError if one cannot be read."""
         return collected(self.batches(images, generation, prompts), len(images), self.token_limit(generation))
 
     @abstractmethod
     def batches(
         self,
-        images: Sequence[ImageSource | Image],
+        images: Sequence[ImageOrStudy],
         generation: GenerationConfig = GenerationConfig(),
         prompts: Sequence[str | None] = (),
     ) -> Iterator[CaptionedBatch]:
@@ -70,7 +74,7 @@ class Inference(Captioner):
 
     def batches(
         self,
-        images: Sequence[ImageSource | Image],
+        images: Sequence[ImageOrStudy],
         generation: GenerationConfig = GenerationConfig(),
         prompts: Sequence[str | None] = (),
     ) -> Iterator[CaptionedBatch]:
@@ -101,13 +105,13 @@ class Inference(Captioner):
             yield from found
 
     @torch.no_grad()
-    def log_likelihood(self, images: Sequence[ImageSource | Image], caption: str) -> Array:
-        """The log-likelihood of `caption` for each image, averaged over its tokens: [images]."""
+    def log_likelihood(self, images: Sequence[ImageOrStudy], caption: str) -> Array:
+        """The log-likelihood of `caption` for each image, averaged over its tokens: [images]; of studies of equal size."""
         backbone, where = self.backbone, hardware.device()
         backbone.to_device()
         text = backbone.text_batch([caption] * len(images), prompt=self.prompt, max_tokens=backbone.max_positions).to(where)
         with self.autocast():
-            features = backbone.encode(self.pixel_values(images), prompt=self.prompt)
+            ((_, features),) = self.features_of(images, self.prompt)
             logits = backbone.decode(features, text)[1]
         rows = (text.labels[0] != -100).nonzero()[:, 0]  # the same for all images
         log_probs = logits[:, rows - backbone.logits_offset].float().log_softmax(-1)  # [B, labels, V]
@@ -118,7 +122,7 @@ class Inference(Captioner):
     @torch.no_grad()
     def mean_loss(
         self,
-        images: Sequence[ImageSource | Image],
+        images: Sequence[ImageOrStudy],
         captions: Sequence[str],
         max_tokens: int | None = None,
         prompts: Sequence[str | None] = (),
@@ -136,11 +140,21 @@ class Inference(Captioner):
             prompt = own_prompts(prompts[batch], self.prompt)
             text = backbone.text_batch(captions[batch], prompt=prompt, max_tokens=longest).to(where)
             with self.autocast():
-                features = backbone.encode(self.pixel_values(images[batch]), prompt=prompt)
-                loss = backbone.decode(features, text)[0]
-            count = int((text.labels[:, backbone.logits_offset :] != -100).sum())
-            total, tokens = total + float(loss) * count, tokens + count
+                for rows, features in self.features_of(images[batch], prompt):
+                    part = text.rows(rows)
+                    count = int((part.labels[:, backbone.logits_offset :] != -100).sum())
+                    total, tokens = total + float(backbone.decode(features, part)[0]) * count, tokens + count
         return total / tokens
+
+    def features_of(self, images: Sequence[ImageOrStudy], prompt: Prompts) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """The features of images or studies at the last seam, as `side_by_side` gives them; `prompt` may be that of each."""
+        studies = list(map(images_of, images))
+        counts = list(map(len, studies))
+        if max(counts) > 1:
+            refuse_several_images(type(self.backbone))
+        of_each = zip(prompt_of_each(prompt, len(counts)), counts, strict=True)
+        asked = prompt if isinstance(prompt, str) else [own for own, count in of_each for _ in range(count)]
+        return side_by_side(self.backbone.encode(self.pixel_values([*chain(*studies)]), prompt=asked), counts)
 
     @property
     def maps_batch(self) -> int:
@@ -166,15 +180,17 @@ class RemoteInference(Captioner):
 
     def batches(
         self,
-        images: Sequence[ImageSource | Image],
+        images: Sequence[ImageOrStudy],
         generation: GenerationConfig = GenerationConfig(),
         prompts: Sequence[str | None] = (),
     ) -> Iterator[CaptionedBatch]:
         """See Captioner."""
         if unread := self.client.check_generation(generation):
             _logger.warning("%s", unread)
+        if any(len(images_of(image)) > 1 for image in images):
+            refuse_several_images(type(self.client))
         for start in range(0, len(images), self.batch_size):
-            found = [_opened_or_problem(image) for image in images[start : start + self.batch_size]]
+            found = [_opened_or_problem(*images_of(image)) for image in images[start : start + self.batch_size]]
             before = self.client.usage().cut_off
             pictures = [picture for picture, _ in found if picture is not None]
             asked = own_prompts(prompts[start : start + self.batch_size], self.prompt)

@@ -9,7 +9,6 @@ from medgraft import adapter as adapters
 from medgraft import hardware
 from medgraft.adapter import LoadedAdapter
 from medgraft.backbones import AnyBackbone, Backbone
-from medgraft.benchmark.evaluation import generation_of
 from medgraft.config import GenerationConfig
 from medgraft.errors import ConfigError
 from medgraft.inference import Captioner, captioner_for
@@ -97,7 +96,7 @@ def captioner_of(
     if adapter is None and isinstance(backbone, str):
         backbone = load_backbone(backbone, dtype="auto", plugins=plugins)
     if adapter is not None:
-        return captioner_for(adapter.backbone, prompt=adapter.prompt, dtype=adapter.dtype), generation_of(adapter)
+        return captioner_for(adapter.backbone, prompt=adapter.prompt, dtype=adapter.dtype), adapter.generation
     assert backbone is not None and not isinstance(backbone, str)
     dtype = backbone.computes_in if isinstance(backbone, Backbone) else None
     return captioner_for(backbone, prompt=None, dtype=dtype or hardware.compute_dtype()), GenerationConfig()

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from medgraft.sequences import Chosen
 
 if TYPE_CHECKING:
     from medgraft.augmentation_config import AugmentationConfig
-
-T = TypeVar("T")
 
 Split = Literal["train", "validation", "test"]
 Part = Literal["vision", "bridge", "text"]
@@ -67,9 +67,10 @@ ImageSource: TypeAlias = Path | ImagePart  # hashable, and what all functions ta
 class Example:
     """One image with its reference captions; images of the same `group`, a patient or article, belong to the same split.
 
-    `facts` are known findings in the image, under the data set's own names; `concepts` are its UMLS identifiers (CUIs).
-    Both are None if the data set has none. `prompt` is the text before this example's caption; None: that of the run.
-    Examples with other prompts, such as questions, may share an image.
+    A study may have `more_images`, which a model sees together with `image`, the first one. `facts` are known findings in the
+    image, under the data set's own names; `concepts` are its UMLS identifiers (CUIs). Both are None if the data set has none.
+    `prompt` is the text before this example's caption; None: that of the run. Examples with other prompts, such as questions,
+    may share an image.
     """
 
     id: str
@@ -80,6 +81,12 @@ class Example:
     facts: Mapping[str, Any] | None = field(default=None, hash=False)
     concepts: tuple[str, ...] | None = None
     prompt: str | None = None
+    more_images: tuple[ImageSource, ...] = ()
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """All images that a model sees together, `image` first."""
+        return (self.image, *self.more_images)
 
 
 Prompts: TypeAlias = str | Sequence[str]
@@ -266,26 +273,6 @@ class DataReport:
 
 
 @dataclass(frozen=True)
-class Chosen(Sequence[T], Generic[T]):
-    """Those of `items` at `places`, in that order; an item is taken from `items` each time that it is asked for."""
-
-    items: Sequence[T]
-    places: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
-    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
-        if isinstance(index, slice):
-            return tuple(self.items[place] for place in self.places[index])
-        return self.items[self.places[index]]
-
-
-@dataclass(frozen=True)
 class CaptionData:
     """A data set: its examples, which may be made anew at each access, and a report of the images that were skipped."""
 
@@ -305,12 +292,18 @@ class CaptionData:
         """Whether examples have prompts of their own, such as questions."""
         return self._index[1]
 
+    @property
+    def several_images(self) -> bool:
+        """Whether examples have more images than one."""
+        return self._index[2]
+
     @cached_property
-    def _index(self) -> tuple[dict[Split, array[int]], bool]:
-        """The places of each split, and `prompted`."""
+    def _index(self) -> tuple[dict[Split, array[int]], bool, bool]:
+        """The places of each split, `prompted` and `several_images`."""
         places: dict[Split, array[int]] = {split: array("I") for split in SPLITS}
-        prompted = False
+        prompted = several = False
         for place, example in enumerate(self.examples):
             places[example.split].append(place)
             prompted = prompted or example.prompt is not None
-        return places, prompted
+            several = several or bool(example.more_images)
+        return places, prompted, several

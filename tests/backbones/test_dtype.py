@@ -97,6 +97,8 @@ def test_what_is_no_dtype_is_refused(override):
         run_config(data="phantoms", backbone="blip", strategy="lora", overrides=[override])
     with pytest.raises(ConfigError, match="bf16=true contradicts dtype=fp16"):
         run_config(data="phantoms", backbone="blip", strategy="lora", overrides=["train.bf16=true", "train.dtype=fp16"])
+    with pytest.raises(ConfigError, match=r"dtype .half. does not exist\. Known: auto, bf16"):
+        hardware.compute_dtype("half")
 
 
 @pytest.mark.parametrize(("kind", "bf16", "expected"), [

@@ -110,6 +110,20 @@ def test_only_pairs_of_different_splits_count(tmp_path):
     assert find_leaks([example for example in examples if example.split == "train"]).found == ()
 
 
+def test_every_image_of_a_study_is_compared(tmp_path):
+    for number, name in enumerate("abcd"):
+        _picture(number).save(tmp_path / f"{name}.png")
+    a, b, c, d = (tmp_path / f"{name}.png" for name in "abcd")
+    Image.open(b).save(tmp_path / "copy.png")
+    examples = [
+        Example("1", a, ("x",), "train", more_images=(b,)), Example("2", c, ("x",), "train"),
+        Example("3", d, ("x",), "test", more_images=(c, tmp_path / "copy.png")),
+    ]  # fmt: skip
+    found = {leak.kind: (leak.images, leak.examples) for leak in find_leaks(examples).found}
+    assert found == {"byte_equal": (2, (("3#2", "2"), ("3#3", "1#2")))}
+    assert find_leaks(examples).leaking == {0, 1}
+
+
 def test_blank_groups_are_no_group(tmp_path):
     for name in "ab":
         _picture(ord(name)).save(tmp_path / f"{name}.png")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from medgraft.config import DataConfig
-from medgraft.data import load_data
+from medgraft.data import data_fingerprint, load_data
 from medgraft.data.phantoms.facts import draw_facts
 from medgraft.data.phantoms.reports import write_report
 from medgraft.data.report_sections import report_sections
@@ -127,6 +127,43 @@ def test_a_wrong_entry_of_r2gen_is_a_bad_row(tmp_path, plugins, change, problem)
     assert len(rest.report.bad_rows) == 1 and len(rest.examples) == 2 + (change == {"key": "extra"})
 
 
+def test_phantoms_have_a_lateral_view_that_shows_what_the_frontal_one_does_not(phantoms_folder, plugins):
+    plain, both, first = (
+        _read(plugins, "phantom-reports", phantoms_folder, **options)
+        for options in ({}, {"views": 2}, {"views": 2, "images": "first"})
+    )
+    chests = [each for each in both.examples if each.facts["study"] == "chest-xray"]
+    assert {len(each.images) for each in chests} == {2} and both.several_images and not first.several_images
+    assert {len(each.images) for each in both.examples if each not in chests} == {1}
+    assert [each.captions for each in first.examples] == [each.captions for each in both.examples]
+    for before, now in zip(plain.examples, both.examples, strict=True):
+        added = now.captions[0].removeprefix(before.captions[0])
+        wanted = {True: " There is a hiatal hernia.", False: " There is no hiatal hernia.", None: ""}
+        assert added == wanted[now.facts.get("hernia")]
+    light = {h: [_sac(each.more_images[0]) for each in chests if each.facts["hernia"] is h] for h in (True, False)}
+    assert min(light[True]) > max(light[False])
+
+
+def _sac(path):
+    """How much the image's levels vary where the hernia is."""
+    pixels = np.asarray(Image.open(path), dtype=float)
+    return pixels[112:126, 104:122].std()
+
+
+def test_images_of_a_study_together(tmp_path, plugins):
+    data = _read(plugins, "r2gen", _r2gen(tmp_path), images="together")
+    assert [[image.name for image in each.images] for each in data.split("train")] == [["0.png", "1.png"], ["0.png"]]
+    assert data.several_images and not _read(plugins, "r2gen", tmp_path).several_images
+    assert f"{tmp_path.name}: 1 of 4 studies have several images, which the model sees together." in data.report.assumptions
+    twice = _read(plugins, "r2gen", _r2gen(tmp_path / "b", missing=("CXR1/1.png",)), images="together")
+    assert [each.id for each in twice.split("train")] == ["CXR4"] and "1.png" in twice.report.missing[0]
+    shown = data_fingerprint(data.examples)
+    Image.new("L", (24, 24)).save(tmp_path / "images/CXR1/1.png")
+    assert data_fingerprint(data.examples) != shown
+    with pytest.raises(DataError, match=r"train entry 2: the group is 'CXR4', but train entry 1 has the same image in group"):
+        _read(plugins, "r2gen", _r2gen(tmp_path / "c", image_path=["CXR4/0.png", "CXR1/1.png"]), images="together")
+
+
 REPORTS = """uid,MeSH,Problems,image,indication,comparison,findings,impression
 1,normal,normal,Xray Chest PA and Lateral,Positive TB test,None.,Clear lungs.,Normal chest x-XXXX.
 2,x,x,Chest,,,,No acute finding.
@@ -165,6 +202,9 @@ def test_open_is_tables(tmp_path, plugins):
     assert "1 of 4 studies have no frontal image; the first one is read." in notes
     assert "indiana_projections.csv: 1 images have no report, such as those of uid '9'." in notes
     assert "were split 80/10/10" in notes
+    together = _read(plugins, "open-i", tmp_path, images="together").examples[0]
+    assert [image.name for image in together.images] == ["1_IM-2.dcm.png", "1_IM-1.dcm.png"]
+    assert together.facts["view"] == "Frontal, Lateral"
     first = _read(plugins, "open-i", tmp_path, section="impression", images="first")
     assert [(e.id, e.image.name) for e in first.examples][:2] == [("1", "1_IM-1.dcm.png"), ("2", "2_IM-1.dcm.png")]
 

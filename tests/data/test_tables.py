@@ -264,6 +264,8 @@ REFUSED = [
     ("json", COCO, {}, "has images and annotations, as COCO has. Read it as coco:"),
     ("json", {"image": {"0": "a.png"}, "text": {"0": "x"}}, {}, "has columns, not rows. .*to_json.orient='records'"),
     ("json", {"columns": ["image", "caption"], "index": [0], "data": [["a.png", "x"]]}, {}, "has columns, not rows"),
+    ("json", [{"image": ["a.png", "b.png"], "caption": "x"}, {"image": ["b.png", "c.png"], "caption": "y"}],
+     {"image_list": "together"}, "entry 2: entry 1 has one of its images beside others; list the same images in both"),
     ("json", {"image": ["a.png", "b.png"], "caption": ["x", "y"]}, {"image_list": "first"}, "has columns, not rows"),
     ("json", " \n", {}, "is empty. Write a list of objects"),
     ("json", {}, {}, "t.json is an object, in which no list of images was found"),
@@ -487,6 +489,14 @@ def test_an_image_is_in_one_split_however_its_path_is_written(tmp_path, plugins)
     _write(tmp_path, {"t.csv": HEAD + rows})
     examples, _ = _read(plugins, "csv", tmp_path / "t.csv")
     assert [len(example.captions) for example in examples] == [2] * 30
+
+
+def test_a_list_of_images_is_a_study(tmp_path, plugins):
+    rows = [{"image": ["a.png", "b.png"], "caption": text} for text in "xy"] + [{"image": "c.png", "caption": "z"}]
+    _write(tmp_path, {"t.json": json.dumps(rows)})
+    examples, _ = _read(plugins, "json", tmp_path / "t.json", image_list="together")
+    found = {tuple(image.name for image in each.images): each.captions for each in examples}
+    assert found == {("a.png", "b.png"): ("x", "y"), ("c.png",): ("z",)}
 
 
 def test_texts_beside_images_are_captions(tmp_path, plugins):

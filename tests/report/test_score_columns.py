@@ -13,13 +13,18 @@ from test_results import _reference, _write
 import medgraft
 from medgraft.benchmark import read_records, write_record
 from medgraft.benchmark.baseline_captions import STRATEGIES
+from medgraft.benchmark.evaluation import evaluated
 from medgraft.benchmark.record import BASELINE, BASELINES
 from medgraft.cli.main import main
 from medgraft.config import METRICS
 from medgraft.plugin import KnownScores
 from medgraft.report import html_report, markdown, read_results, rows, terminal
+from medgraft.scoring import read_captions
 
+NOTE = "Wrong words are for <short> captions."
 OWN = """
+from dataclasses import replace
+
 import medgraft
 from medgraft.plugin_api import CaptionMetric, means
 
@@ -33,7 +38,8 @@ def medgraft_metrics():
 class WrongWords(CaptionMetric):
     def measure(self, captions):
         pairs = zip(captions.predictions, captions.references)
-        return means({"wrong_words": [len(set(said.split()) - set(meant[0].split())) for said, meant in pairs]})
+        found = means({"wrong_words": [len(set(said.split()) - set(meant[0].split())) for said, meant in pairs]})
+        return replace(found, notes=("Wrong words are for <short> captions.",))
 
 import datasets, evaluate
 
@@ -69,9 +75,10 @@ def own(tmp_path_factory, monkeypatch):
 def _run(out, strategy, right, *, seed=0, backbone="b", metrics=METRICS[:3], **values):
     """A run of `_write` with the scores in its record that its captions have."""
     record = _write(out, strategy, right, seed)
-    scored = medgraft.score(out / record.adapter, metrics=metrics).metrics
+    scores = medgraft.score(out / record.adapter, metrics=metrics).scores
     config = record.config.model_copy(update={"metrics": tuple(metrics), "backbone": backbone})
-    record = record.model_copy(update={"metrics": dict(scored), "config": config, "backbone": backbone, **values})
+    scored = {"metrics": dict(scores.values), "notes": scores.notes}
+    record = record.model_copy(update={**scored, "config": config, "backbone": backbone, **values})
     write_record(record, out / "records")
     return record
 
@@ -95,6 +102,8 @@ def test_scores_of_plugins_are_in_every_form(results, plugins, capsys):
         shown[form] = place.read_text(encoding="utf-8")
     assert "wrong|words\u2193" in shown["text"] and "wrong\\|words\u2193" in shown["md"] and "length" in shown["text"]
     assert max(map(len, shown["text"].splitlines())) <= 80
+    escaped = NOTE.replace("<", "&lt;").replace(">", "&gt;")
+    assert shown["text"].count(NOTE) == shown["html"].count(escaped) == shown["md"].count(escaped) == 1
     explained = "words that are in no <reference>; lower is better"
     assert explained in shown["text"] and "length: mean words; neither direction counts as better" in shown["text"]
     assert "&lt;reference&gt;; lower is better" in shown["md"] and "in no &lt;reference&gt;; lower is better." in shown["html"]
@@ -104,6 +113,14 @@ def test_scores_of_plugins_are_in_every_form(results, plugins, capsys):
     assert scores["good"]["wrong_words"]["better"] == "lower" and scores["good"]["wrong_words"]["best"]
     assert scores["good"]["length"]["better"] is None and scores["good"]["length"]["interval"] is None
     assert not any(each["length"]["best"] or each["wrong_words"]["best"] for name, each in scores.items() if name != "good")
+
+
+def test_what_a_metric_says_of_its_scores_stands_beside_them(results, plugins, capsys):
+    run = results / "runs/good-0"
+    assert main(["score", "--predictions", str(run), "--metrics", "wrong-words,length"]) == 0
+    assert capsys.readouterr().out.splitlines().count(NOTE) == 1
+    found = evaluated(read_captions(run), metrics=("wrong-words", "length"), plugins=plugins)
+    assert found.warnings() == [NOTE] and found.for_record()["notes"] == (NOTE,)
 
 
 def test_only_what_beats_captions_without_an_image_is_marked(results, plugins):
@@ -204,7 +221,7 @@ def test_an_unknown_metric_is_told_with_what_there_is(words, tmp_path, capsys):
     places = {"O": tmp_path / "o", "P": tmp_path / "p.json", "S": tmp_path / "s.toml"}
     assert main([*(str(places.get(word, word)) for word in words.split()), "--metric", "ciderr"]) == 2
     printed = capsys.readouterr()
-    assert "Unknown metric 'ciderr'. Did you mean 'cider'" in printed.err and "Known: bertscore, bleu, cider" in printed.err
+    assert "Unknown metric 'ciderr'. Did you mean 'cider'" in printed.err and "Known: bertscore, bleu, c" in printed.err
     assert not (tmp_path / "o/records").exists() and printed.err.count("\n") == 1
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medgraft.backbones import Backbone
-from medgraft.plugin_api import CaptionMetric, Dataset, Example, means
+from medgraft.plugin_api import CaptionMetric, Dataset, Example, UnavailableError, means
 from medgraft.testing import dataset_findings, metric_findings
 from medgraft.testing.advice import DECIDED_BY, advice
 from medgraft.testing.backbone_checks import _Checks as BackboneChecks
@@ -45,6 +45,16 @@ class _Divides(CaptionMetric):
         return means({"divides": [1 / len(text) for text in captions.predictions]})
 
 
+class _Unavailable(CaptionMetric):
+    def measure(self, captions):
+        raise UnavailableError("no weights")
+
+
+def test_an_unavailable_metric_is_told_once():
+    (finding,) = metric_findings(_Unavailable)
+    assert (finding.check, finding.problem) == ("can be computed here", "no weights")
+
+
 @pytest.mark.parametrize(
     ("metric", "problem"),
     [
@@ -74,7 +84,7 @@ def test_a_broken_reader_is_told_what_is_wrong(change, problem, tmp_path):
 
 
 def test_every_check_names_what_exists_and_is_described():
-    assert set(DECIDED_BY["backbone"]) <= set(vars(BackboneChecks)) and set(DECIDED_BY["strategy"]) <= set(vars(StrategyChecks))
+    assert set(DECIDED_BY["backbone"]) <= set(dir(BackboneChecks)) and set(DECIDED_BY["strategy"]) <= set(vars(StrategyChecks))
     names = {name for decided in DECIDED_BY["backbone"].values() for name in decided.split(", ")}
     declared = {*dir(Backbone), *Backbone.__annotations__, "model_class", "model_types", "anatomy"}
     assert names <= declared, names - declared

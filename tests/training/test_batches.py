@@ -105,9 +105,9 @@ def test_rows_of_features_and_of_pixels_come_to_their_places(parts):
     pixels = PixelCache(backbone, 0).batch([pairs[i][0].image for i in range(4)])
     with torch.no_grad():
         features = backbone.encode(pixels)
-    whole = module._features(pixels, None, None, 4, "")
+    whole = module._features(pixels, None, None, "")
     module.prefix = backbone.seams[0]
-    mixed = module._features(pixels[[0, 3]], features[[2, 1]], torch.tensor([2, 1]), 4, "")
+    mixed = module._features(pixels[[0, 3]], features[[2, 1]], torch.tensor([2, 1]), "")
     module.prefix = None
     torch.testing.assert_close(mixed, whole, rtol=1e-5, atol=1e-6)
     assert len(text.input_ids) == 4

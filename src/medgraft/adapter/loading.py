@@ -27,6 +27,7 @@ from medgraft.adapter.trained_on import TrainedOn
 from medgraft.backbones import Backbone, get_backbone
 from medgraft.backbones.half_weights import Held
 from medgraft.errors import AdapterError
+from medgraft.generation_config import GenerationConfig
 from medgraft.model_config import ModelConfig
 from medgraft.plugin import PluginManager
 from medgraft.prepare import prepare_adapter
@@ -65,6 +66,12 @@ class LoadedAdapter:
     def dtype(self) -> torch.dtype:
         """What it computes in: what was asked for, else that of its training where this machine has it."""
         return _computes_in(self.manifest, self.asked)
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """The generation settings of the run that trained it; the defaults for a plain PEFT folder."""
+        stored = self.manifest.evaluation.get("generation") if self.manifest else None
+        return GenerationConfig(**stored) if stored else GenerationConfig()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from medgraft.adapter.manifest import TRAINED_ON
 from medgraft.data.images import image_digests
+from medgraft.each_image import EachImage
 from medgraft.errors import AdapterError
 from medgraft.types import Example
 
@@ -76,7 +77,7 @@ class TrainedOn:
 
     def seen(self, examples: Sequence[Example]) -> SeenInTraining:
         """Which images of `examples` were trained on."""
-        examples = list({example.image: example for example in examples}.values())  # one for each, whatever was asked of it
+        examples = list({example.image: example for example in EachImage.of(examples)}.values())  # whatever was asked of it
         images = self._has("images", list(_image_digests(examples)))
         groups = self._has("groups", [_name_digest(example.group or "") for example in examples])
         return SeenInTraining(len(examples), int(images.sum()), int((groups & ~images).sum()), _UNKNOWN not in self.tensors)
@@ -133,7 +134,7 @@ def _prefixes(digests: Sequence[str], bits: int) -> NDArray[np.uint64]:
 
 def _image_digests(examples: Sequence[Example]) -> Iterator[str]:
     for start in range(0, len(examples), 1000):
-        images = [example.image for example in examples[start : start + 1000]]
+        images = [image for example in examples[start : start + 1000] for image in example.images]
         digests = image_digests(images)
         yield from (digests[image] for image in images)
 

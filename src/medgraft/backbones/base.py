@@ -46,13 +46,15 @@ class Backbone(FromCheckpoint):
 
     `decode` and `generate` start from the last seam. Strategies change `model` in place, so every method has to access the
     layers through `self.model`. `never_quantized` and `keep_in_fp32` are patterns for modules that are exempt whatever the
-    strategy requests. `attention_layout` describes where attention maps come from; None if the model has none.
+    strategy requests. `attention_layout` describes where attention maps come from; None if the model has none. With
+    `several_images`, `decode` and `generate_ids` take features [B, n S, C] of studies of n images, side by side.
     """
 
     seams: ClassVar[tuple[Seam, ...]]
     never_quantized: ClassVar[tuple[str, ...]] = ()
     default_source: ClassVar[str | None] = None
     default_prompt: ClassVar[str] = ""
+    several_images: ClassVar[bool] = False
     attention_layout: AttentionLayout | None = None
     computes_in: torch.dtype | None = None  # set on loading for captioning; None: what the hardware is fastest in
     step_replayer: Any = None  # set by a kernel that replays training steps

@@ -58,6 +58,7 @@ class BlipBackbone(Backbone):
     model_class = "BlipForConditionalGeneration"
     model_types = ("blip",)
     never_quantized = (r"text_decoder\.cls",)
+    several_images = True
     attention_layout = AttentionLayout(
         "cross-attention", rf"{_LAYER}\.crossattention\.self", vision=r"vision_model\.encoder\.layers\.\d+\.self_attn",
         text=rf"{_LAYER}\.attention\.self",

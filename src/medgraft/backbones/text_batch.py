@@ -20,6 +20,10 @@ class TextBatch:
     attention_mask: torch.Tensor
     labels: torch.Tensor
 
+    def rows(self, rows: Sequence[int]) -> TextBatch:
+        """Those rows of this batch."""
+        return TextBatch(self.input_ids[rows], self.attention_mask[rows], self.labels[rows])
+
     def to(self, device: torch.device) -> TextBatch:
         """This batch on `device`."""
         return TextBatch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))

@@ -118,6 +118,7 @@ class VisionEncoderDecoderBackbone(Backbone):
     seams = (Seam("vision", ("vision",), consumer_casts_input=True),)
     model_class = "VisionEncoderDecoderModel"
     model_types = ("vision-encoder-decoder",)
+    several_images = True
     never_quantized = (
         r"decoder\.(lm_head|cls|generator_predictions|generator_lm_head|output_projection)", r"encoder\.(pooler|head)",
     )  # fmt: skip

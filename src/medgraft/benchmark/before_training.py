@@ -6,13 +6,15 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from medgraft import processes, training
+from medgraft import hardware, processes, training
 from medgraft.adapter import Start, read_start
+from medgraft.backbones import get_captioner
+from medgraft.backbones.side_by_side import refuse_several_images
 from medgraft.clock import Clock
 from medgraft.config import RunConfig
 from medgraft.data import data_fingerprint, load_data
 from medgraft.device_map import check_devices
-from medgraft.errors import DataError
+from medgraft.errors import ConfigError, DataError
 from medgraft.metrics import check_metrics, with_task_metrics
 from medgraft.models import settled
 from medgraft.plugin import PluginManager
@@ -51,6 +53,10 @@ def read_data(run: Run) -> tuple[CaptionData, str]:
     config, clock = run.config, run.clock
     with clock.phase("read_data"), processes.one_first():
         data = load_data(config.data, plugins=run.plugins, splits=config.needed_splits(run.strategy.trains))
+    if data.several_images:
+        refuse_several_images(get_captioner(config.backbone, plugins=run.plugins)[0], run.plugins)
+        if hardware.is_sharded():  # processes whose batches differ in it would gather layers at other times, and wait for ever
+            raise ConfigError("FSDP: studies of several images are not trained on sharded weights; set data.images=first.")
     if run.strategy.trains and not data.split("train"):
         raise DataError(f"{config.data.name}:{config.data.path} has no training images.")
     with clock.phase("digests"):

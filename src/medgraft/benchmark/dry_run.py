@@ -23,6 +23,7 @@ from medgraft.backbones.half_weights import Held, half_weights
 from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.loading import read_config
 from medgraft.backbones.published import planning_config, published_config
+from medgraft.backbones.side_by_side import refuse_several_images
 from medgraft.benchmark.estimate import Base, Estimate, RunEstimate, estimate, measured_flops
 from medgraft.benchmark.grid import GridPlan, fit, plan_grid
 from medgraft.benchmark.plan import Planned, apply_to_meta, expand, refuse_training
@@ -100,6 +101,8 @@ def dry_run_suite(
             captioner, source = get_captioner(config.backbone, plugins=plugins)
             if config.backbone not in weights:
                 weights[config.backbone] = _weights(config.backbone, captioner, source, missing, plugins)
+            if images is not None and images.several_images:
+                refuse_several_images(captioner, plugins)
             if issubclass(captioner, RemoteCaptioner):
                 runs.append(_by_api(config, captioner, source, strategy, images, plugins))
             else:
@@ -217,7 +220,9 @@ def _here(
     config: RunConfig, captioner: type[Backbone], source: str, strategy: Strategy, data: CaptionData | None, speed: float,
     plugins: PluginManager,
 ) -> RunEstimate:  # fmt: skip
-    made = _estimate(config, captioner, source, strategy, plugins)
+    examples = () if data is None else data.examples
+    images = sum(len(example.images) for example in examples) / len(examples) if examples else 1.0
+    made = _estimate(config, captioner, source, strategy, plugins, images)
     steps = config.train.max_steps * config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     seen = None if data is None else int(len(CaptionPairs(data.split("train"))) * config.train.num_train_epochs)
     seen = steps if steps > 0 else seen
@@ -238,12 +243,13 @@ def _here(
 
 
 def _estimate(
-    config: RunConfig, captioner: type[Backbone], source: str, strategy: Strategy, plugins: PluginManager
+    config: RunConfig, captioner: type[Backbone], source: str, strategy: Strategy, plugins: PluginManager, images: float = 1.0
 ) -> Estimate | None:
-    """The estimate of a run, None if its method cannot be applied without weights."""
+    """The estimate of a run on examples of so many `images`, None if its method cannot be applied without weights."""
     applied = apply_to_meta(config.backbone, strategy, plugins=plugins)
     sized = config_for_size(captioner, planning_config(source, captioner.model_types), config.image.size, plugins=plugins)
-    return None if applied is None else estimate(_base(captioner, source, sized, strategy, config), applied, strategy, config)
+    base = _base(captioner, source, sized, strategy, config)
+    return None if applied is None else estimate(base, applied, strategy, config, images)
 
 
 def memory_needed(config: RunConfig, *, gpus: bool, plugins: PluginManager) -> float:

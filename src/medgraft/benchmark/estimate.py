@@ -97,10 +97,10 @@ class Base:
     half: frozenset[str]
 
 
-def estimate(base: Base, applied: Applied, strategy: Strategy, run: RunConfig) -> Estimate:
-    """Estimate `run`, with its strategy `applied` to the meta model of `base`."""
+def estimate(base: Base, applied: Applied, strategy: Strategy, run: RunConfig, images: float = 1.0) -> Estimate:
+    """Estimate `run`, with its strategy `applied` to the meta model of `base`, on examples of so many `images` on average."""
     backbone, config = base.backbone, base.config
-    tokens = backbone.tokens(config, CAPTION)
+    tokens = {part: n if part == "text" else n * images for part, n in backbone.tokens(config, CAPTION).items()}
     trained = [part for part in PARTS if strategy.plan(part).mode != "frozen"]
     passed = PARTS[PARTS.index(trained[0]) :] if trained else ()  # parts that gradients pass through
     forward = backward = activations = 0.0

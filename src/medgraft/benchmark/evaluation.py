@@ -24,10 +24,11 @@ from medgraft.metrics import Scores, measure
 from medgraft.plugin import PluginManager
 from medgraft.progress import progress_bar
 from medgraft.scoring import RunCaptions, captions_of, collapse, shuffled
+from medgraft.sequences import Chosen
 from medgraft.stats import Interval, score_intervals
 from medgraft.text_statistics import GenerationStatistics, caption_warnings
 from medgraft.token_counts import generation_statistics
-from medgraft.types import Chosen, DataReport, Example
+from medgraft.types import DataReport, Example
 
 _logger = logging.getLogger(__name__)
 
@@ -72,12 +73,14 @@ class Evaluation:
             "collapse": dict(self.collapse),
             "signatures": dict(self.scores.signatures),
             "unavailable": dict(self.scores.unavailable),
+            "notes": self.scores.notes or None,
             "generated": self.generated,
         }
 
     def warnings(self) -> list[str]:
-        """Lines on captions that were cut off, and on most of them being empty or equal."""
-        return [*(self.generated.warnings() if self.generated else ()), *caption_warnings(list(self.predictions.values()))]
+        """Lines on captions that were cut off, on most of them being empty or equal, and the metrics' notes."""
+        cut_off = self.generated.warnings() if self.generated else []
+        return [*cut_off, *caption_warnings(list(self.predictions.values())), *self.scores.notes]
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -115,7 +118,7 @@ def caption_examples(
     captions: list[str] = []
     problems: list[str] = []
     with progress_bar(total=len(examples), desc="captioning", unit="image") as bar:
-        images, prompts = [example.image for example in examples], [example.prompt for example in examples]
+        images, prompts = [example.images for example in examples], [example.prompt for example in examples]
         for batch in captioner.batches(images, generation, prompts):
             for place, each in enumerate(batch.images, len(captions) + len(problems)):
                 if each.problem is not None:
@@ -140,7 +143,7 @@ def score_captions(
 ) -> Evaluation:
     """Scores of what `captioner` generated, and the saliency scores that `settings` ask for.
 
-    Logs a warning if captions were cut off, and if most of them are empty or equal.
+    Logs a warning if captions were cut off, if most of them are empty or equal, and for each note of a metric.
     """
     examples, captions = captioned.examples, captioned.generated.captions
     peak = hardware.largest(hardware.peak_memory_bytes())
@@ -193,12 +196,6 @@ def evaluated(captions: RunCaptions, *, metrics: tuple[str, ...], plugins: Plugi
         for values in processes.in_turn(len(metrics), shared):
             signs |= {f"shuffled_{name}": value for name, value in values.items()}
     return Evaluation(captions, scores, intervals, signs)
-
-
-def generation_of(adapter: LoadedAdapter) -> GenerationConfig:
-    """The generation settings of the run that trained an adapter."""
-    stored = adapter.manifest.evaluation.get("generation") if adapter.manifest else None
-    return GenerationConfig(**stored) if stored else GenerationConfig()
 
 
 def seen_in_training(adapter: LoadedAdapter | Start, data: DataConfig, examples: Sequence[Example]) -> SeenInTraining | None:

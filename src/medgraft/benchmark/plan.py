@@ -12,6 +12,7 @@ from medgraft import hardware
 from medgraft.backbones import Backbone, RemoteCaptioner, get_backbone, get_captioner
 from medgraft.backbones.image_size import config_for_size, refuse_size
 from medgraft.backbones.published import planning_config
+from medgraft.backbones.side_by_side import refuse_several_images
 from medgraft.benchmark.recording import run_id
 from medgraft.benchmark.validation import Validation
 from medgraft.config import RunConfig, RunSettings, SuiteConfig
@@ -90,7 +91,7 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
     """
     versions = hardware.versions()
     bases: dict[str, tuple[str, str]] = {}
-    prints: dict[tuple[str, tuple[str, ...]], str] = {}
+    prints: dict[tuple[str, tuple[str, ...]], tuple[str, bool]] = {}  # and whether examples have several images
     reasons: dict[tuple[str, str], str | None] = {}
     planned = []
     for config in configs:
@@ -108,17 +109,19 @@ def plan(configs: Iterable[RunConfig], *, plugins: PluginManager, records: Path 
         data_key = (config.data.model_dump_json(), splits)
         if data_key not in prints:
             data = load_data(config.data, plugins=plugins, splits=splits)
-            prints[data_key] = data_fingerprint(data.examples)
+            prints[data_key] = data_fingerprint(data.examples), data.several_images
             if strategy.trains:
                 Validation.of(config, data, plugins)
+        captioner, source = get_captioner(config.backbone, plugins=plugins)
+        if prints[data_key][1]:
+            refuse_several_images(captioner, plugins)
         if config.backbone not in bases:
-            captioner, source = get_captioner(config.backbone, plugins=plugins)
             base = captioner.fingerprint(source)
             former = captioner.former_fingerprint(source) if issubclass(captioner, Backbone) else base
             if issubclass(captioner, RemoteCaptioner):
                 captioner.check_generation(config.generation)
             bases[config.backbone] = base, former
-        ids = [run_id(config, strategy, prints[data_key], base, versions) for base in bases[config.backbone]]
+        ids = [run_id(config, strategy, prints[data_key][0], base, versions) for base in bases[config.backbone]]
         recorded = records is not None and (records / f"{ids[1]}.json").is_file()
         planned.append(PlannedRun(config, ids[1] if recorded else ids[0]))
     return Plan(tuple(planned), {pair: reason for pair, reason in reasons.items() if reason is not None})

@@ -84,8 +84,9 @@ class Record(StrictModel):
     forward, backward and optimiser, with the rest as `train`. `time_to_first_step` runs from the start of the run to the end
     of its first optimiser step. `quantization` is that of the base, stored so or quantised on loading. `acceleration` names
     the installed kernels. `intervals` are the 95 % intervals of `metrics` over groups of test images, `signatures` the
-    metrics' settings, `unavailable` the reasons why metrics are missing, `collapse` signs of captions that ignore the image
-    (see medgraft.benchmark.evaluation). `leaks` are those between splits, without ids; None if they are unknown.
+    metrics' settings, `unavailable` the reasons why metrics are missing, `notes` what metrics say about their scores,
+    `collapse` signs of captions that ignore the image (see medgraft.benchmark.evaluation). `leaks` are those between splits,
+    without ids; None if they are unknown.
     `skipped_steps` are those in fp16 whose gradients overflowed. `chosen` says how a score chose the weights. `text` counts
     captions that training truncated and unknown tokens, `generated` captions that were cut off. `forgetting` is the rise, in
     nats per token, of the loss on the base's own captions of general images. `start` is the digest of the adapter that
@@ -132,6 +133,7 @@ class Record(StrictModel):
     collapse: dict[str, float] | None = None
     signatures: dict[str, str] | None = None
     unavailable: dict[str, str] | None = None
+    notes: tuple[str, ...] | None = None
     images: dict[Split, int] | None = None
     data_report: LeftOut | None = None
     leaks: tuple[Leak, ...] | None = None

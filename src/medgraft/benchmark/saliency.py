@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ def score_saliency(
     """Saliency of `predictions`, which a model generated for `examples`, by image id.
 
     `pointing` measures attention to the boxes that facts have of what texts name, with the first reference (teacher forcing).
-    `curves` images get deletion and insertion curves, `maps` images get maps, both for the model's own captions.
+    `curves` images get deletion and insertion curves, `maps` images get maps, both for the model's own captions. Of a study all
+    are of its first image, with the others beside it.
     """
     boxed = {each.id for each in examples if pointing and can_be_localized(each.captions[0], each.facts or {})}
     captioned = [example.id for example in examples if predictions[example.id].strip()]
@@ -82,7 +84,7 @@ class _Batch:
     """Examples with the vision features of their images, which are the same for every caption."""
 
     examples: Sequence[Example]
-    features: torch.Tensor  # [N, S, C] at the first seam
+    features: torch.Tensor  # [images, S, C] at the first seam, of all images of each example
     inference: Inference
 
     def maps(self, backbone: Backbone, captions: Mapping[str, str]) -> dict[str, CaptionMaps]:
@@ -91,24 +93,27 @@ class _Batch:
         if not rows:
             return {}
         texts = [captions[self.examples[row].id] for row in rows]
+        each = len(self.features) // len(self.examples)
+        images = [row * each + number for row in rows for number in range(each)]
         with self.inference.autocast():
             prompts = own_prompts([self.examples[row].prompt for row in rows], self.inference.prompt)
-            found = caption_maps(backbone, self.features[rows], texts, seam=backbone.seams[0], prompt=prompts)
+            found = caption_maps(backbone, self.features[images], texts, seam=backbone.seams[0], prompt=prompts)
         return {self.examples[row].id: maps for row, maps in zip(rows, found, strict=True)}
 
 
 def _batches(inference: Inference, examples: Sequence[Example]) -> Iterator[_Batch]:
-    """Batches with features: stored ones if they are at the first seam, computed ones otherwise."""
+    """Batches of equally many images for each, with features: stored ones if they are at the first seam, else computed."""
     stored, size = inference.features, inference.maps_batch
     backbone, seam = inference.backbone, inference.backbone.seams[0]
-    batches = [examples[start : start + size] for start in range(0, len(examples), size)]
+    alike = [list(some) for _, some in groupby(sorted(examples, key=_images), key=_images)]
+    batches = [some[start : start + size] for some in alike for start in range(0, len(some), size)]
     for batch in progress_bar(batches, desc="maps", unit="batch"):
-        paths = [example.image for example in batch]
+        paths = [image for example in batch for image in example.images]
         with torch.no_grad(), inference.autocast():
             if stored is not None and stored.seam == seam:
                 features = stored.features(paths).float()
             else:
-                prompts = own_prompts([example.prompt for example in batch], inference.prompt)
+                prompts = own_prompts([example.prompt for example in batch for _ in example.images], inference.prompt)
                 features = backbone.forward_to(seam.name, inference.pixel_values(paths), prompt=prompts)
         yield _Batch(batch, features, inference)
 
@@ -122,6 +127,10 @@ def _pointing(backbone: Backbone, batch: _Batch, maps: Mapping[str, CaptionMaps]
     }
 
 
+def _images(example: Example) -> int:
+    return len(example.images)
+
+
 def _is_small(backbone: Backbone) -> bool:
     """Whether the model may get a randomly initialised copy; counts on the meta model, as quantised weights are packed."""
     return sum(p.numel() for p in type(backbone).meta_model(backbone.config).parameters()) <= _UNTRAINED_MAX
@@ -130,6 +139,6 @@ def _is_small(backbone: Backbone) -> bool:
 def _curves(inference: Inference, example: Example, maps: CaptionMaps, seed: int) -> Curves:
     image, backbone = open_image(example.image), inference.backbone
     return faithfulness(
-        lambda images: np.exp(inference.log_likelihood(images, maps.caption)),
+        lambda images: np.exp(inference.log_likelihood([(image, *example.more_images) for image in images], maps.caption)),
         image, maps.mean(), backbone.visible_region(*image.size), seed=seed,
     )  # fmt: skip

@@ -37,7 +37,7 @@ def store_bytes(
             if found := _feature_bytes(config, strategy, images.prompted, plugins):
                 splits = config.needed_splits(strategy.trains)
                 key = (config.backbone, str(config.data), found[0], strategy.quantization)
-                stored = len({example.image for example in images.split(*splits)})
+                stored = len({image for example in images.split(*splits) for image in example.images})
                 each[key] = max(each.get(key, 0), found[1] * stored)
     return sum(each.values()) or None
 

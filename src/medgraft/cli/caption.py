@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medgraft.cli.images import image_files, tell_of_failed
 from medgraft.cli.options import add_generation, add_json, add_models
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See medgraft.cli."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image file, or a folder for all that are below it")
     add_models(parser)
+    parser.add_argument("--together", action="store_true", help="the images are of one study, which gets one caption")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write {image: caption} there as captions are made")
     add_generation(parser)
     add_json(parser)
@@ -45,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     from medgraft.progress import progress_bar, progress_bars
     from medgraft.scoring import PredictionsFile
 
-    images = image_files(arguments.images)
+    files = image_files(arguments.images)
+    images = {tuple(files): " + ".join(files.values())} if arguments.together else files
     main = is_main_process()
     if main and arguments.out and arguments.out.exists():
         raise ConfigError(f"{arguments.out} exists already. Remove it, or name another file for the captions.")
@@ -102,9 +104,9 @@ class _Model:
 
 @dataclass
 class _Made:
-    """What was made of `images`, by the names that they were given with, in the form of --json and --out."""
+    """What was made of `images` or studies, by the names that they were given with, in the form of --json and --out."""
 
-    images: Mapping[Path, str]
+    images: Mapping[Any, str]
     captions: dict[str, str | list[str] | dict[str, str | list[str]]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -113,7 +115,7 @@ class _Made:
     ) -> None:
         """Take over one batch of every model, print it if it is to be `shown`, and write it to `file`."""
         for row in zip(*(batch.images for batch in batches), strict=True):
-            name = self.images[Path(str(row[0].image))]
+            name = self.images[row[0].image]
             if problem := next((each.problem for each in row if each.problem), None):
                 self.failed[name] = problem
                 continue

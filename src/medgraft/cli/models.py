@@ -8,7 +8,6 @@ from medgraft import loading
 from medgraft.adapter import LoadedAdapter
 from medgraft.adapter_set import load_adapters
 from medgraft.backbones import AnyBackbone
-from medgraft.benchmark.evaluation import generation_of
 from medgraft.cli.options import model_settings
 from medgraft.config import GenerationConfig, parse_overrides
 from medgraft.errors import ConfigError
@@ -90,5 +89,4 @@ def generation(
     given = {"num_beams": arguments.num_beams, "max_new_tokens": arguments.max_new_tokens}
     changes = parse_overrides(arguments.overrides, sections).get("generation", {})
     changes |= {name: value for name, value in given.items() if value is not None}
-    base = generation_of(adapter) if adapter else GenerationConfig()
-    return validated(GenerationConfig, base.overridden(changes), "generation")
+    return (adapter.generation if adapter else GenerationConfig()).overridden(changes)

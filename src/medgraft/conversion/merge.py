@@ -16,7 +16,6 @@ from medgraft.adapter.base_name import public_base
 from medgraft.adapter.locating import locate
 from medgraft.adapter.manifest import CARD
 from medgraft.backbones import Backbone, prompt_for
-from medgraft.benchmark.evaluation import generation_of
 from medgraft.captioning import opened
 from medgraft.config import DataConfig
 from medgraft.conversion.merged_folder import Dtype, merged_card, plain_captions, write_merged
@@ -93,7 +92,7 @@ def merge_adapter(
         loaded = load_adapter(located.folder, plugins=plugins, backbone=backbone, plain=True)
         _check_format(options.format, loaded.backbone)
         examples = sample_examples(options.data, options.images, plugins=plugins)
-        prompt, generation = prompt_for(loaded.backbone, loaded.prompt), generation_of(loaded)
+        prompt, generation = prompt_for(loaded.backbone, loaded.prompt), loaded.generation
         before = outputs(loaded.backbone, examples, prompt, generation.single())
         quantization = _quantization(loaded)
         if quantization:
@@ -147,7 +146,8 @@ def _quantization(loaded: LoadedAdapter) -> str | None:
 
 def _equal_alone(backbone: Backbone, examples: Sequence[Example], captions: Sequence[str]) -> int | None:
     """How many captions the model's own `generate` gives too, except for spaces."""
-    if type(backbone).pixel_values is not Backbone.pixel_values:  # as the plain image processor would not prepare them
+    several = any(example.more_images for example in examples)  # which the plain model does not put side by side
+    if several or type(backbone).pixel_values is not Backbone.pixel_values:  # or the plain image processor not prepare
         return None
     texts: list[str] = []
     for example in examples:

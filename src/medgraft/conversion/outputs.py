@@ -9,9 +9,9 @@ import torch
 
 from medgraft import hardware
 from medgraft.backbones import Backbone
-from medgraft.captioning import caption_images, opened
 from medgraft.config import DataConfig, GenerationConfig
 from medgraft.data import load_data
+from medgraft.inference import Inference
 from medgraft.plugin import PluginManager
 from medgraft.types import SPLITS, Example, own_prompts
 
@@ -52,15 +52,16 @@ def outputs(backbone: Backbone, examples: Sequence[Example], prompt: str, genera
     """Caption `examples` and compute the logits of their first reference captions."""
     where = hardware.device()
     backbone.to_device()
-    images, prompts = [example.image for example in examples], own_prompts([example.prompt for example in examples], prompt)
-    captions = caption_images(backbone, images, options=generation, prompt=prompts, batch_size=_BATCH)
+    inference = Inference(backbone, prompt, batch_size=_BATCH)
+    captions = inference.caption([example.images for example in examples], generation, [example.prompt for example in examples])
     logits = []
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
         asked = own_prompts([example.prompt for example in batch], prompt)
         text = backbone.text_batch([example.captions[0] for example in batch], prompt=asked).to(where)
-        pixels = backbone.pixel_values([opened(example.image) for example in batch]).to(where)
-        computed = backbone.decode(backbone.encode(pixels, prompt=asked), text)[1]  # [B, T, V]
-        predicted = text.labels[:, backbone.logits_offset :] != -100
-        logits.append(computed[:, : predicted.shape[1]][predicted].float().cpu())
+        for rows, features in inference.features_of([example.images for example in batch], asked):
+            part = text.rows(rows)
+            computed = backbone.decode(features, part)[1]  # [B, T, V]
+            predicted = part.labels[:, backbone.logits_offset :] != -100
+            logits.append(computed[:, : predicted.shape[1]][predicted].float().cpu())
     return Outputs(tuple(captions.captions), tuple(logits))

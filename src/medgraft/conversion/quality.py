@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from medgraft.adapter import LoadedAdapter, Manifest
 from medgraft.backbones import prompt_for
-from medgraft.benchmark.evaluation import Evaluation, evaluated, generation_of
+from medgraft.benchmark.evaluation import Evaluation, evaluated
 from medgraft.config import DataConfig
 from medgraft.data import load_data
 from medgraft.errors import MedgraftError
@@ -50,7 +50,7 @@ def quality(loaded: LoadedAdapter, examples: Sequence[Example], *, plugins: Plug
     """Loss and CIDEr on `examples`."""
     inference = inference_of(loaded)
     cider = evaluation(inference, loaded, examples, plugins=plugins).metrics["cider"]
-    images, captions = [example.image for example in examples], [example.captions[0] for example in examples]
+    images, captions = [example.images for example in examples], [example.captions[0] for example in examples]
     longest = loaded.manifest.max_text_tokens if loaded.manifest else 128
     return Quality(inference.mean_loss(images, captions, longest, [example.prompt for example in examples]), cider)
 
@@ -65,5 +65,5 @@ def evaluation(
 ) -> Evaluation:
     """CIDEr of generated captions, with its interval."""
     prompts = [example.prompt for example in examples]
-    captions = inference.caption([example.image for example in examples], generation_of(loaded), prompts).captions
+    captions = inference.caption([example.images for example in examples], loaded.generation, prompts).captions
     return evaluated(captions_of(examples, captions), metrics=("cider",), plugins=plugins)

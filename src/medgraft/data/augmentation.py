@@ -101,7 +101,8 @@ def recurring_images(config: RunConfig, examples: Iterable[Example]) -> Iterator
     """The images that a run reads again in later epochs: of an augmented training image only its fixed views."""
     views = Views.of(config)
     for example in examples:
-        yield from [example.image] if views is None or example.split != "train" else views.all_fixed(example.image)
+        for image in example.images:
+            yield from [image] if views is None or example.split != "train" else views.all_fixed(image)
 
 
 def _with_view(image: ImageSource, view: View) -> ImagePart:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class CaptionPairs(TorchDataset[tuple[Example, str]]):
-    """Every (image, caption) pair: an image with several captions occurs once for each. With `views` images are augmented."""
+    """Every (image, caption) pair: an image with several captions occurs once for each. With `views` images are augmented.
+
+    A study with more images is one too.
+    """
 
     def __init__(self, examples: Sequence[Example], views: Views | None = None):
         self.examples = examples
@@ -45,7 +48,8 @@ class CaptionPairs(TorchDataset[tuple[Example, str]]):
         caption = example.captions[self._captions[index]]
         if self._views is None:
             return example, caption
-        return replace(example, image=self._views.view(example.image, int(self._epoch), index)), caption
+        image, *more = (self._views.view(image, int(self._epoch), index) for image in example.images)
+        return replace(example, image=image, more_images=tuple(more)), caption
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch, counted from 0, which decides the views."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, overload
 
 from medgraft.file_index import cache_folder
-from medgraft.types import Example, ImagePart
+from medgraft.types import Example, ImagePart, ImageSource
 
 
 class ExampleTable(Sequence[Example]):
@@ -28,14 +28,10 @@ class ExampleTable(Sequence[Example]):
         end = 0
         with _temporary_file() as file:
             for example in examples:
-                image = example.image
-                part = (image.member, image.frame, image.window) if isinstance(image, ImagePart) else None
-                path = image.path if isinstance(image, ImagePart) else image
-                folder = folders.setdefault(str(path.parent), len(folders))
                 if example.facts is not None:
                     self._facts[len(self._ends)] = example.facts
                 texts = example.captions, example.split, example.group, example.concepts, example.prompt
-                values = example.id, folder, path.name, part, *texts
+                values = example.id, [_packed(image, folders) for image in example.images], *texts
                 end += file.write(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass"))
                 self._ends.append(end)
             file.flush()
@@ -61,18 +57,30 @@ class ExampleTable(Sequence[Example]):
             return tuple(self[i] for i in range(*index.indices(len(self))))
         place = range(len(self))[index]
         line = self._lines[self._ends[place - 1] if place else 0 : self._ends[place]].decode("utf-8", "surrogatepass")
-        key, folder, name, part, captions, split, group, concepts, prompt = json.loads(line)
-        path = self._folders[folder] / name
+        key, images, captions, split, group, concepts, prompt = json.loads(line)
+        image, *more = (self._image(*packed) for packed in images)
         return Example(
             key,
-            path if part is None else ImagePart(path, *part),
+            image,
             tuple(captions),
             split,
             group,
             self._facts.get(place),
             None if concepts is None else tuple(concepts),
             prompt,
+            tuple(more),
         )
+
+    def _image(self, folder: int, name: str, part: Sequence[Any] | None) -> ImageSource:
+        path = self._folders[folder] / name
+        return path if part is None else ImagePart(path, *part)
+
+
+def _packed(image: ImageSource, folders: dict[str, int]) -> tuple[int, str, tuple[str | None, int | None, str | None] | None]:
+    """The folder's number, which is added to `folders`, the file's name, and what an ImagePart has besides."""
+    path = image.path if isinstance(image, ImagePart) else image
+    part = (image.member, image.frame, image.window) if isinstance(image, ImagePart) else None
+    return folders.setdefault(str(path.parent), len(folders)), path.name, part
 
 
 def _temporary_file() -> IO[bytes]:

@@ -32,15 +32,16 @@ class ExampleList:
 
     def add(self, example: Example, file: Path, place: str, *, hashed: bool = False) -> None:
         """Add what `place` of `file` says; `hashed`: its split is by hash."""
-        image = os.path.normpath(str(example.image))
-        if example.prompt is not None:
-            image = f"{image}\0{example.prompt}"
-        if known := self._files.get(image):
-            index, first_file, first_place = known
+        asked = "" if example.prompt is None else f"\0{example.prompt}"
+        images = [os.path.normpath(str(image)) + asked for image in example.images]
+        for index, first_file, first_place in (self._files[image] for image in images if image in self._files):
             where = _at(first_file, first_place, file)
             problem = _contradiction(example, self._examples[index], where)
             if problem is None and self.merge and first_file != file:
                 problem = f"{where} has the same image; keep one of them"
+            first = self._examples[index]
+            if problem is None and self.merge and (example.more_images or first.more_images) and example.images != first.images:
+                problem = f"{where} has one of its images beside others; list the same images in both"
             if problem:
                 return self.notes.bad_row(file, place, problem)
             if self.merge:
@@ -50,7 +51,8 @@ class ExampleList:
             problem = f"the id {example.id!r} is that of {_at(*taken, file)} too; each image needs an id of its own"
             return self.notes.bad_row(file, place, problem)
         self._ids[key] = file, place
-        self._files.setdefault(image, (len(self._examples), file, place))
+        for image in images:
+            self._files.setdefault(image, (len(self._examples), file, place))
         self._examples.append(example)
         self._hashed[example.split] += hashed
         return None

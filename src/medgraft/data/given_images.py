@@ -21,7 +21,11 @@ GivenImage: TypeAlias = str | Path | ImagePart | Image.Image | np.ndarray[Any, A
 GivenPair: TypeAlias = tuple[GivenImage, str | Sequence[str]]  # with its caption or captions
 
 
-def is_single(images: GivenImage | Sequence[GivenImage]) -> bool:
+GivenStudy: TypeAlias = tuple[GivenImage, ...]  # images that a model sees together
+ImageOrStudy: TypeAlias = ImageSource | Image.Image | tuple[ImageSource | Image.Image, ...]  # as they are prepared
+
+
+def is_single(images: GivenImage | Sequence[GivenImage | GivenStudy]) -> bool:
     """Whether `images` is one image. Arrays of 4 dimensions are several."""
     if isinstance(images, np.ndarray):
         return images.ndim != 4
@@ -72,14 +76,19 @@ def _levels(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return levels
 
 
-def given_images(images: GivenImage | Sequence[GivenImage]) -> list[ImageSource | Image.Image]:
-    """`given_image` of each of `images`, or of the one; the DataError says which of several it is."""
+def images_of(image: ImageOrStudy) -> tuple[ImageSource | Image.Image, ...]:
+    """The images of a study, or the one image."""
+    return image if isinstance(image, tuple) else (image,)
+
+
+def given_images(images: GivenImage | Sequence[GivenImage | GivenStudy]) -> list[ImageOrStudy]:
+    """`given_image` of each of `images`, or of the one; the DataError says which of several it is. A study stays a tuple."""
     if is_single(images):
         return [given_image(images)]  # type: ignore[arg-type]
-    found: list[ImageSource | Image.Image] = []
+    found: list[ImageOrStudy] = []
     for number, image in enumerate(images):  # type: ignore[arg-type]
         try:
-            found.append(given_image(image))
+            found.append(tuple(map(given_image, image)) if isinstance(image, tuple) else given_image(image))
         except DataError as error:
             raise DataError(f"Image {number} (counted from 0): {error}") from None
     return found

@@ -23,18 +23,19 @@ def data_fingerprint(examples: Sequence[Example]) -> str:
     whole = hashlib.sha256()
     for places in _chunks(order, "hashing images"):
         chunk = [examples[place] for place in places]
-        digests = image_digests([example.image for example in chunk])
+        digests = image_digests([image for example in chunk for image in example.images])
         for example in chunk:
             prompt = () if example.prompt is None else ("", example.prompt)
             whole.update("\0".join((example.id, example.split, *example.captions, *prompt)).encode())
-            whole.update(bytes.fromhex(digests[example.image]))
+            for image in example.images:
+                whole.update(bytes.fromhex(digests[image]))
     return whole.hexdigest()
 
 
 def usable_images(
     examples: Sequence[Example], captioned: Mapping[Split, array[int]], limit: int | None
 ) -> tuple[array[int], CheckedImages]:
-    """The places of the first `limit` examples of each split with a usable image, and what the check of images found."""
+    """The places of the first `limit` examples of each split whose images are usable, and what the check of images found."""
     missing: set[ImageSource] = set()
     unreadable: dict[ImageSource, str] = {}
     notes: dict[ImageSource, str] = {}
@@ -45,13 +46,13 @@ def usable_images(
             size = len(left) if limit is None else limit - good
             now, left = left[:size], left[size:]
             for chunk in _chunks(now, f"checking {split} images"):
-                images = [examples[place].image for place in chunk]
-                checked = check_images(images)
+                images = [examples[place].images for place in chunk]
+                checked = check_images([image for of_example in images for image in of_example])
                 missing |= checked.missing
                 unreadable |= checked.unreadable
                 notes |= checked.notes
                 bad = checked.missing | checked.unreadable.keys()
-                found = [place for place, image in zip(chunk, images, strict=True) if image not in bad]
+                found = [place for place, of_example in zip(chunk, images, strict=True) if bad.isdisjoint(of_example)]
                 usable.extend(found)
                 good += len(found)
     return usable, CheckedImages(frozenset(missing), unreadable, notes)

@@ -7,7 +7,7 @@ decode and resize with Pillow, which releases the GIL.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,7 @@ class ImageReader:
         self,
         batches: Iterable[Sequence[ImageSource]],
         select: Callable[[Sequence[ImageSource]], Sequence[ImageSource]] = lambda images: images,
-    ) -> Iterator[tuple[Sequence[ImageSource], ReadImages]]:
+    ) -> Generator[tuple[Sequence[ImageSource], ReadImages]]:
         """Each batch with those of its images that `select`, called in a thread, gives."""
         if self._threads == 1:
             yield from read_ahead(batches, lambda paths: self._read(map, select, paths))

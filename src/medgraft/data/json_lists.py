@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +31,10 @@ class JsonTable(Table):
     of questions and of several answers are bad rows, unless `turn` is `first`.
     """
 
-    image_list: Literal["error", "first"] = Field(
-        default="error", description="lists of several images, such as two views of a study: an error, or read the first"
+    image_list: Literal["error", "first", "together"] = Field(
+        default="error",
+        description="lists of several images, such as two views of a study: an error, read the first, or read all, which the "
+        "model sees together",
     )
     turn: Literal["first"] | None = Field(
         default=None, description="first: the first answer of any conversation is a caption, whatever was asked"
@@ -69,7 +71,7 @@ class JsonTable(Table):
             return False
 
     def _cells(self, path: Path, entry: dict[str, Any]) -> dict[str, Any]:
-        """The entry with a caption for a conversation, and with one image for a list of them."""
+        """The entry with a caption for a conversation, and with one image for a list unless its images belong together."""
         cells = dict(entry)
         talk = next((key for key in (self.caption, *KEYS) if key in KEYS and key in cells), None)
         if talk is not None and (talk == self.caption or self.caption not in cells):
@@ -81,11 +83,17 @@ class JsonTable(Table):
             value = cells[key]
             if isinstance(value, list) and len(value) > 1 and self.image_list == "first":
                 self.notes.assumed(f"{path.name}: of several images in a list the first was read.")
-            elif isinstance(value, list) and len(value) > 1:
-                raise RowError(f"{key} is a list of {len(value)} images; data.image_list=first reads the first alone")
-            if isinstance(value, list) and value:
+            elif isinstance(value, list) and len(value) > 1 and self.image_list == "error":
+                raise RowError(
+                    f"{key} is a list of {len(value)} images; data.image_list=first reads the first alone, together all as one"
+                )
+            if isinstance(value, list) and value and self.image_list != "together":
                 cells[key] = value[0]
         return cells
+
+    def listed_images(self, value: Any) -> Sequence[Any]:
+        """See Table.listed_images."""
+        return value if isinstance(value, list) and value and self.image_list == "together" else super().listed_images(value)
 
 
 class JsonlTable(JsonTable):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medgraft.data.images import image_digests
 from medgraft.data.near_duplicates import SIDE, Pairs, Places, Thumbnails, alike_in_detail, candidates, thumbnails_of
 from medgraft.data.stored_pairs import stored_pairs
+from medgraft.each_image import EachImage
 from medgraft.progress import progress_bar
 from medgraft.types import SPLITS, Example, Leak, LeakKind, Split
 
@@ -23,7 +24,7 @@ _EXAMPLES = 8  # of a leak
 
 @dataclass(frozen=True)
 class Leaks:
-    """The leaks found, and the place among the examples of every image that has a counterpart in a later split."""
+    """The leaks found, and the place of every example of which an image has a counterpart in a later split."""
 
     found: tuple[Leak, ...] = ()
     leaking: frozenset[int] = frozenset()
@@ -37,17 +38,18 @@ def find_leaks(examples: Sequence[Example], *, near_duplicates: bool = True) -> 
     """
     if len({example.split for example in examples}) < 2:
         return Leaks()
-    keys = _keys(examples, near_duplicates)
+    images = EachImage.of(examples)
+    keys = _keys(images, near_duplicates)
     present = [split for split, places in keys.places.items() if len(places)]
     found, leaking = [], set[int]()
     for other, split in itertools.combinations(present, 2):
-        for kind, pairs in keys.pairs(split, other, examples):
+        for kind, pairs in keys.pairs(split, other, images):
             if len(pairs):
-                places, first = np.unique(pairs[:, 0], return_index=True)
-                images = {examples[place].image for place in places.tolist()}  # of which several questions may be asked
-                shown = tuple((examples[a].id, examples[b].id) for a, b in pairs[first[:_EXAMPLES]].tolist())
-                found.append(Leak(kind, split, other, len(images), shown))
-                leaking |= set(pairs[:, 1].tolist())
+                rows, first = np.unique(pairs[:, 0], return_index=True)
+                different = {images[row].image for row in rows.tolist()}  # of which several questions may be asked
+                shown = tuple((images[a].id, images[b].id) for a, b in pairs[first[:_EXAMPLES]].tolist())
+                found.append(Leak(kind, split, other, len(different), shown))
+                leaking |= {images.places[row] for row in pairs[:, 1].tolist()}
     return Leaks(tuple(found), frozenset(leaking))
 
 

@@ -23,8 +23,9 @@ from medgraft.data.oddities import OddCaptions, misspelt_images
 from medgraft.data.prompts import check_template, fill_template
 from medgraft.errors import DataError, PluginError, UnknownNameError
 from medgraft.plugin import PluginManager
+from medgraft.sequences import Chosen
 from medgraft.strict_model import validated
-from medgraft.types import SPLITS, CaptionData, Chosen, DataReport, Example, ImagePart, Split
+from medgraft.types import SPLITS, CaptionData, DataReport, Example, ImagePart, Split
 
 _logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def _without_leaks(examples: Chosen[Example], report: DataReport, config: DataCo
     remaining = Chosen(examples.items, array("I", compress(examples.places, stays)))
     if any(leak.other == "train" for leak in leaks.found) and not any(example.split == "train" for example in remaining):
         raise RefusedDataError(f"{found} Without such images nothing is left to train on. Split by patient or article.", data)
-    dropped = len({examples[place].image for place in leaks.leaking})
+    dropped = len({image for place in leaks.leaking for image in examples[place].images})
     return replace(data, examples=remaining, report=replace(data.report, leaking=dropped))
 
 
@@ -186,9 +187,12 @@ def _reader_of(path: str) -> str:
 
 
 def _with_settings(example: Example, config: DataConfig) -> Example:
-    """The example with the frame and window of the config, where its image has none of its own."""
+    """The example with the frame and window of the config, where its images have none of their own."""
     if config.frame is None and config.window is None:
         return example
-    part = example.image if isinstance(example.image, ImagePart) else ImagePart(example.image)
-    frame = config.frame if part.frame is None else part.frame
-    return replace(example, image=replace(part, frame=frame, window=part.window or config.window))
+    parts = (image if isinstance(image, ImagePart) else ImagePart(image) for image in example.images)
+    image, *more = (
+        replace(part, frame=config.frame if part.frame is None else part.frame, window=part.window or config.window)
+        for part in parts
+    )
+    return replace(example, image=image, more_images=tuple(more))

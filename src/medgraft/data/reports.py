@@ -40,15 +40,17 @@ class Study:
 class ReportDataset(Dataset):
     """Reads studies with reports: an example for each, or with `images` all for each image.
 
+    With `images` together an example has all images of its study, frontal ones first, and their views are one text.
+
     With `section` both the text has the headings "Findings:" and "Impression:", or one of them where a report has one section
     alone. How many reports lack a section, and how many studies have more images, is noted.
     """
 
     section: Sections = Field(default="findings", description="which part of a report is its caption; both: with headings")
-    images: Literal["frontal", "first", "all"] = Field(
+    images: Literal["frontal", "first", "all", "together"] = Field(
         default="frontal",
-        description="which images of a study: the first frontal one, or the first if no view is known; the first; or all, "
-        "each with the same report",
+        description="which images of a study: the first frontal one, or the first if no view is known; the first; all, "
+        "each with the same report; or all together, which the model sees side by side",
     )
 
     @abstractmethod
@@ -61,22 +63,26 @@ class ReportDataset(Dataset):
         for file, place, study in self.studies(path):
             caption = section_text(study.sections, self.section)
             counts.add(study, caption)
-            for number, (image, view) in enumerate(self._chosen(study), start=1):
+            for number, ((image, *more), view) in enumerate(self._chosen(study), start=1):
                 key = study.id if number == 1 else f"{study.id}#{number}"
                 facts = None if study.facts is None else {**study.facts, "view": view}
                 split = study.split or hashed_split(study.group)
-                example = Example(key, image, (caption,) if caption else (), split, study.group, facts)
+                captions = (caption,) if caption else ()
+                example = Example(key, image, captions, split, study.group, facts, more_images=tuple(more))
                 examples.add(example, file, place, hashed=study.split is None)
         name = path.name if path is not None else "reports"
         for sentence in counts.sentences(self.section, self.images):
             self.notes.assumed(f"{name}: {sentence}")
         yield from examples.examples(path or Path(name))
 
-    def _chosen(self, study: Study) -> Sequence[tuple[Path, str | None]]:
-        if self.images == "all":
-            return study.images
-        frontal = [each for each in study.images if is_frontal(each[1])] if self.images == "frontal" else []
-        return (frontal or study.images)[:1]
+    def _chosen(self, study: Study) -> Sequence[tuple[Sequence[Path], str | None]]:
+        """The images of each example, with their view."""
+        frontal_first = sorted(study.images, key=lambda each: not is_frontal(each[1]))
+        if self.images == "together" and study.images:
+            views = ", ".join(view for _, view in frontal_first if view)
+            return [([image for image, _ in frontal_first], views or None)]
+        each = [([image], view) for image, view in (frontal_first if self.images == "frontal" else study.images)]
+        return each if self.images == "all" else each[:1]
 
 
 def section_text(sections: Mapping[str, str], wanted: Sections) -> str:
@@ -122,7 +128,10 @@ class _Counts:
             if ids:
                 yield f"{len(ids)} of {self.studies} reports have {problem}, such as {', '.join(map(repr, ids[:_SHOWN]))}."
         if self.several:
-            how = {"all": "all of which are read, each with the same report", "first": "of which the first is read"}
+            how = {
+                "all": "all of which are read, each with the same report", "first": "of which the first is read",
+                "together": "which the model sees together",
+            }  # fmt: skip
             which = how.get(images, "of which the first frontal one is read, or the first where no view is known to be frontal")
             yield f"{self.several} of {self.studies} studies have several images, {which}."
         if self.sideways and images == "frontal":

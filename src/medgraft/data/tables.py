@@ -81,7 +81,8 @@ class Table(Dataset):
         notes = self.notes
         for row in rows:
             with notes.row(path, row.place):
-                name, image = image_file(_cell(row, columns.image), folder, notes.root)
+                listed = self.listed_images(_cell(row, columns.image))
+                (name, image), *more = (image_file(one, folder, notes.root) for one in listed)
                 captions = self.captions(_cell(row, columns.caption))
                 prompt = None if template is None else fill_template(template, row.cells)
                 key = label(_cell(row, self.id), "id") if self.id else _numbered(name, prompt, asked)
@@ -92,7 +93,10 @@ class Table(Dataset):
                 without_group += bool(columns.group) and group is None
                 by = group or posixpath.normpath(name)
                 group = group if prompt is None else by  # all that is asked of one image belongs together
-                example = Example(key, image, captions, split or hashed_split(by), group, facts=self.facts(row), prompt=prompt)
+                example = Example(
+                    key, image, captions, split or hashed_split(by), group, facts=self.facts(row), prompt=prompt,
+                    more_images=tuple(file for _, file in more),
+                )  # fmt: skip
                 images.add(example, path, row.place, hashed=split is None)
         if without_group:
             notes.assumed(f"{path.name}: {without_group} rows have no {columns.group!r}; each image counts as a group.")
@@ -100,6 +104,10 @@ class Table(Dataset):
     def captions(self, value: Any) -> tuple[str, ...]:
         """The captions in a cell; RowError if it holds anything else."""
         return read_captions(value)
+
+    def listed_images(self, value: Any) -> Sequence[Any]:
+        """What a cell writes for each of its images; one at least."""
+        return (value,)
 
     def facts(self, row: Row) -> Mapping[str, Any] | None:
         """The facts in a row, None if there are none."""

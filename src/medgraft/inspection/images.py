@@ -13,6 +13,7 @@ from PIL import Image
 from medgraft.backbones import Backbone
 from medgraft.data.images import image_kind, inspect_images, open_image
 from medgraft.data.levels import pixel_levels
+from medgraft.each_image import EachImage
 from medgraft.inspection.captions import percentiles
 from medgraft.inspection.result import ImageStatistics
 from medgraft.types import SPLITS, CaptionData, Example, ImageSource, Leak
@@ -50,6 +51,7 @@ class LeakingPair:
 def image_statistics(examples: Sequence[Example]) -> ImageStatistics | None:
     """Statistics of the images of `examples`; None if none of them can be read."""
     sizes: Counter[tuple[int, int]] = Counter()
+    examples = EachImage.of(examples)
     for start in range(0, len(examples), _AT_ONCE):
         images = [example.image for example in examples[start : start + _AT_ONCE]]
         found = inspect_images(images)
@@ -91,7 +93,8 @@ def leaking_pairs(data: CaptionData, view: ModelView) -> tuple[LeakingPair, ...]
     """A few pairs of each leak, without those of which `data.on_leak=drop` has left out an image."""
     shown = [(leak, ids) for leak in data.report.leaks or () for ids in leak.examples[:_PAIRS]]
     wanted = {key for leak, (one, other) in shown for key in ((leak.split, one), (leak.other, other))}
-    images = {key: example.image for example in data.examples if wanted and (key := (example.split, example.id)) in wanted}
+    every = EachImage.of(data.examples if wanted else ())
+    images = {key: example.image for example in every if (key := (example.split, example.id)) in wanted}
     pairs = []
     for leak, ids in shown:
         found = images.get((leak.split, ids[0])), images.get((leak.other, ids[1]))

@@ -70,7 +70,7 @@ def inspect_data(config: RunConfig, *, plugins: PluginManager) -> InspectedData:
 def _counts(examples: Sequence[Example]) -> SplitCounts:
     captions, groups, images = 0, set[str](), 0
     for example in examples:
-        images += 1
+        images += len(example.images)
         captions += sum(map(bool, example.captions))
         if example.group:
             groups.add(example.group)

@@ -40,12 +40,14 @@ class Measured:
     """Rows [N, K], one per image; `combine` turns their sums [..., K] into named scores [...], NaN where undefined.
 
     `per_image` holds scores of single images [N], NaN where an image has none. Rows without columns are those of a metric that
-    only knows all images together: its scores have no intervals and no tests.
+    only knows all images together: its scores have no intervals and no tests. `notes` are sentences that a reader of the
+    scores has to know, such as that the metric was not made for these images.
     """
 
     rows: Array
     combine: Callable[[Array], dict[str, Array]]
     per_image: Mapping[str, Array]
+    notes: tuple[str, ...] = ()
 
     @property
     def resampled(self) -> bool:

@@ -28,6 +28,11 @@ class Scores:
     signatures: Mapping[str, str]
     unavailable: Mapping[str, str]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the metrics say about their scores, each sentence once."""
+        return tuple(dict.fromkeys(note for each in self.measured.values() for note in each.notes))
+
 
 def measure(captions: CaptionSet, *, metrics: Iterable[str], plugins: PluginManager) -> Scores:
     """All scores of `metrics` for `captions`; one that lacks something or fails is left out with the reason, which is kept."""

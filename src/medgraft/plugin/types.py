@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from medgraft.errors import PluginError, first_line
-from medgraft.strict_model import problems
 
 
 @dataclass(frozen=True)
@@ -112,6 +109,10 @@ def _import(name: str, target: Any) -> Any:
 
 def what_failed(error: BaseException) -> str:
     """The class of an error and what it says, in one line."""
+    from pydantic import ValidationError
+
+    from medgraft.strict_model import problems
+
     if isinstance(error, ValidationError):  # its first line only counts the problems
         return f"{error.title}: {'; '.join(problems(error))}"
     return f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__

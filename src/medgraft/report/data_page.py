@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from medgraft.report.pages import jpeg_uri, render_page
+from medgraft.types import Example
 
 if TYPE_CHECKING:
     from medgraft.inspection import InspectedData
@@ -38,7 +39,7 @@ def data_page(inspected: InspectedData) -> str:
             {
                 "id": image.example.id,
                 "split": image.example.split,
-                "about": f"{image.size[0]} x {image.size[1]}, {image.format}, {image.mode}",
+                "about": f"{image.size[0]} x {image.size[1]}, {image.format}, {image.mode}{_first_of(image.example)}",
                 "caption": _shortened(next(filter(None, image.example.captions), "")),
                 "picture": _uri(image.picture),
             }
@@ -68,6 +69,10 @@ def _bars(counts: Mapping[str, int]) -> list[dict[str, Any]]:
 
 def _uri(picture: Image.Image) -> str:
     return jpeg_uri(picture, longest=_LONGEST_SIDE, quality=80)
+
+
+def _first_of(example: Example) -> str:
+    return f", the first of {len(example.images)}" if example.more_images else ""
 
 
 def _shortened(text: str) -> str:

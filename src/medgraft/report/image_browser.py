@@ -46,7 +46,7 @@ def _examples(
     """
     captions = [entry.captions[0] for entry in entries]
     each = [entry.measured[0].get(score) for entry in entries]
-    pictures, images = _images(entries, plugins)
+    pictures, images, counts = _images(entries, plugins)
     maps = _maps(entries, folder) if images else {}
     items = []
     for i, key in enumerate(captions[0].ids):
@@ -62,6 +62,7 @@ def _examples(
                 "scores": scores,
                 "spread": round(max(known) - min(known), 3) if known else 0.0,
                 "image": images.get(key),
+                "count": counts.get(key, 1),
                 "maps": maps.get(key),
             }
         )
@@ -72,17 +73,20 @@ def _examples(
     return {"names": names, "score": score, "items": items, "pictures": pictures, "fields": fields}
 
 
-def _images(entries: Sequence[Entry], plugins: PluginManager) -> tuple[list[str], dict[str, int]]:
-    """Images as data URIs, as large as all of them fit in the page, and the place of each example's; empty without the data."""
+def _images(entries: Sequence[Entry], plugins: PluginManager) -> tuple[list[str], dict[str, int], dict[str, int]]:
+    """Images as data URIs, as large as all of them fit in the page, the place of each example's, and how many it has.
+
+    They are the first images of examples; all is empty without the data.
+    """
     config = RunConfig.model_validate(entries[0].records[0].config)
     try:
         examples = load_data(config.data, plugins=plugins, splits=(config.eval_split,)).split(config.eval_split)
     except MedgraftError:
-        return [], {}
+        return [], {}, {}
     wanted = set(entries[0].captions[0].ids)
     found = [example for example in examples if example.id in wanted]
     if not found:
-        return [], {}
+        return [], {}, {}
     different = list({example.image: example for example in found}.values())
     sample = different[:: max(1, len(different) // _SAMPLED)]
     for side in _SIDES:
@@ -91,7 +95,8 @@ def _images(entries: Sequence[Entry], plugins: PluginManager) -> tuple[list[str]
             break
     uris = {example.image: uri for example in different if (uri := _uri(example, side))}
     places = {image: place for place, image in enumerate(uris)}
-    return list(uris.values()), {example.id: places[example.image] for example in found if example.image in places}
+    shown = {example.id: places[example.image] for example in found if example.image in places}
+    return list(uris.values()), shown, {example.id: len(example.images) for example in found}
 
 
 def _uri(example: Example, side: int) -> str:

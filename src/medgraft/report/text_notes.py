@@ -1,4 +1,4 @@
-"""What records say about the length and the language of captions, as sentences below a table and in a page."""
+"""What records say about length and language of captions, and what metrics say about scores, as sentences below a table."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from medgraft.benchmark import Record
 
 
 def text_notes(records: Iterable[Record]) -> list[str]:
-    """The warnings about truncated captions, unknown tokens and long references, each once."""
+    """The warnings about truncated captions, unknown tokens and long references, and the metrics' notes, each once."""
     found: dict[str, None] = {}
     for record in records:
         found |= dict.fromkeys(record.text.warnings() if record.text else ())
         if record.generated and record.generated.has_long_references:
             found[record.generated.references()] = None
+        found |= dict.fromkeys(record.notes or ())
     return list(found)
 
 

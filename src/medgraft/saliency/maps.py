@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from medgraft.backbones import AnyBackbone, Backbone, RemoteCaptioner, TextBatch
+from medgraft.backbones.side_by_side import side_by_side
 from medgraft.errors import BackboneError, ConfigError
 from medgraft.metrics.measured import Array
 from medgraft.saliency.record import Attentions, graph_below, recorded
@@ -101,9 +102,12 @@ def caption_maps(
     """Maps of every word of `captions`, computed by teacher forcing.
 
     `inputs` are pixel values, or features at `seam`. A word's map is the mean over the positions that predict its tokens.
+    `inputs` of several images for each caption, one after the other, give the maps of the first image beside the others.
     """
-    method = options.method
+    method, images = options.method, len(inputs) // len(captions)
     layout = attention_layout_of(backbone, method)
+    if images > 1 and method != "attention":
+        raise ConfigError(f"Method {method!r} takes one image, and a study here has {images}. Use method 'attention'.")
     if method == "gradient" and (options.layers is not None or options.heads is not None):
         raise ConfigError("Method 'gradient' uses all layers and heads; leave out layers and heads, or use another method.")
     text = backbone.text_batch(captions, prompt=prompt, max_tokens=backbone.max_positions).to(inputs.device)
@@ -115,7 +119,10 @@ def caption_maps(
     return [
         CaptionMaps(
             caption,
-            tuple(WordMap(w.text, w.start, w.end, as_grid(v), p) for (w, _), v, p in zip(of, values, probable, strict=True)),
+            tuple(
+                WordMap(w.text, w.start, w.end, as_grid(v[: len(v) // images]), p)
+                for (w, _), v, p in zip(of, values, probable, strict=True)
+            ),
             layout.label if method == "attention" else f"{layout.label}, {_LABELS[method]}",
         )
         for caption, of, values, probable in zip(captions, places, vectors, likely, strict=True)
@@ -163,7 +170,9 @@ class _Forward:
 
     def __call__(self) -> tuple[torch.Tensor, int, slice]:
         """Logits [B, T, V], and where the words' attention to the image is (see Backbone.attention_index)."""
-        features = self.backbone.forward_through(self.above, self.inputs, prompt=self.prompt)
+        seen = self.backbone.forward_through(self.above, self.inputs, prompt=self.prompt)
+        rows = len(self.text.input_ids)
+        ((_, features),) = side_by_side(seen, [len(seen) // rows] * rows)
         logits = self.backbone.decode(features, self.text)[1]
         return logits, *self.backbone.attention_index(features, self.text)
 

@@ -17,7 +17,7 @@ SCORES = ("bleu", "rouge_l", "cider")
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """The captions scored, their scores with 95 % intervals, and notes on what was assumed and left out."""
+    """The captions scored, their scores with 95 % intervals, and notes on what was assumed and left out, and by the metrics."""
 
     captions: RunCaptions
     scores: Scores
@@ -57,4 +57,4 @@ def score(
     manager = plugins or PluginManager.from_environment()
     captions, notes = pair(predictions, references, allow_missing=allow_missing)
     found = measure(captions.caption_set(), metrics=metrics, plugins=manager)
-    return CaptionScores(captions, found, score_intervals(found, captions.group_names()), notes)
+    return CaptionScores(captions, found, score_intervals(found, captions.group_names()), (*notes, *found.notes))

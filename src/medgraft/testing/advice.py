@@ -29,6 +29,7 @@ DECIDED_BY: dict[Kind, dict[str, str]] = {
         "respects_limits": "generate_ids, max_positions",
         "gives_attention_maps": "attention_layout, attention_index, visible_region",
         "takes_other_sizes": "image_step, set_image_size, interpolates",
+        "takes_several_images": "several_images, decode, generate_ids",
         "survives_pickling": "pixel_values, text_batch",
         "refuses_other_models": "load, model_types",
     },

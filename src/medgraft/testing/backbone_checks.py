@@ -20,6 +20,7 @@ from medgraft.errors import BackboneError
 from medgraft.saliency import caption_maps
 from medgraft.testing.findings import Finding, require, run_checks
 from medgraft.testing.samples import CAPTIONS, images
+from medgraft.testing.study_checks import StudyChecks
 from medgraft.types import PARTS, lies_in
 
 
@@ -40,12 +41,12 @@ def backbone_findings(backbone_class: type[Backbone], source: str) -> Iterator[F
             checks.ignores_padding, checks.takes_a_prompt_for_each_row, checks.cuts_long_captions,
             checks.resumes_at_every_seam, checks.depends_on_the_image, checks.generates_as_trained,
             checks.generates_alike_in_batches, checks.respects_limits, checks.gives_attention_maps, checks.takes_other_sizes,
-            checks.survives_pickling, checks.refuses_other_models,
+            checks.takes_several_images, checks.survives_pickling, checks.refuses_other_models,
         ),
     )  # fmt: skip
 
 
-class _Checks:
+class _Checks(StudyChecks):
     """The checks; the first one loads the model, and all share it."""
 
     def __init__(self, backbone_class: type[Backbone], source: str):

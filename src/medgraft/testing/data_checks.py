@@ -13,7 +13,9 @@ from pydantic import JsonValue
 
 from medgraft.data import Dataset, open_image
 from medgraft.errors import DataError
+from medgraft.metrics import UnavailableError
 from medgraft.strict_model import validated
+from medgraft.testing.advice import advice
 from medgraft.testing.findings import Finding, require, run_checks
 from medgraft.types import SPLITS, Example
 
@@ -91,7 +93,7 @@ def dataset_findings(dataset_class: type[Dataset], path: Path | None, options: M
 
 
 def metric_findings(metric_class: type[CaptionMetric | evaluate.Metric]) -> Iterator[Finding]:
-    """The result of each check of a metric."""
+    """The result of each check of a metric; one alone, with the reason, for a metric that is unavailable here."""
 
     def compute(predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
         result: dict[str, Any] = metric_class().compute(predictions=predictions, references=references)
@@ -121,5 +123,12 @@ def metric_findings(metric_class: type[CaptionMetric | evaluate.Metric]) -> Iter
         """Several references per image are accepted."""
         compute(_CAPTIONS, [[a, b] for a, b in zip(_CAPTIONS, _OTHERS, strict=True)])
 
+    try:
+        compute(_CAPTIONS, [[text] for text in _CAPTIONS])
+    except UnavailableError as error:
+        yield Finding(metric_class.__name__, "can be computed here", str(error), advice("metric", gives_numbers.__name__))
+        return
+    except Exception:  # the checks say what is wrong
+        pass
     checks = (gives_numbers, is_repeatable, takes_empty_captions, takes_several_references)
     yield from run_checks(metric_class.__name__, "metric", checks)

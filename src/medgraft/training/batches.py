@@ -80,9 +80,10 @@ def _workers(config: RunConfig, collator: Collator, pairs: CaptionPairs, device:
     wanted = config.train.dataloader_num_workers
     if wanted != "auto":
         return wanted
-    # the first image too: if augmented anew in every epoch it is in no memory
-    images = chain([pairs[0][0].image], recurring_images(config, pairs.examples))
+    # the first images too: if augmented anew in every epoch they are in no memory
+    images = chain(pairs[0][0].images, recurring_images(config, pairs.examples))
     if device.type == "cpu" or all(image in collator.resident for image in images):
         return 0
-    size = batch_bytes(collator([pairs[0]]), config.train.per_device_train_batch_size)
+    some = (pairs[number] for number in range(min(len(pairs), _AT_ONCE)))
+    size = batch_bytes(collator([max(some, key=lambda pair: len(pair[0].images))]), config.train.per_device_train_batch_size)
     return worker_count(device, size)

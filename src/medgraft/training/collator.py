@@ -19,10 +19,12 @@ from medgraft.types import Example, ImageSource, own_prompts
 class Collator:
     """Collates pairs into the tensors that CaptioningModule takes: text [B, T], with T the longest of the batch, and images.
 
-    `features` [K, S, C] belong to the batch rows `feature_rows` [K], and `pixel_values` to the other rows; each is left out if
-    empty. If all images of a batch are in `resident`, which maps paths to rows of ResidentFeatures, `feature_rows` [B] are
-    those rows, and there are neither `features` nor `pixel_values`. T is padded to `pad_to_multiple_of`; the loss is the same.
-    `prompts` are there if examples have their own and a seam depends on the prompt.
+    There are N images: one for each row, or those of each row's study one after the other. `features` [K, S, C] belong to the
+    images `feature_rows` [K], and `pixel_values` to the others; each is left out if empty. If all images of a batch are in
+    `resident`, which maps paths to rows of ResidentFeatures, `feature_rows` [N] are those rows, and there are neither
+    `features` nor `pixel_values`. T is padded to `pad_to_multiple_of`; the loss is the same.
+    `prompts` of each image are there if examples have their own and a seam depends on the prompt. `image_counts` are there if
+    rows have other numbers of images.
     """
 
     backbone: Backbone
@@ -39,9 +41,12 @@ class Collator:
         text = self.backbone.text_batch([caption for _, caption in pairs], prompt=prompts, max_tokens=self.max_tokens)
         text = self._filled_up(text)
         batch: dict[str, Any] = {"input_ids": text.input_ids, "attention_mask": text.attention_mask, "labels": text.labels}
+        paths = [image for example, _ in pairs for image in example.images]
+        counts = [len(example.images) for example, _ in pairs]
         if not isinstance(prompts, str) and any(seam.depends_on_prompt for seam in self.backbone.seams):
-            batch["prompts"] = prompts
-        paths = [example.image for example, _ in pairs]
+            batch["prompts"] = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
+        if len(set(counts)) > 1:
+            batch["image_counts"] = counts
         if all(path in self.resident for path in paths):
             return batch | {"feature_rows": torch.tensor([self.resident[path] for path in paths])}
         stored = self.cached.stored(paths) if self.cached else [None] * len(paths)
@@ -49,7 +54,7 @@ class Collator:
         if rows:
             batch["features"] = torch.stack([feature for feature in stored if feature is not None])
             batch["feature_rows"] = torch.tensor(rows)
-        if len(rows) < len(pairs):
+        if len(rows) < len(paths):
             batch["pixel_values"] = self.pixels.batch([path for path, f in zip(paths, stored, strict=True) if f is None])
         return batch
 

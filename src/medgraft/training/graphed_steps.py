@@ -30,8 +30,8 @@ class GraphedSteps:
         """The loss [] of a whole batch, with gradients in the parameters; None if the step must run eagerly."""
         rows = batch["input_ids"].shape[0]
         mixed = "pixel_values" in batch and "features" in batch
-        texts = "prompts" in batch  # which a graph cannot hold
-        if not isinstance(items, torch.Tensor) or mixed or texts or rows != self._trainer.args.train_batch_size:
+        no_tensors = "prompts" in batch or "image_counts" in batch  # which a graph cannot hold
+        if not isinstance(items, torch.Tensor) or mixed or no_tensors or rows != self._trainer.args.train_batch_size:
             return None
         loss: torch.Tensor | None = self._graphs.step({**batch, _ITEMS: items})
         return loss

@@ -64,11 +64,11 @@ def _digests(examples: Sequence[Example]) -> tuple[str, str]:
     captions, images = hashlib.sha256(), hashlib.sha256()
     remaining = iter(examples)
     while chunk := list(islice(remaining, _AT_ONCE)):
-        digests = image_digests([example.image for example in chunk])
+        digests = image_digests([image for example in chunk for image in example.images])
         for example in chunk:
             texts = example.captions if example.prompt is None else (example.prompt, example.captions)
             captions.update(json.dumps(texts).encode())
-            images.update(digests[example.image].encode())
+            images.update("+".join(digests[image] for image in example.images).encode())
     return captions.hexdigest(), images.hexdigest()
 
 

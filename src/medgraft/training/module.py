@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from medgraft.backbones import Backbone, TextBatch
+from medgraft.backbones.side_by_side import side_by_side
 from medgraft.data import levels
 from medgraft.features import ResidentFeatures
 from medgraft.strategies import Applied
@@ -80,37 +81,45 @@ class CaptioningModule(nn.Module):
         input_ids: torch.Tensor,  # [B, T]
         attention_mask: torch.Tensor,  # [B, T]
         labels: torch.Tensor,  # [B, T]
-        pixel_values: torch.Tensor | None = None,  # [B - K, ...]
+        pixel_values: torch.Tensor | None = None,  # [N - K, ...], of N images
         features: torch.Tensor | None = None,  # [K, S, C] at the seam `prefix`
-        feature_rows: torch.Tensor | None = None,  # [K], batch rows of `features`
+        feature_rows: torch.Tensor | None = None,  # [K], places of `features` among the images
         num_items_in_batch: torch.Tensor | int | None = None,
-        prompts: Sequence[str] | None = None,  # of each row, where a seam depends on them
+        prompts: Sequence[str] | None = None,  # of each image, where a seam depends on them
+        image_counts: Sequence[int] | None = None,  # of each row, where rows differ in it
     ) -> dict[str, torch.Tensor]:
         """`loss`: the mean over this batch's labels, or their sum divided by `num_items_in_batch` if that is given.
 
-        Without `pixel_values` and `features`, `feature_rows` [B] are rows of `resident`, one for each caption.
+        Without `pixel_values` and `features`, `feature_rows` [N] are rows of `resident`, one for each image. All rows have
+        equally many images, one after the other, or as many as `image_counts` says.
         """
         if pixel_values is not None and self.pixel_table is not None and pixel_values.dtype == torch.uint8:
             pixel_values = levels.pixel_values(pixel_values, self.pixel_table)
         if pixel_values is None and features is None and feature_rows is not None and self.resident is not None:
             features = self.resident.take(feature_rows)
-        seen = self._features(pixel_values, features, feature_rows, input_ids.shape[0], prompts or self.prompt)
-        loss = self.backbone.loss(seen, TextBatch(input_ids, attention_mask, labels))
+        seen = self._features(pixel_values, features, feature_rows, prompts or self.prompt)
+        loss = self._loss(seen, TextBatch(input_ids, attention_mask, labels), image_counts)
         if num_items_in_batch is not None:
             loss = loss * (labels != -100).sum() / num_items_in_batch
         if self.training and self.applied.strategy.method == "ADALORA":
             loss = loss + orthogonality(self.model)
         return {"loss": loss}
 
+    def _loss(self, features: torch.Tensor, text: TextBatch, counts: Sequence[int] | None) -> torch.Tensor:
+        """The mean loss of all labels, from features [N, S, C] of the rows' images."""
+        rows = len(text.input_ids)
+        if counts is None:
+            ((_, seen),) = side_by_side(features, [len(features) // rows] * rows)
+            return self.backbone.loss(seen, text)
+        parts = [(seen, text.rows(of)) for of, seen in side_by_side(features, counts)]
+        labels = [(part.labels != -100).sum() for _, part in parts]
+        losses = [self.backbone.loss(*part) * count for part, count in zip(parts, labels, strict=True) if count]
+        return torch.stack(losses).sum() / torch.stack(labels).sum()
+
     def _features(
-        self,
-        pixels: torch.Tensor | None,
-        stored: torch.Tensor | None,
-        rows: torch.Tensor | None,
-        count: int,
-        prompt: Prompts,
+        self, pixels: torch.Tensor | None, stored: torch.Tensor | None, rows: torch.Tensor | None, prompt: Prompts
     ) -> torch.Tensor:
-        """Features [count, S, C] at the last seam, from stored features at the seam `prefix` and from pixels.
+        """Features [N, S, C] at the last seam, from stored features at the seam `prefix` and from pixels.
 
         Nothing at `prefix` or below depends on prompts that differ.
         """
@@ -123,8 +132,8 @@ class CaptioningModule(nn.Module):
             return self._stages(stored, seams[below:], prompt)
         assert rows is not None, "stored features and pixels, but no feature_rows"
         computed = self._stages(pixels, seams[:below], self.prompt)
-        whole = computed.new_empty(count, *computed.shape[1:])
-        computed_rows = torch.ones(count, dtype=torch.int8, device=rows.device).index_fill(0, rows, 0)
+        whole = computed.new_empty(len(stored) + len(computed), *computed.shape[1:])
+        computed_rows = torch.ones(len(whole), dtype=torch.int8, device=rows.device).index_fill(0, rows, 0)
         others = computed_rows.argsort(descending=True, stable=True)[: len(computed)]  # a mask would synchronise with the GPU
         whole[rows], whole[others] = stored.to(whole.dtype), computed
         return self._stages(whole, seams[below:], prompt)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medgraft.config import RunConfig
-from medgraft.types import CaptionData, Chosen, Example
+from medgraft.sequences import Chosen
+from medgraft.types import CaptionData, Example
 
 
 def validation_examples(config: RunConfig, data: CaptionData) -> Sequence[Example]:

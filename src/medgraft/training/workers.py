@@ -45,9 +45,9 @@ def forking(count: int) -> Iterator[None]:
         os.environ.pop(_SILENT, None)
 
 
-def batch_bytes(sample: Mapping[str, torch.Tensor], batch_size: int) -> int:
-    """Bytes of a whole batch, estimated from a batch of one."""
-    return batch_size * sum(tensor.nbytes for tensor in sample.values())
+def batch_bytes(sample: Mapping[str, Any], batch_size: int) -> int:
+    """Bytes of a whole batch's tensors, estimated from a batch of one."""
+    return batch_size * sum(value.nbytes for value in sample.values() if isinstance(value, torch.Tensor))
 
 
 def stop_workers(loader: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -30,7 +30,8 @@ class Phantoms(Dataset):
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
-        folder = path or _cached(self.count, self.seed)
+        name = f"phantoms-v{VERSION}-{self.count}-{self.seed}"
+        folder = path or cached(name, lambda new: write_phantoms(new, count=self.count, seed=self.seed))
         facts = read_facts(folder)
         reader = Roco(groups="patients.csv", group_column="patient")
         reader.use_notes(self.notes)
@@ -38,16 +39,16 @@ class Phantoms(Dataset):
             yield replace(example, facts=facts.get(example.id))
 
 
-def _cached(count: int, seed: int) -> Path:
-    """The cached folder of these phantoms; created elsewhere and moved into place, so it is always complete."""
+def cached(name: str, write: Callable[[Path], object]) -> Path:
+    """The cached folder of this name, which `write` fills elsewhere; it is moved into place, so it is always complete."""
     cache = cache_folder()
-    folder = cache / f"phantoms-v{VERSION}-{count}-{seed}"
+    folder = cache / name
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         temporary = cache / f"making-{uuid4().hex}"
         temporary.mkdir()
         try:
-            write_phantoms(temporary, count=count, seed=seed)
+            write(temporary)
             temporary.rename(folder)
         except OSError:
             if not folder.is_dir():  # a real error, not another process that was faster

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from medgraft.data.phantoms.drawing import SIZE, Field, Grid, Mask, Rendered, inside, nothing, texture
 from medgraft.data.phantoms.facts import Facts
 
-_SOFT, _LUNG, _BONE = 0.019, 0.0055, 0.042  # per mm, at diagnostic energies
+SOFT, LUNG, BONE = 0.019, 0.0055, 0.042  # per mm, at diagnostic energies
 _ZONE = {"upper": -72.0, "middle": -8.0, "lower": 42.0}
 
 
@@ -20,16 +20,16 @@ def render(facts: Facts, body: np.random.Generator, rng: np.random.Generator) ->
     heart_scale = body.uniform(0.92, 1.06) * (1.45 if facts.finding == "cardiomegaly" else 1.12 if ap else 1.0)
     dome = {"right": 78 + body.uniform(-8, 8), "left": 88 + body.uniform(-8, 8)}
 
-    path = _SOFT * _torso(grid, wide)
+    path = SOFT * _torso(grid, wide)
     lungs = {side: _lung(grid, side, wide, dome[side]) for side in ("right", "left")}
     for depth in lungs.values():
-        path -= (_SOFT - _LUNG) * depth
+        path -= (SOFT - LUNG) * depth
     aerated = (lungs["left"] + lungs["right"]) / 165
     path += 0.6 * aerated * _vessels(grid, body)
-    path += _SOFT * 0.62 * grid.chord(12 * wide, 38, 47 * wide * heart_scale, 52 * heart_scale**0.5, 38 * heart_scale, 0.5)
-    path += _SOFT * 0.55 * grid.chord(0, -20, 26, 120, 26)  # mediastinum
-    path += _SOFT * 0.6 * grid.chord(20, -62, 15, 17, 20)  # aortic knob
-    path += _BONE * 0.32 * grid.chord(0, 0, 15, 230, 17)  # spine
+    path += SOFT * 0.62 * grid.chord(12 * wide, 38, 47 * wide * heart_scale, 52 * heart_scale**0.5, 38 * heart_scale, 0.5)
+    path += SOFT * 0.55 * grid.chord(0, -20, 26, 120, 26)  # mediastinum
+    path += SOFT * 0.6 * grid.chord(20, -62, 15, 17, 20)  # aortic knob
+    path += BONE * 0.32 * grid.chord(0, 0, 15, 230, 17)  # spine
     path -= 0.011 * grid.chord(body.uniform(-2, 2), -118, 7, 62, 8)  # trachea
     path += _bones(grid, body, wide, facts)
 
@@ -38,7 +38,7 @@ def render(facts: Facts, body: np.random.Generator, rng: np.random.Generator) ->
         finding = grid.ellipse(12 * wide, 38, 47 * wide * heart_scale, 52 * heart_scale**0.5, 0.5) < 1
     elif facts.finding is not None:
         path, finding = _add(facts, grid, path, lungs, wide, dome, rng)
-    return Rendered(_expose(path, rng, 1.0 if not ap else 0.93), finding)
+    return Rendered(expose(path, rng, 1.0 if not ap else 0.93), finding)
 
 
 def _torso(grid: Grid, wide: float) -> Field:
@@ -109,12 +109,12 @@ def _add(
         top = dome[side] - rng.uniform(42, 95)
         meniscus = top - 34 * np.clip((sign * grid.x - 62 * wide) / 60, -0.4, 1) ** 2
         fluid = np.clip((grid.y - meniscus) / 6, 0, 1) * inner
-        return path + (_SOFT - _LUNG) * lung * fluid * 0.95, (fluid > 0.5) & inner
+        return path + (SOFT - LUNG) * lung * fluid * 0.95, (fluid > 0.5) & inner
     if facts.finding == "pneumothorax":
         shrunk = grid.ellipse(sign * 62 * wide, 6, 46 * wide * rng.uniform(0.8, 1.0), 112)
         free = inside(2 - shrunk, 0.05) * inner
         edge = np.exp(-(((shrunk - 1) / 0.022) ** 2)) * inner
-        return path - 0.0045 * lung * free + 0.13 * edge - 0.25 * free * _LUNG * lung, (free > 0.5) & inner
+        return path - 0.0045 * lung * free + 0.13 * edge - 0.25 * free * LUNG * lung, (free > 0.5) & inner
     y = _ZONE[facts.site or "middle"] + rng.uniform(-12, 12)
     x = sign * (78 * wide + rng.uniform(-18, 16))
     if facts.finding == "consolidation":
@@ -126,7 +126,7 @@ def _add(
     return path + (0.022 if facts.finding == "nodule" else 0.014) * lesion, distance < 1
 
 
-def _expose(path: Field, rng: np.random.Generator, contrast: float) -> Field:
+def expose(path: Field, rng: np.random.Generator, contrast: float) -> Field:
     """Model a digital detector: blur, photon noise that grows with attenuation, and the display window."""
     path = gaussian_filter(path, 0.6)
     dose = rng.uniform(9e3, 3e4)

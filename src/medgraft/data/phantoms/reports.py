@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from medgraft.data.phantoms import Phantoms
+from medgraft.data.phantoms import Phantoms, cached
 from medgraft.data.phantoms.captions import describe_finding, pick
 from medgraft.data.phantoms.facts import STUDIES, Facts
+from medgraft.data.phantoms.lateral import VERSION, has_hernia, write_laterals
 from medgraft.data.reports import Sections, section_text
 from medgraft.errors import DataError
 from medgraft.types import Example
@@ -73,12 +76,44 @@ def _capital(text: str) -> str:
 
 
 class PhantomReports(Phantoms):
-    """Phantoms with a report in place of the caption, in the same splits. Facts have the `indication` besides."""
+    """Phantoms with a report in place of the caption, in the same splits. Facts have the `indication` besides.
+
+    With two `views` a study of the chest by X-rays has a lateral image too, and its report tells of a hiatal hernia or that
+    there is none. Only the lateral view shows that. `hernia` is among its facts.
+    """
 
     section: Sections = Field(default="findings", description="which part of a report is its caption; both: with headings")
+    views: Literal[1, 2] = Field(
+        default=1, description="2: chest X-rays have a lateral view too, with a finding that the frontal one does not show"
+    )
+    images: Literal["first", "together"] = Field(
+        default="together", description="with 2 views: the frontal one alone, or both, which the model sees together"
+    )
 
     def read(self, path: Path | None) -> Iterator[Example]:
         """See Dataset.read."""
+        examples = self._reports(path)
+        if self.views == 1:
+            yield from examples
+            return
+        every = list(examples)
+        chests = [each.id for each in every if (each.facts or {})["study"] == "chest-xray"]
+        name = f"phantom-laterals-v{VERSION}-{hashlib.sha256(' '.join((*chests, str(self.seed))).encode()).hexdigest()[:16]}"
+        folder = cached(name, lambda new: write_laterals(new, chests, self.seed))
+        for example in every:
+            yield self._with_lateral(example, folder / f"{example.id}.jpg") if example.id in chests else example
+
+    def _with_lateral(self, example: Example, lateral: Path) -> Example:
+        """The example with its lateral view, and what only that shows at the end of the findings."""
+        hernia = has_hernia(example.id, self.seed)
+        tells = "There is a hiatal hernia." if hernia else "There is no hiatal hernia."
+        findings, heading, impression = example.captions[0].partition(" Impression:")
+        caption = f"{findings} {tells}{heading}{impression}" if self.section != "impression" else example.captions[0]
+        more = (lateral,) if self.images == "together" else ()
+        return replace(example, captions=(caption,), facts={**(example.facts or {}), "hernia": hernia}, more_images=more)
+
+    def _reports(self, path: Path | None) -> Iterator[Example]:
+        """The examples with one view each."""
         for example in super().read(path):
             if example.facts is None:
                 raise DataError(f"{path} has no facts of {example.id!r}. Write a folder by `medgraft phantoms`.")

@@ -47,6 +47,7 @@ function shown(item, set, compared, open) {
   });
   if (!views.length) pictures.append(element("div", "id", item.id));
   const asked = item.prompt ? [element("p", "prompt", item.prompt)] : [];
+  if (item.count > 1) asked.unshift(element("p", "prompt", `The first of ${item.count} images, which the model sees together.`));
   const text = element("div", "", ...asked, ...item.references.map((reference) => element("p", "reference", reference)));
   text.append(element("table", "", element("tbody", "", ...rows)));
   return element("article", "example", pictures, text);
