@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medgraft import hardware, training
+from medgraft import hardware
 from medgraft.adapter import IN_RUN, Manifest, SeenInTraining, TrainedOn
 from medgraft.adapter.base_weights import packed
 from medgraft.adapter.saving import adapter_bytes, in_place_digests, save_weights, update_manifest
@@ -30,6 +30,7 @@ from medgraft.scoring import write_captions
 from medgraft.seeds import seeded
 from medgraft.text_statistics import TextStatistics
 from medgraft.token_counts import logged_statistics
+from medgraft.training import Checkpoints, TrainResult, check_sharded, check_trackers, fit, identity_of
 from medgraft.types import SPLITS, CaptionData
 
 _logger = logging.getLogger(__name__)
@@ -60,10 +61,10 @@ def execute(
     With `resume` training goes on from the last whole checkpoint in `out`; without one that is an error, but with "auto" a new
     beginning. Several processes train and caption together, and the main one writes. Errors pass through; see `failed_record`.
     """
-    training.check_trackers(config.train.report_to)
+    check_trackers(config.train.report_to)
     run = planned(config, out, plugins)
     config = run.config
-    training.check_sharded(config, run.strategy, evaluate=evaluate)
+    check_sharded(config, run.strategy, evaluate=evaluate)
     whole = check_out(out, config, trains=run.strategy.trains, resume=resume, overwrite=overwrite)
     with seeded(config.seed):
         data, fingerprint = read_data(run)
@@ -79,7 +80,7 @@ def execute(
         limit, keep = config.train.save_total_limit, config.train.save_final_state
         best = validation.best(captioner) if validation else None
         written = checkpoints and not hardware.is_sharded()
-        saved = training.Checkpoints(out / CHECKPOINTS, whole, resume == "auto", written, limit, keep, best=best)
+        saved = Checkpoints(out / CHECKPOINTS, whole, resume == "auto", written, limit, keep, best=best)
         trained = _train(run, data, model, saved)
         package = _package(run, data, model, trained)
         examples = data.split(config.eval_split) if evaluate else ()
@@ -100,11 +101,11 @@ def execute(
 class _Trained:
     """The training result; `base` holds the digests of the parameters trained in place, from before training."""
 
-    result: training.TrainResult
+    result: TrainResult
     base: dict[str, str]
 
 
-def _train(run: Run, data: CaptionData, model: Prepared, checkpoints: training.Checkpoints) -> _Trained | None:
+def _train(run: Run, data: CaptionData, model: Prepared, checkpoints: Checkpoints) -> _Trained | None:
     """Train the model; None if the strategy trains nothing."""
     backbone, applied = model.backbone, model.applied
     if not isinstance(backbone, Backbone) or applied is None or not run.strategy.trains:
@@ -112,9 +113,9 @@ def _train(run: Run, data: CaptionData, model: Prepared, checkpoints: training.C
     with run.clock.phase("digests"):
         base = in_place_digests(applied, model.base_digests)
         base |= dict.fromkeys(run.start.in_place() if run.start else (), "changed before this run")
-        identity = training.identity_of(run.config, model, data, run.start.digest if run.start else None)
+        identity = identity_of(run.config, model, data, run.start.digest if run.start else None)
     checkpoints = replace(checkpoints, identity=identity)
-    return _Trained(training.fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
+    return _Trained(fit(backbone, applied, run.config, data, checkpoints, run.clock, model.features), base)
 
 
 def _package(run: Run, data: CaptionData, model: Prepared, trained: _Trained | None) -> Manifest | None:
@@ -135,7 +136,7 @@ def _package(run: Run, data: CaptionData, model: Prepared, trained: _Trained | N
         return replace_package(run.out, _manifest(run, data, model, trained.result), write_files)
 
 
-def _manifest(run: Run, data: CaptionData, model: Prepared, result: training.TrainResult) -> Manifest:
+def _manifest(run: Run, data: CaptionData, model: Prepared, result: TrainResult) -> Manifest:
     config, backbone, applied = run.config, model.backbone, model.applied
     assert isinstance(backbone, Backbone) and applied is not None
     trained: dict[str, Any] = {
