@@ -112,7 +112,7 @@ def test_the_kit_finds_a_reader_that_swallows_errors(phantoms_folder):
 
 def test_the_kit_finds_a_metric_that_depends_on_order():
     class Ordered(Bleu):
-        def _compute(self, predictions, references):
+        def compute(self, *, predictions, references):
             return {"first": float(len(predictions[0]))}
 
     with pytest.raises(ConformanceError, match="depend on the order of images"):

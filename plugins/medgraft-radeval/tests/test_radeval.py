@@ -54,9 +54,13 @@ CAPTIONS = CaptionSet(("no effusion", "a mass"), (("no effusion",), ("a mass",))
 
 @pytest.mark.skipif(find_spec("radeval") is not None, reason="radeval is installed")
 def test_without_radeval_the_other_metrics_are_scored():
-    found = measure(CAPTIONS, metrics=[*METRICS, "rouge_l"], plugins=MANAGER)
+    metrics = [*METRICS[:-1], "green:trust_remote_code"]
+    found = measure(CAPTIONS, metrics=[*metrics, "green", "rouge_l"], plugins=MANAGER)
     assert set(found.values) == {"rouge_l"}
-    assert found.unavailable == dict.fromkeys(METRICS, "radeval is not installed: pip install 'medgraft-radeval[radeval]'")
+    missing = dict.fromkeys(metrics, "radeval is not installed: pip install 'medgraft-radeval[radeval]'")
+    assert found.unavailable == missing | {
+        "green": "it runs code that comes with its model from the hub; green:trust_remote_code allows that"
+    }
 
 
 @pytest.mark.parametrize(

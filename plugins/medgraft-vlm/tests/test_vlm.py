@@ -121,7 +121,11 @@ def test_keeps_the_contract(model, tiny_folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "strategy"),
-    [(m, s) for m in MODELS for s in MANAGER.names("strategy") if m == "vlm-llava" or s in ("lora", "qlora", "bitfit")],
+    [
+        pytest.param(m, s, marks=() if m == "vlm-llava" or s in ("lora", "qlora", "bitfit") else pytest.mark.exhaustive)
+        for m in MODELS
+        for s in MANAGER.names("strategy")
+    ],
 )
 def test_every_strategy_trains_or_is_refused(model, strategy, tiny_folder):
     name, folder = tiny_folder(model)
