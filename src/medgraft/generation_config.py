@@ -78,5 +78,5 @@ class GenerationConfig(StrictModel):
     def overridden(self, changes: Mapping[str, Any]) -> Self:
         """The settings with `changes`, without those of sampling where it is switched off. ConfigError names every problem."""
         on = str(changes.get("do_sample", self.do_sample)).lower() in ("true", "1", "yes", "on")
-        kept = self.model_dump(exclude=set() if on else {"do_sample", *SAMPLING})
-        return validated(type(self), kept | dict(changes), "generation")
+        own = self.model_dump(exclude=set() if on else {"do_sample", *SAMPLING})
+        return validated(type(self), own | dict(changes), "generation")

@@ -30,7 +30,7 @@ def load_backbone(
     device_map: DeviceMap | ModelConfig | None = None,
     plugins: PluginManager | None = None,
 ) -> AnyBackbone:
-    """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), its base held in `quantization`.
+    """The backbone `NAME` or `NAME:SOURCE` (hub id or folder), its weights quantised as `quantization` says.
 
     With a `dtype` it is for captioning alone: it is frozen, computes in `dtype` and is held in it; `auto` is what the hardware
     is fastest in. Without one its weights are in fp32 and can be trained. `prompt` takes the place of its default prompt,
@@ -38,10 +38,10 @@ def load_backbone(
     limits their memory too. For a model behind an API this returns its client.
     """
     manager = plugins or PluginManager.from_environment()
-    held = Strategy(quantization=quantization)
+    strategy = Strategy(quantization=quantization)
     computes_in = None if dtype is None else hardware.compute_dtype(dtype)
     placement = placement_of(device_map)
-    backbone = prepare_captioner(name, held, plugins=manager, dtype=computes_in, image_size=image_size, placement=placement)
+    backbone = prepare_captioner(name, strategy, plugins=manager, dtype=computes_in, image_size=image_size, placement=placement)
     if prompt is not None:
         backbone.default_prompt = prompt  # type: ignore[misc]
     return backbone

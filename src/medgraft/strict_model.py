@@ -27,7 +27,7 @@ def validated(model: type[ModelT], values: Mapping[str, Any], what: str) -> Mode
 
 
 def problems(error: ValidationError, model: type[BaseModel] | None = None) -> Iterable[str]:
-    """Each problem in one sentence; where `model` is given, with its fields that an unknown key may have meant."""
+    """Each problem in one sentence; where `model` is given, with those of its fields that an unknown key resembles."""
     for problem in error.errors():
         where = ".".join(str(step) for step in problem["loc"])
         if problem["type"] == "extra_forbidden":

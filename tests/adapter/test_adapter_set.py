@@ -56,8 +56,8 @@ def test_each_computes_as_alone_to_the_bit(wanted, made, blip_folder, plugins):
     several = medgraft.load_adapters(folders, plugins=plugins)
     assert several.names == tuple(folders) and several.active == several.names[0]
     expected = {name: medgraft.load_adapter(folder).backbone for name, folder in folders.items()}
-    held = get_strategy("zero-shot" if wanted[0] == "lora" else wanted[0], plugins=plugins)
-    expected[None] = prepare_captioner(f"blip:{blip_folder}", held, plugins=plugins)
+    strategy = get_strategy("zero-shot" if wanted[0] == "lora" else wanted[0], plugins=plugins)
+    expected[None] = prepare_captioner(f"blip:{blip_folder}", strategy, plugins=plugins)
     for bf16 in (False, True):
         logits = {name: _logits(backbone, bf16) for name, backbone in expected.items()}
         for name in (*folders, None, *reversed(folders)):

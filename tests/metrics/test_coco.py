@@ -70,15 +70,15 @@ def test_the_evaluate_modules_give_the_same_numbers(plugins):
     predictions = {"a": "a nodule in the left lung.", "b": "normal brain."}
     references = {"a": ["a small nodule in the left lung."], "b": ["normal brain.", "no lesion."]}
     together = score(predictions, references, plugins=plugins).metrics
-    said, meant = list(predictions.values()), list(references.values())
-    assert together == pytest.approx(_scores(said, meant))
+    texts, reference_texts = list(predictions.values()), list(references.values())
+    assert together == pytest.approx(_scores(texts, reference_texts))
     for metric in (Bleu(), RougeL(), Cider()):
-        found = metric.compute(predictions=said, references=meant)
+        found = metric.compute(predictions=texts, references=reference_texts)
         assert found == pytest.approx({name: together[name] for name in found})
-        assert metric.as_evaluate().compute(predictions=said, references=meant) == found
-    for wrong in (meant[:1], said):
+        assert metric.as_evaluate().compute(predictions=texts, references=reference_texts) == found
+    for wrong in (reference_texts[:1], texts):
         with pytest.raises(ScoringError, match="Give a list of references for each prediction"):
-            Bleu().compute(predictions=said, references=wrong)
+            Bleu().compute(predictions=texts, references=wrong)
 
 
 def test_by_hand():

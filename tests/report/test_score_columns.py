@@ -38,7 +38,7 @@ def medgraft_metrics():
 class WrongWords(CaptionMetric):
     def measure(self, captions):
         pairs = zip(captions.predictions, captions.references)
-        found = means({"wrong_words": [len(set(said.split()) - set(meant[0].split())) for said, meant in pairs]})
+        found = means({"wrong_words": [len(set(text.split()) - set(texts[0].split())) for text, texts in pairs]})
         return replace(found, notes=("Wrong words are for <short> captions.",))
 
 import datasets, evaluate

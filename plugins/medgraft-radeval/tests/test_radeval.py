@@ -166,7 +166,7 @@ print(json.dumps([ours, theirs]))
 
 
 @pytest.mark.slow
-def test_without_its_models_the_reason_is_said(tmp_path):
+def test_without_its_models_there_is_a_reason(tmp_path):
     pytest.importorskip("radeval", reason="radeval is an extra: pip install 'medgraft-radeval[radeval]'")
     code = f"""
 import json

@@ -220,8 +220,8 @@ def _here(
     config: RunConfig, captioner: type[Backbone], source: str, strategy: Strategy, data: CaptionData | None, speed: float,
     plugins: PluginManager,
 ) -> RunEstimate:  # fmt: skip
-    examples = () if data is None else data.examples
-    images = sum(len(example.images) for example in examples) / len(examples) if examples else 1.0
+    several = data.examples if data is not None and data.several_images else ()
+    images = sum(len(example.images) for example in several) / len(several) if several else 1.0
     made = _estimate(config, captioner, source, strategy, plugins, images)
     steps = config.train.max_steps * config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     seen = None if data is None else int(len(CaptionPairs(data.split("train"))) * config.train.num_train_epochs)

@@ -35,11 +35,10 @@ class ExampleList:
         asked = "" if example.prompt is None else f"\0{example.prompt}"
         images = [os.path.normpath(str(image)) + asked for image in example.images]
         for index, first_file, first_place in (self._files[image] for image in images if image in self._files):
-            where = _at(first_file, first_place, file)
-            problem = _contradiction(example, self._examples[index], where)
+            where, first = _at(first_file, first_place, file), self._examples[index]
+            problem = _contradiction(example, first, where)
             if problem is None and self.merge and first_file != file:
                 problem = f"{where} has the same image; keep one of them"
-            first = self._examples[index]
             if problem is None and self.merge and (example.more_images or first.more_images) and example.images != first.images:
                 problem = f"{where} has one of its images beside others; list the same images in both"
             if problem:

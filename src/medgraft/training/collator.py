@@ -24,7 +24,7 @@ class Collator:
     `resident`, which maps paths to rows of ResidentFeatures, `feature_rows` [N] are those rows, and there are neither
     `features` nor `pixel_values`. T is padded to `pad_to_multiple_of`; the loss is the same.
     `prompts` of each image are there if examples have their own and a seam depends on the prompt. `image_counts` are there if
-    rows have other numbers of images.
+    rows differ in their number of images.
     """
 
     backbone: Backbone

@@ -79,9 +79,11 @@ class RaTEScore(_PairMetric):
         has_sentence = {text: bool(sentence_split([text])[0]) for text in {*predictions, *references}}
         scores, without = np.full(len(predictions), 0.5), np.ones(len(predictions))
         pairs = zip(predictions, references, strict=True)
-        if kept := [i for i, (a, b) in enumerate(pairs) if has_sentence[a] and has_sentence[b]]:
-            scores[kept], *entities = loaded.compute_score([predictions[i] for i in kept], [references[i] for i in kept])
-            without[kept] = [
+        if scorable := [i for i, (a, b) in enumerate(pairs) if has_sentence[a] and has_sentence[b]]:
+            scores[scorable], *entities = loaded.compute_score(
+                [predictions[i] for i in scorable], [references[i] for i in scorable]
+            )
+            without[scorable] = [
                 not (of_prediction and of_reference) for of_prediction, of_reference in zip(*entities, strict=True)
             ]
         return {"ratescore": scores.tolist(), "ratescore_no_entity": without.tolist()}

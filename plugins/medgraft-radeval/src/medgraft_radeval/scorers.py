@@ -1,4 +1,4 @@
-"""The scorers of the package `radeval`: loaded once in a process, and kept from changing the process."""
+"""The scorers of the package `radeval`: loaded once in a process, whose global settings they do not change."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _chexbert() -> Any:
 def _green() -> Any:
     from radeval.metrics.green_score import GREEN
 
-    return GREEN("StanfordAIMI/GREEN-radllama2-7b", output_dir=".", num_gpus=1)
+    return GREEN(_HUB["green"], output_dir=".", num_gpus=1)
 
 
 _LOADERS = {"radgraph": _radgraph, "ratescore": _ratescore, "chexbert": _chexbert, "green": _green}
